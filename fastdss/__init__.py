@@ -23,9 +23,14 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .guard import Guard, GuardSpec
-    from .losses import DSSLoss, dss_loss, token_logprobs, weighted_ce
-    from .scoring import StarScores, star_scores
+    from .guard import Guard as Guard
+    from .guard import GuardSpec as GuardSpec
+    from .losses import DSSLoss as DSSLoss
+    from .losses import dss_loss as dss_loss
+    from .losses import token_logprobs as token_logprobs
+    from .losses import weighted_ce as weighted_ce
+    from .scoring import StarScores as StarScores
+    from .scoring import star_scores as star_scores
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,101 @@
+"""What fastdss needs to know of a transformers causal LM: its backbone, and its head with scale and softcap."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap")
+_SCALING_MULTIPLIES = ("hyperclovax",)  # every other family divides by `logits_scaling`
+
+
+class LMHead(NamedTuple):
+    """``logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap)``; without a softcap, no tanh.
+
+    ``weight: [V, D]`` and ``bias: [V]`` are the model's own parameters, so gradients reach them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    logit_scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """``model(...).logits[..., rows]`` from ``hidden: [..., D]``; without ``rows: [R]``, all of the vocabulary."""
+        weight = self.weight if rows is None else self.weight[rows]
+        bias = self.bias if rows is None or self.bias is None else self.bias[rows]
+        logits = nn.functional.linear(hidden, weight, bias) * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def backbone(model: Any) -> nn.Module:
+    """The module whose ``(...).last_hidden_state`` feeds the head; sees through PEFT wrappers (adapters stay active).
+
+    Raises ``TypeError`` for a module that is not a transformers model with a separate backbone.
+    """
+    model = _unwrap(model)
+    base = getattr(model, "base_model", None)
+    if base is None or base is model:
+        raise TypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
+    return base
+
+
+def lm_head(model: Any) -> LMHead:
+    """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
+
+    Raises ``TypeError`` where the model has no output embeddings or its head is more than one linear layer.
+    """
+    model = _unwrap(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise TypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
+    config = model.config.get_text_config(decoder=True)
+    return LMHead(weight, getattr(head, "bias", None), _logit_scale(config), _softcap(config))
+
+
+@torch.no_grad()
+def check_head(model: Any, atol: float = 1e-3) -> None:
+    """Raise ``ValueError`` unless backbone, head, scale and softcap reproduce the model's own logits on one token."""
+    model = _unwrap(model)
+    was_training = model.training
+    model.eval()
+    try:
+        head = lm_head(model)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
+        own = model(input_ids=ids, use_cache=False).logits.float()
+        ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    finally:
+        model.train(was_training)
+    error = (own - ours).abs().max().item()
+    limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
+    if not error <= limit:
+        raise ValueError(
+            f"{type(model).__name__} computes its logits in a way fastdss does not know: "
+            f"head, scale {head.logit_scale} and softcap {head.softcap} miss them by {error:.3g}"
+        )
+
+
+def _unwrap(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+
+
+def _logit_scale(config: Any) -> float:
+    scale = 1.0
+    for name in _MULTIPLIERS:
+        scale *= _number(config, name) or 1.0
+    scaling = _number(config, "logits_scaling") or 1.0
+    multiplies = getattr(config, "model_type", "").startswith(_SCALING_MULTIPLIES)
+    return scale * scaling if multiplies else scale / scaling
+
+
+def _softcap(config: Any) -> float | None:
+    return next((value for name in _SOFTCAPS if (value := _number(config, name))), None)
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) else None
