@@ -1,0 +1,178 @@
+"""Attention of packed segments over a K/V store, entered through transformers' attention registry.
+
+Any causal LM of transformers calls the registered function with its own projections, scaling, softcap and window; the
+plan of the micro-batch arrives as an extra forward argument. No [L, L] mask exists: a segment of n tokens after
+``start`` others needs n rows of a band matrix that depends on relative positions only, so all segments use slices
+of one small band.
+
+Seam for other implementations: anything with the signature of ``attend_in_order`` can be named in
+``PrefixPlan.attend``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from .packing import Segment
+
+NAME = "fastdss_prefix"
+LONGEST_SEGMENT = 512  # rows of the band
+_NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
+_NEUTRAL |= {"output_router_logits", "return_dict", "past_key_values", "position_embeddings", "logits_to_keep"}
+
+
+class KVStore:
+    """Keys and values of ``capacity`` positions per layer: ``[Hkv, capacity, d]``, allocated when a layer first
+    writes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's store, shaped after one pack's ``key: [1, Hkv, N, d]`` and ``value: [1, Hkv, N, dv]``."""
+        if index not in self.layers:
+            self.layers[index] = (
+                key.new_empty(key.shape[1], self.capacity, key.shape[3]),
+                value.new_empty(value.shape[1], self.capacity, value.shape[3]),
+            )
+        return self.layers[index]
+
+    def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int]) -> None:
+        """Write another store's layers to the beginning of the slots at ``bases``."""
+        for index, pair in saved.items():
+            for target, source in zip(self.layer(index, pair[0][None], pair[1][None]), pair, strict=True):
+                for base in bases:
+                    target[:, base : base + source.shape[1]] = source
+
+
+@dataclass
+class PrefixPlan:
+    """What one micro-batch's attention must know: its segments in order, and the store."""
+
+    segments: list[Segment]
+    store: KVStore
+    attend: Callable[..., Tensor]
+    bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
+    layers_seen: set[int] = field(default_factory=set)
+
+    def band(self, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
+        """Additive mask ``[n, start + n]`` of a segment: causal, and within the sliding window if there is one."""
+        n, start = len(segment.ids), segment.start
+        if window is None and n == 1:
+            return None
+        key = (window, like.device, like.dtype)
+        band = self.bands.get(key)
+        if band is None or band.shape[0] < n or band.shape[1] - band.shape[0] < start:
+            rows = max(LONGEST_SEGMENT, n)
+            band = self.bands[key] = _band(rows, 2 * start, window, like)
+        offset = band.shape[1] - band.shape[0]
+        return band[:n, offset - start : offset + n]
+
+
+def _band(rows: int, before: int, window: int | None, like: Tensor) -> Tensor:
+    """``[rows, before + rows]``: row i may see column j when ``0 <= i + before - j`` (``< window``)."""
+    distance = torch.arange(rows, device=like.device)[:, None] + before
+    distance = distance - torch.arange(before + rows, device=like.device)[None, :]
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return torch.zeros_like(distance, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+
+
+def attend_in_order(
+    plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
+    softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Segment after segment: write its keys and values to its slot, then attend to the slot up to its end.
+
+    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv].
+    """
+    keys, values = plan.store.layer(layer, key, value)
+    groups = query.shape[1] // keys.shape[0]
+    heads = query.shape[1]
+    out = query.new_empty(query.shape[2], heads, value.shape[3])
+    left = 0
+    for segment in plan.segments:
+        n = len(segment.ids)
+        here = slice(left, left + n)
+        for base in (segment.base, *segment.copies):
+            keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
+            values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+        visible = slice(segment.base, segment.base + segment.start + n)
+        q = query[0, :, here].unflatten(0, (-1, groups))  # [Hkv, groups, n, d]: one K/V head serves its group uncopied
+        k = keys[:, None, visible].expand(-1, groups, -1, -1)
+        v = values[:, None, visible].expand(-1, groups, -1, -1)
+        mask = plan.band(segment, window, query)
+        result = _softmax_attention(q, k, v, mask, scaling, softcap)
+        out[here] = result.flatten(0, 1).transpose(0, 1)
+        left += n
+    return out[None]
+
+
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    if softcap is None:
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scaling / softcap))
+    if mask is not None:
+        scores = scores + mask
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=dtype).to(q.dtype) @ v
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    fastdss_plan: PrefixPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls in every attention layer (its registry fixes the signature)."""
+    name = type(module).__name__
+    if fastdss_plan is None:
+        raise ValueError(
+            f"{name} does not hand extra forward arguments to its attention function; use impl='reference'"
+        )
+    unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
+    if unknown or attention_mask is not None or dropout:
+        raise ValueError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
+    layer = getattr(module, "layer_idx", None)
+    if layer is None or not getattr(module, "is_causal", True):
+        raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
+    fastdss_plan.layers_seen.add(layer)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap)
+    return out, None
+
+
+AttentionInterface.register(NAME, prefix_attention)  # no mask function of this name: transformers then builds no mask
+
+
+@contextmanager
+def using_prefix_attention(model: Any) -> Iterator[None]:
+    """Let ``model`` attend through ``prefix_attention``, in eval mode and without gradients, for a while."""
+    before = model.config._attn_implementation
+    training = model.training
+    model.eval()
+    model.set_attn_implementation(NAME)
+    try:
+        if model.config._attn_implementation != NAME:
+            raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use impl='reference'")
+        with torch.inference_mode():
+            yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)

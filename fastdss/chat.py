@@ -1,0 +1,194 @@
+"""Conversations to token ids through a chat template, with content kept literal.
+
+Fine-tuning data is written by strangers. A response that spells ``<|eot_id|>`` must reach the model as those ten
+characters, never as the token that ends a turn. Every control string found in content is therefore broken in two
+before the template is rendered, the pieces are tokenised apart, and the number of control tokens in the result is
+compared with that of the same conversation with harmless content.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Message = dict[str, Any]
+Conversation = list[Message]
+
+MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
+_ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
+_BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
+
+
+class Encoding(NamedTuple):
+    """``text`` and its tokens; token t covers ``text[offsets[t][0]:offsets[t][1]]``."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class ChatEncoder:
+    """Renders and tokenises conversations with one tokenizer and one chat template.
+
+    ``template`` is a Jinja chat template, else the tokenizer's own; ``template_kwargs`` are its variables;
+    ``messages`` turns a conversation of plain user/assistant/system turns into the template's messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        messages: Callable[[Conversation], list[Message]] | None = None,
+    ) -> None:
+        if template is None and getattr(tokenizer, "chat_template", None) is None:
+            raise ValueError("the tokenizer has no chat template and none was given")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.template_kwargs = dict(template_kwargs or {})
+        self.messages = messages
+        controls = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        controls = {text: index for text, index in controls.items() if len(text) > 1 and not text.isspace()}
+        longest_first = sorted(controls, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control_ids = frozenset(controls.values())
+        self._expected: dict[tuple, int] = {}
+
+    def control_strings(self, text: str) -> list[str]:
+        """The control strings that ``text`` spells out."""
+        return self._control.findall(text)
+
+    def render(self, conversations: Sequence[Conversation], *, generation_prompt: bool, suffix: str = "") -> list[str]:
+        """The template's text for each conversation, followed by ``suffix``."""
+        prepared = [self.messages(chat) if self.messages else chat for chat in conversations]
+        texts = self.tokenizer.apply_chat_template(
+            prepared,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **self.template_kwargs,
+        )
+        return [text + suffix for text in texts]
+
+    def encode(
+        self, conversations: Sequence[Conversation], *, generation_prompt: bool = True, suffix: str = ""
+    ) -> list[list[int]]:
+        """Token ids of each rendering; raises ``ValueError`` where content would still yield a control token."""
+        texts, mark = self._rendered(conversations, generation_prompt, suffix)
+        if mark is None:
+            rows = self.tokenize(texts)
+        else:
+            rows = [[index for piece in text.split(mark) for index in self.tokenize([piece])[0]] for text in texts]
+        for row, (chat, ids) in enumerate(zip(conversations, rows, strict=True)):
+            self._check_controls(row, chat, ids, generation_prompt, suffix)
+        return rows
+
+    def encode_with_offsets(self, conversation: Conversation, *, generation_prompt: bool = False) -> Encoding:
+        """One rendering with each token's character span; needs a fast tokenizer."""
+        (marked,), mark = self._rendered([conversation], generation_prompt, "")
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        text = ""
+        for piece in marked.split(mark) if mark else [marked]:
+            piece_ids, piece_offsets = token_offsets(self.tokenizer, piece)
+            ids += piece_ids
+            offsets += [(len(text) + start, len(text) + end) for start, end in piece_offsets]
+            text += piece
+        self._check_controls(0, conversation, ids, generation_prompt, "")
+        return Encoding(text, ids, offsets)
+
+    def frame(self, history: Conversation) -> tuple[str, str]:
+        """The text before and after the response in a rendering of ``history`` and one assistant turn."""
+        sentinel = "response"
+        while any(sentinel in message["content"] for message in history):
+            sentinel += "Q"
+        chat = [*history, {"role": "assistant", "content": sentinel}]
+        (text,), mark = self._rendered([chat], False, "")
+        head, found, tail = text.replace(mark or "", "").rpartition(sentinel)
+        if not found:
+            raise ValueError("the chat template drops or rewrites the last assistant turn")
+        return head, tail
+
+    def is_control(self, index: int) -> bool:
+        """Whether a token id is one that only the template may write."""
+        return index in self._control_ids
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts as they are, without further special tokens."""
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _rendered(
+        self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str
+    ) -> tuple[list[str], str | None]:
+        contents = {message["content"] for chat in conversations for message in chat}
+        if not any(self._control.search(content) for content in contents):
+            return self.render(conversations, generation_prompt=generation_prompt, suffix=suffix), None
+        mark = next((mark for mark in _BREAKS if not any(mark in content for content in contents)), None)
+        if mark is None:
+            raise ValueError("content holds control strings and every Unicode noncharacter that could break them")
+        broken = [[{**m, "content": self._broken(m["content"], mark)} for m in chat] for chat in conversations]
+        return self.render(broken, generation_prompt=generation_prompt, suffix=suffix), mark
+
+    def _broken(self, content: str, mark: str) -> str:
+        """``content`` with ``mark`` after the first character of every control string, overlapping ones too."""
+        position = 0
+        while match := self._control.search(content, position):
+            position = match.start() + 1
+            content = content[:position] + mark + content[position:]
+        return content
+
+    def _check_controls(
+        self, row: int, chat: Conversation, ids: list[int], generation_prompt: bool, suffix: str
+    ) -> None:
+        shape = tuple((message["role"], bool(message["content"].strip())) for message in chat)
+        key = (shape, generation_prompt, suffix)
+        if key not in self._expected:
+            harmless = [{"role": role, "content": "x" if filled else ""} for role, filled in shape]
+            text = self.render([harmless], generation_prompt=generation_prompt, suffix=suffix)
+            self._expected[key] = self._count_controls(self.tokenize(text)[0])
+        found = self._count_controls(ids)
+        if found != self._expected[key]:
+            raise ValueError(
+                f"conversation {row}: its content changes the number of control tokens "
+                f"from {self._expected[key]} to {found}"
+            )
+
+    def _count_controls(self, ids: list[int]) -> int:
+        return sum(map(self._control_ids.__contains__, ids))
+
+
+def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character spans of ``text`` as it is, without further special tokens."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return list(out["input_ids"]), [tuple(span) for span in out["offset_mapping"]]
+
+
+def check_conversation(row: int, conversation: Any) -> Conversation:
+    """``conversation`` as plain role/content turns; errors name the row and never quote the text."""
+    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
+        raise TypeError(f"row {row}: expected a non-empty list of messages, got {type(conversation).__name__}")
+    turns = []
+    for index, message in enumerate(conversation):
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise TypeError(f"row {row}, message {index}: expected a mapping with 'role' and 'content'")
+        role, content = message["role"], message["content"]
+        if role not in _ROLES:
+            raise ValueError(f"row {row}, message {index}: unknown role, expected one of {', '.join(_ROLES)}")
+        if not isinstance(content, str):
+            raise TypeError(f"row {row}, message {index}: expected text, got {type(content).__name__}")
+        if len(content) > MAX_CHARACTERS:
+            raise ValueError(
+                f"row {row}, message {index}: {len(content)} characters exceed the limit of {MAX_CHARACTERS}"
+            )
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"row {row}, message {index}: lone surrogate at character {error.start}; not valid text"
+            ) from None
+        turns.append({"role": role, "content": content})
+    return turns

@@ -1,0 +1,154 @@
+"""Prefix trees through a model: verdict logits for every prefix, each distinct token computed once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
+from .causal_lm import backbone, lm_head
+from .packing import Segment, make_groups, micro_batches, schedule, shared_head
+from .prefix_tree import PrefixTree
+
+Report = Callable[[int], None]  # told how many scores are new
+Saved = dict[int, tuple[Tensor, Tensor]]
+SMALLEST_BUDGET = 16
+
+
+class Runner:
+    """Runs micro-batches of segments through ``model`` and reads the verdict rows of its head."""
+
+    def __init__(self, model: Any, verdict_ids: Sequence[int]) -> None:
+        self.body = backbone(model)
+        self.head = lm_head(model)
+        self.device = next(self.body.parameters()).device
+        self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
+        self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.bands: dict[tuple, Tensor] = {}
+
+    def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
+        """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each."""
+        ids = [token for segment in segments for token in segment.ids]
+        positions = [p for segment in segments for p in range(segment.start, segment.start + len(segment.ids))]
+        rows, scores, left = [], [], 0
+        for segment in segments:
+            rows += [left + at for at, _ in segment.verdicts]
+            scores += [k for _, k in segment.verdicts]
+            left += len(segment.ids)
+        plan = PrefixPlan(segments, store, attend_in_order, self.bands)
+        hidden = self.body(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            fastdss_plan=plan,
+        ).last_hidden_state
+        if len(plan.layers_seen) != self.num_layers:
+            raise ValueError(
+                f"{type(self.body).__name__}: {len(plan.layers_seen)} of {self.num_layers} layers attend through "
+                "transformers' attention registry; use impl='reference'"
+            )
+        picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
+        return self.head.logits(picked.to(self.rows.device), self.rows), scores
+
+
+def tree_logits(
+    model: Any,
+    verdict_ids: Sequence[int],
+    trees: Sequence[PrefixTree],
+    prompts: Sequence[int],
+    *,
+    budget: int | None = None,
+    store_tokens: int | None = None,
+    report: Report = lambda done: None,
+) -> Tensor:
+    """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
+
+    ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
+    a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved and the group starts
+    again.
+    """
+    runner = Runner(model, verdict_ids)
+    on_cpu = runner.device.type == "cpu"
+    budget = budget or (400 if on_cpu else 8192)
+    store_tokens = store_tokens or (8192 if on_cpu else 65536)
+    total = sum(tree.num_prefixes for tree in trees)
+    dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
+    logits = torch.empty(total, len(verdict_ids), dtype=dtype)
+    head = shared_head(trees) if len(trees) > 1 else []
+    groups = make_groups(trees, prompts, store_tokens)
+    with using_prefix_attention(model):
+        saved: Saved = {}
+        while groups:
+            done = 0
+            try:
+                saved = saved or _head_store(runner, head, budget)
+                store = KVStore(groups[0].capacity)
+                store.load(saved, groups[0].bases)
+                for batch in micro_batches(schedule(groups[0], len(head)), budget, LONGEST_SEGMENT):
+                    found, scores = runner.run(batch, store)
+                    logits[scores] = found.to(logits)
+                    done += len(scores)
+                    report(len(scores))
+            except RuntimeError as error:
+                if not _out_of_memory(error) or budget <= SMALLEST_BUDGET:
+                    raise
+                report(-done)
+                budget //= 2
+                groups[:1] = groups[0].halves()
+            else:
+                groups.pop(0)
+    return logits
+
+
+def _head_store(runner: Runner, head: list[int], budget: int) -> Saved:
+    """Keys and values of the tokens that all trunks begin with."""
+    store = KVStore(len(head))
+    for batch in micro_batches([Segment(0, 0, head)] if head else [], budget, LONGEST_SEGMENT):
+        runner.run(batch, store)
+    return store.layers
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def reference_logits(
+    model: Any, verdict_ids: Sequence[int], renderings: Sequence[Sequence[int]], report: Report = lambda done: None
+) -> Tensor:
+    """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``."""
+    training = model.training
+    device = model.get_input_embeddings().weight.device
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    rows = []
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for ids in renderings:
+                logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, **keep).logits
+                rows.append(logits[0, -1, list(verdict_ids)].cpu())
+                report(1)
+    finally:
+        model.train(training)
+    stacked = torch.stack(rows)
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+
+
+def check_supported(model: Any, longest: int) -> None:
+    """Raise ``ValueError`` for what a prefix tree cannot reproduce: state outside of K/V, windows it is not told of."""
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise ValueError(f"{name} has layers of type {sorted(strange)}; use impl='reference'")
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {p.get("rope_type") for p in (rope, *(v for v in rope.values() if isinstance(v, dict)))}
+    native = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if kinds & {"dynamic", "longrope"} and longest > native:
+        raise ValueError(
+            f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so prefixes of "
+            f"a text of {longest} tokens share nothing; use impl='reference'"
+        )

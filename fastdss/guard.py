@@ -1,0 +1,187 @@
+"""Guard models: what is rendered, which next tokens are the verdict, and the checks that make a guard trustworthy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .chat import ChatEncoder, Conversation, Message
+from .engine import check_supported, reference_logits, tree_logits
+from .prefix_tree import build_tree
+
+_PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there. How are you?"}]
+_BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
+
+
+@dataclass(frozen=True)
+class GuardSpec:
+    """How a guard model is asked, and which next tokens are its answer.
+
+    The rendering is ``template`` (Jinja; else the tokenizer's own) with ``template_kwargs`` and
+    ``add_generation_prompt=True``, then ``answer_prefix``, tokenised without further special tokens; the next token
+    is the verdict. ``messages`` turns a conversation of plain user/assistant/system turns into the template's
+    messages, else they are passed as they are. ``safe``, ``unsafe`` and ``other`` (a third verdict) are words, or
+    several spellings of one; each must be a single token after the rendering. The score is the softmax over these
+    tokens' logits, the safe ones' share, plus ``other_weight`` times the others'. ``note`` says what is approximate.
+    """
+
+    name: str
+    _: KW_ONLY
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    messages: Callable[[Conversation], list[Message]] | None = None
+    answer_prefix: str = ""
+    safe: str | tuple[str, ...]
+    unsafe: str | tuple[str, ...]
+    other: str | tuple[str, ...] = ()
+    other_weight: float = 0.0
+    note: str = ""
+
+    @property
+    def words(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Spellings of the safe, the unsafe and the other verdict."""
+        safe, unsafe, other = ((w,) if isinstance(w, str) else tuple(w) for w in (self.safe, self.unsafe, self.other))
+        return safe, unsafe, other
+
+
+class Guard:
+    """A causal LM of transformers, its tokenizer, and the spec that says how to read a verdict from it.
+
+    Raises ``ValueError`` when a verdict word is missing, is no single token, or is no word of the model's vocabulary,
+    and (with ``check=True``, one short forward) when scoring through the prefix tree does not reproduce the model's
+    own logits.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.encoder = ChatEncoder(
+            tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
+        )
+        self.verdict_ids = self._verdict_ids()
+        self._delimiters = self._delimiter_pattern()
+        if check:
+            self._check_tree()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        spec: GuardSpec | None = None,
+        revision: str | None = None,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        gguf_file: str | None = None,
+        check: bool = True,
+    ) -> Guard:
+        """Load a guard; its spec is chosen by name and config unless given. No remote code runs."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from .specs import find_spec
+
+        found = spec or find_spec(str(name_or_path))
+        source = {"revision": revision, "gguf_file": gguf_file}
+        source = {key: value for key, value in source.items() if value is not None}
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, device_map=device_map, **source)
+        return cls(model, tokenizer, found, check=check)
+
+    @classmethod
+    def tiny(cls) -> Guard:
+        """The small guard inside this package: it only knows disclosure of contact details, for demos and tests."""
+        from .specs import TINY
+
+        folder = Path(__file__).parent / "tiny_guard"
+        if not (folder / "model.safetensors").is_file():
+            raise FileNotFoundError(f"the tiny guard's weights are not in {folder}; reinstall fastdss")
+        return cls.from_pretrained(str(folder), spec=TINY, dtype=torch.float32)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest rendering that the model was made for."""
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Token ids of whole renderings; the next token is the verdict."""
+        return self.encoder.encode(conversations, suffix=self.spec.answer_prefix)
+
+    def encode_prefixes(self, history: Conversation, response: str, ends: Sequence[int]) -> list[list[int]]:
+        """Token ids of the renderings of ``response[:end]`` for each end."""
+        return self.encode([[*history, {"role": "assistant", "content": response[:end]}] for end in ends])
+
+    def scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """P(safe) ``[...]`` from verdict logits ``[..., R]``; NaN where a logit is not finite."""
+        safe, unsafe, _ = map(len, self.spec.words)
+        shares = torch.softmax(logits / temperature, dim=-1)
+        score = shares[..., :safe].sum(-1) + self.spec.other_weight * shares[..., safe + unsafe :].sum(-1)
+        return score.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))
+
+    def quoted_delimiters(self, text: str) -> bool:
+        """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""
+        return self._delimiters is not None and self._delimiters.search(text) is not None
+
+    def _verdict_ids(self) -> list[int]:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        known = len(self.tokenizer)
+        if known > rows:
+            raise ValueError(f"{self.spec.name}: the tokenizer has {known} tokens, the model only {rows}")
+        safe, unsafe, other = self.spec.words
+        if not safe or not unsafe:
+            raise ValueError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
+        (before,) = self.encode([_PROBE])
+        ids = {word: self._verdict_id(word, before) for word in (*safe, *unsafe, *other)}
+        if len(set(ids.values())) < len(safe) + len(unsafe) + len(other):
+            raise ValueError(f"{self.spec.name}: two verdict words are the same token: {ids}")
+        return list(ids.values())
+
+    def _verdict_id(self, word: str, before: list[int]) -> int:
+        (after,) = self.encoder.encode([_PROBE], suffix=self.spec.answer_prefix + word)
+        same = after[:-1] == before or self._decode(after[:-1]) == self._decode(before)
+        if not word or not same or after[-1] == getattr(self.tokenizer, "unk_token_id", None):
+            pieces = self.tokenizer.convert_ids_to_tokens(after[len(before) :])
+            raise ValueError(
+                f"{self.spec.name}: the verdict {word!r} is not one token after {self.spec.answer_prefix!r}: "
+                f"its tokens there are {pieces}"
+            )
+        return after[-1]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _delimiter_pattern(self) -> re.Pattern[str] | None:
+        marks = "Q1Q", "Q2Q"
+        chat = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant"), marks, strict=True)]
+        (text,) = self.encoder.render([chat], generation_prompt=True, suffix=self.spec.answer_prefix)
+        pieces = re.split("|".join(marks), text)
+        labels = [piece.partition("\n")[0] for piece in pieces[1:]]
+        labels += [piece.rpartition("\n")[2] for piece in pieces[:-1]] + [self.spec.answer_prefix]
+        labels = [label.strip() for label in labels if not self.encoder.control_strings(label)]
+        anywhere = {found for found in _BRACKETED.findall(text) if not self.encoder.control_strings(found)}
+        patterns = [_loose(found) for found in anywhere]
+        patterns += [r"^\s*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
+        return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
+
+    def _check_tree(self) -> None:
+        history, response = _PROBE[:1], _PROBE[1]["content"]
+        renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
+        check_supported(self.model, max(map(len, renderings)))
+        ours = tree_logits(self.model, self.verdict_ids, [build_tree(renderings)], [0])
+        own = reference_logits(self.model, self.verdict_ids, renderings)
+        error = (ours - own).abs().max().item()
+        half = self.model.dtype in (torch.bfloat16, torch.float16)
+        limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())
+        if not error <= limit and bool(torch.isfinite(own).all()):
+            raise ValueError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
+
+
+def _loose(text: str) -> str:
+    return r"\s*".join(map(re.escape, text.split()))

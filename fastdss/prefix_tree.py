@@ -1,0 +1,68 @@
+"""Renderings of the prefixes of one response -> a trunk and its branches.
+
+The trunk is the longest rendering. Prefix k shares its first ``starts[k]`` tokens with the trunk and goes on with
+``tails[k]``. The split is found by comparing token lists, never at the response's boundary: a tokenizer may join the
+response's last characters with the template's next ones (``.`` + ``\\n\\n`` is one Llama token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """``trunk[:starts[k]] + tails[k]`` is the k-th rendering, and its last token is where the verdict is read."""
+
+    trunk: list[int]
+    starts: list[int]
+    tails: list[list[int]]
+
+    @property
+    def num_prefixes(self) -> int:
+        return len(self.starts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Distinct tokens: what a model must compute."""
+        return len(self.trunk) + sum(map(len, self.tails))
+
+    @property
+    def num_naive_tokens(self) -> int:
+        """Tokens of one forward per prefix."""
+        return sum(self.starts) + sum(map(len, self.tails))
+
+    @property
+    def first_verdict(self) -> int:
+        """The first position of the trunk that is itself a verdict; a shared prefix must end before it."""
+        ends = [start - 1 for start, tail in zip(self.starts, self.tails, strict=True) if not tail]
+        return min(ends, default=len(self.trunk))
+
+    def first(self, k: int) -> PrefixTree:
+        """The tree of the first ``k`` prefixes."""
+        return self if k == self.num_prefixes else build_tree([self.rendering(i) for i in range(k)])
+
+    def rendering(self, k: int) -> list[int]:
+        """The tokens of prefix k."""
+        return self.trunk[: self.starts[k]] + self.tails[k]
+
+
+def build_tree(renderings: Sequence[Sequence[int]]) -> PrefixTree:
+    """The tree of the token lists of one response's prefixes, in their order."""
+    if not renderings or not all(renderings):
+        raise ValueError("a prefix tree needs at least one rendering, and none may be empty")
+    trunk = max(renderings, key=len)
+    trunk_array = np.asarray(trunk)
+    starts = [shared_length(trunk_array, np.asarray(ids)) for ids in renderings]
+    tails = [list(ids[start:]) for ids, start in zip(renderings, starts, strict=True)]
+    return PrefixTree(list(trunk), starts, tails)
+
+
+def shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many leading elements two arrays share."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -1,0 +1,295 @@
+"""STAR: a guard's P(safe) for every prefix of every response, at the cost of the distinct tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .align import Scored, TokenWeights, align
+from .boundaries import UNITS, find_ends, tidy_ends
+from .chat import Conversation, check_conversation, token_offsets
+from .engine import Report, check_supported, reference_logits, tree_logits
+from .guard import Guard, GuardSpec
+from .prefix_tree import PrefixTree, build_tree
+
+IMPLS = ("auto", "tree", "reference")
+COMBINE = ("mean", "min")
+_RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
+_RELEASED_NUCLEUS = 0.9
+
+
+@dataclass(frozen=True)
+class StarScores:
+    """Scores of a batch, row by row in its order.
+
+    ``scores[i]``: ``[K_i]`` float32, P(safe) of each prefix; ``ends[i]``: ``[K_i]`` character ends, so prefix k is
+    ``responses[i][:ends[i][k]]``. ``flags[i]`` names what is special about row i: ``"empty"`` (no text; one score, at
+    end 0), ``"control_tokens"`` (content spells control tokens; scored as literal text), ``"delimiter"`` (content
+    quotes a plain-text delimiter of the guard's template), ``"truncated"`` (prefixes beyond ``max_tokens`` have no
+    score), ``"failed"`` (the guard's logits are not finite; scores are NaN).
+    """
+
+    scores: list[Tensor]
+    ends: list[list[int]]
+    flags: list[frozenset[str]]
+    histories: list[Conversation]
+    responses: list[str]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def final(self) -> Tensor:
+        """``[B]``: the static verdict, P(safe) of each whole response; NaN where the guard did not see all of it."""
+        unseen = torch.tensor(["truncated" in flags for flags in self.flags])
+        return torch.stack([scores[-1] for scores in self.scores]).masked_fill(unseen, float("nan"))
+
+    def token_weights(
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        across: str = "last",
+        end_of_turn: bool = True,
+        max_length: int | None = None,
+        truncation_side: str = "right",
+        failed: str = "error",
+    ) -> TokenWeights:
+        """Training rows for the policy: ids, labels and the weight of every label, through the policy's chat template.
+
+        A token gets the score of the chunk that its last character lies in (``across="last"``), or the min or mean
+        over the chunks it touches. The end-of-turn token gets the last score. Tokens beyond what the guard saw get
+        weight 0, so the reference model alone decides there. ``failed="error"`` raises on failed rows, ``"zero"``
+        gives them weight 0. Control strings in content stay literal text here too. ``tokenizer`` must be a fast one.
+        """
+        if failed not in ("error", "zero"):
+            raise ValueError(f"failed: expected 'error' or 'zero', got {failed!r}")
+        bad = [i for i, flags in enumerate(self.flags) if "failed" in flags]
+        if bad and failed == "error":
+            raise ValueError(
+                f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
+            )
+        rows = [
+            Scored(
+                self.histories[i],
+                self.responses[i],
+                self.ends[i],
+                [0.0] * len(self.ends[i]) if "failed" in self.flags[i] else self.scores[i].tolist(),
+                "truncated" not in self.flags[i],
+            )
+            for i in range(len(self))
+        ]
+        return align(
+            rows,
+            tokenizer,
+            template=template,
+            template_kwargs=template_kwargs,
+            across=across,
+            end_of_turn=end_of_turn,
+            max_length=max_length,
+            truncation_side=truncation_side,
+        )
+
+
+def star_scores(
+    model: Any,
+    batch: Mapping[str, Sequence],
+    *,
+    tokenizer: Any = None,
+    spec: GuardSpec | None = None,
+    every: int = 5,
+    unit: str = "word",
+    ends: Sequence[Sequence[int]] | None = None,
+    unit_tokenizer: Any = None,
+    max_tokens: int | None = None,
+    combine: str = "mean",
+    sharpen: float | str = 1.0,
+    impl: str = "auto",
+    budget: int | None = None,
+    progress: bool = False,
+) -> StarScores:
+    """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
+    eq. 4).
+
+    model: a ``Guard``, several (``combine``: mean or min of their scores), or a causal LM of transformers with
+    ``tokenizer=`` and ``spec=`` (else found by ``model.name_or_path``). batch: ``{"prompt": [...], "response":
+    [...]}``, a prompt being text or a list of messages, or ``{"messages": [...]}`` whose last turn, the assistant's,
+    is judged.
+
+    Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
+    the first guard's, or ``unit_tokenizer``'s. ``ends`` gives the character ends instead. ``max_tokens`` caps the
+    rendering: longer prefixes are left out and the row is flagged; without it a rendering beyond the guard's context
+    is an error. ``sharpen`` divides the logits (a temperature); ``"paper"`` mimics the released code's sampling
+    settings.
+
+    impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"reference"`` runs one forward per
+    prefix. ``budget``: tokens per forward pass. ``progress`` shows a bar. Errors name the row, never its text.
+    """
+    guards = _guards(model, tokenizer, spec)
+    _check_options(every, unit, impl, combine, sharpen, max_tokens)
+    histories, responses = _read(batch)
+    cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
+    forests = [
+        [_tree(guard, i, histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))] for guard in guards
+    ]
+    kept = [min(tree.num_prefixes for tree in trees) for trees in zip(*forests, strict=True)]
+    prompts = _numbered(histories)
+    opinions = []
+    with _progress(sum(kept) * len(guards), progress) as report:
+        for guard, trees in zip(guards, forests, strict=True):
+            trees = [tree.first(k) for tree, k in zip(trees, kept, strict=True)]
+            logits = _logits(guard, trees, prompts, impl, budget, report)
+            opinions.append(_sharpened(guard, logits, sharpen))
+    stacked = torch.stack(opinions)
+    combined = (stacked.mean(0) if combine == "mean" else stacked.amin(0)).float()
+    scores = list(combined.split(kept))
+    flags = [_flags(guards, histories[i], responses[i], kept[i] < len(cuts[i]), scores[i]) for i in range(len(cuts))]
+    return StarScores(scores, [c[:k] for c, k in zip(cuts, kept, strict=True)], flags, histories, responses)
+
+
+def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
+    if isinstance(model, Guard):
+        return [model]
+    if isinstance(model, Sequence):
+        if not model or not all(isinstance(guard, Guard) for guard in model):
+            raise TypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
+        return list(model)
+    name = getattr(model, "name_or_path", "")
+    if spec is None:
+        from .specs import find_spec
+
+        spec = find_spec(name)
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    return [Guard(model, tokenizer, spec)]
+
+
+def _check_options(
+    every: int, unit: str, impl: str, combine: str, sharpen: float | str, max_tokens: int | None
+) -> None:
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every: expected a positive integer, got {every!r}")
+    for name, value, allowed in (("unit", unit, UNITS), ("impl", impl, IMPLS), ("combine", combine, COMBINE)):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    if sharpen != "paper" and not (isinstance(sharpen, int | float) and sharpen > 0):
+        raise ValueError(f"sharpen: expected a positive temperature or 'paper', got {sharpen!r}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens: expected a positive integer, got {max_tokens}")
+
+
+def _read(batch: Mapping[str, Sequence]) -> tuple[list[Conversation], list[str]]:
+    """Histories and responses of the two batch formats."""
+    if set(batch) >= {"prompt", "response"}:
+        prompts, answers = batch["prompt"], batch["response"]
+        if len(prompts) != len(answers):
+            raise ValueError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
+        chats = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            chats.append([*turns, {"role": "assistant", "content": answer}])
+    elif "messages" in batch:
+        chats = list(batch["messages"])
+    else:
+        raise ValueError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
+    if not chats:
+        raise ValueError("batch: no rows")
+    chats = [check_conversation(row, chat) for row, chat in enumerate(chats)]
+    for row, chat in enumerate(chats):
+        if chat[-1]["role"] != "assistant":
+            raise ValueError(f"row {row}: the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
+    return [chat[:-1] for chat in chats], [chat[-1]["content"] for chat in chats]
+
+
+def _cuts(
+    responses: list[str], every: int, unit: str, ends: Sequence[Sequence[int]] | None, tokenizer: Any
+) -> list[list[int]]:
+    if ends is None:
+        return [
+            find_ends(text, every=every, unit=unit, spans=lambda text: token_offsets(tokenizer, text)[1])
+            for text in responses
+        ]
+    if len(ends) != len(responses):
+        raise ValueError(f"ends: {len(ends)} rows for {len(responses)} responses")
+    return [tidy_ends(text, row) for text, row in zip(responses, ends, strict=True)]
+
+
+def _tree(
+    guard: Guard, row: int, history: Conversation, response: str, ends: list[int], max_tokens: int | None
+) -> PrefixTree:
+    """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
+    limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
+    try:
+        whole = len(guard.encode_prefixes(history, response, ends[-1:])[0])
+        if whole > limit and max_tokens is None:
+            raise ValueError(
+                f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
+            )
+        if whole > limit:
+            fits = lambda end: len(guard.encode_prefixes(history, response, [end])[0]) <= limit  # noqa: E731
+            ends = ends[: bisect_left(ends, True, key=lambda end: not fits(end))]
+        renderings = guard.encode_prefixes(history, response, ends) if ends else []
+    except ValueError as error:
+        raise ValueError(f"row {row}: {error}") from error
+    kept = list(takewhile(lambda ids: len(ids) <= limit, renderings))
+    if not kept:
+        raise ValueError(f"row {row}: even its first prefix exceeds {limit} tokens with the template and the prompt")
+    return build_tree(kept)
+
+
+def _logits(
+    guard: Guard, trees: list[PrefixTree], prompts: list[int], impl: str, budget: int | None, report: Report
+) -> Tensor:
+    if impl == "reference":
+        renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
+        return reference_logits(guard.model, guard.verdict_ids, renderings, report)
+    check_supported(guard.model, max(len(tree.trunk) for tree in trees))
+    return tree_logits(guard.model, guard.verdict_ids, trees, prompts, budget=budget, report=report)
+
+
+def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
+    if not isinstance(sharpen, str):
+        return guard.scores(logits, sharpen)
+    score = guard.scores(logits, _RELEASED_TEMPERATURE)
+    return torch.where(score >= _RELEASED_NUCLEUS, 1.0, torch.where(score <= 1 - _RELEASED_NUCLEUS, 0.0, score))
+
+
+def _flags(
+    guards: list[Guard], history: Conversation, response: str, truncated: bool, scores: Tensor
+) -> frozenset[str]:
+    texts = [*(message["content"] for message in history), response]
+    found = {
+        "empty": not response.strip(),
+        "truncated": truncated,
+        "failed": not bool(torch.isfinite(scores).all()),
+        "control_tokens": any(guard.encoder.control_strings(text) for guard in guards for text in texts),
+        "delimiter": any(guard.quoted_delimiters(text) for guard in guards for text in texts),
+    }
+    return frozenset(name for name, present in found.items() if present)
+
+
+def _numbered(histories: list[Conversation]) -> list[int]:
+    """Equal histories get equal numbers."""
+    numbers: dict[tuple, int] = {}
+    keys = [tuple((message["role"], message["content"]) for message in history) for history in histories]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Report]:
+    if not shown:
+        yield lambda done: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="prefix", desc="STAR scores") as bar:
+        yield bar.update
