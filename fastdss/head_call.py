@@ -1,0 +1,111 @@
+"""Run an operation on hidden states and the output head *inside* the head's own call.
+
+FSDP2, ZeRO-3 and accelerate bring a head's weights together when the head is called and take them apart afterwards,
+by hooks on that call. So the head's ``forward`` is swapped for the call, and only there is the weight read: the one
+place where it is whole, where its gradient is reduced, and where PEFT has chosen between a saved copy and the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .causal_lm import LMHead, lm_head
+
+Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
+
+
+def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor, ...]:
+    """``operation(hidden, head)`` within ``model.get_output_embeddings()(hidden)``.
+
+    ``model`` is the bare transformers model (no PEFT or DDP wrapper); ``hidden: [..., D]``. Gradients reach ``hidden``
+    and whatever the weight is made of. Raises ``TypeError`` for a head whose effective weight fastdss cannot read.
+    """
+    outer = model.get_output_embeddings()
+    if outer is None:
+        raise TypeError(f"{type(model).__name__} has no output embeddings")
+
+    def forward_of(layer: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        def forward(hidden: Tensor) -> tuple[Tensor, ...]:
+            weight, bias = _effective_weight(layer)
+            return operation(hidden, lm_head(model)._replace(weight=weight, bias=bias))
+
+        return forward
+
+    with ExitStack() as swapped:
+        for layer in _layers(outer):
+            swapped.enter_context(_forward_as(layer, forward_of(layer)))
+        return outer(hidden)
+
+
+def original_weight(model: Any) -> Tensor:
+    """The head's weight ``[V, D]`` as it is with PEFT's adapters switched off."""
+    layer = model.get_output_embeddings()
+    if hasattr(layer, "modules_to_save"):
+        layer = layer.original_module
+    return getattr(layer, "base_layer", layer).weight
+
+
+def head_trains(model: Any) -> bool:
+    """Whether any parameter of the output head asks for a gradient."""
+    return any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters())
+
+
+def _layers(outer: Any) -> list[nn.Module]:
+    """The layers of which ``outer`` will call exactly one."""
+    if hasattr(outer, "modules_to_save"):
+        return [outer.original_module, *outer.modules_to_save.values()]
+    return [outer]
+
+
+@contextmanager
+def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    # accelerate's dispatch keeps the real forward under `_old_forward` and wraps it with its device moves
+    name = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
+    was_set, before = name in layer.__dict__, layer.__dict__.get(name)
+    layer.__dict__[name] = forward
+    try:
+        yield
+    finally:
+        if was_set:
+            layer.__dict__[name] = before
+        else:
+            del layer.__dict__[name]
+
+
+def _effective_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
+    if hasattr(layer, "base_layer"):
+        return _lora_weight(layer)
+    if hasattr(layer, "token_adapter") or not isinstance(getattr(layer, "weight", None), Tensor):
+        raise TypeError(f"expected a linear output head, got {type(layer).__name__}")
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if not weight.is_floating_point():
+        raise TypeError(f"expected an output head in floating point, got {weight.dtype}: leave the head unquantized")
+    return weight, bias
+
+
+def _lora_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """``W + scaling * B @ A`` of a LoRA layer: reading ``W`` alone would drop the adapter in silence."""
+    from peft.tuners.lora.layer import Linear
+
+    base = layer.base_layer
+    if not isinstance(layer, Linear):
+        raise TypeError(f"the output head carries an adapter that fastdss cannot fold in: {type(layer).__name__}")
+    if layer.merged or layer.disable_adapters:
+        if layer.merged and layer.disable_adapters:
+            raise ValueError("the output head's adapter is merged and switched off: unmerge it first")
+        return base.weight, base.bias
+    weight = base.weight
+    for name in (name for name in layer.active_adapters if name in layer.lora_A):
+        dropout = layer.lora_dropout[name]
+        drops = layer.training and getattr(dropout, "p", 0.0) > 0
+        if name in layer.lora_variant or layer.lora_bias.get(name, False) or drops:
+            raise TypeError(
+                "an adapter on the output head must be plain LoRA without dropout, bias or variants (DoRA, …): "
+                f"adapter {name!r} is not; take the head out of target_modules or put it in modules_to_save"
+            )
+        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    return weight, base.bias
