@@ -1,0 +1,113 @@
+"""Adapters: wherever PEFT puts trainable weights, loss and gradients are those of the plain formula."""
+
+import pytest
+import torch
+from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+
+from fastdss.enable import bare_model, disable_dss, enable_dss
+from fastdss.head_call import call_head, head_trains, original_weight
+
+peft = pytest.importorskip("peft", reason="needs the [train] extra")
+
+CONFIGS = {
+    "lora": {"target_modules": ["q_proj", "v_proj"]},
+    "lora with a saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "lora on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "rank-stabilised lora on the head": {"target_modules": ["lm_head"], "use_rslora": True},
+}
+
+
+def adapted(family="Llama", dtype=torch.float64, **options):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, init_lora_weights=False, **options)
+    model = peft.get_peft_model(tiny_model(family), config).to(dtype)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return model
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_adapters(name, when):
+    model, batch = adapted(**CONFIGS[name]), tiny_batch()
+    expected = plain_loss(own_logits(model, batch), batch)
+    truth = gradients(model, expected)
+    if when == "before":  # enabled on the bare model, then wrapped
+        enable_dss(bare_model(model))
+    else:
+        assert enable_dss(model) is model
+    output = model(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert_same(gradients(model, output.loss), truth)
+    assert any("lm_head" in name for name in truth) == head_trains(bare_model(model)) == ("head" in name)
+
+
+def test_tied_head_with_lora_on_a_tied_model():
+    model, batch = adapted("Qwen3", target_modules=["q_proj", "gate_proj"]), tiny_batch()
+    truth = gradients(model, plain_loss(own_logits(model, batch), batch))
+    assert_same(gradients(model, enable_dss(model)(**batch).loss), truth)
+
+
+def test_the_model_without_its_adapter_is_a_live_reference():
+    for options in CONFIGS.values():
+        model, batch = enable_dss(adapted(**options), kl="reverse"), tiny_batch()
+        with torch.no_grad(), model.disable_adapter():
+            reference = own_logits(model, batch)
+            hidden = model(**batch, dss_ask="hidden").hidden
+        expected = plain_loss(own_logits(model, batch), batch, kl="reverse", ref_logits=reference)
+        truth = gradients(model, expected)
+        del batch["ref_logprobs"]
+        output = model(**batch, ref_hidden=hidden, ref_lm_head=original_weight(bare_model(model)))
+        assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+        assert_same(gradients(model, output.loss), truth)
+
+
+def test_a_frozen_head_is_its_own_reference_head():
+    model, batch = enable_dss(adapted(target_modules=["q_proj"]), kl="forward"), tiny_batch()
+    with torch.no_grad(), model.disable_adapter():
+        hidden = model(**batch, dss_ask="hidden").hidden
+    del batch["ref_logprobs"]
+    given = model(**batch, ref_hidden=hidden, ref_lm_head=bare_model(model).lm_head.weight).loss
+    assert torch.equal(model(**batch, ref_hidden=hidden).loss, given)
+
+
+def test_the_head_weight_is_the_effective_one():
+    model, batch = adapted(target_modules=["lm_head"]), tiny_batch()
+    bare = bare_model(model)
+    hidden = torch.randn(2, 32, dtype=torch.float64)
+    expected = model.get_output_embeddings()(hidden)
+    (logits,) = call_head(bare, lambda hidden, head: (head.logits(hidden),), hidden)
+    assert torch.allclose(logits, expected, atol=1e-12)
+    assert not torch.allclose(hidden @ original_weight(bare).T, expected, atol=1e-3), "the adapter does nothing"
+    model.merge_adapter()
+    enable_dss(model)
+    merged = model(**batch).loss.item()
+    model.unmerge_adapter()
+    assert model(**batch).loss.item() == pytest.approx(merged, abs=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_adapters_on_the_head_that_cannot_be_folded_in_are_refused(options):
+    if "lora_bias" in options:
+        model = peft.get_peft_model(
+            tiny_model("Phi"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], **options)
+        ).double()
+    else:
+        model = adapted(target_modules=["lm_head"], **options)
+    with pytest.raises(TypeError, match="plain LoRA"):
+        enable_dss(model.train(), check=False)(**tiny_batch())
+    disable_dss(model)
+
+
+def test_prompt_learning_is_refused():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(TypeError, match="prompt learning"):
+        enable_dss(peft.get_peft_model(tiny_model(), config))
+
+
+def test_trainable_tokens_on_a_tied_head_are_refused():
+    config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[5, 6])
+    model = peft.get_peft_model(tiny_model("Qwen3"), config).double()
+    with pytest.raises(TypeError, match="cannot fold in"):
+        enable_dss(model)
