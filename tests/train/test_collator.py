@@ -67,9 +67,9 @@ def test_without_padding_loss_and_gradients_are_the_same(family):
     truth = gradients(model, expected.loss)
     kernels_only = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     output = model(**{name: value for name, value in flat.items() if name not in kernels_only})
-    assert output.loss.item() == pytest.approx(expected.loss.item(), abs=1e-10)
+    assert output.loss.item() == pytest.approx(expected.loss.item(), abs=1e-7)
     assert_same(gradients(model, output.loss), truth, 1e-6)  # norms and softmax in transformers are single precision
-    assert model(**flat).loss.item() == pytest.approx(expected.loss.item(), abs=1e-10)
+    assert model(**flat).loss.item() == pytest.approx(expected.loss.item(), abs=1e-7)
 
 
 def test_packed_rows_are_flattened_documents():
