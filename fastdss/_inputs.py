@@ -1,0 +1,300 @@
+"""From what users pass to what the ops take: checks, flattening, shifting, per-row weights."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .chunked import LossCall, order_rows
+from .objective import FULL_KL, LABEL_KL, Objective
+
+
+class LiveRows(NamedTuple):
+    """What ``live_rows`` found, for ``rows=``; a NamedTuple, so that accelerate and DataLoader can move it."""
+
+    index: Tensor  # [n] int64 positions in the flattened batch, those with a KL weight first
+    kl_rows: int  # how many of them have a KL weight
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LiveRows:
+        return LiveRows(self.index.to(device, non_blocking=non_blocking), self.kl_rows)
+
+
+class Batch:
+    """One checked batch, flattened to rows: hidden [N, D], labels and weights [N]."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        lm_head: Tensor,
+        labels: Tensor,
+        scores: Tensor | None,
+        name: str,
+        *,
+        ignore_index: int,
+        shift: bool,
+        kl_scale: float = 0.0,
+    ) -> None:
+        _check_gathered(hidden=hidden, lm_head=lm_head)
+        check_labels(labels)
+        _check_shapes(hidden, lm_head, labels)
+        _check_devices(hidden, lm_head=lm_head, labels=labels, **{name: scores})
+        self.shape, self.shift = labels.shape, shift
+        self.compute_dtype = _compute_dtype(hidden, lm_head)
+        accumulate = torch.float64 if self.compute_dtype == torch.float64 else torch.float32
+        self.ce_weight, self.kl_weight, self.counts = row_weights(
+            labels, scores, name, ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=accumulate
+        )
+        self.labels = _shifted(labels, shift, ignore_index).reshape(-1).long()
+        self.hidden, self.lm_head = hidden.reshape(-1, hidden.shape[-1]), lm_head
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_values(labels, scores, name, ignore_index, lm_head.shape[0], unit_interval=name == "star")
+
+    def flat_logprobs(self, ref_logprobs: Tensor) -> Tensor:
+        """[N], aligned with the labels it belongs to."""
+        if ref_logprobs.shape != self.shape:
+            raise ValueError(
+                f"ref_logprobs must have the shape of labels, {list(self.shape)}, got {_sizes(ref_logprobs)}"
+            )
+        if not ref_logprobs.is_floating_point():
+            raise TypeError(f"ref_logprobs must be floating point, got {ref_logprobs.dtype}")
+        _check_devices(self.hidden, ref_logprobs=ref_logprobs)
+        return _shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1).to(self.ce_weight.dtype)
+
+    def flat_reference(
+        self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """The reference's hidden states [N, D'] and head, in one dtype."""
+        _check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
+        if ref_hidden.shape[:-1] != self.shape:
+            raise ValueError(f"ref_hidden must be {[*self.shape, 'D']} like labels, got {_sizes(ref_hidden)}")
+        if ref_lm_head.dim() != 2 or ref_lm_head.shape[1] != ref_hidden.shape[-1]:
+            raise ValueError(f"ref_lm_head must be [V, {ref_hidden.shape[-1]}], got {_sizes(ref_lm_head)}")
+        if ref_lm_head.shape[0] != self.lm_head.shape[0]:
+            raise ValueError(
+                f"ref_lm_head has a vocabulary of {ref_lm_head.shape[0]}, lm_head one of {self.lm_head.shape[0]}"
+            )
+        _check_bias("ref_bias", ref_bias, self.lm_head)
+        _check_devices(self.hidden, ref_hidden=ref_hidden, ref_lm_head=ref_lm_head, ref_bias=ref_bias)
+        dtype = _compute_dtype(ref_hidden, ref_lm_head, "ref_")
+        if (dtype == torch.float64) != (self.compute_dtype == torch.float64):
+            raise TypeError(f"reference and policy must both be float64 or neither, got {dtype}, {self.compute_dtype}")
+        return {
+            "ref_hidden": ref_hidden.detach().reshape(-1, ref_hidden.shape[-1]).to(dtype),
+            "ref_lm_head": ref_lm_head.detach().to(dtype),
+            "ref_bias": None if ref_bias is None else ref_bias.detach(),
+        }
+
+    def call(
+        self,
+        objective: Objective,
+        *,
+        bias: Tensor | None,
+        rows: LiveRows | Tensor | None,
+        compact: bool,
+        impl: str,
+        chunk_bytes: int | None,
+        group: Any,
+        **reference: Tensor | None,
+    ) -> LossCall:
+        """The op's arguments."""
+        _check_bias("bias", bias, self.lm_head)
+        _check_devices(self.hidden, bias=bias)
+        _check_objective(objective)
+        index, kl_rows = rows if isinstance(rows, tuple) else (rows, -1)
+        if index is not None:
+            _check_rows(index, self.labels)
+        if chunk_bytes is not None and chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+        names = ("ref_logprobs", "ref_hidden", "ref_lm_head", "ref_bias")
+        return LossCall(
+            self.hidden,
+            self.lm_head,
+            bias,
+            self.labels,
+            self.ce_weight,
+            self.kl_weight,
+            *(reference.get(name) for name in names),
+            index,
+            kl_rows,
+            objective.encode(),
+            self.compute_dtype,
+            choose_impl(impl, self.hidden.device),
+            chunk_bytes or 0,
+            compact,
+            "" if group is None else group.group_name,
+        )
+
+
+def row_weights(
+    labels: Tensor,
+    scores: Tensor | None,
+    name: str,
+    *,
+    ignore_index: int,
+    shift: bool,
+    kl_scale: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """([N] cross-entropy weights, [N] KL weights or None, [N] which labels count), both 0 where a label does not count.
+
+    A negative weight becomes NaN: where a check would make the host wait, the loss itself tells.
+    """
+    counts = _shifted(labels, shift, ignore_index).reshape(-1) != ignore_index
+    if scores is None:
+        return counts.to(dtype), None, counts
+    if scores.shape != labels.shape:
+        raise ValueError(f"{name} must have the shape of labels, {_sizes(labels)}, got {_sizes(scores)}")
+    if not scores.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {scores.dtype}")
+    if scores.requires_grad:
+        raise ValueError(f"{name} requires a gradient, but the loss treats it as a constant: pass {name}.detach()")
+    score = _shifted(scores, shift, 0).reshape(-1).to(dtype)
+    score = torch.where(counts, score.masked_fill((score < 0) | score.isinf(), math.nan), 0)
+    if name != "star" and not kl_scale:
+        return score, None, counts
+    score = score.masked_fill(score > 1, math.nan)
+    return score, torch.where(counts, (1 - score) * kl_scale, 0), counts
+
+
+def _shifted(x: Tensor, shift: bool, fill: int) -> Tensor:
+    """``x[..., 1:]`` with ``fill`` at the end: hidden states meet the token that follows them."""
+    return F.pad(x[..., 1:], (0, 1), value=fill) if shift and x.shape[-1] else x
+
+
+def choose_impl(impl: str, device: torch.device) -> str:
+    if impl not in ("auto", "torch", "triton"):
+        raise ValueError(f"impl must be 'auto', 'torch' or 'triton', got {impl!r}")
+    if impl == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    if impl == "triton" and device.type != "cuda":
+        from fastdss.kernels.row_pass import interpreted
+
+        if not interpreted():
+            raise ValueError(f"impl='triton' needs a CUDA or ROCm device, but hidden is on {device}")
+    return impl
+
+
+def _sizes(x: Tensor) -> list[int]:
+    return list(x.shape)
+
+
+def _check_gathered(**tensors: Tensor) -> None:
+    """A sharded parameter has the wrong rows; loading torch.distributed.tensor just to look would be slow."""
+    dtensor = sys.modules.get("torch.distributed.tensor")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if dtensor is not None and isinstance(tensor, dtensor.DTensor):
+            raise TypeError(
+                f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
+                "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass its to_local() and group="
+            )
+        if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+            raise ValueError(
+                f"{name} is an ungathered ZeRO-3 shard: wrap the call in deepspeed.zero.GatheredParameters([{name}])"
+            )
+
+
+def _check_shapes(hidden: Tensor, lm_head: Tensor, labels: Tensor) -> None:
+    if hidden.dim() < 1 or hidden.shape[:-1] != labels.shape:
+        raise ValueError(f"hidden must be [..., D] with the shape of labels, {_sizes(labels)}, got {_sizes(hidden)}")
+    if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"lm_head must be [V, {hidden.shape[-1]}], got {_sizes(lm_head)}")
+    if 0 in lm_head.shape:
+        raise ValueError(f"lm_head must not be empty, got {_sizes(lm_head)}")
+
+
+def check_labels(labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+
+
+def _check_devices(hidden: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
+
+
+def _check_bias(name: str, bias: Tensor | None, lm_head: Tensor) -> None:
+    if bias is not None and bias.shape != lm_head.shape[:1]:
+        raise ValueError(f"{name} must be [{lm_head.shape[0]}], got {_sizes(bias)}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {bias.dtype}")
+
+
+def _compute_dtype(hidden: Tensor, lm_head: Tensor, prefix: str = "") -> torch.dtype:
+    for name, tensor in (("hidden", hidden), ("lm_head", lm_head)):
+        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(f"{prefix}{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, lm_head.dtype):
+        return torch.get_autocast_dtype(device)
+    if hidden.dtype != lm_head.dtype:
+        raise TypeError(f"{prefix}hidden is {hidden.dtype}, {prefix}lm_head {lm_head.dtype}: cast one or use autocast")
+    return hidden.dtype
+
+
+def _check_objective(o: Objective) -> None:
+    if not 0 <= o.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {o.label_smoothing}")
+    if not math.isfinite(o.z_loss) or o.z_loss < 0:
+        raise ValueError(f"z_loss must be finite and >= 0, got {o.z_loss}")
+    for name, scale in (("logit_scale", o.logit_scale), ("ref_logit_scale", o.ref_logit_scale)):
+        if not math.isfinite(scale):
+            raise ValueError(f"{name} must be finite, got {scale}")
+    for name, cap in (("softcap", o.softcap), ("ref_softcap", o.ref_softcap)):
+        if cap is not None and not (math.isfinite(cap) and cap > 0):
+            raise ValueError(f"{name} must be None or positive, got {cap}")
+
+
+def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any) -> None:
+    if kl not in LABEL_KL + FULL_KL:
+        raise ValueError(f"kl must be one of {LABEL_KL + FULL_KL}, got {kl!r}")
+    if (ref_logprobs is None) == (ref_hidden is None):
+        raise ValueError("give the reference either as ref_logprobs or as ref_hidden with ref_lm_head")
+    if ref_hidden is not None and ref_lm_head is None:
+        raise ValueError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
+    if ref_hidden is None and ref_lm_head is not None:
+        raise ValueError("ref_lm_head is of no use without ref_hidden")
+    if kl in FULL_KL and ref_hidden is None:
+        raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
+
+
+def _check_rows(index: Tensor, labels: Tensor) -> None:
+    if index.dim() != 1 or index.dtype != torch.int64:
+        raise TypeError(f"rows must be [n] int64, got {_sizes(index)} {index.dtype}")
+    _check_devices(labels, rows=index)
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+        low, high = index.aminmax()
+        if low < 0 or high >= labels.shape[0]:
+            raise ValueError(f"rows must lie in [0, {labels.shape[0]}), got {int(low)} to {int(high)}")
+        if index.unique().numel() != index.numel():
+            raise ValueError("rows must not repeat")
+
+
+def check_values(
+    labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
+) -> None:
+    """Values that only the host can look at without waiting."""
+    counts = labels != ignore_index
+    too_high = labels >= vocab_size if vocab_size is not None else torch.zeros_like(counts)
+    _refuse_first(
+        counts & ((labels < 0) | too_high), "labels", labels, f"must be in [0, {vocab_size}) or {ignore_index}"
+    )
+    if scores is not None:
+        valid = scores.isfinite() & (scores >= 0)
+        valid &= (scores <= 1) if unit_interval else True
+        _refuse_first(
+            counts & ~valid, name, scores, "must be in [0, 1]" if unit_interval else "must be finite and >= 0"
+        )
+
+
+def _refuse_first(bad: Tensor, name: str, values: Tensor, rule: str) -> None:
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"{name}[{', '.join(map(str, where))}] = {values[where].item()}: {rule}")

@@ -1,0 +1,166 @@
+"""torch.library ops over the chunk driver, so that torch.compile sees one node: schemas, fakes, autograd.
+
+``summed_loss`` makes the gradients in its forward, where the weights are known, and only scales them in backward.
+``token_loss`` returns one loss per token, whose upstream gradient arrives in backward: that recomputes the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .chunked import LossCall, LossResult, run_chunks
+
+_INPUTS = (
+    "Tensor hidden, Tensor lm_head, Tensor? bias, Tensor labels, Tensor ce_weight, Tensor? kl_weight,"
+    " Tensor? ref_logprobs, Tensor? ref_hidden, Tensor? ref_lm_head, Tensor? ref_bias, Tensor? rows, SymInt kl_rows,"
+    " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact, str group"
+)
+_TENSORS = 11  # how many of them are tensors; they come first
+_NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
+
+
+def _accumulation_dtype(call: LossCall) -> torch.dtype:
+    return torch.float64 if call.compute_dtype == torch.float64 else torch.float32
+
+
+def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ops return tensors only: a gradient nobody asked for is an empty one."""
+    d_hidden, d_head, d_bias = (like.new_empty(0) if t is None else t for t in result[2:])
+    return d_hidden, d_head, d_bias
+
+
+def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
+    """[N] losses."""
+    loss = times(call.ce_weight, token_ce)
+    return loss if call.kl_weight is None else loss + times(call.kl_weight, token_kl)
+
+
+def times(weight: Tensor, term: Tensor) -> Tensor:
+    """``weight * term``, and 0 where the weight is 0 whatever the term is."""
+    return torch.where(weight == 0, 0, weight * term)
+
+
+@torch.library.custom_op(
+    "fastdss::summed_loss",
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def summed_loss(*args: Any) -> tuple[Tensor, ...]:
+    """(sum of the token losses, token_ce, token_kl, and its gradients for hidden, lm_head and bias)"""
+    call, needs = LossCall(*args[:-1]), args[-1]
+    result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
+    total = _weighted(call, result.token_ce, result.token_kl).sum()
+    return total, result.token_ce, result.token_kl, *_or_empty(result, total)
+
+
+@summed_loss.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call, needs = LossCall(*args[:-1]), args[-1]
+    dtype = _accumulation_dtype(call)
+    new = call.hidden.new_empty
+    shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
+    gradients = (new(shape if need else (0,), dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
+    return new((), dtype=dtype), *(new(call.labels.shape, dtype=dtype) for _ in range(2)), *gradients
+
+
+def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = LossCall(*inputs[:-1])
+    ctx.save_for_backward(*output[3:])
+    ctx.dtypes = tuple(t.dtype for t in call[:3] if t is not None)
+    ctx.needs = inputs[-1]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    _refuse_double_backward()
+    found: list[Tensor | None] = [None] * 3
+    if grad_total is not None:
+        for i, gradient in enumerate(ctx.saved_tensors):
+            if ctx.needs[i]:
+                found[i] = scaled(gradient, grad_total, ctx.dtypes[i])
+    return *found, *_NO_GRADIENTS, None
+
+
+summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
+
+
+@torch.library.custom_op("fastdss::scaled", mutates_args=())
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(gradient * factor).to(dtype)``, rounded once and without a full-precision temporary."""
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+
+
+@scaled.register_fake
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype)
+
+
+@torch.library.custom_op("fastdss::token_loss", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)")
+def token_loss(*args: Any) -> tuple[Tensor, ...]:
+    """([N] token losses, token_ce, token_kl)"""
+    call = LossCall(*args)
+    result = run_chunks(call, hidden_grad=False, head_grad=False, bias_grad=False)
+    return _weighted(call, result.token_ce, result.token_kl), result.token_ce, result.token_kl
+
+
+@token_loss.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call = LossCall(*args)
+    return tuple(call.hidden.new_empty(call.labels.shape, dtype=_accumulation_dtype(call)) for _ in range(3))
+
+
+@torch.library.custom_op(
+    "fastdss::token_loss_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+)
+def token_loss_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of ``sum(grad * token_loss)`` for hidden, lm_head and bias, in their dtypes."""
+    grad, call, needs = args[0], LossCall(*args[1:-1]), args[-1]
+    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
+    call = call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
+    result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
+    dtypes = (t.dtype if t is not None else grad.dtype for t in call[:3])
+    return tuple(t.to(dtype) for t, dtype in zip(_or_empty(result, grad), dtypes, strict=True))
+
+
+@token_loss_backward.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call, needs = LossCall(*args[1:-1]), args[-1]
+    shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
+    dtypes = (t.dtype if t is not None else args[0].dtype for t in call[:3])
+    return tuple(
+        call.hidden.new_empty(shape if need else (0,), dtype=dtype)
+        for shape, need, dtype in zip(shapes, needs, dtypes, strict=True)
+    )
+
+
+def _save_tokens(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    _refuse_double_backward()
+    if grad is None:
+        return (None,) * (3 + len(_NO_GRADIENTS))
+    needs = list(ctx.needs_input_grad[:3])
+    found = token_loss_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+    return *(t if need else None for t, need in zip(found, needs, strict=True)), *_NO_GRADIENTS
+
+
+token_loss.register_autograd(_token_backward, setup_context=_save_tokens)
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "
+            "use the plain PyTorch expression from the docstring where second derivatives are needed"
+        )

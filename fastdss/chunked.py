@@ -1,0 +1,285 @@
+"""The chunk driver: logits of a few rows at a time in one reused slab, turned into gradients where they lie.
+
+For every chunk of rows: ``slab = x @ W^T`` by the vendor's GEMM; one row pass that returns the per-token terms and
+overwrites the slab with dZ; ``dX = dZ @ W``; ``dW += dZ^T @ x``. Logits and sums are fp32 (fp64 for fp64 inputs) whatever
+the parameters' dtype, so per-token values do not depend on it and dW does not depend on the chunk size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .objective import Objective, RowInputs, RowStats, torch_row_pass
+
+# Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about 735 on
+# an H200): 1 GiB is 2048 rows of a 128k vocabulary. On a CPU the slab only has to outweigh re-reading dW.
+DEFAULT_CHUNK_BYTES = {"cpu": 128 << 20}
+_DEVICE_CHUNK_BYTES = 1 << 30
+_ROW_ALIGNMENT = 128  # chunk rows, where the budget allows: a GEMM tile
+_COLUMN_ALIGNMENT = 32  # slab row stride in elements: 128 bytes of fp32
+_UPCAST_ROWS = 8192  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
+
+
+class LossCall(NamedTuple):
+    """Inputs of the ops in :mod:`fastdss._ops`, in schema order. N tokens, D hidden, V vocabulary (of this rank)."""
+
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    labels: Tensor  # [N] int64, over the whole vocabulary
+    ce_weight: Tensor  # [N] fp32/fp64, 0 at labels that do not count
+    kl_weight: Tensor | None  # [N]
+    ref_logprobs: Tensor | None  # [N]
+    ref_hidden: Tensor | None  # [N, D']
+    ref_lm_head: Tensor | None  # [V, D']
+    ref_bias: Tensor | None  # [V]
+    rows: Tensor | None  # [n] int64: the only rows that matter, those with a KL weight first
+    kl_rows: int  # how many of ``rows`` have a KL weight; -1: not known
+    objective: str
+    compute_dtype: torch.dtype
+    impl: str  # "torch" or "triton"
+    chunk_bytes: int  # 0: the device's default
+    compact: bool
+    group: str  # name of the process group over which the vocabulary is split, or ""
+
+
+class LossResult(NamedTuple):
+    token_ce: Tensor  # [N]
+    token_kl: Tensor  # [N]
+    d_hidden: Tensor | None  # [N, D] in the accumulation dtype
+    d_head: Tensor | None  # [V, D]
+    d_bias: Tensor | None  # [V]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows are computed, in which order: the first ``kl_rows`` also need the reference's logits."""
+
+    index: Tensor | None  # None: all rows as they are
+    count: int
+    kl_rows: int
+    trusted: bool  # every planned row is known to have a weight
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Tensor | slice, int]]:
+        """(position in the plan, rows of the inputs, how many of them need the reference)"""
+        for start in range(0, self.count, size):
+            span = slice(start, min(start + size, self.count))
+            rows = span if self.index is None else self.index[span]
+            yield span, rows, min(max(self.kl_rows - start, 0), span.stop - start)
+
+
+def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
+    """Leave out rows without any weight. Reads two counts back to the host unless ``rows`` or ``compact=False`` is given."""
+    total = call.labels.shape[0]
+    if call.rows is not None:
+        count = call.rows.shape[0]
+        return RowPlan(call.rows, count, (count if call.kl_rows < 0 else call.kl_rows) if full_kl else 0, False)
+    if not call.compact:
+        return RowPlan(None, total, total if full_kl else 0, False)
+    index, kl_rows = order_rows(call.ce_weight, call.kl_weight)
+    count = index.shape[0]
+    whole = count == total and (not full_kl or kl_rows in (0, total))
+    return RowPlan(None if whole else index, count, kl_rows if full_kl else 0, True)
+
+
+def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int]:
+    """Rows with a KL weight, then the others with a cross-entropy weight; and the number of the former."""
+    has_kl = torch.zeros_like(ce_weight, dtype=torch.bool) if kl_weight is None else kl_weight != 0
+    live = has_kl | (ce_weight != 0)
+    order = torch.argsort(torch.where(has_kl, 0, torch.where(live, 1, 2)), stable=True)
+    kl_rows, count = torch.stack([has_kl.sum(), live.sum()]).tolist()
+    return order[:count], kl_rows
+
+
+class VocabShard(NamedTuple):
+    """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
+
+    start: int
+    size: int  # of the whole vocabulary
+    group: torch.distributed.ProcessGroup | None
+
+    @staticmethod
+    def of(call: LossCall) -> VocabShard:
+        width = call.lm_head.shape[0]
+        if not call.group:
+            return VocabShard(0, width, None)
+        group = torch.distributed.distributed_c10d._resolve_process_group(call.group)
+        return VocabShard(group.rank() * width, group.size() * width, group)
+
+    def combine(self, local: RowStats, reverse: bool) -> RowStats:
+        """Statistics of the whole vocabulary from every rank's slice: one maximum and one sum over the group."""
+        dist = torch.distributed
+        lses = torch.stack([t for t in (local.lse, local.ref_lse) if t is not None])
+        peaks = lses.clone()
+        dist.all_reduce(peaks, dist.ReduceOp.MAX, group=self.group)
+        shares = (lses - peaks).exp()
+        drawn_from = shares[0 if reverse else -1]  # mean_diff is an expectation under p (reverse) or q (forward)
+        optional = [local.mean_logit, None if local.mean_diff is None else drawn_from * local.mean_diff]
+        sums = torch.stack([*shares, local.label_logit, *(t for t in optional if t is not None)])
+        dist.all_reduce(sums, group=self.group)
+        lse, *ref_lse = peaks + sums[: len(shares)].log()
+        label_logit, *rest = sums[len(shares) :]
+        mean_logit = rest.pop(0) if local.mean_logit is not None else None
+        if local.mean_diff is None:
+            return RowStats(lse, label_logit, mean_logit, None, None)
+        mean_diff = rest.pop(0) / sums[0 if reverse else 1]
+        return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
+
+
+def run_chunks(call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool) -> LossResult:
+    """Per-token terms, and the gradients of ``sum(ce_weight * token_ce + kl_weight * token_kl)`` that were asked for."""
+    with torch.no_grad(), torch.autocast(call.hidden.device.type, enabled=False):
+        return _run_chunks(call, hidden_grad, head_grad, bias_grad)
+
+
+def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: bool) -> LossResult:
+    objective = Objective.decode(call.objective)
+    accumulate = torch.float64 if call.compute_dtype == torch.float64 else torch.float32
+    shard = VocabShard.of(call)
+    plan = plan_rows(call, objective.full_kl)
+    new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
+    d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None
+    d_head = call.hidden.new_zeros(call.lm_head.shape, dtype=accumulate) if head_grad else None
+    d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=accumulate) if bias_grad else None
+    token_ce, token_kl = (call.hidden.new_zeros(call.labels.shape, dtype=accumulate) for _ in range(2))
+    head = call.lm_head.to(call.compute_dtype)
+    size = chunk_rows(call, plan, accumulate, objective.full_kl)
+    slab = _slab(call.hidden, size, head.shape[0], accumulate)
+    ref_slab = _slab(call.hidden, min(size, plan.kl_rows), head.shape[0], accumulate)
+    for span, rows, with_ref in plan.chunks(size):
+        inputs = RowInputs(*(None if t is None else t[rows] for t in call[3:7]))  # type: ignore[arg-type]
+        dead = None if plan.trusted else _without_weight(inputs)
+        x = _gather(call.hidden, rows, dead, call.compute_dtype)
+        logits = slab[: span.stop - span.start]
+        _project(x, head, out=logits)
+        if with_ref:
+            assert call.ref_hidden is not None and call.ref_lm_head is not None
+            ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
+            x_ref = _gather(call.ref_hidden, ref_rows, None if dead is None else dead[:with_ref], call.ref_hidden.dtype)
+            _project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])
+        grad = hidden_grad or head_grad or bias_grad
+        dz, ce, kl = _pass_rows(call, objective, shard, logits, ref_slab[:with_ref], inputs, grad)
+        token_ce[rows] = ce if dead is None else ce.masked_fill(dead, 0)
+        token_kl[rows] = kl
+        if d_hidden is not None:
+            _hidden_gradient(dz, head, d_hidden, rows)
+        if d_head is not None:
+            _head_gradient(dz, x, d_head)
+        if d_bias is not None:
+            d_bias += dz.sum(dim=0, dtype=accumulate)
+    if d_hidden is not None and shard.group is not None:
+        torch.distributed.all_reduce(d_hidden, group=shard.group)
+    return LossResult(token_ce, token_kl, d_hidden, d_head, d_bias)
+
+
+def chunk_rows(call: LossCall, plan: RowPlan, accumulate: torch.dtype, full_kl: bool) -> int:
+    """Rows per chunk: what the byte budget allows, spread evenly over the chunks that makes necessary."""
+    device = call.hidden.device.type
+    budget = call.chunk_bytes or DEFAULT_CHUNK_BYTES.get(device, _DEVICE_CHUNK_BYTES)
+    slabs = 2 if full_kl and plan.kl_rows else 1
+    width = _padded(call.lm_head.shape[0])
+    most = max(1, budget // (width * accumulate.itemsize * slabs))
+    if most > _ROW_ALIGNMENT:
+        most -= most % _ROW_ALIGNMENT
+    chunks = max(1, -(-plan.count // most))
+    even = max(1, -(-plan.count // chunks))
+    return min(most, -(-even // _ROW_ALIGNMENT) * _ROW_ALIGNMENT) if chunks > 1 else even
+
+
+def _padded(width: int) -> int:
+    return -(-width // _COLUMN_ALIGNMENT) * _COLUMN_ALIGNMENT
+
+
+def _slab(like: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    return like.new_empty((rows, _padded(width)), dtype=dtype)[:, :width]
+
+
+def _without_weight(inputs: RowInputs) -> Tensor:
+    dead = inputs.ce_weight == 0
+    return dead if inputs.kl_weight is None else dead & (inputs.kl_weight == 0)
+
+
+def _gather(source: Tensor, rows: Tensor | slice, dead: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The chunk's rows of ``source``, zero where they have no weight (a NaN there must not reach dW)."""
+    x = source[rows].to(dtype)
+    return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)
+
+
+def _pass_rows(
+    call: LossCall,
+    objective: Objective,
+    shard: VocabShard,
+    logits: Tensor,
+    ref_logits: Tensor,
+    inputs: RowInputs,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row pass over one chunk, whose first rows have reference logits: ``(dz, token_ce, token_kl)``."""
+    count, with_ref = logits.shape[0], ref_logits.shape[0]
+    ce, kl = logits.new_empty((2, count)).unbind()
+    for part, ref in ((slice(0, with_ref), ref_logits), (slice(with_ref, count), None)):
+        if part.start == part.stop:
+            continue
+        rows = RowInputs(*(None if t is None else t[part] for t in inputs))  # type: ignore[arg-type]
+        ce[part], kl[part] = torch_row_pass(
+            logits[part],
+            ref,
+            rows,
+            objective,
+            bias=call.bias,
+            ref_bias=call.ref_bias,
+            vocab_start=shard.start,
+            vocab_size=shard.size,
+            combine=None if shard.group is None else lambda s: shard.combine(s, objective.kl == "reverse"),
+            grad=grad,
+        )
+    dz = logits if logits.device.type == "cpu" else logits.to(call.compute_dtype)
+    return dz, ce, kl
+
+
+def _project(x: Tensor, head: Tensor, out: Tensor) -> None:
+    """``out = x @ head.T`` with ``out`` in the accumulation dtype: logits are never rounded to 16 bit."""
+    if out.dtype == head.dtype:
+        torch.mm(x, head.t(), out=out)
+    elif out.device.type == "cpu":
+        x = x.to(out.dtype)
+        for block, part in _upcast_blocks(head, out.dtype):
+            torch.mm(x, part.t(), out=out[:, block])
+    else:
+        torch.mm(x, head.t(), out_dtype=out.dtype, out=out)
+
+
+def _hidden_gradient(dz: Tensor, head: Tensor, d_hidden: Tensor, rows: Tensor | slice) -> None:
+    """``d_hidden[rows] = dz @ head``"""
+    target = d_hidden[rows] if isinstance(rows, slice) else d_hidden.new_empty((dz.shape[0], head.shape[1]))
+    if dz.dtype == head.dtype == target.dtype:
+        torch.mm(dz, head, out=target)
+    elif dz.device.type == "cpu":
+        target.zero_()
+        for block, part in _upcast_blocks(head, dz.dtype):
+            target.addmm_(dz[:, block], part)
+    else:
+        torch.mm(dz, head, out_dtype=target.dtype, out=target)
+    if not isinstance(rows, slice):
+        d_hidden.index_copy_(0, rows, target)
+
+
+def _head_gradient(dz: Tensor, x: Tensor, d_head: Tensor) -> None:
+    """``d_head += dz.T @ x``, summed in the accumulation dtype without a [V, D] temporary."""
+    if dz.dtype == d_head.dtype:
+        d_head.addmm_(dz.t(), x.to(dz.dtype))
+    else:
+        torch.addmm(d_head, dz.t(), x, out_dtype=d_head.dtype, out=d_head)
+
+
+def _upcast_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The CPU has no GEMM from 16 to 32 bit: a few rows of the head at a time, upcast into one reused buffer."""
+    buffer = head.new_empty((min(_UPCAST_ROWS, head.shape[0]), head.shape[1]), dtype=dtype)
+    for start in range(0, head.shape[0], _UPCAST_ROWS):
+        part = head[start : start + _UPCAST_ROWS]
+        yield slice(start, start + part.shape[0]), buffer[: part.shape[0]].copy_(part)

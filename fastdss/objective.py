@@ -1,0 +1,302 @@
+"""The objective: what one row (one token) costs, and how that cost changes with its logits.
+
+Derivation. Let ``r`` be the raw logits of a row, ``s`` the logit scale and ``c`` the softcap, so that
+
+    z = s * r                      or, with a softcap,      z = c * tanh(s * r / c)
+    p = softmax(z),   lse = logsumexp(z),   y = one-hot label,   logp = z_y - lse
+
+With weights ``a`` (cross-entropy) and ``b`` (KL), label smoothing ``e`` and z-loss ``g`` the row costs
+
+    L  = a * CE + b * KL
+    CE = (1 - e) * (lse - z_y) + e * (lse - mean(z)) + g * lse^2
+
+    dCE/dz = p * (1 + 2 g lse) - (1 - e) y - e / V                              since d lse / dz = p
+
+KL on the label alone, with ``d = logp - ref_logp`` (http://joschu.net/blog/kl-approx.html) and d d/dz = y - p:
+
+    k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d         k1' = 1,  k2' = d,  k3' = 1 - exp(-d)
+    dKL/dz = k'(d) * (y - p)
+
+KL over the vocabulary, with q the reference's distribution and ``D = z - z_ref``. Its two log-sum-exps cancel from the
+gradient of the reverse form, which leaves differences only:
+
+    reverse  KL(p||q) = E_p[D] - lse + ref_lse          dKL/dz = p * (D - E_p[D])
+    forward  KL(q||p) = lse - ref_lse - E_q[D]          dKL/dz = p - q
+
+So every gradient has the one form that both row passes write over the logits,
+
+    dz = p * (A + b * (D - E_p[D]) if reverse) - b * q (if forward) + B * y + C
+    A = a * (1 + 2 g lse) - b * k'(d) (label forms) + b (forward),   B = b * k'(d) - a * (1 - e),   C = -a * e / V
+
+and dr = dz * s * (1 - (z / c)^2). ``lse`` and the expectations are sums over the vocabulary, so a vocabulary split over
+ranks only has to combine them: that is :class:`RowStats`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LABEL_KL = ("k1", "k2", "k3")
+FULL_KL = ("reverse", "forward")
+
+# Elements per row block of the torch pass: 2 MiB of fp32 stay in a core's caches between the passes over them.
+# Measured on 2 Zen 4 cores, 512 x 49152: 24 ms from 4 rows a block on, 38 ms with 2.
+_BLOCK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything about the loss that is the same for all rows."""
+
+    kl: str = "none"  # "none", one of LABEL_KL or one of FULL_KL
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    ref_logit_scale: float = 1.0
+    ref_softcap: float | None = None
+
+    @property
+    def full_kl(self) -> bool:
+        return self.kl in FULL_KL
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    @lru_cache(maxsize=128)
+    def decode(text: str) -> Objective:
+        return Objective(**json.loads(text))
+
+
+class RowInputs(NamedTuple):
+    """What the row pass knows about each row besides its logits; every tensor is [rows]."""
+
+    labels: Tensor  # int64, of the whole vocabulary
+    ce_weight: Tensor
+    kl_weight: Tensor | None
+    ref_logprobs: Tensor | None
+
+
+class RowStats(NamedTuple):
+    """Sums over the vocabulary of each row: over the local slice first, over all ranks once combined."""
+
+    lse: Tensor
+    label_logit: Tensor  # 0 where another rank holds the label
+    mean_logit: Tensor | None  # sum over the slice / whole vocabulary size
+    ref_lse: Tensor | None
+    mean_diff: Tensor | None  # E[z - z_ref] under p (reverse) or q (forward)
+
+
+class RowCoefficients(NamedTuple):
+    """A, B, C and b of the module's docstring (times the logit scale)."""
+
+    prob: Tensor
+    label: Tensor
+    const: Tensor | None
+    kl: Tensor | None
+
+
+def label_kl(kind: str, d: Tensor) -> tuple[Tensor, Tensor]:
+    """``(k(d), k'(d))`` for the label estimators."""
+    if kind == "k1":
+        return d, torch.ones_like(d)
+    if kind == "k2":
+        return d * d * 0.5, d
+    return torch.expm1(-d) + d, -torch.expm1(-d)
+
+
+def finish_rows(
+    stats: RowStats, rows: RowInputs, objective: Objective, vocab_size: int
+) -> tuple[Tensor, Tensor, RowCoefficients]:
+    """Per-token terms and gradient coefficients from the (combined) row statistics.
+
+    Returns ``(token_ce, token_kl, coefficients)``, all [rows]. A label outside the vocabulary gives NaN.
+    """
+    o, a, b = objective, rows.ce_weight, rows.kl_weight
+    in_vocab = (rows.labels >= 0) & (rows.labels < vocab_size)
+    label_logit = stats.label_logit.masked_fill(~in_vocab, math.nan)
+    nll = stats.lse - label_logit
+    ce = nll
+    if o.label_smoothing:
+        ce = (1 - o.label_smoothing) * nll + o.label_smoothing * (stats.lse - stats.mean_logit)
+    if o.z_loss:
+        ce = ce + o.z_loss * stats.lse.square()
+    prob = a * (1 + 2 * o.z_loss * stats.lse)
+    label = a * (o.label_smoothing - 1)
+    const = -a * (o.label_smoothing / vocab_size) if o.label_smoothing else None
+    kl = torch.zeros_like(nll)
+    if b is not None and o.kl in LABEL_KL:
+        d = (-nll - rows.ref_logprobs).masked_fill(b == 0, 0)
+        kl, slope = label_kl(o.kl, d)
+        prob, label = prob - b * slope, label + b * slope
+    elif b is not None and stats.ref_lse is not None:
+        sign = 1 if o.kl == "reverse" else -1
+        kl = (sign * (stats.mean_diff + stats.ref_lse - stats.lse)).masked_fill(b == 0, 0)
+        prob = prob + b if o.kl == "forward" else prob
+    s = o.logit_scale
+    scaled = RowCoefficients(
+        prob * s,
+        label * s,
+        None if const is None else const * s,
+        None if b is None or stats.ref_lse is None else b * s,
+    )
+    return ce, kl, scaled
+
+
+def torch_row_pass(
+    logits: Tensor,
+    ref_logits: Tensor | None,
+    rows: RowInputs,
+    objective: Objective,
+    *,
+    bias: Tensor | None,
+    ref_bias: Tensor | None,
+    vocab_start: int,
+    vocab_size: int,
+    combine: Callable[[RowStats], RowStats] | None,
+    grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The row pass in plain torch: per-token terms, and ``logits`` overwritten with the loss's gradient.
+
+    logits: [c, V] fp32 or fp64 raw logits, overwritten. ref_logits: [c, V], overwritten. ``combine`` joins the
+    statistics of a vocabulary split over ranks; without it row blocks run one after the other, while they are in cache.
+    Returns ``(token_ce, token_kl)``, each [c].
+    """
+    count, width = logits.shape
+    step = max(1, count if combine else _BLOCK_ELEMENTS // width)
+    token_ce, token_kl = logits.new_empty(count), logits.new_empty(count)
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        part = RowInputs(*(None if t is None else t[block] for t in rows))  # type: ignore[arg-type]
+        z, jacobian = _transform(logits[block], bias, objective.logit_scale, objective.softcap, grad)
+        z_ref = None
+        if ref_logits is not None:
+            z_ref, _ = _transform(
+                ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
+            )
+        local = _local_stats(z, z_ref, part.labels - vocab_start, objective, vocab_size)
+        stats = combine(local) if combine else local
+        token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
+        if grad:
+            _write_gradient(z, z_ref, part.labels - vocab_start, local, stats, coefficients, objective)
+            if jacobian is not None:
+                z.mul_(jacobian)
+    return token_ce, token_kl
+
+
+def _transform(
+    z: Tensor, bias: Tensor | None, scale: float, softcap: float | None, grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Raw logits to logits, in place; also d tanh, where a softcap makes it necessary."""
+    if bias is not None:
+        z.add_(bias)
+    if softcap is None:
+        return (z if scale == 1.0 else z.mul_(scale)), None
+    z.mul_(scale / softcap).tanh_()
+    jacobian = (1 - z.square()) if grad else None
+    return z.mul_(softcap), jacobian
+
+
+def _softmax_(z: Tensor) -> Tensor:
+    """``z`` becomes softmax(z); returns logsumexp(z), taken from the largest entry of both: max p = exp(max z - lse)."""
+    peak = z.amax(dim=1)
+    torch.softmax(z, dim=1, out=z)
+    return peak - z.amax(dim=1).log()
+
+
+def _local_stats(
+    z: Tensor, z_ref: Tensor | None, local_labels: Tensor, objective: Objective, vocab_size: int
+) -> RowStats:
+    """Statistics of one vocabulary slice. ``z`` becomes p, ``z_ref`` becomes z - z_ref (reverse) or q (forward)."""
+    mine = (local_labels >= 0) & (local_labels < z.shape[1])
+    column = torch.where(mine, local_labels, 0).unsqueeze(1)
+    label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
+    mean_logit = z.sum(dim=1) / vocab_size if objective.label_smoothing else None
+    if z_ref is None:
+        return RowStats(_softmax_(z), label_logit, mean_logit, None, None)
+    reverse = objective.kl == "reverse"
+    diff = z - z_ref
+    diff.masked_fill_((z if reverse else z_ref) == -math.inf, 0)  # an impossible token (bias -inf) adds nothing
+    ref_lse = _softmax_(z_ref)
+    lse = _softmax_(z)
+    mean_diff = torch.linalg.vecdot(z if reverse else z_ref, diff)
+    if reverse:
+        z_ref.copy_(diff)
+    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff)
+
+
+def _write_gradient(
+    p: Tensor,
+    other: Tensor | None,
+    local_labels: Tensor,
+    local: RowStats,
+    stats: RowStats,
+    coefficients: RowCoefficients,
+    objective: Objective,
+) -> None:
+    """``p`` becomes dz; ``other`` is what :func:`_local_stats` left in ``z_ref``."""
+    share = (local.lse - stats.lse).exp()  # of the slice in the whole distribution; 1 without a split
+    if other is not None and objective.kl == "reverse":
+        assert coefficients.kl is not None and stats.mean_diff is not None
+        factor = other.sub_(stats.mean_diff.unsqueeze(1)).mul_((coefficients.kl * share).unsqueeze(1))
+        p.mul_(factor.add_((coefficients.prob * share).unsqueeze(1)))
+    else:
+        p.mul_((coefficients.prob * share).unsqueeze(1))
+    if other is not None and objective.kl == "forward":
+        assert coefficients.kl is not None and local.ref_lse is not None and stats.ref_lse is not None
+        ref_share = (local.ref_lse - stats.ref_lse).exp()
+        p.sub_(other.mul_((coefficients.kl * ref_share).unsqueeze(1)))
+    if coefficients.const is not None:
+        p.add_(coefficients.const.unsqueeze(1))
+    mine = (local_labels >= 0) & (local_labels < p.shape[1])
+    column = torch.where(mine, local_labels, 0).unsqueeze(1)
+    p.scatter_add_(1, column, torch.where(mine, coefficients.label, 0).unsqueeze(1))
+
+
+def oracle_terms(
+    raw: Tensor, rows: RowInputs, objective: Objective, *, raw_ref: Tensor | None = None, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """``(token_ce, token_kl)`` straight from the definitions, for autograd to differentiate; shares no code with the pass.
+
+    raw, raw_ref: [N, V] raw logits (bias added), float64. Both terms are [N], 0 where they have no weight.
+    """
+    o = objective
+    log_p = _oracle_log_softmax(raw, o.logit_scale, o.softcap)
+    counts = (rows.labels != ignore_index) & ((rows.ce_weight != 0) | (_or_zero(rows.kl_weight, rows.ce_weight) != 0))
+    column = torch.where(counts, rows.labels, 0).unsqueeze(1)
+    logp = log_p.gather(1, column).squeeze(1)
+    ce = -(1 - o.label_smoothing) * logp - o.label_smoothing * log_p.mean(dim=1)
+    if o.z_loss:
+        z = raw * o.logit_scale if o.softcap is None else o.softcap * torch.tanh(raw * o.logit_scale / o.softcap)
+        ce = ce + o.z_loss * z.logsumexp(dim=1) ** 2
+    ce = torch.where(counts, ce, 0)
+    if o.kl == "none" or rows.kl_weight is None:
+        return ce, torch.zeros_like(ce)
+    if o.kl in LABEL_KL:
+        assert rows.ref_logprobs is not None
+        ratio = rows.ref_logprobs - logp  # log(q / p)
+        kl = {"k1": -ratio, "k2": ratio**2 / 2, "k3": ratio.exp() - 1 - ratio}[o.kl]
+    else:
+        assert raw_ref is not None
+        log_q = _oracle_log_softmax(raw_ref, o.ref_logit_scale, o.ref_softcap)
+        pair = (log_q, log_p) if o.kl == "reverse" else (log_p, log_q)
+        kl = torch.nn.functional.kl_div(*pair, reduction="none", log_target=True).sum(dim=1)
+    return ce, torch.where(counts & (rows.kl_weight != 0), kl, 0)
+
+
+def _oracle_log_softmax(raw: Tensor, scale: float, softcap: float | None) -> Tensor:
+    z = raw * scale
+    return torch.log_softmax(z if softcap is None else softcap * torch.tanh(z / softcap), dim=1)
+
+
+def _or_zero(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tensor is None else tensor
