@@ -17,6 +17,7 @@ Conversation = list[Message]
 
 MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
 _ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte-fallback pieces: ordinary text may need them
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
 
 
@@ -53,7 +54,7 @@ class ChatEncoder:
         controls = {text: index for text, index in controls.items() if len(text) > 1 and not text.isspace()}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._control_ids = frozenset(controls.values())
+        self._control_ids = frozenset(index for text, index in controls.items() if not _BYTE.fullmatch(text))
         self._expected: dict[tuple, int] = {}
 
     def control_strings(self, text: str) -> list[str]:

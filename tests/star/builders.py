@@ -1,0 +1,167 @@
+"""Tiny tokenizers, tiny random models and a guard template with head, tail and answer prefix, made in milliseconds."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+from transformers.models.gemma2 import Gemma2ForCausalLM
+from transformers.models.granite import GraniteForCausalLM
+from transformers.models.llama import LlamaForCausalLM
+from transformers.models.mistral import MistralForCausalLM
+from transformers.models.qwen3 import Qwen3ForCausalLM
+
+from fastdss import Guard, GuardSpec
+
+SPECIAL = ["<s>", "</s>", "<pad>", "<|start|>", "<|end|>", "<|eot_id|>"]
+
+# Head, conversation and tail as Llama Guard has them; content is stripped, the tail follows it at once.
+TEMPLATE = (
+    "{{ bos_token }}<|start|>user\n\nTask: look for private details in the last message of the Agent.\n"
+    "<BEGIN CONVERSATION>\n\n"
+    "{% for message in messages %}"
+    "{{ {'user': 'User', 'assistant': 'Agent', 'system': 'System'}[message['role']] }}: "
+    "{{ message['content'] | trim }}\n\n"
+    "{% endfor %}"
+    "<END CONVERSATION>\n\nFirst line: safe or unsafe.<|end|><|start|>assistant"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+WORDS = {"answer_prefix": "\n\n", "safe": "safe", "unsafe": "unsafe"}
+
+_CORPUS = [
+    "Task: look for private details in the last message of the Agent.\n<BEGIN CONVERSATION>\n\nUser: Hello there.\n\n",
+    "Agent: You can call her on 555 0100.\n\n<END CONVERSATION>\n\nFirst line: safe or unsafe.\n\nsafe\n\nunsafe\n\n",
+    "Sure! Here is how: mix the flour, the milk and the eggs. Then wait.\n\nIs it safe? It is not unsafe.\n\n",
+    "Mail anna@example.org, or write to 12 Elm Street; the password is swordfish!\n\nWhy not? No. Yes.\n\n",
+] * 8
+
+# As Llama 3 splits: punctuation takes following newlines with it, so a response's last "." joins the template's "\n\n".
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TOKENIZERS = ("llama3", "gpt2", "metaspace", "unsplit")
+
+
+@functools.cache
+def make_tokenizer(kind: str = "llama3") -> PreTrainedTokenizerFast:
+    """A tokenizer trained on a few sentences; ``unsplit`` merges across words, lines and everything."""
+    byte_alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if kind == "metaspace":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+        bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+        trainer = trainers.BpeTrainer(
+            vocab_size=620, special_tokens=["<unk>", *bytes_], max_token_length=8, show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")
+        split = [pre_tokenizers.Split(Regex(_LLAMA3), "isolated")] if kind == "llama3" else []
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=520, initial_alphabet=byte_alphabet, max_token_length=8, show_progress=False
+        )
+    corpus = _CORPUS if kind != "unsplit" else [line + "\n" for text in _CORPUS for line in text.split("\n")]
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
+    )
+    fast.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
+    fast.add_tokens(["<tool>"])  # an added token that is not special: also only the template's to write
+    return fast
+
+
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.25,  # large enough that verdicts differ from prefix to prefix
+}
+ARCHITECTURES = {
+    "llama": lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **_SHAPE)),
+    "granite": lambda v: GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=v, logits_scaling=4.0, embedding_multiplier=3.0, residual_multiplier=0.5,
+            attention_multiplier=0.2, **_SHAPE)
+    ),
+    "qwen3": lambda v: Qwen3ForCausalLM(Qwen3Config(vocab_size=v, **_SHAPE)),
+    "mistral": lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=24, **_SHAPE)),
+    "gemma2": lambda v: Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=v, sliding_window=24, query_pre_attn_scalar=8, attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0, **_SHAPE)
+    ),
+}  # fmt: skip
+
+
+def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):
+    """A random model of three layers, with grouped-query heads; Mistral's and Gemma2's windows are shorter than a text."""
+    torch.manual_seed(seed)
+    return ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
+
+
+def make_guard(
+    architecture: str = "llama",
+    kind: str = "llama3",
+    dtype: torch.dtype = torch.float32,
+    *,
+    spec: GuardSpec | None = None,
+    seed: int = 0,
+    check: bool = True,
+) -> Guard:
+    tokenizer = make_tokenizer(kind)
+    model = make_model(architecture, len(tokenizer), dtype, seed)
+    return Guard(model, tokenizer, spec or make_spec(), check=check)
+
+
+def make_spec(**changes) -> GuardSpec:
+    return GuardSpec("test-guard", **{"template": TEMPLATE, **WORDS, **changes})
+
+
+def dense_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **_):
+    """The definition, in the inputs' own precision: softmax over a dense causal (and windowed) score matrix."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    distance = torch.arange(key.shape[2])[:, None] - torch.arange(key.shape[2])[None, :]
+    hidden = (distance < 0) | (distance >= (sliding_window or 2**30))
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("fastdss_test_dense", dense_attention)
+
+BATCH = {
+    "prompt": ["Hello there.", "How do I reach Anna?", "How do I reach Anna?", "Is it safe?"],
+    "response": [
+        "Sure! Here is how: mix the flour,\n\nthe milk and the eggs. Then wait. It is safe.",
+        "You can call her on 555 0100. Mail anna@example.org, or write to 12 Elm Street; the password is swordfish!",
+        "No.",
+        "Grüße aus München 🙂🙃 naïve\n\n  \n日本語の文 です。 Why not?  Yes. \n",
+    ],
+}
+
+
+def spread(scores: list[Tensor]) -> float:
+    """How much the scores of a batch differ: a guard that says the same of everything tests nothing."""
+    flat = torch.cat(scores)
+    return (flat.max() - flat.min()).item()
