@@ -1,0 +1,151 @@
+"""Reference log-probabilities: those of the full logits, the same from the cache, after a crash and after damage."""
+
+import pytest
+import torch
+from tiny_models import own_logits, tiny_batch, tiny_model
+
+from fastdss import reference
+from fastdss.collator import pack
+from fastdss.enable import dss_settings, enable_dss
+from fastdss.reference import reference_logprobs
+
+
+def dataset(count=7):
+    batch = tiny_batch(rows=count, length=12)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [{name: batch[name][i, :n].tolist() for name in ("input_ids", "labels")} for i, n in enumerate(lengths)]
+
+
+def expected(model, rows):
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            log_p = own_logits(model, {"input_ids": ids})[0].log_softmax(-1)
+        values = torch.zeros(len(labels), dtype=log_p.dtype)
+        for t in range(1, len(labels)):
+            if labels[t] != -100:
+                values[t] = log_p[t - 1, labels[t]]
+        yield values.float()
+
+
+def counting(model):
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 8192])
+def test_equal_to_full_logits_one_row_at_a_time(batch_tokens):
+    model, rows = tiny_model("Granite").train(), dataset()
+    found = reference_logprobs(model, rows, batch_tokens=batch_tokens, part_rows=4)
+    for got, want in zip(found, expected(model, rows), strict=True):
+        assert got.dtype == torch.float32
+        assert torch.allclose(got, want, atol=1e-6)
+    assert model.training
+    assert dss_settings(model) is None
+
+
+def test_packed_rows():
+    model, rows = enable_dss(tiny_model(), kl_scale=0.1), dataset()
+    packed = list(pack(rows, 30))
+    found = torch.cat(reference_logprobs(model, packed))
+    order = [rows.index({k: list(v) for k, v in row.items()}) for row in unpack(packed)]
+    want = list(expected(model, rows))
+    assert torch.allclose(found, torch.cat([want[i] for i in order]), atol=1e-6)
+    assert dss_settings(model).kl_scale == 0.1
+
+
+def unpack(packed):
+    for row in packed:
+        start = 0
+        for length in row["seq_lengths"]:
+            yield {name: row[name][start : start + length] for name in ("input_ids", "labels")}
+            start += length
+
+
+def test_the_cache_answers_without_the_model(tmp_path):
+    model, rows = tiny_model(), dataset()
+    first = reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    assert len(list(tmp_path.iterdir())) == 3
+    calls = counting(model)
+    again = reference_logprobs(enable_dss(model), rows, cache_dir=tmp_path, part_rows=3)
+    assert calls == [1, 1]  # enable_dss's own check
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_other_weights_data_or_precision_are_other_answers(tmp_path):
+    model, rows = enable_dss(tiny_model(dtype=torch.float32)), dataset()
+    reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    calls = counting(model)
+    edited = [dict(row) for row in rows]
+    edited[5]["labels"] = [-100, *edited[5]["labels"][1:-1], 7]
+    reference_logprobs(model, edited, cache_dir=tmp_path, part_rows=3)
+    assert len(calls) == 1, "only the edited part runs again"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    assert len(calls) == 4
+    model.lm_head.weight.data[0, 0] += 1
+    changed = reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    assert len(calls) == 7
+    assert torch.allclose(torch.cat(changed), torch.cat(list(expected(model, rows))), atol=1e-5)
+    calls.clear()
+    reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3, model_id="me/model@1")
+    model.lm_head.weight.data[0, 0] += 1
+    reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3, model_id="me/model@1")
+    assert len(calls) == 3, "model_id stands in for the weights"
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    model, rows = enable_dss(tiny_model()), dataset()
+    calls = []
+
+    def stop_at_third(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    handle.remove()
+    calls = counting(model)
+    found = reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3)
+    assert len(calls) == 1
+    assert torch.allclose(torch.cat(found), torch.cat(list(expected(model, rows))), atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_parts_are_set_aside(tmp_path, damage):
+    model, rows = enable_dss(tiny_model()), dataset()
+    first = reference_logprobs(model, rows, cache_dir=tmp_path)
+    (part,) = tmp_path.iterdir()
+    content = bytearray(part.read_bytes())
+    content[-3] ^= 1
+    part.write_bytes(content[:-20] if damage == "truncated" else content)
+    again = reference_logprobs(model, rows, cache_dir=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".damaged", ".safetensors"]
+
+
+def test_a_full_disk_leaves_no_half_written_part(tmp_path, monkeypatch):
+    model, rows = enable_dss(tiny_model()), dataset()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reference.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        reference_logprobs(model, rows, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors():
+    model, rows = enable_dss(tiny_model()), dataset()
+    with pytest.raises(ValueError, match="batch_tokens"):
+        reference_logprobs(model, rows, batch_tokens=0)
+    with pytest.raises(ValueError, match="example 0 has no 'labels'"):
+        reference_logprobs(model, [{"input_ids": [3, 4]}])
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"row 0: .*not finite"):
+        reference_logprobs(model, rows)
+    assert reference_logprobs(model, []) == []
