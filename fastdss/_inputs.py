@@ -10,18 +10,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked import LossCall, order_rows
+from .chunked import LossCall
 from .objective import FULL_KL, LABEL_KL, Objective
 
 
 class LiveRows(NamedTuple):
     """What ``live_rows`` found, for ``rows=``; a NamedTuple, so that accelerate and DataLoader can move it."""
 
-    index: Tensor  # [n] int64 positions in the flattened batch, those with a KL weight first
+    index: Tensor  # type: ignore[assignment]  # [n] int64 positions in the flat batch, those with a KL weight first
     kl_rows: int  # how many of them have a KL weight
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LiveRows:
         return LiveRows(self.index.to(device, non_blocking=non_blocking), self.kl_rows)
+
+
+class Reference(NamedTuple):
+    """The reference's side of a batch, flattened."""
+
+    logprobs: Tensor | None = None  # [N]
+    hidden: Tensor | None = None  # [N, D']
+    lm_head: Tensor | None = None  # [V, D']
+    bias: Tensor | None = None  # [V]
+
+
+class RunOptions(NamedTuple):
+    """How to compute, as opposed to what; no option changes the result."""
+
+    rows: LiveRows | Tensor | None
+    compact: bool
+    impl: str
+    chunk_bytes: int | None
+    group: Any
 
 
 class Batch:
@@ -54,8 +73,7 @@ class Batch:
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_values(labels, scores, name, ignore_index, lm_head.shape[0], unit_interval=name == "star")
 
-    def flat_logprobs(self, ref_logprobs: Tensor) -> Tensor:
-        """[N], aligned with the labels it belongs to."""
+    def reference_logprobs(self, ref_logprobs: Tensor) -> Reference:
         if ref_logprobs.shape != self.shape:
             raise ValueError(
                 f"ref_logprobs must have the shape of labels, {list(self.shape)}, got {_sizes(ref_logprobs)}"
@@ -63,12 +81,9 @@ class Batch:
         if not ref_logprobs.is_floating_point():
             raise TypeError(f"ref_logprobs must be floating point, got {ref_logprobs.dtype}")
         _check_devices(self.hidden, ref_logprobs=ref_logprobs)
-        return _shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1).to(self.ce_weight.dtype)
+        return Reference(_shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1).to(self.ce_weight.dtype))
 
-    def flat_reference(
-        self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None
-    ) -> dict[str, Tensor | None]:
-        """The reference's hidden states [N, D'] and head, in one dtype."""
+    def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> Reference:
         _check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
         if ref_hidden.shape[:-1] != self.shape:
             raise ValueError(f"ref_hidden must be {[*self.shape, 'D']} like labels, got {_sizes(ref_hidden)}")
@@ -83,50 +98,49 @@ class Batch:
         dtype = _compute_dtype(ref_hidden, ref_lm_head, "ref_")
         if (dtype == torch.float64) != (self.compute_dtype == torch.float64):
             raise TypeError(f"reference and policy must both be float64 or neither, got {dtype}, {self.compute_dtype}")
-        return {
-            "ref_hidden": ref_hidden.detach().reshape(-1, ref_hidden.shape[-1]).to(dtype),
-            "ref_lm_head": ref_lm_head.detach().to(dtype),
-            "ref_bias": None if ref_bias is None else ref_bias.detach(),
-        }
+        return Reference(
+            None,
+            ref_hidden.detach().reshape(-1, ref_hidden.shape[-1]).to(dtype),
+            ref_lm_head.detach().to(dtype),
+            None if ref_bias is None else ref_bias.detach(),
+        )
 
     def call(
         self,
         objective: Objective,
+        options: RunOptions,
         *,
         bias: Tensor | None,
-        rows: LiveRows | Tensor | None,
-        compact: bool,
-        impl: str,
-        chunk_bytes: int | None,
-        group: Any,
-        **reference: Tensor | None,
+        reference: Reference = Reference(),  # noqa: B008  (immutable)
     ) -> LossCall:
         """The op's arguments."""
         _check_bias("bias", bias, self.lm_head)
         _check_devices(self.hidden, bias=bias)
         _check_objective(objective)
-        index, kl_rows = rows if isinstance(rows, tuple) else (rows, -1)
+        index, kl_rows = options.rows if isinstance(options.rows, tuple) else (options.rows, -1)
         if index is not None:
             _check_rows(index, self.labels)
-        if chunk_bytes is not None and chunk_bytes <= 0:
-            raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
-        names = ("ref_logprobs", "ref_hidden", "ref_lm_head", "ref_bias")
+        if options.chunk_bytes is not None and options.chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes must be positive, got {options.chunk_bytes}")
         return LossCall(
-            self.hidden,
-            self.lm_head,
-            bias,
-            self.labels,
-            self.ce_weight,
-            self.kl_weight,
-            *(reference.get(name) for name in names),
-            index,
-            kl_rows,
-            objective.encode(),
-            self.compute_dtype,
-            choose_impl(impl, self.hidden.device),
-            chunk_bytes or 0,
-            compact,
-            "" if group is None else group.group_name,
+            hidden=self.hidden,
+            lm_head=self.lm_head,
+            bias=bias,
+            labels=self.labels,
+            ce_weight=self.ce_weight,
+            kl_weight=self.kl_weight,
+            ref_logprobs=reference.logprobs,
+            ref_hidden=reference.hidden,
+            ref_lm_head=reference.lm_head,
+            ref_bias=reference.bias,
+            rows=index,
+            kl_rows=kl_rows,
+            objective=objective.encode(),
+            compute_dtype=self.compute_dtype,
+            impl=choose_impl(options.impl, self.hidden.device),
+            chunk_bytes=options.chunk_bytes or 0,
+            compact=options.compact,
+            group="" if options.group is None else options.group.group_name,
         )
 
 
@@ -192,7 +206,7 @@ def _check_gathered(**tensors: Tensor) -> None:
         if dtensor is not None and isinstance(tensor, dtensor.DTensor):
             raise TypeError(
                 f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
-                "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass its to_local() and group="
+                "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass to_local() and group="
             )
         if hasattr(tensor, "ds_id") and tensor.numel() == 0:
             raise ValueError(

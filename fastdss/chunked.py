@@ -1,8 +1,8 @@
 """The chunk driver: logits of a few rows at a time in one reused slab, turned into gradients where they lie.
 
 For every chunk of rows: ``slab = x @ W^T`` by the vendor's GEMM; one row pass that returns the per-token terms and
-overwrites the slab with dZ; ``dX = dZ @ W``; ``dW += dZ^T @ x``. Logits and sums are fp32 (fp64 for fp64 inputs) whatever
-the parameters' dtype, so per-token values do not depend on it and dW does not depend on the chunk size.
+overwrites the slab with dZ; ``dX = dZ @ W``; ``dW += dZ^T @ x``. Logits and sums are fp32 (fp64 for fp64 inputs)
+whatever the parameters' dtype: per-token values stay exact, and dW does not depend on the chunk size.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .objective import Objective, RowInputs, RowStats, torch_row_pass
 
-# Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about 735 on
-# an H200): 1 GiB is 2048 rows of a 128k vocabulary. On a CPU the slab only has to outweigh re-reading dW.
+# Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about
+# 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. On a CPU the slab only has to outweigh re-reading dW.
 DEFAULT_CHUNK_BYTES = {"cpu": 128 << 20}
 _DEVICE_CHUNK_BYTES = 1 << 30
 _ROW_ALIGNMENT = 128  # chunk rows, where the budget allows: a GEMM tile
@@ -74,7 +74,7 @@ class RowPlan:
 
 
 def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
-    """Leave out rows without any weight. Reads two counts back to the host unless ``rows`` or ``compact=False`` is given."""
+    """Leave out rows without any weight. Without ``rows`` or ``compact=False`` the host waits for two counts."""
     total = call.labels.shape[0]
     if call.rows is not None:
         count = call.rows.shape[0]
@@ -108,7 +108,7 @@ class VocabShard(NamedTuple):
         width = call.lm_head.shape[0]
         if not call.group:
             return VocabShard(0, width, None)
-        group = torch.distributed.distributed_c10d._resolve_process_group(call.group)
+        group = torch.distributed.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
         return VocabShard(group.rank() * width, group.size() * width, group)
 
     def combine(self, local: RowStats, reverse: bool) -> RowStats:
@@ -132,7 +132,7 @@ class VocabShard(NamedTuple):
 
 
 def run_chunks(call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool) -> LossResult:
-    """Per-token terms, and the gradients of ``sum(ce_weight * token_ce + kl_weight * token_kl)`` that were asked for."""
+    """Per-token terms, and the gradients asked for of ``sum(ce_weight * token_ce + kl_weight * token_kl)``."""
     with torch.no_grad(), torch.autocast(call.hidden.device.type, enabled=False):
         return _run_chunks(call, hidden_grad, head_grad, bias_grad)
 
@@ -158,7 +158,8 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
         logits = slab[: span.stop - span.start]
         _project(x, head, out=logits)
         if with_ref:
-            assert call.ref_hidden is not None and call.ref_lm_head is not None
+            assert call.ref_hidden is not None
+            assert call.ref_lm_head is not None
             ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
             x_ref = _gather(call.ref_hidden, ref_rows, None if dead is None else dead[:with_ref], call.ref_hidden.dtype)
             _project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])

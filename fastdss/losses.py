@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._inputs import Batch, LiveRows, check_labels, check_reference, check_values, row_weights
+from ._inputs import Batch, LiveRows, Reference, RunOptions, check_labels, check_reference, check_values, row_weights
 from .chunked import LossCall, order_rows
 from .objective import LABEL_KL, Objective
 
@@ -64,20 +64,20 @@ def weighted_ce(
 
     hidden: [..., D]; lm_head: [V, D]; labels: [...] int; weights: [...] float, >= 0; bias: [V].
     hidden and lm_head share a dtype (fp64, fp32, bf16, fp16) unless autocast is on. Returns fp32 (fp64 for fp64): a
-    scalar, or [...] with ``reduction="none"``, 0 at ignored labels. hidden, lm_head and bias get gradients, once; weights
-    are constants. Rows with an ignored label or zero weight cost nothing and their contents are never looked at.
+    scalar, or [...] with ``reduction="none"``, 0 at ignored labels. hidden, lm_head and bias get gradients, once;
+    weights are constants. Rows with an ignored label or zero weight cost nothing, and a NaN there has no effect.
 
     ``shift=True`` pairs hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
-    ``rows`` (from :func:`live_rows`) spares a GPU the one early synchronisation that counting rows costs, ``compact=False``
-    computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits. ``group`` is the
-    process group over which lm_head's rows are split evenly, in rank order; labels stay global.
+    ``rows`` (from :func:`live_rows`) spares a GPU the one early synchronisation that counting rows costs;
+    ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
+    ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
     Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift)
-    call = batch.call(spec, bias=bias, rows=rows, compact=compact, impl=impl, chunk_bytes=chunk_bytes, group=group)
+    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
     return _reduce(call, batch, reduction, num_items)[0]
 
 
@@ -101,7 +101,7 @@ def dss_loss(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     ref_logit_scale: float | None = None,
-    ref_softcap: float | None | Literal["same"] = "same",
+    ref_softcap: float | Literal["same"] | None = "same",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     rows: LiveRows | Tensor | None = None,
@@ -118,15 +118,15 @@ def dss_loss(
         token    = star * token_ce + (1 - star) * kl_scale * token_kl
         loss     = token.sum() / (num_items or (labels != ignore_index).sum())   # reduction="mean"
 
-    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; star: [...] float in [0, 1], the STAR score of each token's chunk.
-    The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden [..., D'] with ref_lm_head
-    [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and frozen). logit_scale and softcap
-    apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise.
-    hidden, lm_head and bias get gradients; star and everything of the reference are constants. The reference's logits are
-    computed only at rows with (1 - star) * kl_scale > 0. All other options and errors: see :func:`weighted_ce`.
+    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; star: [...] float in [0, 1], the STAR score of each token's
+    chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden [..., D'] with
+    ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and frozen). logit_scale
+    and softcap apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise.
+    hidden, lm_head and bias get gradients; star and everything of the reference are constants. The reference's logits
+    are computed only at rows with (1 - star) * kl_scale > 0. Other options and errors: see :func:`weighted_ce`.
 
-    Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196; k1 to k3:
-    http://joschu.net/blog/kl-approx.html.
+    Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
+    k1 to k3: http://joschu.net/blog/kl-approx.html.
     """
     check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head)
     if not math.isfinite(kl_scale) or kl_scale < 0:
@@ -135,16 +135,16 @@ def dss_loss(
     cap = softcap if ref_softcap == "same" else ref_softcap
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
     batch = Batch(hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale)
-    run = {"rows": rows, "compact": compact, "impl": impl, "chunk_bytes": chunk_bytes, "group": group}
-    reference: dict[str, Tensor | None]
-    if ref_hidden is None or ref_lm_head is None:
-        assert ref_logprobs is not None
-        reference = {"ref_logprobs": batch.flat_logprobs(ref_logprobs)}
+    options = RunOptions(rows, compact, impl, chunk_bytes, group)
+    if ref_logprobs is not None:
+        reference = batch.reference_logprobs(ref_logprobs)
     else:
-        reference = batch.flat_reference(ref_hidden, ref_lm_head, ref_bias)
+        assert ref_hidden is not None
+        assert ref_lm_head is not None
+        reference = batch.reference_head(ref_hidden, ref_lm_head, ref_bias)
         if kl in LABEL_KL:
-            reference = {"ref_logprobs": _reference_logprobs(batch.call(spec, bias=None, **reference, **run))}
-    call = batch.call(spec, bias=bias, **reference, **run)
+            reference = Reference(_logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference)))
+    call = batch.call(spec, options, bias=bias, reference=reference)
     return DSSLoss(*_reduce(call, batch, reduction, num_items))
 
 
@@ -174,7 +174,7 @@ def token_logprobs(
     batch = Batch(hidden, lm_head, labels, None, "weights", ignore_index=ignore_index, shift=shift)
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
-    call = batch.call(spec, bias=bias, rows=rows, compact=compact, impl=impl, chunk_bytes=chunk_bytes, group=group)
+    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
     return _ops.token_loss(*call)[0].view(batch.shape)
 
 
@@ -193,7 +193,7 @@ def live_rows(
         torch.nonzero((labels != ignore_index) & ((star > 0) | (kl > 0)))      # those with kl > 0 first
 
     Call it where labels and weights are still on the host (a collator): the loss then never waits for the GPU.
-    labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, the same as in dss_loss otherwise.
+    labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, else the same as in dss_loss.
     """
     check_labels(labels)
     ce_weight, kl_weight, _ = row_weights(
@@ -204,10 +204,12 @@ def live_rows(
     return LiveRows(*order_rows(ce_weight, kl_weight))
 
 
-def _reference_logprobs(call: LossCall) -> Tensor:
+def _logprobs_of_reference(call: LossCall) -> Tensor:
     """[N] log-probabilities of the labels under the reference of ``call``, at the rows that have a KL weight."""
     o = Objective.decode(call.objective)
-    assert call.kl_weight is not None and call.ref_hidden is not None and call.ref_lm_head is not None
+    assert call.kl_weight is not None
+    assert call.ref_hidden is not None
+    assert call.ref_lm_head is not None
     reference = call._replace(
         hidden=call.ref_hidden,
         lm_head=call.ref_lm_head,

@@ -127,6 +127,7 @@ def finish_rows(
     nll = stats.lse - label_logit
     ce = nll
     if o.label_smoothing:
+        assert stats.mean_logit is not None
         ce = (1 - o.label_smoothing) * nll + o.label_smoothing * (stats.lse - stats.mean_logit)
     if o.z_loss:
         ce = ce + o.z_loss * stats.lse.square()
@@ -135,10 +136,12 @@ def finish_rows(
     const = -a * (o.label_smoothing / vocab_size) if o.label_smoothing else None
     kl = torch.zeros_like(nll)
     if b is not None and o.kl in LABEL_KL:
+        assert rows.ref_logprobs is not None
         d = (-nll - rows.ref_logprobs).masked_fill(b == 0, 0)
         kl, slope = label_kl(o.kl, d)
         prob, label = prob - b * slope, label + b * slope
     elif b is not None and stats.ref_lse is not None:
+        assert stats.mean_diff is not None
         sign = 1 if o.kl == "reverse" else -1
         kl = (sign * (stats.mean_diff + stats.ref_lse - stats.lse)).masked_fill(b == 0, 0)
         prob = prob + b if o.kl == "forward" else prob
@@ -207,7 +210,7 @@ def _transform(
 
 
 def _softmax_(z: Tensor) -> Tensor:
-    """``z`` becomes softmax(z); returns logsumexp(z), taken from the largest entry of both: max p = exp(max z - lse)."""
+    """``z`` becomes softmax(z); returns logsumexp(z), read off the largest entry: max p = exp(max z - lse)."""
     peak = z.amax(dim=1)
     torch.softmax(z, dim=1, out=z)
     return peak - z.amax(dim=1).log()
@@ -246,13 +249,16 @@ def _write_gradient(
     """``p`` becomes dz; ``other`` is what :func:`_local_stats` left in ``z_ref``."""
     share = (local.lse - stats.lse).exp()  # of the slice in the whole distribution; 1 without a split
     if other is not None and objective.kl == "reverse":
-        assert coefficients.kl is not None and stats.mean_diff is not None
+        assert coefficients.kl is not None
+        assert stats.mean_diff is not None
         factor = other.sub_(stats.mean_diff.unsqueeze(1)).mul_((coefficients.kl * share).unsqueeze(1))
         p.mul_(factor.add_((coefficients.prob * share).unsqueeze(1)))
     else:
         p.mul_((coefficients.prob * share).unsqueeze(1))
     if other is not None and objective.kl == "forward":
-        assert coefficients.kl is not None and local.ref_lse is not None and stats.ref_lse is not None
+        assert coefficients.kl is not None
+        assert local.ref_lse is not None
+        assert stats.ref_lse is not None
         ref_share = (local.ref_lse - stats.ref_lse).exp()
         p.sub_(other.mul_((coefficients.kl * ref_share).unsqueeze(1)))
     if coefficients.const is not None:
@@ -265,7 +271,7 @@ def _write_gradient(
 def oracle_terms(
     raw: Tensor, rows: RowInputs, objective: Objective, *, raw_ref: Tensor | None = None, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """``(token_ce, token_kl)`` straight from the definitions, for autograd to differentiate; shares no code with the pass.
+    """``(token_ce, token_kl)`` by the definitions, for autograd to differentiate; shares no code with the row pass.
 
     raw, raw_ref: [N, V] raw logits (bias added), float64. Both terms are [N], 0 where they have no weight.
     """
