@@ -54,7 +54,8 @@ class ChatEncoder:
         controls = {text: index for text, index in controls.items() if len(text) > 1 and not text.isspace()}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._control_ids = frozenset(index for text, index in controls.items() if not _BYTE.fullmatch(text))
+        unknown = getattr(tokenizer, "unk_token", None)  # like bytes, what ordinary text may come to
+        self._control_ids = frozenset(i for text, i in controls.items() if text != unknown and not _BYTE.fullmatch(text))
         self._expected: dict[tuple, int] = {}
 
     def control_strings(self, text: str) -> list[str]:

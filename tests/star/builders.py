@@ -50,7 +50,8 @@ _CORPUS = [
 ] * 8
 
 # As Llama 3 splits: punctuation takes following newlines with it, so a response's last "." joins the template's "\n\n".
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_LLAMA3 += r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TOKENIZERS = ("llama3", "gpt2", "metaspace", "unsplit")
 
 
@@ -113,7 +114,7 @@ ARCHITECTURES = {
 
 
 def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):
-    """A random model of three layers, with grouped-query heads; Mistral's and Gemma2's windows are shorter than a text."""
+    """A random model of three layers with grouped-query heads; the windows of Mistral and Gemma2 cut into the text."""
     torch.manual_seed(seed)
     return ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
 

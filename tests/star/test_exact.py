@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 
 import fastdss.engine
 from fastdss import star_scores
-from fastdss.engine import tree_logits
+from fastdss.engine import reference_logits, tree_logits
 from fastdss.packing import Segment
 from fastdss.prefix_tree import build_tree
 
@@ -35,15 +37,15 @@ def test_fp32_scores_equal_one_forward_per_prefix(architecture, kind, unit):
 def test_fp64_logits_equal_a_dense_fp64_forward(architecture, kind):
     """Own fp64 attention for the oracle: eager attention of some models rounds its softmax to fp32."""
     guard = make_guard(architecture, kind, torch.float64)
-    logits = {}
-    for impl in ("tree", "reference"):
-        guard.model.set_attn_implementation("fastdss_test_dense")
-        rows = [[*guard.encode_prefixes([{"role": "user", "content": p}], r, [k for k in range(2, len(r), 5) if r[k - 1].strip()])]
-                for p, r in zip(*BATCH.values(), strict=True)]  # fmt: skip
-        if impl == "tree":
-            logits[impl] = tree_logits(guard.model, guard.verdict_ids, [build_tree(r) for r in rows], [0, 1, 1, 2])
-        else:
-            logits[impl] = fastdss.engine.reference_logits(guard.model, guard.verdict_ids, sum(rows, []))
+    rows = []
+    for prompt, response in zip(*BATCH.values(), strict=True):
+        ends = [end for end in range(2, len(response), 5) if response[end - 1].strip()]
+        rows.append(guard.encode_prefixes([{"role": "user", "content": prompt}], response, ends))
+    guard.model.set_attn_implementation("fastdss_test_dense")
+    logits = {
+        "tree": tree_logits(guard.model, guard.verdict_ids, [build_tree(row) for row in rows], [0, 1, 1, 2]),
+        "reference": reference_logits(guard.model, guard.verdict_ids, list(chain.from_iterable(rows))),
+    }
     scores = {impl: guard.scores(values) for impl, values in logits.items()}
     assert scores["tree"].dtype == torch.float64
     assert (scores["tree"] - scores["reference"]).abs().max().item() <= 1e-12
@@ -79,7 +81,7 @@ def test_many_groups_and_equal_prompts(monkeypatch):
         for p, r in zip(*batch.values(), strict=True)
     ]
     renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
-    expected = fastdss.engine.reference_logits(guard.model, guard.verdict_ids, renderings)
+    expected = reference_logits(guard.model, guard.verdict_ids, renderings)
     computed = []
     run = fastdss.engine.Runner.run
     monkeypatch.setattr(
@@ -190,6 +192,6 @@ def test_branching_at_the_response_boundary_would_be_wrong():
     text = guard.encoder.render([[*history, {"role": "assistant", "content": response[:cut]}]], generation_prompt=True)
     before, after = text[0].rsplit("Then wait.", 1)
     spliced = guard.encoder.tokenize([before + "Then wait.", after + "\n\n"])
-    assert sum(spliced, []) != whole
+    assert list(chain.from_iterable(spliced)) != whole
     tree = build_tree(guard.encode_prefixes(history, response, [cut, len(response)]))
     assert tree.rendering(0) == whole
