@@ -1,0 +1,115 @@
+"""Two ranks over gloo: DDP and FSDP2 in every layout of the head give one process's gradients on the whole batch."""
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+from torch import nn
+
+from fastdss.enable import enable_dss
+from fastdss.reference import reference_logprobs
+
+WORLD = 2
+
+
+def local_gradients(model, micro_batches=1, kl="k2"):
+    """Gradients of this rank's half of a batch of 8 rows, divided by the labels of all rows."""
+    batch = tiny_batch(rows=8)
+    items = (batch["labels"][:, 1:] != -100).sum()
+    size = 8 // WORLD // micro_batches
+    model.zero_grad()
+    for index in range(micro_batches):
+        start = (dist.get_rank() * micro_batches + index) * size
+        part = {name: value[start : start + size] for name, value in batch.items()}
+        # both average gradients over ranks, as the trainers' factor of the world size undoes
+        (WORLD * model(**part, num_items_in_batch=items).loss).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            whole = parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
+            found[name.removeprefix("module.")] = whole.clone()
+    return found
+
+
+def sharded(layout, family="Llama", when="before"):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny_model(family)
+    if when == "before":
+        enable_dss(model)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    if layout == "head alone":
+        fully_shard(model.lm_head, mesh=mesh)
+    elif layout == "norm and head":
+        fully_shard([model.model.norm, model.lm_head], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return enable_dss(model) if when == "after" else model
+
+
+def cases():
+    yield "ddp", lambda: local_gradients(nn.parallel.DistributedDataParallel(enable_dss(tiny_model())))
+    yield (
+        "ddp, accumulated",
+        lambda: local_gradients(nn.parallel.DistributedDataParallel(enable_dss(tiny_model())), micro_batches=2),
+    )
+    yield (
+        "ddp, enabled afterwards",
+        lambda: local_gradients(enable_dss(nn.parallel.DistributedDataParallel(tiny_model()))),
+    )
+    for layout in ("head in the root", "head alone", "norm and head"):
+        yield f"fsdp2, {layout}", lambda layout=layout: local_gradients(sharded(layout))
+    yield "fsdp2, accumulated", lambda: local_gradients(sharded("head alone"), micro_batches=2)
+    yield "fsdp2, enabled afterwards", lambda: local_gradients(sharded("norm and head", when="after"))
+    yield "fsdp2, tied", lambda: local_gradients(sharded("head in the root", "Qwen3"))
+
+
+def reference_cases():
+    yield "ddp", lambda: nn.parallel.DistributedDataParallel(tiny_model())
+    yield "fsdp2", lambda: sharded("head alone", when="never")
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        results = {"gradients": {name: run() for name, run in cases()}}
+        results["reference"] = {
+            name: reference_logprobs(make(), rows(), part_rows=5, batch_tokens=20, cache_dir=f"{folder}/{name}")
+            for name, make in reference_cases()
+        }
+        torch.save(results, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def rows():
+    batch = tiny_batch(rows=7)
+    return [{name: batch[name][i].tolist() for name in ("input_ids", "labels")} for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in cases()])
+def test_gradients_of_the_whole_batch(results, name):
+    model, batch = tiny_model("Qwen3" if "tied" in name else "Llama"), tiny_batch(rows=8)
+    truth = gradients(model, plain_loss(own_logits(model, batch), batch))
+    for rank in range(WORLD):
+        assert_same(results[rank]["gradients"][name], truth)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in reference_cases()])
+def test_reference_shared_over_ranks(results, name, tmp_path):
+    expected = reference_logprobs(tiny_model(), rows())
+    for rank in range(WORLD):
+        assert torch.allclose(torch.stack(results[rank]["reference"][name]), torch.stack(expected), atol=1e-6)
