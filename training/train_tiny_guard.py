@@ -1,0 +1,176 @@
+"""Train the tiny guard: ``python -m training.train_tiny_guard`` (seeded; at most 20 minutes on 2 cores).
+
+Two losses: binary cross-entropy of the verdict at the end of each branch, read from the logits of the words safe and
+unsafe, and the same label at every token of the response, read by a probe from the last layer but one. The probe is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.batches import Batch, batches, build_tree
+from training.conversations import conversations, fingerprint
+from training.tokenizer import SAFE, UNSAFE, train_tokenizer
+
+DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fastdss" / "tiny_guard"
+TOKENIZER_CONVERSATIONS = 6000
+ROUND = 512  # conversations made and sorted by length at a time
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+
+
+class Trainee(nn.Module):
+    """The guard with the probe it is trained with."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
+        super().__init__()
+        self.model = model
+        self.probe = nn.Sequential(nn.RMSNorm(model.config.hidden_size), nn.Linear(model.config.hidden_size, 1))
+        self.words = tokenizer.convert_tokens_to_ids([UNSAFE, SAFE])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of unsafe against safe at the verdicts ``[n]`` and at the response's tokens ``[m]``."""
+        out = self.model.model(
+            batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        verdict = (
+            out.last_hidden_state[batch.verdicts[:, 0], batch.verdicts[:, 1]] @ self.model.lm_head.weight[self.words].T
+        )
+        token = out.hidden_states[-2][batch.tokens[:, 0], batch.tokens[:, 1]]
+        return verdict[:, 0] - verdict[:, 1], self.probe(token).squeeze(-1)
+
+
+def training_batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, count: int, branches: int, budget: int
+) -> Iterator[tuple[int, Batch]]:
+    """Batches with the number of conversations seen so far."""
+    for start in range(0, count, ROUND):
+        rng = Random(f"{seed}/batches/{start}")
+        trees = [build_tree(rng, tokenizer, c, branches) for c in conversations(seed, start, min(ROUND, count - start))]
+        seen = start
+        for batch in batches(
+            rng, [t for t in trees if t.verdicts and len(t.ids) <= budget], budget, tokenizer.pad_token_id
+        ):
+            seen += len(batch.ids)
+            yield seen, batch
+
+
+def new_optimizers(trainee: Trainee, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, gains and the probe."""
+    matrices = [p for p in trainee.model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in trainee.parameters() if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+    for group in (g for o in optimizers for g in o.param_groups):
+        group["peak"] = group["lr"]
+    return optimizers
+
+
+def schedule(progress: float, warmup: float = 0.03) -> float:
+    if progress < warmup:
+        return progress / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    began = time.time()
+    tokenizer = train_tokenizer(c.messages() for c in conversations(args.seed, 0, TOKENIZER_CONVERSATIONS))
+    trainee = Trainee(new_model(tokenizer), tokenizer)
+    optimizers = new_optimizers(trainee, args.lr)
+    print(f"{sum(p.numel() for p in trainee.model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    running = torch.zeros(3)
+    for step, (seen, batch) in enumerate(
+        training_batches(tokenizer, args.seed, args.conversations, args.branches, args.token_budget)
+    ):
+        for group in (g for o in optimizers for g in o.param_groups):
+            group["lr"] = group["peak"] * schedule(seen / args.conversations)
+        verdict, token = trainee(batch)
+        verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels)
+        token_loss = F.binary_cross_entropy_with_logits(token, batch.token_labels)
+        (verdict_loss + token_loss).backward()
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        right = ((verdict > 0) == (batch.verdict_labels > 0.5)).float().mean()
+        running = 0.98 * running + 0.02 * torch.stack([verdict_loss.detach(), token_loss.detach(), right])
+        if args.snapshots and step % 200 == 199:
+            save(copy.deepcopy(trainee.model), tokenizer, args, time.time() - began)
+        if step % 50 == 0:
+            mean = running / (1 - 0.98 ** (step + 1))
+            print(
+                f"{time.time() - began:6.0f}s {seen:6d} verdict {mean[0]:.3f} token {mean[1]:.3f} right {mean[2]:.3f}",
+                flush=True,
+            )
+    save(trainee.model, tokenizer, args, time.time() - began)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, seconds: float) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.float16).save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    (args.out / "generation_config.json").unlink(missing_ok=True)
+    record = {
+        "command": f"python -m training.train_tiny_guard --seed {args.seed} --conversations {args.conversations}",
+        "seconds": round(seconds),
+        "threads": args.threads,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "first_1000_conversations_sha256": fingerprint(conversations(args.seed, 0, 1000)),
+    }
+    (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--conversations", type=int, default=24_000)
+    parser.add_argument("--branches", type=int, default=4)
+    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--snapshots", action="store_true", help="save every 200 steps as well")
+    parser.add_argument("--threads", type=int, default=2)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
