@@ -193,26 +193,36 @@ def prepare_dss_dataset(
         aligned = align(read, tokenizer, max_length=max_length, **options)
         return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
 
-    def tokenised_columns(batch: Mapping[str, list]) -> dict[str, list]:
-        names = list(batch)
-        return _columns(
-            tokenised(dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True))
-        )
+    def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        return _columns(tokenised(_rows(batch), indices[0]))
 
     if isinstance(scored, Dataset):
         prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
     else:
         prepared = Dataset.from_dict(_columns(tokenised(_as_rows(scored))))
-    total = len(prepared)
-    prepared = prepared.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if len(prepared) < total:
-        _log.warning(
-            "%d of %d rows have no label within max_length = %s: dropped", total - len(prepared), total, max_length
-        )
+    prepared = _drop_unlabelled(prepared, max_length)
     if packing:
         assert max_length is not None
         prepared = pack_dataset(prepared, max_length)
     return prepared
+
+
+def truncate_dataset(dataset: Any, max_length: int) -> Any:
+    """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
+    names = [name for name in _COLUMNS if name in dataset.column_names]
+
+    def cut(*values: list) -> dict[str, list]:
+        return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
+
+    return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
+
+
+def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
+    kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
+    if len(kept) < len(dataset):
+        lost = len(dataset) - len(kept)
+        _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
+    return kept
 
 
 def pack_dataset(dataset: Any, max_length: int) -> Any:

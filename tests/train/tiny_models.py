@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 import transformers
@@ -108,3 +110,44 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
     for name, gradient in expected.items():
         error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-30)
         assert error <= tolerance, f"{name}: relative error {error:.3g} > {tolerance:.3g}"
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCES = [
+    "Sure, here is how you can reach the office.",
+    "Take a deep breath and write down what you want to say.",
+    "The answer is forty two, and the phone number is private.",
+    "I cannot share that, but I can help you with something else.",
+]
+
+
+def tiny_tokenizer():
+    """A fast byte-level BPE tokenizer of 320 tokens, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def scored_rows(count: int = 6) -> list[dict]:
+    """Conversations with the scorer's columns: a score per five words, falling in every other response."""
+    rows = []
+    for index in range(count):
+        response = " ".join(SENTENCES[(index + k) % 4] for k in range(1 + index % 3))
+        ends = [match.end() for match in re.finditer(r"\S+", response)]
+        ends = [*ends[4::5], *([ends[-1]] if len(ends) % 5 else [])]
+        scores = [0.9 - 0.8 * (index % 2) * (k >= len(ends) // 2) for k in range(len(ends))]
+        rows.append({"prompt": f"Question {index}?", "response": response, "scores": scores, "ends": ends})
+    return rows

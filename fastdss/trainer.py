@@ -1,0 +1,227 @@
+"""Hugging Face's Trainer with dynamic safety shaping: reference, logging and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from .collator import DSSCollator
+from .enable import DSSSettings, bare_model, dss_settings, enable_dss
+from .head_call import head_trains, original_weight
+from .losses import KL
+from .objective import FULL_KL
+
+_EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
+_SUMS = ("ce", "kl", "weight", "below", "labels", "batches")
+
+
+class ShapedTraining:
+    """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
+
+    _dss_reference: Any = None
+
+    def _set_up_dss(self: Any, reference: Any) -> None:
+        """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
+        args = self.args
+        if args.label_smoothing_factor or self.compute_loss_func is not None:
+            raise ValueError("label_smoothing_factor and compute_loss_func never see token_weights: leave them unset")
+        if args.use_liger_kernel:
+            raise ValueError("use_liger_kernel replaces the model's forward and with it DSS: leave it False")
+        if args.n_gpu > 1:
+            raise ValueError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
+            raise ValueError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # dispatching cuts tensors that have no batch dimension
+        self._dss_reference = self._prepared_reference(reference)
+        self._dss_sums = {True: None, False: None}
+
+    def _prepared_reference(self: Any, reference: Any) -> Any:
+        if reference is None:
+            return None
+        if reference == "adapter":
+            if not hasattr(self.model, "disable_adapter"):
+                raise TypeError(f"reference='adapter' needs a PEFT model, got {type(self.model).__name__}")
+            return reference
+        if not isinstance(reference, torch.nn.Module):
+            raise TypeError(f"reference: expected None, 'adapter' or a model, got {type(reference).__name__}")
+        if bare_model(reference) is bare_model(self.model):
+            raise ValueError("the reference is the model being trained: pass a copy, or reference='adapter' with PEFT")
+        if any(hasattr(parameter, "full_tensor") for parameter in reference.parameters()):
+            raise ValueError("a sharded live reference is not supported: compute ref_logprobs once before training")
+        reference.requires_grad_(False).eval().to(self.args.device)
+        return enable_dss(reference)
+
+    def compute_loss(
+        self: Any,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
+        if "token_weights" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        if self._dss_reference is not None and "ref_logprobs" not in inputs:
+            inputs = inputs | self._live_reference(model, inputs)
+        # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
+        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+        self._add_up(outputs, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The reference's hidden states, and its head where the policy's own is being trained."""
+        adapter = self._dss_reference == "adapter"
+        asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
+        reference = model if adapter else self._dss_reference
+        was_training = reference.training
+        reference.eval()
+        try:
+            with bare_peft(model).disable_adapter() if adapter else nullcontext():
+                hidden = reference(**asked, dss_ask="hidden").hidden
+        finally:
+            reference.train(was_training)
+        found = {"ref_hidden": hidden}
+        if not adapter or head_trains(bare_model(model)):
+            found["ref_lm_head"] = original_weight(bare_model(reference))
+        return found
+
+    def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
+        exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
+        others = {name: value for name, value in inputs.items() if name not in exact}
+        return super()._prepare_inputs(others) | exact  # type: ignore[misc]
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        for name in ("input_ids", "labels", *_EXACT, "seq_lengths"):
+            if name not in self._signature_columns:
+                self._signature_columns.append(name)
+
+    @torch.no_grad()
+    def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
+        """Sums on the device since the last log; nothing waits for them."""
+        labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
+        counts = labels != -100
+        count = counts.sum()
+        items = count if num_items is None else num_items  # what the model divided by
+        sums = torch.stack(
+            [
+                outputs.ce.double() * items,
+                outputs.kl.double() * items,
+                (weights.double() * counts).sum(),
+                (counts & (weights < 0.5)).sum().double(),
+                count.double(),
+                torch.ones_like(count).double(),
+            ]
+        )
+        training = bool(self.model.training)
+        known = self._dss_sums[training]
+        self._dss_sums[training] = sums if known is None else known + sums
+
+    def _take_metrics(self: Any, training: bool) -> dict[str, float]:
+        """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen."""
+        sums, self._dss_sums[training] = self._dss_sums[training], None
+        if sums is None:
+            return {}
+        total = dict(zip(_SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        labels = max(total["labels"], 1.0)
+        return {
+            "ce": total["ce"] / labels,
+            "kl": total["kl"] / labels,
+            "token_weight": total["weight"] / labels,
+            "share_below_half": total["below"] / labels,
+        }
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
+        if "loss" in logs:
+            logs.update(self._take_metrics(training=True))
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def evaluation_loop(
+        self: Any,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Adds ``eval_ce``, ``eval_kl``, ``eval_token_weight`` and ``eval_share_below_half`` to the metrics.
+
+        ``compute_metrics`` gets the label's log-probabilities ``[B, T]`` as predictions: there are no logits.
+        """
+        self._dss_sums[False] = None
+        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss"]
+        output = super().evaluation_loop(  # type: ignore[misc]
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics(training=False).items()})
+        return output
+
+
+class DSSTrainer(ShapedTraining, Trainer):
+    """``transformers.Trainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
+
+    All arguments of ``Trainer``, and by keyword:
+
+    kl, kl_scale: the KL term (see ``enable_dss``); a model on which ``enable_dss`` was called keeps its own settings.
+    reference: None where the data has ``ref_logprobs`` (made once by ``reference_logprobs``; k1, k2, k3), ``"adapter"``
+    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form of KL, at the
+    price of one more forward of the backbone per step.
+
+    The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
+    ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
+    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``; in evaluation
+    with the prefix ``eval_``.
+    """
+
+    def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:
+        model = args[0] if args else kwargs.get("model")
+        if model is None:
+            raise ValueError("model: expected a causal LM (model_init would make models without DSS)")
+        settings = enabled_settings(model, kl, kl_scale, reference)
+        super().__init__(*args, **kwargs)
+        if len(args) < 3 and kwargs.get("data_collator") is None:
+            self.data_collator = default_collator(self, settings.kl_scale)
+        self._set_up_dss(reference)
+
+
+def enabled_settings(model: Any, kl: KL, kl_scale: float, reference: Any) -> DSSSettings:
+    """The model's settings, enabled here if it was not; refuses contradictions, and full KL without a reference."""
+    settings = dss_settings(model) or dss_settings(enable_dss(model, kl=kl, kl_scale=kl_scale))
+    assert settings is not None
+    if (kl, kl_scale) not in (("k2", 0.5), (settings.kl, settings.kl_scale)):
+        raise ValueError(
+            f"the model was enabled with kl={settings.kl!r}, kl_scale={settings.kl_scale}, "
+            f"the trainer got kl={kl!r}, kl_scale={kl_scale}: say it once"
+        )
+    if settings.kl in FULL_KL and settings.kl_scale > 0 and reference is None:
+        raise ValueError(f"kl={settings.kl!r} sums over the vocabulary: it needs reference='adapter' or a model")
+    return settings
+
+
+def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
+    """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
+    dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and dataset is not None and hasattr(dataset, "__getitem__"):
+        columns = list(dataset[0])
+    tokenizer = trainer.processing_class
+    pad = getattr(tokenizer, "pad_token_id", None)
+    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
+    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
+
+
+def bare_peft(model: Any) -> Any:
+    """The PEFT model within DDP or ``torch.compile``."""
+    while not hasattr(model, "disable_adapter"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model
