@@ -1,5 +1,7 @@
 """Two ranks over gloo: DDP and FSDP2 in every layout of the head give one process's gradients on the whole batch."""
 
+import importlib.util
+import os
 import warnings
 
 import pytest
@@ -12,6 +14,7 @@ from fastdss.enable import enable_dss
 from fastdss.reference import reference_logprobs
 
 WORLD = 2
+LOGGED = ("loss", "ce", "kl", "token_weight", "share_below_half")
 
 
 def local_gradients(model, micro_batches=1, kl="k2"):
@@ -68,6 +71,47 @@ def cases():
     yield "fsdp2, tied", lambda: local_gradients(sharded("head in the root", "Qwen3"))
 
 
+def trained(folder):
+    """Two steps of DSSTrainer on both ranks: 2 rows a rank, 2 micro-batches a step."""
+    from fastdss.trainer import DSSTrainer
+
+    return in_order(DSSTrainer, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+
+
+def in_order(cls, folder, **options):
+    from transformers import TrainingArguments
+
+    class InOrder(cls):
+        def _get_train_sampler(self, train_dataset=None):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    args = TrainingArguments(
+        output_dir=f"{folder}/trainer",
+        use_cpu=True,
+        report_to="none",
+        max_steps=2,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+    model = tiny_model()
+    trainer = InOrder(model=model, args=args, train_dataset=weighted_rows())
+    trainer.train()
+    logs = [{k: v for k, v in entry.items() if k in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}, logs
+
+
+def weighted_rows():
+    batch = tiny_batch(rows=16)
+    names = ("input_ids", "labels", "token_weights", "ref_logprobs")
+    return [{name: batch[name][i].tolist() for name in names} for i in range(16)]
+
+
 def reference_cases():
     yield "ddp", lambda: nn.parallel.DistributedDataParallel(tiny_model())
     yield "fsdp2", lambda: sharded("head alone", when="never")
@@ -75,6 +119,8 @@ def reference_cases():
 
 def work(rank, folder):
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
     warnings.filterwarnings("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     try:
@@ -83,6 +129,8 @@ def work(rank, folder):
             name: reference_logprobs(make(), rows(), part_rows=5, batch_tokens=20, cache_dir=f"{folder}/{name}")
             for name, make in reference_cases()
         }
+        if importlib.util.find_spec("accelerate"):
+            results["trainer"] = trained(folder)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -113,3 +161,16 @@ def test_reference_shared_over_ranks(results, name, tmp_path):
     expected = reference_logprobs(tiny_model(), rows())
     for rank in range(WORLD):
         assert torch.allclose(torch.stack(results[rank]["reference"][name]), torch.stack(expected), atol=1e-6)
+
+
+def test_the_trainer_on_two_ranks_takes_the_steps_of_one(results, tmp_path):
+    pytest.importorskip("accelerate", reason="needs the [train] extra")
+    from fastdss.trainer import DSSTrainer
+
+    weights, logs = in_order(DSSTrainer, tmp_path, per_device_train_batch_size=8)
+    for rank in range(WORLD):
+        found, found_logs = results[rank]["trainer"]
+        assert_same(found, weights, 1e-8)
+        assert len(found_logs) == len(logs) == 2
+        for ours, expected in zip(found_logs, logs, strict=True):
+            assert ours == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,161 @@
+"""DSSSFTTrainer: TRL's options keep weights with their tokens, and data without scores trains as TRL trains it."""
+
+# ruff: noqa: E402 - imports below would fail without the extra
+import pytest
+import torch
+from tiny_models import scored_rows, tiny_model, tiny_tokenizer
+
+trl = pytest.importorskip("trl", reason="needs the [train] extra")
+datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
+peft = pytest.importorskip("peft", reason="needs the [train] extra")
+
+from fastdss.collator import DSSCollator, prepare_dss_dataset
+from fastdss.enable import enable_dss
+from fastdss.reference import reference_logprobs
+from fastdss.sft_trainer import DSSSFTTrainer
+
+
+def config(folder, **options):
+    defaults = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "max_length": None,
+    }
+    return trl.SFTConfig(**(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def scored():
+    return datasets.Dataset.from_list(scored_rows())
+
+
+@pytest.fixture(scope="module")
+def prepared(scored, tokenizer):
+    rows = prepare_dss_dataset(scored, tokenizer)
+    logprobs = reference_logprobs(policy(), rows)
+    return rows.add_column("ref_logprobs", [row.tolist() for row in logprobs])
+
+
+def policy(**options):
+    return tiny_model(dtype=torch.float32, vocab_size=320, **options)
+
+
+def trainer(folder, dataset, tokenizer, *, kl="k2", reference=None, peft_config=None, **options):
+    return DSSSFTTrainer(
+        policy(),
+        args=config(folder, **options),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        kl=kl,
+        reference=reference,
+    )
+
+
+def direct(rows, model=None):
+    """What evaluation should find, from the model itself on one padded batch."""
+    model = enable_dss(model or policy())
+    with torch.no_grad():
+        return model(**DSSCollator(0)(list(rows)))
+
+
+def test_scored_conversations_are_prepared_as_by_hand(tmp_path, scored, prepared, tokenizer):
+    made = trainer(tmp_path, scored, tokenizer, reference=policy()).train_dataset
+    for ours, expected in zip(made, prepared, strict=True):
+        assert ours == {name: expected[name] for name in ours}
+    assert {"input_ids", "labels", "token_weights"} <= set(made.column_names)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_free": True}, {"packing": True, "max_length": 256}])
+def test_padding_flattening_and_packing_agree(tmp_path, prepared, tokenizer, options):
+    made = trainer(tmp_path, prepared, tokenizer, **options)
+    assert isinstance(made.data_collator, DSSCollator)
+    assert made.data_collator.padding_free == bool(options)
+    if "packing" in options:
+        assert len(made.train_dataset) < len(prepared)
+        assert sum(map(len, made.train_dataset["seq_lengths"])) == len(prepared)
+    expected, metrics = direct(prepared), made.evaluate()
+    assert metrics["eval_ce"] == pytest.approx(expected.ce.item(), abs=1e-5)
+    assert metrics["eval_kl"] == pytest.approx(expected.kl.item(), abs=1e-5)
+    made.train()
+    entry = made.state.log_history[-2]
+    assert entry["ce"] + entry["kl"] == pytest.approx(entry["loss"], abs=1e-3)
+    assert "entropy" not in entry
+
+
+def test_truncation_cuts_all_columns(tmp_path, prepared, tokenizer):
+    made = trainer(tmp_path, prepared, tokenizer, max_length=60)
+    assert max(map(len, made.train_dataset["input_ids"])) == 60
+    for cut, whole in zip(made.train_dataset, prepared, strict=True):
+        assert {name: whole[name][:60] for name in cut} == cut
+
+
+@pytest.mark.parametrize("kl", ["k2", "forward"])
+def test_lora_with_its_own_base_as_reference(tmp_path, scored, prepared, tokenizer, kl):
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    made = trainer(tmp_path, scored, tokenizer, kl=kl, reference="adapter", peft_config=lora, learning_rate=1e-2)
+    before = made.evaluate()
+    assert before["eval_kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
+    assert before["eval_ce"] == pytest.approx(direct(prepared).ce.item(), abs=1e-5)
+    made.train()
+    after = made.evaluate()
+    assert after["eval_ce"] < before["eval_ce"]
+    assert after["eval_kl"] > 0
+
+
+def test_shuffling_keeps_rows_whole(tmp_path, prepared, tokenizer):
+    made = trainer(tmp_path, prepared, tokenizer, shuffle_dataset=True)
+    assert list(made.train_dataset) != list(prepared)
+    key = lambda row: row["input_ids"]  # noqa: E731
+    assert sorted(made.train_dataset, key=key) == sorted(prepared, key=key)
+
+
+def test_data_without_scores_is_trls_own(tmp_path, tokenizer):
+    rows = datasets.Dataset.from_list(
+        [{"prompt": row["prompt"], "completion": row["response"]} for row in scored_rows()]
+    )
+    histories = []
+    for cls in (trl.SFTTrainer, DSSSFTTrainer):
+        made = cls(policy(), args=config(tmp_path), train_dataset=rows, processing_class=tokenizer)
+        made.train()
+        histories.append([e["loss"] for e in made.state.log_history if "loss" in e])
+        assert "mean_token_accuracy" in made.state.log_history[0]
+    assert histories[0] == histories[1]
+
+
+def test_a_model_is_loaded_by_name(tmp_path, prepared, tokenizer):
+    policy().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    args = config(tmp_path, model_init_kwargs={"dtype": torch.float32})
+    made = DSSSFTTrainer(str(tmp_path / "model"), args=args, train_dataset=prepared, eval_dataset=prepared)
+    assert made.evaluate()["eval_ce"] == pytest.approx(direct(prepared).ce.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": True, "max_length": 256, "packing_strategy": "wrapped"}, "packing_strategy='bfd'"),
+        ({"completion_only_loss": False}, "completion_only_loss=False"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_options_that_would_misalign_are_refused(tmp_path, prepared, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, prepared, tokenizer, **options)
