@@ -1,0 +1,298 @@
+"""`fastdss demo` from start to end: score, train, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdss import Guard, StarScores, __version__, star_scores
+from fastdss.objective import FULL_KL
+
+from .arms import Arm, choose_arms, labelled_scores
+from .conversations import Conversation, held_out_prompts, training_conversations
+from .evaluate import Count, Result, evaluate, wilson
+from .policy import Policy, load_policy, stack
+from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
+
+QUICK = 6  # how much less work --quick does
+EVALUATION = 6  # training steps that one evaluation takes as long as, for the time left
+PREPARATION = 12
+LEAST = {"steps": 1, "batch_size": 2, "every": 1, "rows": 4, "prompts": 2, "new_tokens": 1, "layers": 0, "kl_scale": 0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome, and where it goes."""
+
+    out: str = "demo_report.html"
+    seed: int = 0
+    arms: tuple[str, ...] = ("none", "sft", "rs", "dss-k2", "dss-reverse")
+    verdicts: tuple[str, ...] = ("guard", "labelled")
+    policy: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    steps: int = 28
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    kl_scale: float = 0.5
+    layers: int | None = None
+    every: int = 5
+    rows: int = 96
+    prompts: int = 56
+    new_tokens: int = 56
+    threads: int | None = None
+    quick: bool = False
+
+    def checked(self) -> Settings:
+        """With --quick applied and "auto" resolved; raises ``ValueError`` before anything is loaded."""
+        chosen = self
+        if self.quick:
+            smaller = {
+                name: max(4, getattr(self, name) // QUICK) for name in ("steps", "rows", "prompts", "new_tokens")
+            }
+            chosen = replace(self, **smaller)
+        for name, least in LEAST.items():
+            value = getattr(chosen, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
+        choose_arms(self.arms, self.verdicts)
+        return replace(chosen, device=device)
+
+
+@dataclass
+class Run:
+    """One arm with all that was measured of it."""
+
+    arm: Arm
+    result: Result
+    curves: Curves = field(default_factory=Curves)
+    trained_rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Demo:
+    """What the page and the JSON file show."""
+
+    settings: Settings
+    versions: dict[str, str]
+    policy: str
+    recipe: Recipe
+    trained_layers: str
+    conversations: list[Conversation]
+    rows: list[Row]
+    scores: dict[str, StarScores]
+    facts: dict[str, Count]
+    runs: list[Run]
+    seconds: float = 0.0
+
+
+def run(settings: Settings) -> Demo:
+    """Run the whole demonstration, print its table and write the page and the JSON file."""
+    started = time.perf_counter()
+    settings = settings.checked()
+    page_path, json_path = check_writable(settings.out)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    arms = choose_arms(settings.arms, settings.verdicts)
+    with _quiet_libraries(), Progress(arms, settings.steps) as progress:
+        demo = _prepare(settings, arms, progress)
+        policy, guard, prompts, ceiling = (
+            demo.pop("policy"),
+            demo.pop("guard"),
+            demo.pop("prompts"),
+            demo.pop("ceiling"),
+        )
+        outcome = Demo(policy=policy.source, **demo)
+        for arm in arms:
+            outcome.runs.append(_run_arm(arm, outcome, policy, guard, prompts, ceiling, progress))
+    outcome.seconds = time.perf_counter() - started
+    from .page import as_json, as_page, as_text  # last: pictures are of no use to a run that fails
+
+    _write(json_path, json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n")
+    _write(page_path, as_page(outcome))
+    print(as_text(outcome))
+    print(f"\nPage: {page_path}\nNumbers: {json_path}")
+    return outcome
+
+
+def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> dict[str, Any]:
+    """Data, scores, policy and the reference's opinion: all that the arms share."""
+    half = settings.rows // 2
+    conversations = training_conversations(settings.rows - half, half, settings.seed)
+    advice = max(1, settings.prompts * 4 // 7)
+    prompts = held_out_prompts(settings.prompts - advice, advice, settings.seed)
+    progress.say("scoring every prefix with the guard")
+    guard = Guard.tiny()
+    guard.model.to(settings.device)
+    batch = {"prompt": [c.prompt for c in conversations], "response": [c.response for c in conversations]}
+    scores = star_scores(guard, batch, every=settings.every)
+    verdicts = {"guard": scores, "labelled": labelled_scores(scores, conversations)}
+    progress.say("loading the policy", PREPARATION / 3)
+    policy = load_policy(settings.policy, settings.device, settings.precision)
+    progress.say("running the reference once", PREPARATION / 3)
+    encoded = scores.token_weights(policy.tokenizer)
+    rows = encode_rows(policy, conversations, encoded, hidden=any(arm.kl in FULL_KL for arm in arms))
+    progress.say("reference done", PREPARATION / 3)
+    total = len(stack(policy.model))
+    layers = None if settings.layers == 0 else settings.layers or (total + 1) // 2
+    recipe = Recipe(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        kl_scale=settings.kl_scale,
+        layers=layers,
+        seed=settings.seed,
+    )
+    return {
+        "settings": settings,
+        "versions": versions(policy),
+        "policy": policy,
+        "guard": guard,
+        "prompts": prompts,
+        "recipe": recipe,
+        "trained_layers": "all, embeddings too" if layers is None else f"top {min(layers, total)} of {total}",
+        "conversations": conversations,
+        "rows": rows,
+        "scores": {name: verdicts[name] for name in verdicts if name == "guard" or name in settings.verdicts},
+        "facts": guard_facts(scores, conversations),
+        "runs": [],
+        "ceiling": max(-row.ref_logprobs[row.ref_logprobs != 0].mean().item() for row in rows),
+    }
+
+
+def _run_arm(
+    arm: Arm,
+    demo: Demo,
+    policy: Policy,
+    guard: Guard,
+    prompts: list,
+    ceiling: float,
+    progress: Progress,
+) -> Run:
+    started = time.perf_counter()
+    model, curves, trained = policy.model, Curves(), 0
+    if arm.method != "none":
+        stars = star_weights(arm, demo.scores.get(arm.setting), policy, demo.rows)
+        trained = sum(bool(star.any()) for star in stars)
+        progress.say(f"training {arm.name}")
+        model, curves = train(policy, demo.rows, stars, arm, demo.recipe, progress.step)
+    progress.say(f"evaluating {arm.name}")
+    result = evaluate(policy, model, prompts, guard, new_tokens=demo.settings.new_tokens, ceiling=ceiling)
+    progress.say(f"{arm.name} done", EVALUATION)
+    return Run(arm, result, curves, trained, time.perf_counter() - started)
+
+
+def guard_facts(scores: StarScores, conversations: list[Conversation]) -> dict[str, Count]:
+    """How good the guard is on the training rows: its verdicts on whole responses, and on prefixes."""
+    final = scores.final() >= ACCEPT
+    lowest = torch.stack([values.min() for values in scores.scores]) >= ACCEPT
+    poisoned = torch.tensor([c.kind == "poisoned" for c in conversations])
+    return {
+        "poisoned_accepted": wilson(int((final & poisoned).sum()), int(poisoned.sum())),
+        "poisoned_never_flagged": wilson(int((lowest & poisoned).sum()), int(poisoned.sum())),
+        "benign_rejected": wilson(int((~final & ~poisoned).sum()), int((~poisoned).sum())),
+    }
+
+
+def versions(policy: Policy) -> dict[str, str]:
+    import transformers
+
+    device = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine()
+    return {
+        "fastdss": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": f"{policy.device.type} ({device}, {torch.get_num_threads()} threads)",
+        "GEMM precision": str(policy.dtype).removeprefix("torch."),
+    }
+
+
+def check_writable(out: str) -> tuple[Path, Path]:
+    """Paths of the page and the JSON file; raises ``OSError`` now rather than after minutes of work."""
+    page_path = Path(out)
+    if page_path.is_dir():
+        raise IsADirectoryError(f"--out {out} is a folder; name a file, such as {page_path / 'demo_report.html'}")
+    json_path = page_path.with_suffix(".json")
+    if json_path == page_path:
+        raise ValueError(f"--out {out} ends in .json, which is where the numbers go; name the page, such as demo.html")
+    for path in (page_path, json_path):
+        existed = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):
+                pass
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error.strerror}") from error
+        if not existed:
+            path.unlink()
+    return page_path, json_path
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Progress:
+    """One bar over everything, in units of a training step, so that its time left is that of the whole run."""
+
+    def __init__(self, arms: list[Arm], steps: int) -> None:
+        from tqdm import tqdm
+
+        trained = sum(arm.method != "none" for arm in arms)
+        total = PREPARATION + trained * steps + len(arms) * EVALUATION
+        terminal = sys.stderr.isatty()
+        form = "{desc:<38} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self._bar = tqdm(total=total, bar_format=form, mininterval=0.2 if terminal else 15.0, dynamic_ncols=terminal)
+
+    def say(self, what: str, done: float = 0.0) -> None:
+        self._bar.set_description_str(what, refresh=False)
+        self._bar.update(done)
+
+    def step(self, loss: float) -> None:
+        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self._bar.update(1)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Leave the terminal to one progress bar."""
+    from transformers.utils import logging
+
+    was = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(was)
+        logging.enable_progress_bar()

@@ -1,0 +1,127 @@
+"""`fastdss demo`: its errors come before any model loads, and a short run writes a page and its numbers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdss.cli import main
+from fastdss.demo import run
+from fastdss.demo.policy import SMOLLM2_TEMPLATE, load_policy
+from tests.demo.test_report import assert_self_contained
+
+
+@pytest.fixture(scope="module")
+def tiny_policy(tmp_path_factory):
+    """A random Llama of two layers whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("policy")
+    special = ["<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE({text: i for i, text in enumerate([*special, *alphabet])}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": special[:1]})
+    tokenizer.chat_template = SMOLLM2_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 1, "bos_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(**sizes, **ends, max_position_embeddings=1024)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Any attempt to load a model fails the test."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a model was about to load")
+
+    monkeypatch.setattr(run.Guard, "tiny", fail)
+    monkeypatch.setattr(run, "load_policy", fail)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "sft,dss-k9"], "unknown arm 'dss-k9'"),
+        (["--settings", "oracle"], "unknown setting 'oracle'"),
+        (["--arms", ","], "no arm chosen"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--batch-size", "1"], "batch_size must be at least 2"),
+        (["--learning-rate", "nan"], "learning_rate must be positive"),
+        (["--device", "tpu9"], "device 'tpu9'"),
+        (["--layers", "-1"], "layers must be at least 0"),
+        (["--kl-scale", "-1"], "kl_scale must be at least 0"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys, no_models):
+    assert main(["demo", "--out", str(tmp_path / "page.html"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_output_is_found_before_models_load(tmp_path, capsys, no_models):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    for out in (tmp_path, blocked / "page.html", tmp_path / "page.json", "/proc/nowhere/page.html"):
+        assert main(["demo", "--out", str(out)]) == 1
+        assert str(out) in capsys.readouterr().err
+    assert blocked.read_text() == "not a folder"
+
+
+def test_checking_the_output_leaves_an_old_page_alone(tmp_path):
+    page = tmp_path / "new" / "page.html"
+    run.check_writable(str(page))
+    assert not page.exists()
+    page.write_text("old")
+    run.check_writable(str(page))
+    assert page.read_text() == "old"
+
+
+def test_a_policy_that_cannot_load_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=re.escape(str(tmp_path))):
+        load_policy(str(tmp_path), "cpu")
+
+
+def test_unknown_command_lists_demo():
+    done = subprocess.run([sys.executable, "-m", "fastdss", "dmeo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "demo" in done.stderr
+
+
+def test_short_run_writes_page_and_numbers(tiny_policy, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    few = ["--steps", "2", "--batch-size", "4", "--rows", "6", "--prompts", "4", "--new-tokens", "6", "--layers", "1"]
+    arguments = ["demo", "--out", str(page), "--policy", tiny_policy, "--device", "cpu", "--seed", "3", *few]
+    assert main([*arguments, "--arms", "none,sft,rs,dss-k2,dss-reverse,dss-forward"]) == 0
+    shown = capsys.readouterr().out
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    names = [arm["name"] for arm in numbers["arms"]]
+    assert names[:2] == ["none", "sft"]
+    assert len(names) == 10
+    assert sorted(os.listdir(tmp_path)) == ["page.html", "page.json"]
+    html = page.read_text()
+    assert_self_contained(html)
+    for title in ("plain SFT", "static filter (RS)", "STAR-DSS, k2 (paper)", "STAR-DSS, reverse KL"):
+        assert title in shown
+        assert title in html
+    assert str(page) in shown
+    for arm in numbers["arms"]:
+        assert arm["counts"]["leak"]["total"] == 2
+        assert arm["counts"]["benign_correct"]["total"] == 2
+        assert len(arm["answers"]) == 4
+        trained = arm["method"] not in ("none", "rs")
+        assert (len(arm["curves"]["loss"]) == 2) == trained or arm["method"] == "rs"
+        if trained:
+            assert set(arm["curves"]["values"]) == {"benign", "advice", "disclosure", "ending"}
+    assert numbers["settings"]["seed"] == 3
+    assert numbers["versions"]["torch"]
+    assert len(numbers["scores"]["guard"]) == 6

@@ -1,0 +1,107 @@
+"""Pieces of the page: escaped, self-contained, and drawn where the numbers say."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fastdss import report
+from fastdss.report import Series
+
+HOSTILE = '<script>alert("x")</script>&<img src=http://evil.example/a>'
+VOID = {"meta", "img", "br", "line", "rect", "circle"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed without having been opened, or left open."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open
+            assert self.open.pop() == tag
+
+
+def assert_self_contained(html: str) -> None:
+    Balanced(html)
+    assert not re.search(r"<(script|link|iframe|img|object|embed)\b", html, re.IGNORECASE)
+    assert not re.search(r"(src|href|srcset|action)\s*=", re.sub(r"<title>.*?</title>", "", html), re.IGNORECASE)
+    assert not re.search(r"url\(|@import|@font-face", html, re.IGNORECASE)
+
+
+def test_every_text_is_escaped():
+    lines = [Series(HOSTILE, [0, 1], [0.5, 1.0])]
+    body = [
+        report.coloured_text(HOSTILE, [(0, 8, 0.5), (8, len(HOSTILE), 0.1)]),
+        report.chip(HOSTILE),
+        report.table([HOSTILE], [[report.marked_text(HOSTILE, [(3, 9, HOSTILE)])]], groups=[HOSTILE]),
+        report.legend(lines),
+        report.curves(lines, x_label=HOSTILE, y_label=HOSTILE),
+        report.trajectory([4, 9], lines, 9, [(HOSTILE, 0, 4)], axis=HOSTILE),
+    ]
+    html = report.page(HOSTILE, body, lead=HOSTILE)
+    assert "<script" not in html
+    assert "<img" not in html
+    Balanced(html)
+
+
+def test_page_is_self_contained():
+    assert_self_contained(report.page("Title", ["<p>text</p>"]))
+
+
+def test_coloured_text_keeps_every_character_and_clamps_weights():
+    text = "a<b c"
+    html = report.coloured_text(text, [(0, 1, 1.7), (1, 3, 0.25), (2, 3, 0.9), (3, 5, -1.0)])
+    assert re.sub(r"<[^>]+>", "", html).replace("&lt;", "<") == text
+    assert re.findall(r"--w:(\d+)%", html) == ["100", "25", "0"]  # the range inside another one is left out
+
+
+def test_marked_text_keeps_the_first_of_overlapping_marks():
+    assert report.marked_text("0123456789", [(4, 8, "b"), (2, 6, "a")]) == '01<mark title="a">2345</mark>6789'
+
+
+def test_interval_shows_count_and_bounds():
+    html = report.interval(3, 12, 0.09, 0.53, good=False)
+    assert "<b>3</b>" in html
+    assert "/12" in html
+    assert "9–53" in html
+    assert 'width="25.0"' in html
+    assert 'x1="9.0" x2="53.0"' in html
+    assert "<svg" not in report.interval(0, 0, 0, 1, good=True)
+
+
+def test_trajectory_holds_each_score_up_to_its_end():
+    svg = report.trajectory([5, 10], [Series("s", [], [1.0, 0.0])], 10)
+    path = re.search(r'd="(M[^"]+)"', svg).group(1)
+    points = [tuple(map(float, pair.split())) for pair in re.split("[ML]", path)[1:]]
+    (x0, top), (x1, top2), (x1b, low), (x2, low2) = points
+    assert top == top2 < low == low2
+    assert x0 < x1 == x1b < x2
+    assert x1 - x0 == pytest.approx(x2 - x1)
+
+
+@pytest.mark.parametrize("top", [1e-3, 0.7, 1.0, 3.2, 10.81, 99.0])
+def test_curves_stay_inside_their_frame(top):
+    svg = report.curves([Series("s", [1, 2, 3], [0.0, top / 2, top])], x_label="x", y_label="y", height=200, width=400)
+    path = re.search(r'd="(M[^"]+)"', svg).group(1)
+    points = [tuple(map(float, pair.split())) for pair in re.split("[ML]", path)[1:]]
+    assert all(0 <= x <= 400 and 0 <= y <= 200 for x, y in points)
+
+
+def test_curves_without_points_still_draw_a_frame():
+    Balanced(report.curves([Series("s", [], [])], x_label="x", y_label="y"))
