@@ -7,14 +7,14 @@ whatever the parameters' dtype: per-token values stay exact, and dW does not dep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .objective import Objective, RowInputs, RowStats, torch_row_pass
+from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 
 # Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about
 # 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. On a CPU the slab only has to outweigh re-reading dW.
@@ -111,6 +111,9 @@ class VocabShard(NamedTuple):
         group = torch.distributed.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
         return VocabShard(group.rank() * width, group.size() * width, group)
 
+    def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
+        return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
+
     def combine(self, local: RowStats, reverse: bool) -> RowStats:
         """Statistics of the whole vocabulary from every rank's slice: one maximum and one sum over the group."""
         dist = torch.distributed
@@ -164,15 +167,15 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
             x_ref = _gather(call.ref_hidden, ref_rows, None if dead is None else dead[:with_ref], call.ref_hidden.dtype)
             _project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])
         grad = hidden_grad or head_grad or bias_grad
-        dz, ce, kl = _pass_rows(call, objective, shard, logits, ref_slab[:with_ref], inputs, grad)
+        gradient, ce, kl = _pass_rows(call, objective, shard, logits, ref_slab[:with_ref], inputs, grad)
         token_ce[rows] = ce if dead is None else ce.masked_fill(dead, 0)
         token_kl[rows] = kl
         if d_hidden is not None:
-            _hidden_gradient(dz, head, d_hidden, rows)
+            _hidden_gradient(gradient, head, d_hidden, rows)
         if d_head is not None:
-            _head_gradient(dz, x, d_head)
+            _head_gradient(gradient, x, d_head)
         if d_bias is not None:
-            d_bias += dz.sum(dim=0, dtype=accumulate)
+            _bias_gradient(gradient, d_bias)
     if d_hidden is not None and shard.group is not None:
         torch.distributed.all_reduce(d_hidden, group=shard.group)
     return LossResult(token_ce, token_kl, d_hidden, d_head, d_bias)
@@ -211,36 +214,110 @@ def _gather(source: Tensor, rows: Tensor | slice, dead: Tensor | None, dtype: to
     return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)
 
 
+class RowGradient(NamedTuple):
+    """dZ of a chunk, and what rounding it dropped at each row's label, where half of a loss gradient's energy lies."""
+
+    dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
+    lost: Tensor | None  # [c]; None: nothing was rounded
+    labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
+
+
+def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
+    """A GPU multiplies 16-bit dZ into fp32 sums; the CPU has no such GEMM."""
+    return accumulate if call.hidden.device.type == "cpu" else call.compute_dtype
+
+
 def _pass_rows(
+    call: LossCall, objective: Objective, shard: VocabShard, logits: Tensor, ref: Tensor, inputs: RowInputs, grad: bool
+) -> tuple[RowGradient, Tensor, Tensor]:
+    """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``."""
+    count, with_ref = logits.shape[0], ref.shape[0]
+    dtype = _gradient_dtype(call, logits.dtype)
+    out = logits if dtype == logits.dtype else _overlay(logits, dtype) if call.impl == "triton" else None
+    ce, kl, lost = logits.new_zeros((3, count)).unbind()
+    for part, ref_logits in ((slice(0, with_ref), ref), (slice(with_ref, count), None)):
+        if part.start == part.stop:
+            continue
+        rows = RowInputs(*(None if t is None else t[part] for t in inputs))  # type: ignore[arg-type]
+        if call.impl == "triton":
+            assert out is not None
+            ce[part], kl[part], lost[part] = triton_row_pass(
+                call, objective, shard, logits[part], ref_logits, out[part], rows, grad
+            )
+        else:
+            ce[part], kl[part] = torch_row_pass(
+                logits[part],
+                ref_logits,
+                rows,
+                objective,
+                bias=call.bias,
+                ref_bias=call.ref_bias,
+                vocab_start=shard.start,
+                vocab_size=shard.size,
+                combine=shard.combiner(objective),
+                grad=grad,
+            )
+    local = inputs.labels - shard.start
+    labels = torch.where((local >= 0) & (local < logits.shape[1]), local, 0)
+    if out is None:
+        out = logits.to(dtype)
+        exact, rounded = (t.gather(1, labels.unsqueeze(1)).squeeze(1) for t in (logits, out))
+        lost = torch.where(labels == local, exact - rounded, 0)
+    return RowGradient(out, None if dtype == logits.dtype else lost, labels), ce, kl
+
+
+def _overlay(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """The first bytes of every row of ``logits``, seen in a narrower dtype."""
+    whole = logits.as_strided((logits.shape[0], logits.stride(0)), logits.stride())
+    return whole.view(dtype)[:, : logits.shape[1]]
+
+
+def triton_row_pass(
     call: LossCall,
     objective: Objective,
     shard: VocabShard,
     logits: Tensor,
-    ref_logits: Tensor,
-    inputs: RowInputs,
+    ref_logits: Tensor | None,
+    out: Tensor,
+    rows: RowInputs,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row pass over one chunk, whose first rows have reference logits: ``(dz, token_ce, token_kl)``."""
-    count, with_ref = logits.shape[0], ref_logits.shape[0]
-    ce, kl = logits.new_empty((2, count)).unbind()
-    for part, ref in ((slice(0, with_ref), ref_logits), (slice(with_ref, count), None)):
-        if part.start == part.stop:
-            continue
-        rows = RowInputs(*(None if t is None else t[part] for t in inputs))  # type: ignore[arg-type]
-        ce[part], kl[part] = torch_row_pass(
-            logits[part],
-            ref,
-            rows,
-            objective,
-            bias=call.bias,
-            ref_bias=call.ref_bias,
-            vocab_start=shard.start,
-            vocab_size=shard.size,
-            combine=None if shard.group is None else lambda s: shard.combine(s, objective.kl == "reverse"),
-            grad=grad,
-        )
-    dz = logits if logits.device.type == "cpu" else logits.to(call.compute_dtype)
-    return dz, ce, kl
+    """``(token_ce, token_kl, lost)`` by the kernels: one, or two with the ranks' statistics combined in between."""
+    from fastdss.kernels import row_pass as kernels
+
+    o = objective
+    common = {
+        "bias": call.bias,
+        "ref_bias": None if ref_logits is None else call.ref_bias,
+        "kl": o.kl,
+        "scales": (o.logit_scale, o.softcap, o.ref_logit_scale, o.ref_softcap),
+    }
+    combine = shard.combiner(o)
+    if combine is None:
+        smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
+        return kernels.launch_row_pass_fwd(logits, ref_logits, out, *rows, grad=grad, **smooth, **common)
+    with_mean = bool(o.label_smoothing)
+    lse, label_logit, logit_sum, ref_lse, mean_diff = kernels.launch_row_stats_fwd(
+        logits, ref_logits, rows.labels, vocab_start=shard.start, with_mean=with_mean, **common
+    )
+    has_ref = ref_logits is not None
+    local = RowStats(
+        lse,
+        label_logit,
+        logit_sum / shard.size if with_mean else None,
+        ref_lse if has_ref else None,
+        mean_diff if has_ref else None,
+    )
+    stats = combine(local)
+    ce, kl, coefficients = finish_rows(stats, rows, o, shard.size)
+    if not grad:
+        return ce, kl, torch.zeros_like(ce)
+    factors = (stats.lse, stats.ref_lse, stats.mean_diff, *coefficients)
+    stacked = torch.stack([torch.zeros_like(ce) if t is None else t for t in factors])
+    lost = kernels.launch_row_gradient_bwd(
+        logits, ref_logits, out, rows.labels, stacked, vocab_start=shard.start, **common
+    )
+    return ce, kl, lost
 
 
 def _project(x: Tensor, head: Tensor, out: Tensor) -> None:
@@ -255,27 +332,39 @@ def _project(x: Tensor, head: Tensor, out: Tensor) -> None:
         torch.mm(x, head.t(), out_dtype=out.dtype, out=out)
 
 
-def _hidden_gradient(dz: Tensor, head: Tensor, d_hidden: Tensor, rows: Tensor | slice) -> None:
+def _hidden_gradient(gradient: RowGradient, head: Tensor, d_hidden: Tensor, rows: Tensor | slice) -> None:
     """``d_hidden[rows] = dz @ head``"""
+    dz = gradient.dz
     target = d_hidden[rows] if isinstance(rows, slice) else d_hidden.new_empty((dz.shape[0], head.shape[1]))
     if dz.dtype == head.dtype == target.dtype:
         torch.mm(dz, head, out=target)
     elif dz.device.type == "cpu":
         target.zero_()
-        for block, part in _upcast_blocks(head, dz.dtype):
-            target.addmm_(dz[:, block], part)
+        for block, part in _upcast_blocks(head, target.dtype):
+            target.addmm_(dz[:, block].to(target.dtype), part)
     else:
         torch.mm(dz, head, out_dtype=target.dtype, out=target)
+    if gradient.lost is not None:
+        target.addcmul_(head[gradient.labels].to(target.dtype), gradient.lost.unsqueeze(1))
     if not isinstance(rows, slice):
         d_hidden.index_copy_(0, rows, target)
 
 
-def _head_gradient(dz: Tensor, x: Tensor, d_head: Tensor) -> None:
+def _head_gradient(gradient: RowGradient, x: Tensor, d_head: Tensor) -> None:
     """``d_head += dz.T @ x``, summed in the accumulation dtype without a [V, D] temporary."""
-    if dz.dtype == d_head.dtype:
-        d_head.addmm_(dz.t(), x.to(dz.dtype))
+    dz = gradient.dz
+    if dz.device.type == "cpu" or dz.dtype == d_head.dtype:
+        d_head.addmm_(dz.t().to(d_head.dtype), x.to(d_head.dtype))
     else:
         torch.addmm(d_head, dz.t(), x, out_dtype=d_head.dtype, out=d_head)
+    if gradient.lost is not None:
+        d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * gradient.lost.unsqueeze(1))
+
+
+def _bias_gradient(gradient: RowGradient, d_bias: Tensor) -> None:
+    d_bias += gradient.dz.sum(dim=0, dtype=d_bias.dtype)
+    if gradient.lost is not None:
+        d_bias.index_add_(0, gradient.labels, gradient.lost)
 
 
 def _upcast_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

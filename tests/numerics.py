@@ -2,8 +2,8 @@
 
 Truth is float64 on the *same* rounded inputs. Per-token values must lie within ``rtol * (1 + |truth|)``; gradients
 within a relative Frobenius error. Sixteen-bit gradients may err 1.25 times as much as merely casting the truth to their
-dtype, and at no single place more than twice what eager PyTorch errs at its worst. Nothing here is an absolute tolerance
-that a zero gradient would pass. ``tests/test_numerics.py`` checks the checker.
+dtype, and at no single place more than twice what eager PyTorch errs at its worst. No absolute tolerance here would let
+a zero gradient pass. ``tests/test_numerics.py`` checks the checker.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from fastdss import dss_loss
 from fastdss.losses import DSSLoss
 from fastdss.objective import Objective, RowInputs, oracle_terms
 
-# (N, D, V): one row and an odd width; a prime vocabulary; more vocabulary than rows, no power of two; several row blocks.
+# (N, D, V): one row, an odd width; a prime vocabulary; several chunks, no power of two; a vocabulary of several blocks.
 SHAPES = [(1, 16, 17), (7, 24, 67), (33, 48, 130), (17, 96, 1000)]
 KLS = ["k1", "k2", "k3", "reverse", "forward"]
 

@@ -1,0 +1,45 @@
+"""Every kernel: masked loads say what masked-out lanes hold, program ids are 64 bit before they meet a stride."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+KERNELS = sorted((Path(__file__).parents[2] / "kernels").glob("*.py"))
+
+
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == name]
+
+
+def faults(source: str) -> list[str]:
+    """Lines of kernel code that break a rule."""
+    tree = ast.parse(source)
+    found = []
+    for call in _calls(tree, "load"):
+        given = {keyword.arg for keyword in call.keywords}
+        if "mask" in given and "other" not in given:
+            found.append(f"line {call.lineno}: masked load without other=")
+    widened = {
+        id(call.func.value)
+        for call in _calls(tree, "to")
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.args[0]) == "tl.int64"
+    }
+    for call in _calls(tree, "program_id"):
+        if id(call) not in widened:
+            found.append(f"line {call.lineno}: program_id without .to(tl.int64)")
+    return found
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_keep_the_rules(path: Path) -> None:
+    assert faults(path.read_text()) == []
+
+
+def test_the_lint_finds_what_it_is_for() -> None:
+    assert faults("x = tl.load(p + i, mask=m)") == ["line 1: masked load without other="]
+    assert faults("row = tl.program_id(0)") == ["line 1: program_id without .to(tl.int64)"]
+    assert faults("row = tl.program_id(0).to(tl.int64)\nx = tl.load(p + row, mask=m, other=0.0)") == []

@@ -1,0 +1,93 @@
+"""The row pass compiles for every chip without stack or spills, in every form that the driver launches."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastdss.kernels.configs import row_pass_config
+from fastdss.kernels.row_pass import KL_CODES, row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+
+from .aot import SHARED_LIMIT, TARGETS, Resources, compile_kernel
+
+# kl, dtype of the logits, dtype of the gradient, everything switched on
+FORMS = [
+    pytest.param("none", "fp32", "bf16", False, id="ce bf16"),
+    pytest.param("k3", "fp32", "bf16", True, id="k3 bf16, all options"),
+    pytest.param("reverse", "fp32", "bf16", True, id="reverse bf16, all options"),
+    pytest.param("forward", "fp32", "fp32", False, id="forward fp32"),
+    pytest.param("reverse", "fp64", "fp64", False, id="reverse fp64"),
+]
+
+
+def _objective(kl: str, everything: bool) -> dict[str, Any]:
+    cap = 30.0 if everything else None
+    return {
+        "KL": KL_CODES[kl],
+        "SCALE": 0.5 if everything else 1.0,
+        "SOFTCAP": cap,
+        "REF_SCALE": 0.5 if everything else 1.0,
+        "REF_SOFTCAP": cap,
+    }
+
+
+def _check(resources: Resources, chip: str) -> None:
+    assert (resources.stack, resources.spills) == (0, 0)
+    assert resources.shared <= SHARED_LIMIT[chip]
+    assert 0 < resources.registers <= 255
+
+
+def _pointers(kl: str, dtype: str, out: str, everything: bool) -> dict[str, str | None]:
+    full = kl in ("reverse", "forward")
+    return {
+        "logits_ptr": f"*{dtype}",
+        "ref_logits_ptr": f"*{dtype}" if full else None,
+        "out_ptr": f"*{out}",
+        "bias_ptr": "*bf16" if everything else None,
+        "ref_bias_ptr": "*bf16" if everything and full else None,
+        "label_ptr": "*i64",
+        "ce_weight_ptr": f"*{dtype}",
+        "kl_weight_ptr": None if kl == "none" else f"*{dtype}",
+        "ref_logprob_ptr": f"*{dtype}" if kl.startswith("k") else None,
+    }
+
+
+@pytest.mark.parametrize("chip", TARGETS)
+@pytest.mark.parametrize(("kl", "dtype", "out", "everything"), FORMS)
+def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> None:
+    arguments = _pointers(kl, dtype, out, everything)
+    arguments |= {name: f"*{dtype}" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr")}
+    arguments |= {"width": "i32", "stride_logits": "i32", "stride_ref": "i32", "stride_out": "i32"}
+    config = row_pass_config(
+        128256, 8 if dtype == "fp64" else 4, has_ref=kl in ("reverse", "forward"), backend=TARGETS[chip].backend
+    )
+    constants = _objective(kl, everything) | {
+        "SMOOTHING": 0.1 if everything else 0.0,
+        "Z_LOSS": 1e-4 if everything else 0.0,
+        "GRAD": True,
+        "BLOCK_V": config.block_v,
+    }
+    made = compile_kernel(row_pass_fwd_kernel, chip, arguments, constants, num_warps=config.num_warps)
+    _check(made, chip)
+    if chip.startswith("sm_"):
+        assert re.search(r"ld\.global\.v(4\.b32|2\.b64)", made.assembly), "not 16 bytes at a time"
+
+
+@pytest.mark.parametrize("chip", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("kl", ["none", "reverse"])
+def test_split_over_ranks(chip: str, kl: str) -> None:
+    """Statistics and gradient as kernels of their own."""
+    pointers = _pointers(kl, "fp32", "bf16", everything=True)
+    config = row_pass_config(32064, 4, has_ref=kl == "reverse", backend=TARGETS[chip].backend)
+    constants = _objective(kl, everything=True) | {"BLOCK_V": config.block_v}
+    sizes = {"width": "i32", "vocab_start": "i32", "stride_logits": "i32", "stride_ref": "i32"}
+    names = ("logits_ptr", "ref_logits_ptr", "bias_ptr", "ref_bias_ptr", "label_ptr")
+    stats = {name: pointers[name] for name in names} | {"stats_ptr": "*fp32", "stride_stats": "i32"} | sizes
+    made = compile_kernel(
+        row_stats_fwd_kernel, chip, stats, constants | {"WITH_MEAN": True}, num_warps=config.num_warps
+    )
+    _check(made, chip)
+    gradient = {name: pointers[name] for name in (*names, "out_ptr")} | sizes
+    gradient |= {"factor_ptr": "*fp32", "lost_ptr": "*fp32", "stride_out": "i32", "stride_factor": "i32"}
+    _check(compile_kernel(row_gradient_bwd_kernel, chip, gradient, constants, num_warps=config.num_warps), chip)

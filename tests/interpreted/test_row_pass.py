@@ -1,0 +1,131 @@
+"""The Triton row pass in the interpreter: against float64 through the public functions, and its launchers directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fastdss.kernels.row_pass import launch_row_pass_fwd
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss.cases import KLS, SHAPES, make_problem, run, truth
+from numerics import assert_gradient_close, assert_tokens_close
+
+from fastdss.chunked import _overlay
+from fastdss.objective import Objective, RowInputs, torch_row_pass
+
+ALL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
+OPTIONS: list[dict[str, Any]] = [{}, ALL, {"logit_scale": 0.7, "ref_logit_scale": 1.3, "ref_softcap": 5.0}]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel forgets to write must show."""
+    real = torch.Tensor.new_empty
+
+    def poisoned(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        made = real(self, *args, **kwargs)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+
+
+@pytest.mark.parametrize("kl", KLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape: tuple[int, int, int], kl: str) -> None:
+    check(shape, kl, ALL, torch.float32)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "all", "reference differs"])
+@pytest.mark.parametrize("kl", KLS)
+def test_options(kl: str, options: dict[str, Any]) -> None:
+    check((7, 24, 67), kl, options, torch.float64)
+
+
+def check(shape: tuple[int, int, int], kl: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    problem = make_problem(*shape, dtype)
+    actual, expected = run(problem, kl, impl="triton", **options), truth(problem, kl, **options)
+    for field in actual.loss._fields:
+        value = getattr(actual.loss, field).detach()
+        assert_tokens_close(value, getattr(expected.loss, field), precision=dtype, name=field)
+    for field in ("d_hidden", "d_head", "d_bias"):
+        assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=dtype, name=field)
+
+
+@pytest.mark.parametrize("kl", ["k3", "reverse"])
+def test_upstream_gradients_per_token(kl: str) -> None:
+    problem, upstream = make_problem(17, 24, 130, torch.float32), torch.randn(17)
+    actual = run(problem, kl, upstream, reduction="none", impl="triton")
+    expected = truth(problem, kl, upstream=upstream, reduction="none")
+    assert_gradient_close(actual.d_hidden, expected.d_hidden, precision=torch.float32)
+    assert_gradient_close(actual.d_head, expected.d_head, precision=torch.float32)
+
+
+def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[torch.Tensor, ...]:
+    """Kernel and torch twin on the same logits, several blocks per row: (dz, lost, twin's dz, labels)."""
+    torch.manual_seed(1)
+    count = 5
+    slab = torch.randn(count, 320)[:, :width] * 3
+    ref = (slab + torch.randn(count, width) * 0.1) if kl in ("reverse", "forward") else None
+    rows = RowInputs(torch.randint(0, width, (count,)), torch.rand(count), torch.rand(count), -torch.rand(count))
+    twin, twin_ref = slab.clone(), None if ref is None else ref.clone()
+    shape = {"bias": None, "ref_bias": None}
+    ce, token_kl = torch_row_pass(
+        twin, twin_ref, rows, Objective(kl), vocab_start=0, vocab_size=width, combine=None, grad=True, **shape
+    )
+    out = slab if dtype == slab.dtype else _overlay(slab, dtype)
+    got_ce, got_kl, lost = launch_row_pass_fwd(
+        slab, ref, out, *rows, kl=kl, label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
+        config=(block, 4), **shape,
+    )  # fmt: skip
+    assert_tokens_close(got_ce, ce.double(), precision=torch.float32)
+    assert_tokens_close(got_kl, token_kl.double(), precision=torch.float32)
+    return out, lost, twin, rows.labels
+
+
+@pytest.mark.parametrize("kl", ["none", "k2", "reverse", "forward"])
+@pytest.mark.parametrize("block", [16, 64, 512])
+def test_a_narrower_gradient_lies_over_its_own_logits(kl: str, block: int) -> None:
+    """No store may meet a later read. fp16 stands for bf16, which the interpreter computes wrongly."""
+    out, lost, twin, labels = _direct(kl, torch.float16, block)
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out.float(), twin, rtol=2**-10, atol=1e-7)
+    entry = out.gather(1, labels[:, None])[:, 0].float() + lost
+    torch.testing.assert_close(entry, twin.gather(1, labels[:, None])[:, 0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kl", ["none", "k1", "forward"])
+def test_nothing_is_lost_in_full_precision(kl: str) -> None:
+    out, lost, twin, _ = _direct(kl, torch.float32, 64)
+    assert_gradient_close(out, twin.double(), precision=torch.float32)
+    assert torch.equal(lost, torch.zeros_like(lost))
+
+
+@settings(derandomize=True, max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    v=st.integers(2, 140),
+    kl=st.sampled_from(KLS),
+    smoothing=st.sampled_from([0.0, 0.3]),
+    softcap=st.sampled_from([None, 4.0]),
+    seed=st.integers(0, 1000),
+)
+def test_both_row_passes_agree(n: int, v: int, kl: str, smoothing: float, softcap: float | None, seed: int) -> None:
+    problem = make_problem(n, 8, v, torch.float64, seed)
+    options = {"label_smoothing": smoothing, "softcap": softcap}
+    ours, twin = (run(problem, kl, impl=impl, **options) for impl in ("triton", "torch"))
+    assert_tokens_close(ours.loss.token_ce, twin.loss.token_ce, precision=torch.float64)
+    assert_tokens_close(ours.loss.token_kl, twin.loss.token_kl, precision=torch.float64)
+    assert_gradient_close(ours.d_hidden, twin.d_hidden, precision=torch.float64)
+    assert_gradient_close(ours.d_head, twin.d_head, precision=torch.float64)
+
+
+def test_a_label_outside_the_vocabulary_gives_nan() -> None:
+    """On a GPU nothing waits for a check, so the loss must tell."""
+    logits = torch.randn(2, 40)
+    ce, _, _ = launch_row_pass_fwd(
+        logits, None, logits, torch.tensor([40, 3]), torch.ones(2), None, None, bias=None, ref_bias=None, kl="none",
+        label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
+    )  # fmt: skip
+    assert ce.isnan().tolist() == [True, False]
