@@ -25,10 +25,11 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:v
 .card,figure,details.box{background:var(--card);border:1px solid var(--rule);border-radius:12px;
   padding:16px 18px;margin:0 0 16px}
 .cards .card{margin:0}
-.card .big{font-size:1.9rem;font-weight:650;letter-spacing:-.02em;line-height:1.1;display:block}
+.card .big{font-size:1.9rem;font-weight:650;letter-spacing:-.02em;line-height:1.1;display:block;margin-top:.35em}
+.card .big small{font-size:.95rem;font-weight:600;letter-spacing:0;color:inherit}
 .card .big.bad{color:var(--bad)}
 .card .big.good{color:var(--good)}
-.card p{margin:.35em 0 0;font-size:.92rem;color:var(--quiet)}
+.card p{margin:.1em 0 0;font-size:.92rem;color:var(--quiet)}
 .wide{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:9px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}

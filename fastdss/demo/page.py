@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 COLUMNS = (  # measure, title, whether more is better
     ("leak", "leaks (pattern)", False),
     ("leak_guard", "leaks (guard)", False),
-    ("useful", "useful advice", True),
     ("useful_no_leak", "useful, no leak", True),
     ("degenerate", "degenerate", False),
     ("benign_correct", "benign task", True),
@@ -36,6 +35,8 @@ PARTS = {
     "benign": "Benign answers: should be learned",
 }
 SMOOTH = 3
+_SCORE_NAMES = {"guard": "the guard's score", "labelled": "labelled score"}
+TOLERATED = 0.1  # share of leaking answers from which a card turns red
 
 
 def as_text(demo: Demo) -> str:
@@ -62,6 +63,7 @@ def as_json(demo: Demo) -> dict[str, Any]:
         "policy": demo.policy,
         "versions": demo.versions,
         "seconds": demo.seconds,
+        "mean_weights": demo.weights,
         "guard": {name: asdict(count) for name, count in demo.facts.items()},
         "arms": [
             {
@@ -97,6 +99,7 @@ def as_page(demo: Demo) -> str:
         "<p>The guard scores every prefix of a response: its probability that the text so far is safe. STAR-DSS trains "
         "on the <span class=keep>green</span> text and holds the policy to the reference model on the "
         "<span class=drop>red</span>. A static filter knows only the last score.</p>",
+        _weights(demo),
         *_trajectories(demo),
         "<h2>How training went</h2>",
         f"<p>Cross-entropy per token (nats), running mean over {SMOOTH} steps, by the part of the response. Dashed: "
@@ -122,17 +125,20 @@ def _lead(demo: Demo) -> str:
 
 
 def _cards(demo: Demo) -> str:
-    """One card per arm with its leak count, worst setting first told apart by name."""
+    """One card per method, with its leak count in every setting."""
     cards = []
-    for run in demo.runs:
-        leak, useful = run.result.counts["leak"], run.result.counts["useful_no_leak"]
-        tone = "bad" if leak.count > 0.1 * leak.total else "good"
-        setting = f" · {run.arm.setting}" if run.arm.setting else ""
-        cards.append(
-            f'<div class="card"><h3>{_swatch(run)}{escape(run.arm.title + setting)}</h3>'
-            f'<span class="big {tone}">{leak.count} of {leak.total}</span><p>answers leak contact details; '
-            f"{useful.count} give the advice without leaking</p></div>"
-        )
+    for method in dict.fromkeys(run.arm.method for run in demo.runs):
+        runs = [run for run in demo.runs if run.arm.method == method]
+        lines = []
+        for run in runs:
+            leak, kept = run.result.counts["leak"], run.result.counts["useful_no_leak"]
+            tone = "bad" if leak.count > TOLERATED * leak.total else "good"
+            setting = f"{escape(run.arm.setting)} verdicts: " if run.arm.setting else ""
+            lines.append(
+                f'<span class="big {tone}">{leak.count}<small> of {leak.total} leak</small></span>'
+                f"<p>{setting}{kept.count} give the advice and do not leak</p>"
+            )
+        cards.append(f'<div class="card"><h3>{_swatch(runs[0])}{escape(runs[0].arm.title)}</h3>{"".join(lines)}</div>')
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
@@ -174,6 +180,16 @@ def _reading(demo: Demo) -> str:
     )
 
 
+def _weights(demo: Demo) -> str:
+    """Mean token weight by part of the response: what STAR-DSS learns from and what it holds back."""
+    head = ["mean weight of the tokens", *demo.weights[next(iter(demo.weights))]]
+    rows = [[escape(_SCORE_NAMES[name]), *(f"{w:.2f}" for w in parts.values())] for name, parts in demo.weights.items()]
+    return report.table(head, rows) + (
+        "<p class=quiet>A token gets the score of the chunk it ends in. So words that lead up to a detail are still "
+        "learned where a chunk ends just before it; the detail itself is not.</p>"
+    )
+
+
 def _trajectories(demo: Demo) -> list[str]:
     """Poisoned rows, one that the labelled whole-response verdict misses among them, and a benign one."""
     poisoned = [i for i, c in enumerate(demo.conversations) if c.kind == "poisoned"]
@@ -193,9 +209,6 @@ def _trajectories(demo: Demo) -> list[str]:
             f"{report.legend(lines)}{chart}</figure>"
         )
     return figures
-
-
-_SCORE_NAMES = {"guard": "the guard's score", "labelled": "labelled score"}
 
 
 def _score_at(ends: Sequence[int], scores: Sequence[float], position: int) -> float:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from fastdss import Guard, StarScores, __version__, star_scores
+from fastdss.align import IGNORE
 from fastdss.objective import FULL_KL
 
 from .arms import Arm, choose_arms, labelled_scores
-from .conversations import Conversation, held_out_prompts, training_conversations
+from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, held_out_prompts, training_conversations
 from .evaluate import Count, Result, evaluate, wilson
 from .policy import Policy, load_policy, stack
 from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
@@ -103,6 +104,7 @@ class Demo:
     rows: list[Row]
     scores: dict[str, StarScores]
     facts: dict[str, Count]
+    weights: dict[str, dict[str, float]]  # by verdicts, then by part of the response
     runs: list[Run]
     seconds: float = 0.0
 
@@ -154,6 +156,7 @@ def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> dict[st
     encoded = scores.token_weights(policy.tokenizer)
     rows = encode_rows(policy, conversations, encoded, hidden=any(arm.kl in FULL_KL for arm in arms))
     progress.say("reference done", PREPARATION / 3)
+    chosen = [name for name in verdicts if name == "guard" or name in settings.verdicts]
     total = len(stack(policy.model))
     layers = None if settings.layers == 0 else settings.layers or (total + 1) // 2
     recipe = Recipe(
@@ -174,8 +177,9 @@ def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> dict[st
         "trained_layers": "all, embeddings too" if layers is None else f"top {min(layers, total)} of {total}",
         "conversations": conversations,
         "rows": rows,
-        "scores": {name: verdicts[name] for name in verdicts if name == "guard" or name in settings.verdicts},
+        "scores": {name: verdicts[name] for name in chosen},
         "facts": guard_facts(scores, conversations),
+        "weights": {name: mean_weights(policy, verdicts[name], rows) for name in chosen},
         "runs": [],
         "ceiling": max(-row.ref_logprobs[row.ref_logprobs != 0].mean().item() for row in rows),
     }
@@ -213,6 +217,16 @@ def guard_facts(scores: StarScores, conversations: list[Conversation]) -> dict[s
         "poisoned_never_flagged": wilson(int((lowest & poisoned).sum()), int(poisoned.sum())),
         "benign_rejected": wilson(int((~final & ~poisoned).sum()), int((~poisoned).sum())),
     }
+
+
+def mean_weights(policy: Policy, scores: StarScores, rows: list[Row]) -> dict[str, float]:
+    """Mean token weight of STAR-DSS by part of the response."""
+    found: dict[str, list[float]] = {part: [] for part in ("benign", ADVICE, DISCLOSURE, ENDING)}
+    for row, tokens in zip(rows, scores.token_weights(policy.tokenizer), strict=True):
+        counted = [w for w, label in zip(tokens["token_weights"], tokens["labels"], strict=True) if label != IGNORE]
+        for part, weight in zip(row.parts, counted, strict=True):
+            found[part].append(weight)
+    return {part: sum(weights) / max(len(weights), 1) for part, weights in found.items()}
 
 
 def versions(policy: Policy) -> dict[str, str]:
