@@ -1,0 +1,127 @@
+"""``fastdss train``: what can be set, by flags or a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+_CHOICES = {
+    "unit": ("word", "token", "sentence", "character"),
+    "kl": ("k1", "k2", "k3", "reverse", "forward"),
+    "method": ("lora", "full"),
+    "precision": ("auto", "bf16", "fp32"),
+}
+
+
+def _set(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
+
+    data: str = _set("", "JSONL or Parquet file with prompt and response, or messages")
+    model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
+    guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
+    out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")
+    every: int = _set(5, "units per scored chunk")
+    unit: str = _set("word", "what a chunk counts")
+    kl: str = _set("k2", "form of the KL term")
+    kl_scale: float = _set(0.5, "lambda of the loss")
+    method: str = _set("lora", "what is trained")
+    lora_rank: int = _set(16, "rank of the adapters")
+    lora_targets: str = _set("all-linear", "modules with adapters, separated by commas")
+    epochs: float = _set(3.0, "passes over the data")
+    max_steps: int = _set(-1, "stop after so many optimiser steps instead")
+    batch_size: int = _set(8, "rows per device and micro-batch")
+    accumulation: int = _set(1, "micro-batches per optimiser step")
+    learning_rate: float = _set(2e-4, "peak of the schedule")
+    scheduler: str = _set("cosine", "learning rate schedule of transformers")
+    warmup_steps: float = _set(0.03, "share of the steps, or their number, until the peak")
+    weight_decay: float = _set(0.0, "of AdamW")
+    max_length: int = _set(2048, "tokens per row; longer ones are cut")
+    packing: bool = _set(False, "join short rows, without padding")
+    checkpointing: bool = _set(False, "recompute activations to save memory")
+    precision: str = _set("auto", "of the GEMMs")
+    eval_share: float = _set(0.1, "share of rows held out")
+    save_steps: int = _set(0, "steps between checkpoints; 0: once an epoch")
+    logging_steps: int = _set(10, "steps between log lines")
+    report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
+    seed: int = _set(0, "of the split, the adapters and the order")
+    resume: bool = _set(False, "go on from the last checkpoint in the folder")
+    cpu: bool = _set(False, "do not use a GPU")
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is required, by flag or in the YAML file")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"eval_share: expected a share in [0, 1), got {self.eval_share}")
+
+
+def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainSettings:
+    """Settings from flags (``given``; None where a flag is absent) over those of a YAML file over the defaults.
+
+    Raises ``ValueError`` for names that do not exist and values of the wrong type, naming them.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        import yaml
+
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
+    values |= {name: value for name, value in given.items() if value is not None}
+    known = {f.name: type(f.default) for f in fields(TrainSettings)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        values[name] = _typed(name, value, known[name])
+    return TrainSettings(**values)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-6 as text
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def add_train(commands: Any) -> None:
+    """Register ``train`` on the subparsers of ``argparse``; ``args.run(args)`` then runs it."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="score a file of conversations with a guard and fine-tune a model on it with dynamic safety shaping",
+        description="Scores every chunk of every response with a guard model, fine-tunes a model with the DSS loss, "
+        "and writes a report. Interrupted runs go on where they stopped: finished scores and reference values are "
+        "kept in the output folder, --resume goes on from the last checkpoint. Several GPUs: "
+        "accelerate launch -m fastdss train ...",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings of the same names; flags win over it")
+    for item in fields(TrainSettings):
+        flag, default = f"--{item.name.replace('_', '-')}", item.default
+        text = item.metadata["help"] + (f" (default: {default})" if default not in ("", False) else "")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), choices=_CHOICES.get(item.name), help=text)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .train_run import run
+
+    given = {item.name: getattr(args, item.name) for item in fields(TrainSettings)}
+    run(read_settings(given, args.config))

@@ -1,0 +1,131 @@
+"""`fastdss train` on a file of conversations: scores, trains, reports, and goes on after an interruption."""
+
+import argparse
+import json
+
+import pytest
+from tiny_models import scored_rows, tiny_model, tiny_tokenizer
+
+from fastdss import train_run
+from fastdss.train_command import TrainSettings, add_train, read_settings
+from fastdss.train_run import run, score_rows
+
+for extra in ("accelerate", "datasets", "peft"):
+    pytest.importorskip(extra, reason="needs the [train] extra")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    rows = [{"prompt": row["prompt"], "response": row["response"]} for row in scored_rows(8)]
+    rows[3]["response"] = "Sure. You can reach Ada Quill at ada.quill@example.com or 555-0100. Be kind to her."
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_model(vocab_size=320, max_position_embeddings=512).float().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder
+
+
+def settings(files, out, **options):
+    defaults = {
+        "data": str(files / "data.jsonl"),
+        "model": str(files / "model"),
+        "out": str(out),
+        "max_steps": 2,
+        "batch_size": 2,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "eval_share": 0.25,
+        "lora_targets": "q_proj,v_proj",
+        "cpu": True,
+    }
+    return TrainSettings(**(defaults | options))
+
+
+def test_a_run_from_the_command_line(files, tmp_path):
+    parser = argparse.ArgumentParser()
+    add_train(parser.add_subparsers())
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {files / 'data.jsonl'}\nmodel: {files / 'model'}\nmax_steps: 2\nlearning_rate: 5e-3\n")
+    flags = ["--config", str(config), "--out", str(tmp_path / "out"), "--cpu", "--batch-size", "2", "--eval-share",
+             "0.25", "--logging-steps", "1", "--lora-targets", "q_proj", "--packing"]  # fmt: skip
+    args = parser.parse_args(["train", *flags])
+    args.run(args)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["rows"] == {"read": 8, "trained": 6, "held_out": 2}
+    assert report["settings"]["learning_rate"] == 5e-3
+    assert [entry["step"] for entry in report["log"]] == [1, 2]
+    assert {"ce", "kl", "token_weight", "share_below_half"} <= set(report["log"][0])
+    assert report["before"]["eval_kl"] == pytest.approx(0, abs=1e-6)
+    assert report["after"]["eval_ce"] < report["before"]["eval_ce"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "ada.quill" in page
+    assert "http" not in page
+    assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("method", "kl"), [("full", "k3"), ("full", "reverse"), ("lora", "forward")])
+def test_every_kind_of_reference(files, tmp_path, method, kl):
+    found = run(settings(files, tmp_path, method=method, kl=kl))
+    assert found["before"]["eval_kl"] == pytest.approx(0, abs=1e-6)
+    assert found["after"]["eval_kl"] > 0
+    assert (tmp_path / "model").is_dir()
+
+
+def test_resuming_uses_what_is_there(files, tmp_path, monkeypatch):
+    first = run(settings(files, tmp_path, max_steps=1))
+    assert first["log"][-1]["step"] == 1
+    monkeypatch.setattr(train_run, "load_guard", lambda *_: pytest.fail("scored again"))
+    second = run(settings(files, tmp_path, max_steps=2, resume=True))
+    assert [entry["step"] for entry in second["log"]] == [1, 2]
+    assert second["log"][0]["loss"] == first["log"][0]["loss"]
+
+
+def test_scores_go_on_after_a_crash_and_start_anew_for_other_data(files, tmp_path, monkeypatch):
+    rows, options, store = train_run.read_rows(str(files / "data.jsonl")), settings(files, tmp_path), tmp_path / "s"
+    whole = score_rows(rows, options, store, "cpu")
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(lines[:5]) + lines[5][:7])
+    judged = []
+    real = train_run.load_guard
+    monkeypatch.setattr(train_run, "load_guard", lambda *args: judged.append(1) or real(*args))
+    again = score_rows(rows, options, store, "cpu")
+    assert len(judged) == 1
+    for a, b in zip(whole, again, strict=True):
+        assert a["ends"] == b["ends"]
+        assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
+    assert score_rows(rows, options, store, "cpu") == again
+    assert len(judged) == 1
+    rows[0]["response"] += " Indeed."
+    assert score_rows(rows, options, store, "cpu")[0]["ends"][-1] == len(rows[0]["response"])
+    assert len(judged) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": "x.jsonl"}, "--model is required"),
+        ({"data": "x", "model": "m", "kl": "k9"}, "kl: expected one of .*got 'k9'"),
+        ({"data": "x", "model": "m", "batch_size": "many"}, "batch_size: expected int, got 'many'"),
+        ({"data": "x", "model": "m", "learning_rate": "fast"}, "learning_rate: expected float, got 'fast'"),
+        ({"data": "x", "model": "m", "learning": 1}, "unknown setting 'learning'"),
+        ({"data": "x", "model": "m", "eval_share": 1.0}, r"eval_share: expected a share in \[0, 1\)"),
+    ],
+)
+def test_settings_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.csv", "", "expected a .jsonl"),
+        ("gone.jsonl", None, "does not exist"),
+        ("odd.jsonl", '{"text": "hello"}\n', r"row 0 has neither messages nor prompt and response; it has \['text'\]"),
+    ],
+)
+def test_data_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        train_run.read_rows(str(tmp_path / name))
