@@ -45,6 +45,16 @@ class KVStore:
             )
         return self.layers[index]
 
+    def resized(self, capacity: int) -> KVStore:
+        """A copy with another capacity; positions that both have keep their contents."""
+        copy, n = KVStore(capacity), min(capacity, self.capacity)
+        for index, pair in self.layers.items():
+            sources = (source[:, :n] for source in pair)
+            targets = copy.layer(index, pair[0][None], pair[1][None])
+            for target, source in zip(targets, sources, strict=True):
+                target[:, :n] = source
+        return copy
+
     def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int]) -> None:
         """Write another store's layers to the beginning of the slots at ``bases``."""
         for index, pair in saved.items():

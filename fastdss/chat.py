@@ -55,7 +55,8 @@ class ChatEncoder:
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         unknown = getattr(tokenizer, "unk_token", None)  # like bytes, what ordinary text may come to
-        self._control_ids = frozenset(i for text, i in controls.items() if text != unknown and not _BYTE.fullmatch(text))
+        plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
+        self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
         self._expected: dict[tuple, int] = {}
 
     def control_strings(self, text: str) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from .chat import ChatEncoder, Conversation, Message
 from .engine import check_supported, reference_logits, tree_logits
 from .prefix_tree import build_tree
+
+if TYPE_CHECKING:
+    from .stream import StarStream
 
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there. How are you?"}]
 _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
@@ -124,6 +127,12 @@ class Guard:
         shares = torch.softmax(logits / temperature, dim=-1)
         score = shares[..., :safe].sum(-1) + self.spec.other_weight * shares[..., safe + unsafe :].sum(-1)
         return score.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))
+
+    def stream(self, prompt: str | Sequence[Message], *, every: int = 5) -> StarStream:
+        """Scores of a response while it is being written, see ``StarStream``."""
+        from .stream import StarStream
+
+        return StarStream(self, prompt, every=every)
 
     def quoted_delimiters(self, text: str) -> bool:
         """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""

@@ -94,14 +94,14 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 1024,
-    "initializer_range": 0.25,  # large enough that verdicts differ from prefix to prefix
+    "initializer_range": 0.18,  # verdicts differ from prefix to prefix, and fp32 rounding stays below 1e-6
 }
 ARCHITECTURES = {
     "llama": lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **_SHAPE)),
     "granite": lambda v: GraniteForCausalLM(
         GraniteConfig(
-            vocab_size=v, logits_scaling=4.0, embedding_multiplier=3.0, residual_multiplier=0.5,
-            attention_multiplier=0.2, **_SHAPE)
+            vocab_size=v, logits_scaling=2.0, embedding_multiplier=0.7, residual_multiplier=1.5,
+            attention_multiplier=0.6, **_SHAPE)
     ),
     "qwen3": lambda v: Qwen3ForCausalLM(Qwen3Config(vocab_size=v, **_SHAPE)),
     "mistral": lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=24, **_SHAPE)),
