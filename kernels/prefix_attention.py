@@ -1,0 +1,301 @@
+"""Attention of packed branches over a key/value store, forward only.
+
+A token sees the first ``limit`` keys of its slot in the store, and the packed keys of its own run up to itself. Either
+way that is an interval ``[first, end)`` of a key index, so one loop serves both sources; what all rows of a program
+see needs no mask.
+
+    rows of a tile          store, one slot        packed keys
+    branch A  limit 9       kkkkkkkk|k             a
+              limit 9       kkkkkkkk|k             aa
+    branch B  limit 8       kkkkkkkk|.             ..b
+                            no mask |mask          mask
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from .primitives import tanh
+
+LOG2E = tl.constexpr(1.4426950408889634)
+TILE_COLUMNS = 9  # first token, end, base of the slot, then least and greatest limit, run start and position
+
+
+@dataclass(frozen=True)
+class Config:
+    """Rows (tokens x query heads of a group) and keys of a tile, warps and stages of a program."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# Unmeasured on GPUs: chosen by ahead-of-time resource use (tests/compiled: no stack, no spills, and shared memory that
+# leaves room on the smallest chip of each family). (architecture, widest head dimension) -> configuration.
+CONFIGS = {
+    ("sm_80", 64): Config(128, 64, 8, 3),
+    ("sm_80", 128): Config(128, 32, 8, 3),
+    ("sm_80", 256): Config(64, 32, 8, 2),
+    ("sm_90", 64): Config(128, 64, 8, 3),
+    ("sm_90", 128): Config(128, 64, 8, 3),
+    ("sm_90", 256): Config(128, 32, 8, 2),
+    ("sm_100", 64): Config(128, 64, 8, 3),
+    ("sm_100", 128): Config(128, 64, 8, 3),
+    ("sm_100", 256): Config(128, 32, 8, 2),
+    ("gfx942", 64): Config(128, 32, 8, 1),
+    ("gfx942", 128): Config(128, 32, 8, 1),
+    ("gfx942", 256): Config(64, 32, 8, 1),
+}
+EXACT_PRODUCTS = Config(32, 16, 4, 1)  # fp32: products by FMA, not by tensor cores
+SMALLEST = Config(16, 16, 4, 1)  # the interpreter, fp64, and fp32 with wide heads
+
+
+def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, arch: str) -> Config:
+    """Configuration for an ``architecture``; ``ValueError`` for head dimensions beyond 256."""
+    dim = max(head_dim, value_dim)
+    if dim > 256:
+        raise ValueError(f"the prefix attention kernel takes head dimensions up to 256, got {dim}")
+    if arch == "interpreter" or dtype.itemsize > 4 or (dtype.itemsize > 2 and dim > 128):
+        return SMALLEST
+    return EXACT_PRODUCTS if dtype.itemsize > 2 else CONFIGS[arch, 64 if dim <= 64 else 128 if dim <= 128 else 256]
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """Two tile widths that hold ``dim`` columns with little padding: 64 -> (64, 0), 80 -> (64, 16), 96 -> (64, 32)."""
+    whole = max(16, triton.next_power_of_2(dim))
+    if whole == dim or whole == 16:
+        return whole, 0
+    rest = max(16, triton.next_power_of_2(dim - whole // 2))
+    return (whole, 0) if rest == whole // 2 else (whole // 2, rest)
+
+
+@triton.jit
+def _load_tile(
+    ptr, stride, rows, live,
+    FROM: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """``[rows, BLOCK]``: columns FROM.. of the rows; ``live: [rows]`` is looked at when RAGGED."""
+    columns = FROM + tl.arange(0, BLOCK)
+    ptrs = ptr + (rows * stride)[:, None] + columns[None, :]
+    if RAGGED:
+        tile = tl.load(ptrs, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
+    elif FROM + BLOCK > DIM:
+        tile = tl.load(ptrs, mask=(columns < DIM)[None, :], other=0.0)
+    else:
+        tile = tl.load(ptrs)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def _visit_keys(
+    q0, q1, peak, total, acc0, acc1, first, end,
+    k_ptr, v_ptr, stride_kn, stride_vn, begin, low_tiles, jump, tiles, stop,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr,
+    MASKED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over ``tiles`` tiles of keys from ``begin`` on; those from ``low_tiles`` on lie ``jump`` further.
+
+    With MASKED, row r sees keys ``first[r] <= key < end[r]``, and keys from ``stop`` on are not read.
+    """
+    unit: tl.constexpr = (SOFTCAP if SOFTCAP > 0 else SCALE) * LOG2E  # log2 units of a score
+    lane = tl.arange(0, BLOCK_N)
+    for i in range(0, tiles):
+        start = begin + i * BLOCK_N
+        if MASKED:
+            start += tl.where(i >= low_tiles, jump, 0)
+        key = start + lane
+        inside = key < stop
+        k_row = k_ptr + start.to(tl.int64) * stride_kn
+        v_row = v_ptr + start.to(tl.int64) * stride_vn
+        k0 = _load_tile(k_row, stride_kn, lane, inside, 0, D0, HEAD_DIM, MASKED, UPCAST)
+        scores = tl.dot(q0, tl.trans(k0), input_precision="ieee", out_dtype=peak.dtype)
+        if D1 > 0:
+            k1 = _load_tile(k_row, stride_kn, lane, inside, D0, D1, HEAD_DIM, MASKED, UPCAST)
+            scores = tl.dot(q1, tl.trans(k1), scores, input_precision="ieee", out_dtype=peak.dtype)
+        if SOFTCAP > 0:
+            scores = tanh(scores * (SCALE / SOFTCAP))
+        if MASKED:
+            seen = (key[None, :] >= first[:, None]) & (key[None, :] < end[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1) * unit)
+        shift = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher  # rows that saw nothing yet
+        weight = tl.exp2(scores * unit - shift[:, None])
+        decay = tl.exp2(peak - shift)
+        peak = higher
+        total = total * decay + tl.sum(weight, 1)
+        v0 = _load_tile(v_row, stride_vn, lane, inside, 0, E0, VALUE_DIM, MASKED, UPCAST)
+        acc0 = tl.dot(weight.to(v0.dtype), v0, acc0 * decay[:, None], input_precision="ieee", out_dtype=peak.dtype)
+        if E1 > 0:
+            v1 = _load_tile(v_row, stride_vn, lane, inside, E0, E1, VALUE_DIM, MASKED, UPCAST)
+            acc1 = tl.dot(weight.to(v1.dtype), v1, acc1 * decay[:, None], input_precision="ieee", out_dtype=peak.dtype)
+    return peak, total, acc0, acc1
+
+
+@triton.jit
+def _visit_source(
+    q0, q1, peak, total, acc0, acc1, first, end,
+    k_ptr, v_ptr, stride_kn, stride_vn, low, whole_low, whole_high, high,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Keys ``[low, high)`` of one source, of which every row sees ``[whole_low, whole_high)`` whole."""
+    low_tiles = (tl.maximum(tl.minimum(whole_low, high) - low, 0) + BLOCK_N - 1) // BLOCK_N
+    whole = low + low_tiles * BLOCK_N
+    whole_tiles = tl.maximum(whole_high - whole, 0) // BLOCK_N
+    jump = whole_tiles * BLOCK_N
+    high_tiles = (tl.maximum(high - whole - jump, 0) + BLOCK_N - 1) // BLOCK_N
+    peak, total, acc0, acc1 = _visit_keys(
+        q0, q1, peak, total, acc0, acc1, first, end, k_ptr, v_ptr, stride_kn, stride_vn, whole, 0, 0, whole_tiles, high,
+        SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, False, UPCAST,
+    )  # fmt: skip
+    return _visit_keys(
+        q0, q1, peak, total, acc0, acc1, first, end, k_ptr, v_ptr, stride_kn, stride_vn,
+        low, low_tiles, jump, low_tiles + high_tiles, high,
+        SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, True, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["limit_ptr", "run_ptr", "tile_ptr"])
+def prefix_attention_fwd_kernel(
+    q_ptr, k_ptr, v_ptr, store_k_ptr, store_v_ptr, limit_ptr, run_ptr, tile_ptr, out_ptr,
+    stride_qh, stride_qn, stride_kh, stride_kn, stride_vh, stride_vn,
+    stride_store_kh, stride_store_kn, stride_store_vh, stride_store_vn, stride_on, stride_oh,
+    window,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One program: the tokens of a tile times HEADS query heads of one K/V head (of its GROUP)."""
+    head = tl.program_id(0).to(tl.int64) * HEADS
+    kv_head = head // GROUP
+    tile_ptr += tl.program_id(1).to(tl.int64) * 9
+    token_low, token_end = tl.load(tile_ptr), tl.load(tile_ptr + 1)
+    row = tl.arange(0, BLOCK_M)
+    token = token_low + row // HEADS
+    live = token < token_end
+    limit = tl.load(limit_ptr + token, mask=live, other=0)
+    run = tl.load(run_ptr + token, mask=live, other=0)
+    head_of_row = head + row % HEADS
+    q_row = token.to(tl.int64) * stride_qn + head_of_row * stride_qh
+    q0 = _load_tile(q_ptr, 1, q_row, live, 0, D0, HEAD_DIM, True, UPCAST)
+    q1 = q0
+    if D1 > 0:
+        q1 = _load_tile(q_ptr, 1, q_row, live, D0, D1, HEAD_DIM, True, UPCAST)
+
+    accumulate: tl.constexpr = tl.float64 if q0.dtype == tl.float64 else tl.float32
+    peak = tl.full([BLOCK_M], float("-inf"), accumulate)
+    total = tl.zeros([BLOCK_M], accumulate)
+    acc0 = tl.zeros([BLOCK_M, E0], accumulate)
+    acc1 = total
+    if E1 > 0:
+        acc1 = tl.zeros([BLOCK_M, E1], accumulate)
+
+    # store: row sees [position - window + 1, limit)
+    first = tl.zeros([BLOCK_M], tl.int32)
+    low, whole_low = token_low * 0, token_low * 0
+    if HAS_WINDOW:
+        first = tl.maximum(limit + token - run - window + 1, 0)
+        low = tl.maximum(tl.load(tile_ptr + 7) - window + 1, 0)
+        whole_low = tl.maximum(tl.load(tile_ptr + 8) - window + 1, 0)
+    base = tl.load(tile_ptr + 2).to(tl.int64)
+    limit_low, limit_high = tl.load(tile_ptr + 3), tl.load(tile_ptr + 4)
+    slot_k_ptr = store_k_ptr + kv_head * stride_store_kh + base * stride_store_kn
+    slot_v_ptr = store_v_ptr + kv_head * stride_store_vh + base * stride_store_vn
+    peak, total, acc0, acc1 = _visit_source(
+        q0, q1, peak, total, acc0, acc1, first, limit,
+        slot_k_ptr, slot_v_ptr, stride_store_kn, stride_store_vn, low, whole_low, limit_low, limit_high,
+        SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, UPCAST,
+    )  # fmt: skip
+
+    # packed: row sees [max(run, token - window + 1), token]
+    first = run
+    low, whole_low = tl.load(tile_ptr + 5), tl.load(tile_ptr + 6)
+    if HAS_WINDOW:
+        first = tl.maximum(run, token - window + 1)
+        low = tl.maximum(low, token_low - window + 1)
+        whole_low = tl.maximum(whole_low, token_end - window)
+    peak, total, acc0, acc1 = _visit_source(
+        q0, q1, peak, total, acc0, acc1, first, token + 1,
+        k_ptr + kv_head * stride_kh, v_ptr + kv_head * stride_vh, stride_kn, stride_vn,
+        low, whole_low, token_low + 1, token_end,
+        SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, UPCAST,
+    )  # fmt: skip
+
+    out_row = out_ptr + (token.to(tl.int64) * stride_on + head_of_row * stride_oh)[:, None]
+    column = tl.arange(0, E0)[None, :]
+    tl.store(out_row + column, acc0 / total[:, None], mask=live[:, None] & (column < VALUE_DIM))
+    if E1 > 0:
+        column = E0 + tl.arange(0, E1)[None, :]
+        tl.store(out_row + column, acc1 / total[:, None], mask=live[:, None] & (column < VALUE_DIM))
+
+
+def launch_prefix_attention_fwd(
+    query: Tensor, key: Tensor, value: Tensor, store: tuple[Tensor, Tensor],
+    limits: Tensor, runs: Tensor, tiles: Tensor, out: Tensor,
+    *, scaling: float, window: int | None, softcap: float | None, config: Config,
+) -> None:  # fmt: skip
+    """Write to ``out: [N, H, dv]`` what each token of the tiles sees of its slot and of its run, averaged by softmax.
+
+    query: [H, N, d], key: [Hkv, N, d], value: [Hkv, N, dv], store: ([Hkv, capacity, d], [Hkv, capacity, dv]); the last
+    dimension of each is contiguous. limits, runs: [N] int32: how many keys of its slot a token sees, and the packed
+    index where its run begins. tiles: [T * TILE_COLUMNS] int32, each of at most ``tokens_per_tile`` tokens of one slot.
+    """
+    heads, _, head_dim = query.shape
+    group, value_dim = heads // key.shape[0], value.shape[2]
+    shared = heads_per_program(group, config)
+    (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+        prefix_attention_fwd_kernel[(heads // shared, len(tiles) // TILE_COLUMNS)](
+            query, key, value, *store, limits, runs, tiles, out,
+            query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+            store[0].stride(0), store[0].stride(1), store[1].stride(0), store[1].stride(1),
+            out.stride(0), out.stride(1), window or 0,
+            SCALE=scaling, SOFTCAP=softcap or 0.0, HAS_WINDOW=window is not None,
+            GROUP=group, HEADS=shared, HEAD_DIM=head_dim, VALUE_DIM=value_dim,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, D0=d0, D1=d1, E0=e0, E1=e1,
+            UPCAST=stored_dtype(query) != query.dtype, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+
+def stored_dtype(query: Tensor) -> torch.dtype:
+    """The dtype of ``out``: the query's, except that the interpreter computes with bf16's raw bits: it stores fp32."""
+    return torch.float32 if query.dtype == torch.bfloat16 and not query.is_cuda else query.dtype
+
+
+def heads_per_program(group: int, config: Config) -> int:
+    """Query heads of a K/V head that share a program: all of them, or the largest equal part that fits."""
+    return max(part for part in range(1, group + 1) if group % part == 0 and part <= config.block_m)
+
+
+def tokens_per_tile(group: int, config: Config) -> int:
+    """Tokens of a tile: its rows hold ``heads_per_program`` query heads of each."""
+    return config.block_m // heads_per_program(group, config)
+
+
+def architecture(device: torch.device) -> str:
+    """The name under which ``choose_config`` knows the device; ``ValueError`` for those it does not."""
+    if isinstance(prefix_attention_fwd_kernel, InterpretedFunction):
+        return "interpreter"
+    if device.type != "cuda":
+        raise ValueError(f"the Triton kernel needs a GPU, got tensors on {device}")
+    if torch.version.hip is not None:
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        if name == "gfx942":
+            return name
+        raise ValueError(f"the prefix attention kernel has no configuration for {name}")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f"the prefix attention kernel needs compute capability 8.0 or more, got {major}.{minor}")
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")  # others have no more shared memory than sm_80's rows need
