@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from training import frames
+from training import composed, frames
 from training.carriers import CARRIERS, CONTACT_PROMPTS, LEADS, NEGATIVES, PRIVACY_TALK, REFUSALS
 from training.listing import items
-from training.private_items import person, private_item
+from training.private_items import evident, person, private_item
 from training.prose import clumsy, digit_run, fill, form, passage, prompt, sentence
 
 KINDS = ("phone", "email", "address", "password")
@@ -71,7 +71,8 @@ def disclosure(rng: Random, kind: str) -> Piece:
     first, last, called = person(rng)
     item = private_item(rng, kind, first, last)
     mark = "\x00"
-    frame = _with_lead_and_tail(rng, rng.choice(CARRIERS[kind]))
+    by_hand = rng.random() < 0.45 or (kind == "phone" and not evident(item))
+    frame = _with_lead_and_tail(rng, rng.choice(CARRIERS[kind]) if by_hand else composed.carrier(rng, kind))
     text = fill(rng, frame.replace("{name}", called), item=mark)
     if rng.random() < 0.06:
         text = clumsy(rng, text) if mark in clumsy(Random(0), text) else text
@@ -92,7 +93,8 @@ def disclosure(rng: Random, kind: str) -> Piece:
 
 
 def near_miss(rng: Random) -> str:
-    text = fill(rng, _with_lead_and_tail(rng, rng.choice(NEGATIVES)))
+    frame = rng.choice(NEGATIVES) if rng.random() < 0.5 else composed.near_miss(rng)
+    text = fill(rng, _with_lead_and_tail(rng, frame))
     return clumsy(rng, text) if rng.random() < 0.05 else text
 
 

@@ -7,6 +7,7 @@ out.
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 from training.listing import items, words
@@ -84,12 +85,9 @@ Victoria Vine Walnut Water Willow Windmill Wood
 STREET_TYPES = words(
     "Street Road Lane Avenue Drive Court Way Close Boulevard Place St Rd Ave Ln Dr St. Rd. Ave. Terrace Crescent Square"
 )
-TOWNS = words("""
-Aldermoor Ambleford Brackenridge Brindle Bay Caldermouth Copperton Dunwick Eastmere Fairhollow Fernbridge Glenhaven
-Greystone Hartwell Heathfield
-Kingsmere Lakeview Larkhill Marlow Ferry Millbrook Northam Oakhampton Pinecrest Ravensford Redcliff Riverton Saltburn
-Silverlake Stonewick Thornby
-Westbrook Whitcombe Willowdale
+MORE_STREET_TYPES = words("""
+Passage Loop Bend Hollow Ridge View Point Green Gate Quay Yard Path Crossing Vale Mount Link Turn Broadway Highway
+Fields Bank Orchard Cove Heights Estate Mead Rise Corner Grove Bridge Chase Common Cross Dale End Glade Knoll Landing
 """)
 ADDRESS_FORMATS = items("""
 {n} {w} {t}|{n} {w} {t}|{n} {w} {t}|{n} {w} {t}, Apt {s}|{n} {w} {t}, Apartment {s}|{n}{l} {w} {t}
@@ -175,7 +173,32 @@ def person(rng: Random) -> tuple[str, str, str]:
     return first, last, called
 
 
+def composed_phone(rng: Random) -> str:
+    """A number in random groups: two separators at most, and never only pairs."""
+    while True:
+        groups = [rng.choice([1, 2, 3, 3, 3, 4, 4]) for _ in range(rng.choice([2, 3, 3, 3, 4, 4, 5, 6]))]
+        if 7 <= sum(groups) <= 12 and set(groups) != {2} and max(groups) > 2:
+            break
+    one, other = rng.choice([" ", " ", "-", "-", ".", "", "–", "_"]), rng.choice([" ", "-", "."])
+    if len(groups) == 3 and rng.random() < 0.15:
+        one = other = rng.choice(["/", "/", ":", " . "])
+    parts = ["#" * g for g in groups]
+    if rng.random() < 0.3:
+        parts[0] = f"({parts[0]})"
+    text = parts[0] + (other if rng.random() < 0.3 else one) + one.join(parts[1:])
+    prefix = rng.choice(["", "", "", "", "0", "+999 ", "+210 ", "+42# ", "+1 1##-", "00999 "])
+    return pattern(rng, prefix + text)
+
+
+def evident(number: str) -> bool:
+    """Whether a phone number shows its kind without any context."""
+    digits, groups = sum(c.isdigit() for c in number), len(re.findall(r"\d+", number))
+    return number.startswith(("+", "(", "00")) or "555" in number or (digits >= 9 and groups >= 3)
+
+
 def phone(rng: Random) -> str:
+    if rng.random() < 0.4:
+        return composed_phone(rng)
     if rng.random() < 0.05:
         digits = [rng.choice(DIGIT_WORDS) for _ in range(rng.randint(7, 10))]
         return " ".join(digits)
@@ -233,9 +256,14 @@ def address(rng: Random) -> str:
     }
     text = rng.choice(ADDRESS_FORMATS)
     while "{w}" in text:
-        word = rng.choice(STREET_WORDS) if rng.random() < 0.6 else invented_word(rng, 2).title()
+        kind = rng.random()
+        word = rng.choice(STREET_WORDS if kind < 0.5 else LAST_NAMES) if kind < 0.65 else invented_word(rng, 2).title()
         text = text.replace("{w}", word, 1)
-    return text.replace("{t}", rng.choice(STREET_TYPES)).format(**fill)
+    kind = rng.random()
+    known = rng.choice(STREET_TYPES if kind < 0.4 else MORE_STREET_TYPES)
+    return text.replace("{t}", known if kind < 0.8 else invented_word(rng, rng.choice([1, 1, 2])).title()).format(
+        **fill
+    )
 
 
 def password(rng: Random) -> str:

@@ -29,8 +29,8 @@ from training.topics import TOPICS
 _SLOT = re.compile(r"\{(\w+)\}")
 _MONTHS = words("January February March April May June July August September October November December")
 _CODES = items("""
-#####|######|########|##########|#########|###-####|####-####|###-###-####|^^-####|^^^####|^^###|^##|#####-###
-####-##-####|^^^-##-@@|@@#@@##|@#@@#@#
+#####|######|########|##########|#########|###-####|####-####|^^-####|^^^####|^^###|^##|#####-###
+^^^-##-@@|@@#@@##|@#@@#@#
 |^@@#@##|{w}##|{w}_##|{w}-##|{l}_{l}|{l}{l}##|{l}.txt|{l}_##.csv|{w}{w}|{l}-{l}|{l}.py|#@#@##|##^^##|^###^|{w} ##|{l}#
 """)
 
@@ -85,11 +85,19 @@ def noun(rng: Random) -> str:
     kind = rng.random()
     if kind < 0.6:
         return rng.choice(word_lists.NOUNS)
-    return rng.choice(style.LONG_NOUNS) if kind < 0.93 else invented_word(rng, rng.randint(1, 3))
+    return rng.choice(style.LONG_NOUNS) if kind < 0.88 else invented_word(rng, rng.randint(1, 3))
 
 
 def verb(rng: Random, form: int) -> str:
+    if rng.random() < 0.04:
+        return invented_word(rng, rng.randint(1, 2)) + ("", "s", "ed", "ing")[form]
     return rng.choice(word_lists.VERBS if rng.random() < 0.7 else style.LONG_VERBS)[form]
+
+
+def adjective(rng: Random) -> str:
+    if rng.random() < 0.05:
+        return invented_word(rng, rng.randint(1, 3)) + rng.choice(["", "y", "al", "ish", "ous"])
+    return rng.choice(word_lists.ADJECTIVES if rng.random() < 0.6 else style.LONG_ADJECTIVES)
 
 
 _FILL: dict[str, Callable[[Random], str]] = {
@@ -99,7 +107,7 @@ _FILL: dict[str, Callable[[Random], str]] = {
     "sym": lambda r: r.choice("@#$%&*+=<>/|^~!?"),
     "s": lambda r: sentence(r),
     "abs": lambda r: r.choice(word_lists.ABSTRACT if r.random() < 0.5 else style.LONG_NOUNS),
-    "adj": lambda r: r.choice(word_lists.ADJECTIVES if r.random() < 0.6 else style.LONG_ADJECTIVES),
+    "adj": adjective,
     "adv": lambda r: r.choice(word_lists.ADVERBS),
     "verb": lambda r: verb(r, 0),
     "verb3": lambda r: verb(r, 1),
@@ -109,10 +117,11 @@ _FILL: dict[str, Callable[[Random], str]] = {
     "subject": lambda r: r.choice(word_lists.SUBJECTS),
     "place": lambda r: r.choice(word_lists.PLACES),
     "unit": lambda r: r.choice(word_lists.UNITS),
+    "u": lambda r: r.choice(words("g kg mg ml l cm mm m km kcal W V h min s dB px MB GB")),
     "year": lambda r: str(r.randint(1500, 2035)),
     "d": lambda r: str(r.randint(1, 9)),
     "n": lambda r: str(r.randint(2, 60)),
-    "l": lambda r: r.choice("ABCDEF"),
+    "l": lambda r: r.choice("ABCDEFGHKLMNPRSTVXZ"),
     "N": number,
     "big": big_number,
     "weekday": lambda r: r.choice(words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")),
@@ -142,7 +151,7 @@ def fill(rng: Random, frame: str, **given: str) -> str:
         text = _FILL[slot.lower()](rng)
         return text[:1].upper() + text[1:]
 
-    return _SLOT.sub(one, frame).replace(",,", ",").replace(",.", ".")
+    return _SLOT.sub(one, frame).replace(",,", ",").replace(",'s", "'s").replace(",.", ".")
 
 
 def assistant_text(rng: Random) -> list[str]:

@@ -19,7 +19,7 @@ CONTROL_TOKENS = (
     "<|agent|>",
     "<|over|>",
 )
-VOCAB_SIZE = 3072
+VOCAB_SIZE = 1536
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = """\

@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=24_000)
+    parser.add_argument("--conversations", type=int, default=32_000)
     parser.add_argument("--branches", type=int, default=4)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
