@@ -190,7 +190,8 @@ def environment(args: argparse.Namespace) -> dict:
     chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     return {
         "shape": args.shape, "dtype": args.dtype, "device": args.device, "chip": chip,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "commit": commit.stdout.strip(),
+        "threads": torch.get_num_threads(), "commit": commit.stdout.strip(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
 
 
