@@ -57,6 +57,7 @@ class Batch:
         ignore_index: int,
         shift: bool,
         kl_scale: float = 0.0,
+        group: Any = None,
     ) -> None:
         _check_gathered(hidden=hidden, lm_head=lm_head)
         check_labels(labels)
@@ -71,7 +72,8 @@ class Batch:
         self.labels = _shifted(labels, shift, ignore_index).reshape(-1).long()
         self.hidden, self.lm_head = hidden.reshape(-1, hidden.shape[-1]), lm_head
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_values(labels, scores, name, ignore_index, lm_head.shape[0], unit_interval=name == "star")
+            vocab_size = lm_head.shape[0] * (1 if group is None else group.size())
+            check_values(labels, scores, name, ignore_index, vocab_size, unit_interval=name == "star")
 
     def reference_logprobs(self, ref_logprobs: Tensor) -> Reference:
         if ref_logprobs.shape != self.shape:

@@ -76,7 +76,7 @@ def weighted_ce(
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
-    batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift)
+    batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
     return _reduce(call, batch, reduction, num_items)[0]
 
@@ -134,7 +134,9 @@ def dss_loss(
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
-    batch = Batch(hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale)
+    batch = Batch(
+        hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, group=group
+    )
     options = RunOptions(rows, compact, impl, chunk_bytes, group)
     if ref_logprobs is not None:
         reference = batch.reference_logprobs(ref_logprobs)
@@ -171,7 +173,7 @@ def token_logprobs(
     Returns [...] fp32 (fp64 for fp64), 0 at ignored labels; hidden, lm_head and bias get gradients. One GEMM under
     ``torch.no_grad()``, which is how a reference's log-probabilities are made. Options and errors: :func:`weighted_ce`.
     """
-    batch = Batch(hidden, lm_head, labels, None, "weights", ignore_index=ignore_index, shift=shift)
+    batch = Batch(hidden, lm_head, labels, None, "weights", ignore_index=ignore_index, shift=shift, group=group)
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)

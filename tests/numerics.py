@@ -30,7 +30,13 @@ def assert_tokens_close(actual: Tensor, truth: Tensor, *, precision: torch.dtype
 
 
 def assert_gradient_close(
-    actual: Tensor, truth: Tensor, *, precision: torch.dtype, eager: Tensor | None = None, name: str = "gradient"
+    actual: Tensor,
+    truth: Tensor,
+    *,
+    precision: torch.dtype,
+    eager: Tensor | None = None,
+    name: str = "gradient",
+    cast_margin: float = CAST_MARGIN,
 ) -> None:
     """Relative Frobenius error within ``precision``'s rule, no row lost; ``eager``: the same-dtype eager result."""
     _check_comparable(actual, truth, name)
@@ -41,8 +47,8 @@ def assert_gradient_close(
     if precision in RTOL:
         allowed, rule = RTOL[precision] * norm, f"{RTOL[precision]} of the norm"
     else:
-        allowed = CAST_MARGIN * (truth.to(precision).double() - truth).norm()
-        rule = f"{CAST_MARGIN} x the error of a cast to {precision}"
+        allowed = cast_margin * (truth.to(precision).double() - truth).norm()
+        rule = f"{cast_margin} x the error of a cast to {precision}"
     if not error_norm <= allowed:
         raise AssertionError(
             f"{_place(actual, truth, worst, name)}: relative Frobenius error {error_norm / norm:.3g}, "

@@ -1,0 +1,219 @@
+"""The catalogue of bad and odd inputs: each gets an error that names argument, index and value, or the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from numerics import assert_gradient_close, assert_tokens_close
+
+from fastdss import dss_loss, token_logprobs, weighted_ce
+from fastdss.losses import live_rows
+
+from .cases import make_problem, run
+
+P = make_problem(9, 6, 11, torch.float32)
+H, W, Y, S, R = P.hidden, P.lm_head, P.labels, P.star, P.ref_logprobs
+
+
+def at(tensor: torch.Tensor, index: int, value: float) -> torch.Tensor:
+    changed = tensor.clone()
+    changed[index] = value
+    return changed
+
+
+def ce(**changes: Any) -> torch.Tensor:
+    return weighted_ce(**({"hidden": H, "lm_head": W, "labels": Y, "weights": S} | changes))
+
+
+def dss(**changes: Any) -> Any:
+    return dss_loss(**({"hidden": H, "lm_head": W, "labels": Y, "star": S, "ref_logprobs": R} | changes))
+
+
+class FakeShard(torch.nn.Parameter):
+    """What deepspeed leaves behind outside its gathering context."""
+
+    ds_id = 0
+
+
+BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (ce, {"labels": at(Y, 3, 11)}, ValueError, r"labels\[3\] = 11: must be in \[0, 11\)"),
+    (ce, {"labels": at(Y, 4, -1)}, ValueError, r"labels\[4\] = -1"),
+    (ce, {"weights": at(S, 2, float("nan"))}, ValueError, r"weights\[2\] = nan: must be finite and >= 0"),
+    (ce, {"weights": at(S, 2, float("inf"))}, ValueError, r"weights\[2\] = inf"),
+    (ce, {"weights": at(S, 2, -0.5)}, ValueError, r"weights\[2\] = -0.5"),
+    (dss, {"star": at(S, 6, 1.5)}, ValueError, r"star\[6\] = 1.5: must be in \[0, 1\]"),
+    (dss, {"star": at(S, 6, float("nan"))}, ValueError, r"star\[6\] = nan"),
+    (ce, {"hidden": H[:, :0], "lm_head": W[:, :0]}, ValueError, r"lm_head must not be empty, got \[11, 0\]"),
+    (ce, {"lm_head": W[:0]}, ValueError, r"lm_head must not be empty, got \[0, 6\]"),
+    (ce, {"lm_head": W[:, :5]}, ValueError, r"lm_head must be \[V, 6\], got \[11, 5\]"),
+    (ce, {"lm_head": W.bfloat16()}, TypeError, "hidden is torch.float32, lm_head torch.bfloat16"),
+    (ce, {"hidden": H.int(), "lm_head": W.int()}, TypeError, "hidden must be float64, .* got torch.int32"),
+    (ce, {"labels": Y.float()}, TypeError, "labels must be integers, got torch.float32"),
+    (ce, {"weights": S > 0}, TypeError, "weights must be floating point, got torch.bool"),
+    (ce, {"weights": S.clone().requires_grad_()}, ValueError, r"weights requires a gradient.*weights.detach\(\)"),
+    (ce, {"weights": S[1:]}, ValueError, r"weights must have the shape of labels, \[9\], got \[8\]"),
+    (ce, {"labels": Y[1:], "weights": S[1:]}, ValueError, r"hidden must be \[..., D\] .*\[8\], got \[9, 6\]"),
+    (ce, {"labels": Y.to("meta")}, ValueError, "labels is on meta, hidden on cpu"),
+    (ce, {"bias": torch.zeros(10)}, ValueError, r"bias must be \[11\], got \[10\]"),
+    (ce, {"bias": torch.zeros(11).int()}, TypeError, "bias must be floating point, got torch.int32"),
+    (ce, {"reduction": "avg"}, ValueError, "reduction must be .* got 'avg'"),
+    (ce, {"reduction": "sum", "num_items": 3}, ValueError, "num_items goes with reduction='mean', got .*'sum'"),
+    (ce, {"num_items": 0}, ValueError, "num_items must be positive, got 0"),
+    (ce, {"impl": "cuda"}, ValueError, "impl must be .* got 'cuda'"),
+    (ce, {"impl": "triton"}, ValueError, "impl='triton' needs a CUDA or ROCm device, but hidden is on cpu"),
+    (ce, {"chunk_bytes": 0}, ValueError, "chunk_bytes must be positive, got 0"),
+    (ce, {"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0"),
+    (ce, {"z_loss": -1.0}, ValueError, "z_loss must be finite and >= 0, got -1.0"),
+    (ce, {"softcap": 0.0}, ValueError, "softcap must be None or positive, got 0.0"),
+    (ce, {"logit_scale": float("nan")}, ValueError, "logit_scale must be finite, got nan"),
+    (ce, {"rows": torch.tensor([0, 9])}, ValueError, r"rows must lie in \[0, 9\), got 0 to 9"),
+    (ce, {"rows": torch.tensor([1, 1])}, ValueError, "rows must not repeat"),
+    (ce, {"rows": torch.tensor([1.0])}, TypeError, r"rows must be \[n\] int64, got \[1\] torch.float32"),
+    (ce, {"lm_head": FakeShard(torch.zeros(0, 6))}, ValueError, "lm_head is an ungathered ZeRO-3 shard.*GatheredParam"),
+    (ce, {"hidden": [1.0]}, TypeError, "hidden must be a Tensor, got list"),
+    (dss, {"kl": "k4"}, ValueError, "kl must be one of .* got 'k4'"),
+    (dss, {"kl_scale": -1.0}, ValueError, "kl_scale must be finite and >= 0, got -1.0"),
+    (dss, {"ref_logprobs": None}, ValueError, "either as ref_logprobs or as ref_hidden"),
+    (dss, {"ref_hidden": H, "ref_lm_head": W}, ValueError, "either as ref_logprobs or as ref_hidden"),
+    (dss, {"ref_logprobs": None, "ref_hidden": H}, ValueError, "ref_hidden needs ref_lm_head"),
+    (dss, {"ref_lm_head": W}, ValueError, "ref_lm_head is of no use without ref_hidden"),
+    (dss, {"kl": "reverse"}, ValueError, "kl='reverse' sums over the vocabulary"),
+    (dss, {"ref_logprobs": R[1:]}, ValueError, r"ref_logprobs must have the shape of labels, \[9\], got \[8\]"),
+    (dss, {"ref_logprobs": R.int()}, TypeError, "ref_logprobs must be floating point, got torch.int32"),
+    (
+        dss,
+        {"ref_logprobs": None, "ref_hidden": H, "ref_lm_head": W[1:]},
+        ValueError,
+        "vocabulary of 10, lm_head one of 11",
+    ),
+    (
+        dss,
+        {"ref_logprobs": None, "ref_hidden": H[1:], "ref_lm_head": W},
+        ValueError,
+        r"ref_hidden must be .*got \[8, 6\]",
+    ),
+    (
+        dss,
+        {"ref_logprobs": None, "ref_hidden": H[:, 1:], "ref_lm_head": W},
+        ValueError,
+        r"ref_lm_head must be \[V, 5\]",
+    ),
+    (dss, {"ref_logprobs": None, "ref_hidden": H.double(), "ref_lm_head": W.double()}, TypeError, "both be float64"),
+]
+
+
+@pytest.mark.parametrize(("function", "changes", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_input(function: Callable[..., Any], changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    function()  # the same call without the fault works
+    with pytest.raises(error, match=message):
+        function(**changes)
+
+
+def test_live_rows_checks_on_the_host() -> None:
+    with pytest.raises(ValueError, match=r"weights\[0\] = -1.0"):
+        live_rows(Y, at(S, 0, -1.0))
+    with pytest.raises(ValueError, match=r"labels\[0\] = 11"):
+        live_rows(at(Y, 0, 11), S, vocab_size=11)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        live_rows(Y.float(), S)
+
+
+def _gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("case", ["all ignored", "zero weights", "no tokens"])
+def test_nothing_to_learn_gives_zero(case: str, reduction: str) -> None:
+    hidden, head = H.clone().requires_grad_(), W.clone().requires_grad_()
+    labels, weights, x = Y, S, hidden
+    if case == "all ignored":
+        labels = torch.full_like(Y, -100)
+    elif case == "zero weights":
+        weights = torch.zeros_like(S)
+    else:
+        x, labels, weights = hidden[:0], Y[:0], S[:0]
+    loss = weighted_ce(x, head, labels, weights, reduction=reduction).sum()
+    assert loss == 0
+    for gradient in _gradients(loss, hidden, head):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("options", [{}, {"compact": False}, {"rows": torch.arange(9)}], ids=["", "dense", "rows"])
+def test_nan_counts_at_live_rows_and_nowhere_else(options: dict[str, Any]) -> None:
+    labels, star = at(Y, 0, -100), at(at(S, 1, 0.0), 3, 1.0)
+    clean = _with_gradients(H, labels, star, R, **options)
+    dead = at(H, 0, float("nan"))  # ignored
+    same = _with_gradients(dead, labels, star, at(at(R, 0, float("nan")), 3, float("nan")), **options)
+    for a, b in zip(clean, same, strict=True):
+        assert torch.equal(a, b)
+    poisoned = weighted_ce(at(H, 1, float("nan")), W, labels, star, **options)  # zero weight
+    assert torch.equal(poisoned, weighted_ce(H, W, labels, star, **options))
+    assert weighted_ce(at(H, 2, float("nan")), W, labels, star, **options).isnan()
+    assert dss_loss(at(H, 2, float("nan")), W, labels, star, ref_logprobs=R, **options).loss.isnan()
+
+
+def _with_gradients(
+    hidden: torch.Tensor, labels: torch.Tensor, star: torch.Tensor, ref: torch.Tensor, **options: Any
+) -> list[torch.Tensor]:
+    leaves = [hidden.clone().requires_grad_(), W.clone().requires_grad_()]
+    loss = dss_loss(*leaves, labels, star, ref_logprobs=ref, **options).loss
+    return [loss.detach(), *_gradients(loss, *leaves)]
+
+
+def test_a_weight_on_an_ignored_token_has_no_effect() -> None:
+    ignored = int((Y == -100).nonzero()[0])
+    for value in (7.0, float("nan"), -1.0):
+        assert torch.equal(ce(weights=at(S, ignored, value)), ce())
+
+
+def test_memory_layout_does_not_matter() -> None:
+    hidden, head = H.double(), W.double()
+    expected = weighted_ce(hidden, head, Y, S)
+    transposed = hidden.T.contiguous().T
+    strided = torch.stack([head, head], dim=2)[..., 0]
+    same = torch.ones(()).double().expand(9)
+    assert_tokens_close(weighted_ce(transposed, strided, Y, S), expected, precision=torch.float64)
+    assert torch.equal(weighted_ce(hidden, head, Y, same), weighted_ce(hidden, head, Y))
+    one = hidden[:1].expand(9, 6).detach().requires_grad_()
+    copied = hidden[:1].repeat(9, 1).requires_grad_()
+    ours, theirs = (_gradients(weighted_ce(x, head, Y, S), x)[0] for x in (one, copied))
+    assert_gradient_close(ours, theirs, precision=torch.float64)
+
+
+def test_leading_dimensions_are_free() -> None:
+    flat = token_logprobs(H, W, Y)
+    assert torch.equal(token_logprobs(H.view(3, 3, 6), W, Y.view(3, 3)), flat.view(3, 3))
+    single = token_logprobs(H[0], W, Y[0])
+    assert single.shape == ()
+    assert_tokens_close(single, flat[0].double(), precision=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
+    labels = Y.clamp(min=0)
+    assert torch.equal(ce(labels=labels.to(dtype)), ce(labels=labels))
+
+
+def test_impossible_values_under_compile_make_the_loss_nan() -> None:
+    """Where a check would be a graph break, or a wait on a GPU, the loss itself tells."""
+    compiled = torch.compile(weighted_ce, fullgraph=True, backend="eager")
+    assert not compiled(H, W, Y, S).isnan()
+    assert compiled(H, W, at(Y, 0, 11), S + 0.1).isnan()
+    assert compiled(H, W, Y, at(S, 0, -0.5)).isnan()
+    assert compiled(H, W, Y, at(S, 0, float("inf"))).isnan()
+
+
+def test_kl_scale_zero_needs_no_reference_work() -> None:
+    loss = dss(kl_scale=0.0, ref_logprobs=torch.full((9,), float("nan")))
+    assert torch.equal(loss.loss, ce())
+    assert torch.equal(loss.kl, torch.zeros(()))
+
+
+def test_reruns_are_bitwise_equal() -> None:
+    first, second = (run(P, "reverse", chunk_bytes=1024) for _ in range(2))
+    for a, b in ((first.d_head, second.d_head), (first.d_hidden, second.d_hidden), (first.loss.loss, second.loss.loss)):
+        assert torch.equal(a, b)
