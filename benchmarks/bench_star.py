@@ -28,6 +28,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from fastdss.cpu_linear import eligible_layers
 from fastdss.engine import reference_logits, tree_logits
 from fastdss.prefix_tree import PrefixTree, build_tree, shared_length
 
@@ -144,14 +145,18 @@ def ways(model, trees: list[PrefixTree], sample: int, budget: int | None) -> lis
     some, naive = whole[::sample], sum(map(len, whole))
     scale = naive / sum(map(len, some))
     distinct = sum(tree.num_tokens for tree in trees)
-    fast = lambda: tree_logits(model, VERDICTS, trees, list(range(len(trees))), budget=budget)  # noqa: E731
+
+    def fast(gemm: str) -> Callable[[], Tensor]:
+        return lambda: tree_logits(model, VERDICTS, trees, list(range(len(trees))), budget=budget, gemm=gemm)
+
     return [
         Way("one forward per prefix", lambda: by_prefix(model, some), naive, scale, sample),
         Way("length-sorted batches", lambda: by_sorted_batches(model, some), naive, scale, sample),
         Way("generate per prefix", lambda: by_generate(model, some), naive, scale, sample),
         Way("cropped DynamicCache", lambda: by_cropped_cache(model, whole), distinct),
         Way("plain causal forward", lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
-        Way("fastdss", fast, distinct),
+        Way("fastdss", fast("default"), distinct),
+        *([Way("fastdss, oneDNN", fast("onednn"), distinct)] if eligible_layers(model) else []),
     ]
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .causal_lm import backbone, lm_head
+from .cpu_linear import cpu_gemm
 from .packing import Segment, make_groups, micro_batches, schedule, shared_head
 from .prefix_tree import PrefixTree
 
 Report = Callable[[int], None]  # told how many scores are new
 Saved = dict[int, tuple[Tensor, Tensor]]
 SMALLEST_BUDGET = 16
+WORTH_PACKING = 2000  # tokens below which prepacking the weights costs more than it saves
 
 
 class Runner:
@@ -63,6 +65,7 @@ def tree_logits(
     *,
     budget: int | None = None,
     store_tokens: int | None = None,
+    gemm: str = "auto",
     report: Report = lambda done: None,
 ) -> Tensor:
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
@@ -80,7 +83,9 @@ def tree_logits(
     logits = torch.empty(total, len(verdict_ids), dtype=dtype)
     head = shared_head(trees) if len(trees) > 1 else []
     groups = make_groups(trees, prompts, store_tokens)
-    with using_prefix_attention(model):
+    work = sum(tree.num_tokens for tree in trees)
+    backend = "default" if gemm == "auto" and work < WORTH_PACKING else gemm
+    with using_prefix_attention(model), cpu_gemm(runner.body, backend):
         saved: Saved = {}
         while groups:
             done = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from .align import Scored, TokenWeights, align
 from .boundaries import UNITS, find_ends, tidy_ends
 from .chat import Conversation, check_conversation, token_offsets
+from .cpu_linear import BACKENDS
 from .engine import Report, check_supported, reference_logits, tree_logits
 from .guard import Guard, GuardSpec
 from .prefix_tree import PrefixTree, build_tree
@@ -113,6 +114,7 @@ def star_scores(
     sharpen: float | str = 1.0,
     impl: str = "auto",
     budget: int | None = None,
+    gemm: str = "auto",
     progress: bool = False,
 ) -> StarScores:
     """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
@@ -130,10 +132,12 @@ def star_scores(
     settings.
 
     impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"reference"`` runs one forward per
-    prefix. ``budget``: tokens per forward pass. ``progress`` shows a bar. Errors name the row, never its text.
+    prefix. ``budget``: tokens per forward pass. ``gemm``: on a CPU, the library that multiplies fp32 matrices
+    (``"default"``, ``"onednn"``, or the faster one). ``progress`` shows a bar. Errors name the row, never its text.
     """
     guards = _guards(model, tokenizer, spec)
-    _check_options(every, unit, impl, combine, sharpen, max_tokens)
+    _check_numbers(every, sharpen, max_tokens)
+    _check_choices(unit=unit, impl=impl, combine=combine, gemm=gemm)
     histories, responses = _read(batch)
     cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
     forests = [
@@ -145,7 +149,7 @@ def star_scores(
     with _progress(sum(kept) * len(guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
             trees = [tree.first(k) for tree, k in zip(trees, kept, strict=True)]
-            logits = _logits(guard, trees, prompts, impl, budget, report)
+            logits = _logits(guard, trees, prompts, impl, budget, gemm, report)
             opinions.append(_sharpened(guard, logits, sharpen))
     stacked = torch.stack(opinions)
     combined = (stacked.mean(0) if combine == "mean" else stacked.amin(0)).float()
@@ -173,18 +177,20 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
     return [Guard(model, tokenizer, spec)]
 
 
-def _check_options(
-    every: int, unit: str, impl: str, combine: str, sharpen: float | str, max_tokens: int | None
-) -> None:
+def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None) -> None:
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"every: expected a positive integer, got {every!r}")
-    for name, value, allowed in (("unit", unit, UNITS), ("impl", impl, IMPLS), ("combine", combine, COMBINE)):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
     if sharpen != "paper" and not (isinstance(sharpen, int | float) and sharpen > 0):
         raise ValueError(f"sharpen: expected a positive temperature or 'paper', got {sharpen!r}")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens: expected a positive integer, got {max_tokens}")
+
+
+def _check_choices(*, unit: str, impl: str, combine: str, gemm: str) -> None:
+    choices = (("unit", unit, UNITS), ("impl", impl, IMPLS), ("combine", combine, COMBINE), ("gemm", gemm, BACKENDS))
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
 def _read(batch: Mapping[str, Sequence]) -> tuple[list[Conversation], list[str]]:
@@ -247,13 +253,13 @@ def _tree(
 
 
 def _logits(
-    guard: Guard, trees: list[PrefixTree], prompts: list[int], impl: str, budget: int | None, report: Report
+    guard: Guard, trees: list[PrefixTree], prompts: list[int], impl: str, budget: int | None, gemm: str, report: Report
 ) -> Tensor:
     if impl == "reference":
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         return reference_logits(guard.model, guard.verdict_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    return tree_logits(guard.model, guard.verdict_ids, trees, prompts, budget=budget, report=report)
+    return tree_logits(guard.model, guard.verdict_ids, trees, prompts, budget=budget, gemm=gemm, report=report)
 
 
 def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:

@@ -40,7 +40,7 @@ def judged_by(instruction: str) -> Callable[[Conversation], list[Message]]:
 
 def in_one_message(prompt: str, system: str | None = None) -> Callable[[Conversation], list[Message]]:
     """One user message: ``prompt`` with ``{prompt}`` and ``{response}`` replaced by the last exchange."""
-    parts = re.split(r"(\{prompt\}|\{response\})", prompt)
+    parts: list[str] = re.split(r"(\{prompt\}|\{response\})", prompt)
     if {"{prompt}", "{response}"} - set(parts):
         raise ValueError("prompt: expected a text that holds {prompt} and {response}")
 

@@ -60,7 +60,8 @@ def at_once(segments: list[Segment], store: np.ndarray, first: int) -> Sights:
 def random_tree(draw: random.Random) -> PrefixTree:
     size = draw.randint(2, 40)
     starts = [draw.randint(0, size - 1) for _ in range(draw.randint(1, 8))]
-    return PrefixTree(list(range(size)), starts, [[0] * draw.randint(0, size - start) for start in starts])
+    tails = [[0] * draw.randint(start == 0, size - start) for start in starts]  # no rendering is empty
+    return PrefixTree(list(range(size)), starts, tails)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
