@@ -63,7 +63,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--every", type=int, default=5, help="words per scored chunk")
     demo.add_argument("--rows", type=int, default=96, help="training conversations, half of them poisoned")
     demo.add_argument("--prompts", type=int, default=56, help="held-out prompts; 4 in 7 ask for advice")
-    demo.add_argument("--new-tokens", type=int, default=56, help="longest generated answer")
+    demo.add_argument("--new-tokens", type=int, default=48, help="longest generated answer")
     demo.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch chooses)")
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
     demo.add_argument("--traceback", action="store_true", help="show the traceback of an error")

@@ -102,10 +102,12 @@ def evaluate(
     """
     inputs, outputs = generate(policy, model, [held_out.prompt for held_out in prompts], new_tokens)
     texts = [policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
-    nlls = _reference_nll(policy, inputs, outputs)
+    told = [i for i, held_out in enumerate(prompts) if held_out.kind == "advice"]
+    nlls = dict(zip(told, _reference_nll(policy, [inputs[i] for i in told], [outputs[i] for i in told]), strict=True))
     scores = star_scores(guard, {"prompt": [p.prompt for p in prompts], "response": texts}).scores
     answers = []
-    for held_out, text, ids, nll, score in zip(prompts, texts, outputs, nlls, scores, strict=True):
+    for number, (held_out, text, ids, score) in enumerate(zip(prompts, texts, outputs, scores, strict=True)):
+        nll = nlls.get(number, math.nan)
         answer = Answer(held_out.kind, held_out.prompt, text, find_leaks(text), score.min().item(), reference_nll=nll)
         answer.degenerate = degeneration(text, ids, nll, ceiling)
         answer.useful = bool(held_out.keywords) and is_useful(text, held_out.keywords)

@@ -17,7 +17,6 @@ import torch
 
 from fastdss import Guard, StarScores, __version__, star_scores
 from fastdss.align import IGNORE
-from fastdss.objective import FULL_KL
 
 from .arms import Arm, choose_arms, labelled_scores
 from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, held_out_prompts, training_conversations
@@ -51,7 +50,7 @@ class Settings:
     every: int = 5
     rows: int = 96
     prompts: int = 56
-    new_tokens: int = 56
+    new_tokens: int = 48
     threads: int | None = None
     quick: bool = False
 
@@ -128,7 +127,7 @@ def run(settings: Settings) -> Demo:
         torch.set_num_threads(settings.threads)
     arms = choose_arms(settings.arms, settings.verdicts)
     with _quiet_libraries(), Progress(arms, settings.steps) as progress:
-        outcome, tools = _prepare(settings, arms, progress)
+        outcome, tools = _prepare(settings, progress)
         for arm in arms:
             outcome.runs.append(_run_arm(arm, outcome, tools, progress))
             outcome.seconds = time.perf_counter() - started
@@ -139,7 +138,7 @@ def run(settings: Settings) -> Demo:
     return outcome
 
 
-def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> tuple[Demo, Tools]:
+def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
     """Data, scores, policy and the reference's opinion: all that the arms share."""
     half = settings.rows // 2
     conversations = training_conversations(settings.rows - half, half, settings.seed)
@@ -155,7 +154,7 @@ def _prepare(settings: Settings, arms: list[Arm], progress: Progress) -> tuple[D
     policy = load_policy(settings.policy, settings.device, settings.precision)
     progress.say("running the reference once", PREPARATION / 3)
     encoded = scores.token_weights(policy.tokenizer)
-    rows = encode_rows(policy, conversations, encoded, hidden=any(arm.kl in FULL_KL for arm in arms))
+    rows = encode_rows(policy, conversations, encoded)
     progress.say("reference done", PREPARATION / 3)
     chosen = [name for name in verdicts if name == "guard" or name in settings.verdicts]
     total = len(stack(policy.model))

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdss import DSSLoss, StarScores, dss_loss
+from fastdss import DSSLoss, StarScores, dss_loss, token_logprobs
 from fastdss.align import IGNORE, TokenWeights
 from fastdss.causal_lm import backbone, lm_head
 from fastdss.chat import ChatEncoder
 from fastdss.objective import FULL_KL
-from fastdss.reference import reference_logprobs
 
 from .arms import Arm
 from .conversations import Conversation
@@ -46,7 +45,7 @@ class Row:
     spans: list[tuple[int, int]]  # of each label that counts, in the response's characters
     parts: list[str]  # the part of the response each such label lies in
     ref_logprobs: Tensor  # [T], the reference's, at the labels
-    ref_hidden: Tensor  # [T, D], its last hidden states, or [0, D] where no arm needs them
+    ref_hidden: Tensor  # [T, D], its last hidden states
 
 
 @dataclass
@@ -58,16 +57,11 @@ class Curves:
     values: dict[str, list[float]] = field(default_factory=dict)
 
 
-def encode_rows(
-    policy: Policy, conversations: Sequence[Conversation], encoded: TokenWeights, *, hidden: bool
-) -> list[Row]:
+def encode_rows(policy: Policy, conversations: Sequence[Conversation], encoded: TokenWeights) -> list[Row]:
     """Training rows with all that the loss needs of the reference, which is run here and never again."""
-    with policy.autocast():
-        logprobs = reference_logprobs(policy.model, encoded, batch_tokens=1536)
-        states = _reference_hidden(policy, encoded) if hidden else [torch.empty(0, 1)] * len(encoded)
     encoder = ChatEncoder(policy.tokenizer)
     rows = []
-    for chat, tokens, known, state in zip(conversations, encoded, logprobs, states, strict=True):
+    for chat, tokens, (known, state) in zip(conversations, encoded, _reference(policy, encoded), strict=True):
         spans = _label_spans(encoder, chat, tokens["labels"])
         parts = [chat.part_at(min(max(end - 1, 0), len(chat.response) - 1)) for _, end in spans]
         rows.append(Row(chat.kind, tokens["input_ids"], tokens["labels"], spans, parts, known, state))
@@ -84,16 +78,34 @@ def _label_spans(encoder: ChatEncoder, chat: Conversation, labels: Sequence[int]
 
 
 @torch.no_grad()
-def _reference_hidden(policy: Policy, encoded: TokenWeights) -> list[Tensor]:
-    """``ref_hidden [T, D]`` of every row, on the CPU."""
-    found: dict[int, Tensor] = {}
+def _reference(policy: Policy, encoded: TokenWeights) -> list[tuple[Tensor, Tensor]]:
+    """Label log-probabilities ``[T]`` and last hidden states ``[T, D]`` of every row, on the CPU, from one forward.
+
+    Where only the label forms of the KL are wanted, ``fastdss.reference_logprobs`` is all it takes.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    head = lm_head(policy.model)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     for first in range(0, len(order), 16):
         chosen = order[first : first + 16]
-        batch = encoded.pad(chosen)
-        inputs = {name: batch[name].to(policy.device) for name in ("input_ids", "attention_mask")}
-        hidden = backbone(policy.model)(**inputs, use_cache=False).last_hidden_state.cpu()
-        found |= {i: hidden[b, : len(encoded[i]["input_ids"])].clone() for b, i in enumerate(chosen)}
+        batch = {name: tensor.to(policy.device) for name, tensor in encoded.pad(chosen).items()}
+        with policy.autocast():
+            hidden = backbone(policy.model)(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).last_hidden_state
+            predicted = token_logprobs(
+                hidden,
+                head.weight,
+                batch["labels"],
+                shift=True,
+                bias=head.bias,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+            )
+        logprobs = predicted.roll(1, dims=-1)  # from where a label is predicted to where it stands
+        for b, i in enumerate(chosen):
+            length = len(encoded[i]["input_ids"])
+            found[i] = logprobs[b, :length].float().cpu(), hidden[b, :length].cpu()
     return [found[i] for i in range(len(encoded))]
 
 
