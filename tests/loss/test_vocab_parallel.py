@@ -1,0 +1,101 @@
+"""Two gloo ranks: a vocabulary split over ranks, and FSDP2's sharded head."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from numerics import assert_gradient_close, assert_tokens_close
+
+from fastdss import dss_loss, weighted_ce
+
+from .cases import KLS, make_problem, truth
+
+RANKS = 2
+OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
+
+
+def _split_vocabulary(rank: int, impl: str) -> None:
+    """Every rank holds half of the head: the loss is whole on each, dX is reduced, dW and db are local."""
+    for kl in KLS if impl == "torch" else ("k3", "reverse"):
+        for reduction in ("mean", "none") if impl == "torch" else ("mean",):
+            p = make_problem(17, 24, 68, torch.float64)
+            mine = slice(rank * 34, (rank + 1) * 34)
+            leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head[mine], p.bias[mine])]
+            reference: dict[str, Any] = {"ref_logprobs": p.ref_logprobs}
+            if kl in ("reverse", "forward"):
+                reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[mine]}
+            loss = dss_loss(
+                *leaves[:2], p.labels, p.star.double(), bias=leaves[2], kl=kl, reduction=reduction, impl=impl,
+                group=dist.group.WORLD, chunk_bytes=8 * 64 * 8, **reference, **OPTIONS,
+            )  # fmt: skip
+            upstream = torch.linspace(-1, 2, 17).double() if reduction == "none" else None
+            gradients = torch.autograd.grad(loss.loss, leaves, upstream)
+            expected = truth(p, kl, upstream=upstream, reduction=reduction, **OPTIONS)
+            assert_tokens_close(loss.loss.detach(), expected.loss.loss, precision=torch.float64)
+            assert_tokens_close(loss.token_kl, expected.loss.token_kl, precision=torch.float64)
+            assert_gradient_close(gradients[0], expected.d_hidden, precision=torch.float64)
+            assert_gradient_close(gradients[1], expected.d_head[mine], precision=torch.float64)
+            assert_gradient_close(gradients[2], expected.d_bias[mine], precision=torch.float64)
+
+
+class _Head(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(24, 68, bias=False)
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return weighted_ce(hidden, self.proj.weight, labels)
+
+
+def _fsdp2(rank: int) -> None:
+    """In the forward of the unit that owns it the head is whole; outside it is a DTensor, and the error says so."""
+    from torch.distributed.fsdp import fully_shard
+
+    p = make_problem(20, 24, 68, torch.float32)
+    module = _Head()
+    with torch.no_grad():
+        module.proj.weight.copy_(p.lm_head)
+    fully_shard(module)
+    mine = slice(rank * 10, rank * 10 + 10)
+    module(p.hidden[mine], p.labels[mine]).backward()
+    whole = module.proj.weight.grad.full_tensor()
+    head = p.lm_head.double().requires_grad_()
+    parts = [torch.nn.functional.cross_entropy(p.hidden[i].double() @ head.T, p.labels[i])
+             for i in (slice(0, 10), slice(10, 20))]  # fmt: skip
+    (sum(parts) / RANKS).backward()
+    assert_gradient_close(whole, head.grad, precision=torch.float32)
+    with pytest.raises(TypeError, match=r"lm_head is a DTensor: gather it first, with lm_head.full_tensor\(\)"):
+        weighted_ce(p.hidden, module.proj.weight, p.labels)
+
+
+def _both(rank: int, impl: str) -> None:
+    _split_vocabulary(rank, impl)
+    _fsdp2(rank)
+
+
+def _run(rank: int, port: int, name: str, impl: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    try:
+        globals()[name](rank, impl)
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(name: str, impl: str = "torch") -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_run, (port, name, impl), nprocs=RANKS, start_method="spawn")
+
+
+def test_a_split_vocabulary_and_fsdp2_on_two_ranks() -> None:
+    """One spawn: starting two interpreters costs more than what they do."""
+    spawn("_both")
