@@ -32,8 +32,9 @@ from fastdss.cpu_linear import eligible_layers
 from fastdss.engine import reference_logits, tree_logits
 from fastdss.prefix_tree import PrefixTree, build_tree, shared_length
 
-HEAD, TAIL, TOKENS_PER_WORD = 115, 68, 1.3  # a Llama-Guard-like template with SmolLM2's tokenizer
+HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
 VERDICTS = [3, 5]
+BASE, PLAIN = "one forward per prefix", "plain causal forward"
 
 
 def _config(d: int, ffn: int, layers: int, heads: int, kv: int, **more) -> dict:
@@ -150,11 +151,11 @@ def ways(model, trees: list[PrefixTree], sample: int, budget: int | None) -> lis
         return lambda: tree_logits(model, VERDICTS, trees, list(range(len(trees))), budget=budget, gemm=gemm)
 
     return [
-        Way("one forward per prefix", lambda: by_prefix(model, some), naive, scale, sample),
+        Way(BASE, lambda: by_prefix(model, some), naive, scale, sample),
         Way("length-sorted batches", lambda: by_sorted_batches(model, some), naive, scale, sample),
         Way("generate per prefix", lambda: by_generate(model, some), naive, scale, sample),
         Way("cropped DynamicCache", lambda: by_cropped_cache(model, whole), distinct),
-        Way("plain causal forward", lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
+        Way(PLAIN, lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
         Way("fastdss", fast("default"), distinct),
         *([Way("fastdss, oneDNN", fast("onednn"), distinct)] if eligible_layers(model) else []),
     ]
@@ -209,13 +210,13 @@ def bench(args: argparse.Namespace) -> list[dict]:
     for words, boundaries in args.case:
         trees = make_trees(words, boundaries, args.responses, model.config.vocab_size)
         todo = ways(model, trees, max(1, boundaries // args.sampled), args.budget)
+        todo = [way for way in todo if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]
         errors = check(todo, 1e-5 if args.dtype == "float32" else 2e-2)
         for way in todo:
             row = {"words": words, "boundaries": boundaries, "responses": args.responses, "way": way.name}
             row |= {"tokens": way.tokens, "sampled": way.sampled, "max_error": errors.get(way.name)}
             rows.append(row | measure(way, args.device, args.repeats) | environment(args))
-        base, plain = (next(r for r in rows[-len(todo) :] if r["way"] == name) for name in
-                       ("one forward per prefix", "plain causal forward"))  # fmt: skip
+        base, plain = (next(r for r in rows[-len(todo) :] if r["way"] == name) for name in (BASE, PLAIN))
         for row in rows[-len(todo) :]:
             row |= {f"speedup{key[:-2]}": base[key] / row[key] for key in ("median_s", "cpu_s")}
             row |= {f"of_plain{key[:-2]}": row[key] / plain[key] for key in ("median_s", "cpu_s")}
@@ -254,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--budget", type=int, help="tokens per forward of fastdss")
     p.add_argument("--sampled", type=int, default=10, help="prefixes that the slow ways run, spread over all")
+    p.add_argument("--ways", nargs="*", help="names of the ways to run; default all")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--out", type=Path, help="append the JSON lines to this file")
     p.add_argument("--plot", type=Path, help="draw the rows")

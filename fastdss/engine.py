@@ -24,7 +24,8 @@ WORTH_PACKING = 2000  # tokens below which prepacking the weights costs more tha
 class Runner:
     """Runs micro-batches of segments through ``model`` and reads the verdict rows of its head."""
 
-    def __init__(self, model: Any, verdict_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, verdict_ids: Sequence[int], attend: Callable[..., Tensor] = attend_in_order) -> None:
+        self.attend = attend
         self.body = backbone(model)
         self.head = lm_head(model)
         self.device = next(self.body.parameters()).device
@@ -41,7 +42,7 @@ class Runner:
             rows += [left + at for at, _ in segment.verdicts]
             scores += [k for _, k in segment.verdicts]
             left += len(segment.ids)
-        plan = PrefixPlan(segments, store, attend_in_order, self.bands)
+        plan = PrefixPlan(segments, store, self.attend, self.bands)
         hidden = self.body(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
@@ -66,6 +67,7 @@ def tree_logits(
     budget: int | None = None,
     store_tokens: int | None = None,
     gemm: str = "auto",
+    attend: Callable[..., Tensor] = attend_in_order,
     report: Report = lambda done: None,
 ) -> Tensor:
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
@@ -74,7 +76,7 @@ def tree_logits(
     a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved and the group starts
     again.
     """
-    runner = Runner(model, verdict_ids)
+    runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
     budget = budget or (400 if on_cpu else 8192)
     store_tokens = store_tokens or (8192 if on_cpu else 65536)

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from .align import Scored, TokenWeights, align
+from .attention import attend_in_order
 from .boundaries import UNITS, find_ends, tidy_ends
 from .chat import Conversation, check_conversation, token_offsets
 from .cpu_linear import BACKENDS
 from .engine import Report, check_supported, reference_logits, tree_logits
 from .guard import Guard, GuardSpec
+from .packed_attention import attend_by_kernel
 from .prefix_tree import PrefixTree, build_tree
 
-IMPLS = ("auto", "tree", "reference")
+IMPLS = ("auto", "tree", "triton", "reference")
 COMBINE = ("mean", "min")
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
@@ -131,9 +133,10 @@ def star_scores(
     is an error. ``sharpen`` divides the logits (a temperature); ``"paper"`` mimics the released code's sampling
     settings.
 
-    impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"reference"`` runs one forward per
-    prefix. ``budget``: tokens per forward pass. ``gemm``: on a CPU, the library that multiplies fp32 matrices
-    (``"default"``, ``"onednn"``, or the faster one). ``progress`` shows a bar. Errors name the row, never its text.
+    impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"triton"`` does so with one attention
+    kernel per layer and micro-batch, ``"reference"`` runs one forward per prefix. ``budget``: tokens per forward pass.
+    ``gemm``: on a CPU, the library that multiplies fp32 matrices (``"default"``, ``"onednn"``, or the faster one).
+    ``progress`` shows a bar. Errors name the row, never its text.
     """
     guards = _guards(model, tokenizer, spec)
     _check_numbers(every, sharpen, max_tokens)
@@ -259,7 +262,9 @@ def _logits(
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         return reference_logits(guard.model, guard.verdict_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    return tree_logits(guard.model, guard.verdict_ids, trees, prompts, budget=budget, gemm=gemm, report=report)
+    attend = attend_by_kernel if impl == "triton" else attend_in_order
+    rows = guard.model, guard.verdict_ids, trees, prompts
+    return tree_logits(*rows, budget=budget, gemm=gemm, attend=attend, report=report)
 
 
 def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
