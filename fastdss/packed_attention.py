@@ -200,18 +200,24 @@ def attend_by_kernel(
 
     Branches of one slot share tiles, so NaN values in one of them reach its neighbours of the same slot.
     """
-    from fastdss.kernels import prefix_attention as kernels
+    from fastdss.kernels.prefix_attention import (
+        architecture,
+        choose_config,
+        launch_prefix_attention_fwd,
+        stored_dtype,
+        tokens_per_tile,
+    )
 
-    config = kernels.choose_config(query.shape[3], value.shape[3], query.dtype, kernels.architecture(query.device))
+    config = choose_config(query.shape[3], value.shape[3], query.dtype, architecture(query.device))
     store = plan.store.layer(layer, key, value)
     group = query.shape[1] // key.shape[1]
     batch = PackedBatch.of(plan)
-    limits, runs, tables = batch.tiles(query.device, kernels.tokens_per_tile(group, config))
+    limits, runs, tables = batch.tiles(query.device, tokens_per_tile(group, config))
     q, k, v = (x[0] if x.stride(-1) == 1 else x[0].contiguous() for x in (query, key, value))
-    out = query.new_empty(query.shape[2], query.shape[1], value.shape[3], dtype=kernels.stored_dtype(query))
+    out = query.new_empty(query.shape[2], query.shape[1], value.shape[3], dtype=stored_dtype(query))
     for (to, source, to_later, source_later), tiles in zip(batch.writes(query.device), tables, strict=True):
         _write(store, (k, v), to, source)
-        kernels.launch_prefix_attention_fwd(
+        launch_prefix_attention_fwd(
             q, k, v, store, limits, runs, tiles, out, scaling=scaling, window=window, softcap=softcap, config=config
         )
         _write(store, (k, v), to_later, source_later)

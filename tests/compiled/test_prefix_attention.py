@@ -17,7 +17,7 @@ from fastdss.kernels.prefix_attention import (
 from .aot import SHARED_LIMIT, Resources, compile_kernel
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-CHIPS = sorted({chip for chip, _ in CONFIGS})
+SMALL_CHIPS = 99 << 10  # shared memory of sm_86, sm_89 and sm_120, which are given sm_80's configurations
 INDICES = ("limit_ptr", "run_ptr", "tile_ptr")
 
 
@@ -50,7 +50,7 @@ def build(chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich:
 
 def check(made: Resources, chip: str) -> None:
     assert made.stack == 0
-    assert made.shared <= SHARED_LIMIT[chip]
+    assert made.shared <= (SMALL_CHIPS if chip == "sm_80" else SHARED_LIMIT[chip])
     assert "tf32" not in made.assembly
     if chip.startswith("sm_"):
         assert made.spills == 0
@@ -63,13 +63,12 @@ def check(made: Resources, chip: str) -> None:
         assert "tcgen05.mma" in made.assembly
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("head_dim", [64, 128, 256])  # one of each row of CONFIGS
+@pytest.mark.parametrize(("chip", "head_dim"), CONFIGS)
 def test_window_and_softcap(chip: str, head_dim: int) -> None:
     check(build(chip, head_dim, head_dim, torch.bfloat16, rich=True), chip)
 
 
-PLAIN = [("sm_80", 80), ("sm_80", 128), ("sm_90", 80), ("sm_90", 128), ("sm_90", 256), ("sm_100", 128), ("gfx942", 80)]
+PLAIN = [("sm_80", 80), ("sm_80", 128), ("sm_90", 80), ("sm_90", 128), ("sm_90", 256), ("gfx942", 80)]
 
 
 @pytest.mark.parametrize(("chip", "head_dim"), PLAIN)  # 80 = 64 + 16: two pieces of a row
@@ -85,16 +84,10 @@ def test_other_forms() -> None:
     check(build("sm_90", 192, 128, torch.bfloat16, rich=False, group=3), "sm_90")
 
 
-@pytest.mark.parametrize(("chip", "head_dim"), [("sm_80", 128), ("sm_90", 64), ("sm_90", 128), ("sm_90", 256)])
+@pytest.mark.parametrize(("chip", "head_dim"), [("sm_80", 128), ("sm_90", 64), ("sm_80", 256)])
 def test_fp32_products_are_exact(chip: str, head_dim: int) -> None:
     """By FMA: no tensor core multiplies fp32 without rounding it to tf32."""
     made = build(chip, head_dim, head_dim, torch.float32, rich=False)
     assert (made.stack, made.spills) == (0, 0)
     assert made.shared <= SHARED_LIMIT[chip]
     assert not re.search(r"tf32|\bmma\.sync|wgmma\.mma", made.assembly)
-
-
-def test_every_configuration_fits_the_smallest_chip_of_its_family() -> None:
-    """sm_86, sm_89 and sm_120 have 99 KiB of shared memory and are given sm_80's configurations."""
-    for head_dim in (64, 128, 256):
-        assert build("sm_80", head_dim, head_dim, torch.bfloat16, rich=False).shared <= 99 << 10
