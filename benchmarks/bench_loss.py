@@ -1,0 +1,257 @@
+"""Time and memory of the losses against eager PyTorch and other fused losses, in one process, on one set of inputs.
+
+    python benchmarks/bench_loss.py           # the grid of the device at hand; rows and plot to benchmarks/results/
+    python benchmarks/bench_loss.py --tune    # row-pass configurations (GPU only)
+
+Every method is checked against float64 on 128 rows of the same problem before it is timed. Methods take turns within
+each round, so that a shared machine's noise meets all of them; ratios are of medians. Logits are peaked like a trained
+model's: normal with standard deviation 3, and the label's raised by 12 (mean cross-entropy about 3; it is in the row).
+The floor is the GEMMs alone, on the live rows, into buffers made beforehand: forward, dX, dW if the head is trained,
+and the reference's forward where the loss needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from loss_methods import CPU_GRID, GPU_GRID, METHODS, Case, Inputs, Unavailable, full_logits, make_inputs
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+CHECK_ROWS = 128
+
+
+def gemm_floor(x: Inputs) -> Callable[[], None]:
+    """The matrix products nobody can avoid."""
+    rows = x.labels != -100
+    live, head = x.hidden.detach()[rows], x.head.detach()
+    logits, d_hidden = live.new_empty(live.shape[0], head.shape[0]), torch.empty_like(live)
+    d_head = None if x.case.frozen else torch.empty_like(head)
+    ref = x.ref_hidden[rows & (x.star < 1)] if x.case.loss == "reverse" else None
+    ref_logits = None if ref is None else live.new_empty(ref.shape[0], head.shape[0])
+
+    def run() -> None:
+        torch.mm(live, head.t(), out=logits)
+        if ref is not None:
+            torch.mm(ref, x.ref_head.t(), out=ref_logits)
+        torch.mm(logits, head, out=d_hidden)
+        if d_head is not None:
+            torch.mm(logits.t(), live, out=d_head)
+
+    return run
+
+
+def step(method: Callable[[Inputs], Tensor], x: Inputs) -> tuple[Tensor, list[Tensor]]:
+    loss = method(x)
+    return loss.detach(), list(torch.autograd.grad(loss, x.leaves))
+
+
+def check(method: Callable[[Inputs], Tensor], x: Inputs) -> float:
+    """Largest relative Frobenius error of a gradient, against float64."""
+    small = x.first(CHECK_ROWS, x.hidden.dtype)
+    truth = step(full_logits, small.first(CHECK_ROWS, torch.float64))
+    got = step(method, small)
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(got[1], truth[1], strict=True)]
+    return max(errors)
+
+
+def peak_extra(run: Callable[[], Any], x: Inputs) -> int:
+    """Bytes at the peak beyond what was there before, less the gradients that remain."""
+    gradients = sum(t.numel() * t.element_size() for t in x.leaves)
+    if x.hidden.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before - gradients
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del kept
+    return peak - gradients
+
+
+def timed(run: Callable[[], Any], cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(case: Case, device: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    x = make_inputs(case, device)
+    counts = x.labels != -100
+    with torch.no_grad():
+        some = Inputs(
+            case, x.hidden[counts][:64], x.head, x.labels[counts][:64], torch.ones(64, device=device), *([x.head] * 3)
+        )
+        mean_ce = float(F.cross_entropy(F.linear(some.hidden, some.head).float(), some.labels))
+    runs: dict[str, Callable[[], Any]] = {"gemm floor": gemm_floor(x)}
+    facts: dict[str, dict[str, Any]] = {"gemm floor": {}}
+    for name, method in METHODS.items():
+        if only and name not in only:
+            continue
+        try:
+            error = None if "unweighted" in name else check(method, x)
+            run = lambda method=method: step(method, x)  # noqa: E731
+            facts[name] = {"error": error, "peak_extra_bytes": peak_extra(run, x)}
+            runs[name] = run
+        except Unavailable as reason:
+            print(f"  {name}: {reason}")
+        except Exception as failure:  # a peer that fails is a result too
+            print(f"  {name}: {type(failure).__name__}: {str(failure).splitlines()[0][:100]}")
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            seconds = timed(run, x.hidden.is_cuda)
+            if turn:
+                times[name].append(seconds)
+    floor = statistics.median(times["gemm floor"])
+    rows = []
+    for name, seconds in times.items():
+        p20, *_, p80 = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
+        median = statistics.median(seconds)
+        row = {"method": name, **asdict(case), "median_s": median, "p20_s": p20, "p80_s": p80, "rounds": rounds}
+        rows.append(row | {"ratio_to_floor": median / floor, "mean_ce": mean_ce, **facts[name]})
+    return rows
+
+
+def environment(device: str) -> dict[str, Any]:
+    def output(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    names = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
+    model = [line.split(":")[1].strip() for line in output("lscpu").splitlines() if line.startswith("Model name")]
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{model[0] if model else 'CPU'}",
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in names},
+        "commit": output("git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    fast = next((r["median_s"] for r in rows if r["method"] == "fastdss"), None)
+    for r in rows:
+        extra = r.get("peak_extra_bytes")
+        error = r.get("error")
+        print(
+            f"  {r['method']:<24} {r['median_s'] * 1e3:9.1f} ms  ({r['p20_s'] * 1e3:.0f} to {r['p80_s'] * 1e3:.0f})"
+            f"  {r['ratio_to_floor']:5.2f} x floor"
+            + (f"  {r['median_s'] / fast:5.2f} x fastdss" if fast else "")
+            + (f"  {extra / 2**20:7.0f} MiB" if extra is not None else "")
+            + (f"  error {error:.1e}" if error is not None else "")
+        )
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("matplotlib is not installed: no plot")
+        return
+    labels = ["loss", "dtype", "n", "d", "v", "live", "frozen"]
+    cases = list(dict.fromkeys(tuple(r[key] for key in labels) for r in rows))
+    methods = list(dict.fromkeys(r["method"] for r in rows if r["method"] != "gemm floor"))
+    figure = Figure(figsize=(9, 1 + 1.1 * len(cases)), layout="constrained")
+    axes = figure.subplots()
+    for i, method in enumerate(methods):
+        points = [(cases.index(tuple(r[key] for key in labels)) + i * 0.8 / len(methods), r["ratio_to_floor"])
+                  for r in rows if r["method"] == method]  # fmt: skip
+        axes.barh([p[0] for p in points], [p[1] for p in points], height=0.7 / len(methods), label=method)
+    axes.axvline(1, color="black", linewidth=1)
+    names = [f"{c[0]} {c[1]}\nN={c[2]} D={c[3]} V={c[4]}\nlive {c[5]}{', frozen' if c[6] else ''}" for c in cases]
+    axes.set_yticks([i + 0.3 for i in range(len(cases))], names, fontsize=8)
+    axes.set_xlabel("time / time of the GEMMs alone (median)")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def tune() -> None:
+    """Time every row-pass configuration on this GPU: what kernels/configs.py should hold."""
+    from fastdss.kernels.configs import ROW_PASS_CANDIDATES
+    from fastdss.kernels.row_pass import launch_row_pass_fwd
+
+    backend = "hip" if torch.version.hip else "cuda"
+    for has_ref in (False, True):
+        for width in (128256, 262144):
+            logits = torch.randn(1024, width, device="cuda")
+            ref = torch.randn_like(logits) if has_ref else None
+            rows = [torch.zeros(1024, dtype=torch.int64, device="cuda"), *torch.rand(3, 1024, device="cuda")]
+            kl = "reverse" if has_ref else "k2"
+            for config in ROW_PASS_CANDIDATES[backend]:
+
+                def launch(
+                    config: Any = config, logits: Tensor = logits, ref: Any = ref, rows: Any = rows, kl: str = kl
+                ) -> None:
+                    launch_row_pass_fwd(
+                        logits, ref, logits, *rows, bias=None, ref_bias=None, kl=kl, label_smoothing=0.0,
+                        z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True, config=config,
+                    )  # fmt: skip
+
+                launch()
+                best = statistics.median(timed(launch, True) for _ in range(20))
+                moved = logits.numel() * 4 * (3 if has_ref else 2)
+                print(f"{kl} V={width} {config}: {best * 1e3:.3f} ms, {moved / best / 1e12:.2f} TB/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--methods", nargs="*", help=f"of {list(METHODS)}")
+    parser.add_argument("--case", type=int, nargs="*", help="positions in the grid")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.tune:
+        if not torch.cuda.is_available():
+            parser.error("--tune needs a GPU")
+        return tune()
+    grid = CPU_GRID if args.device == "cpu" else GPU_GRID
+    grid = grid if args.case is None else [grid[i] for i in args.case]
+    facts = environment(args.device)
+    print(facts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = f"loss_{args.device}"
+    rows = []
+    with (args.out / f"{name}.jsonl").open("w") as file:
+        for case in grid:
+            print(case)
+            found = measure(case, args.device, args.rounds, args.methods)
+            show(found)
+            rows += found
+            file.writelines(json.dumps(row | facts) + "\n" for row in found)
+            file.flush()
+    plot(rows, args.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What bench_loss.py compares: the cases, their inputs, and every method as one function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdss import dss_loss, weighted_ce
+
+KL_SCALE = 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    n: int
+    d: int
+    v: int
+    dtype: str = "float32"
+    live: float = 0.5  # share of rows whose label counts
+    loss: str = "ce"  # "ce", "k2" (with ref_logprobs) or "reverse" (with reference hidden states)
+    frozen: bool = False  # the head
+
+
+CPU_GRID = [
+    Case(2048, 576, 49152, "float32"),
+    Case(2048, 576, 49152, "bfloat16"),
+    Case(1024, 576, 49152, "float32", loss="k2", frozen=True),
+    Case(1024, 576, 49152, "float32", loss="reverse"),
+]
+# Llama-3 8B and 1B, Qwen3 0.6B, 4B and 8B, Gemma-3 1B and 4B; the first is the shape of the published figures.
+_HEADS = [
+    (4096, 128256),
+    (2048, 128256),
+    (1024, 151936),
+    (2560, 151936),
+    (4096, 151936),
+    (1152, 262144),
+    (2560, 262144),
+]
+GPU_GRID = [
+    *(Case(8192, *_HEADS[0], "bfloat16", live, loss, frozen)
+      for loss in ("ce", "k2", "reverse") for frozen in (False, True) for live in (1.0, 0.5)),
+    *(Case(8192, *head, "bfloat16", 1.0, "ce") for head in _HEADS[1:]),
+    *(Case(n, *_HEADS[0], "bfloat16", 1.0, "ce") for n in (512, 4096, 16384, 32768)),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    case: Case
+    hidden: Tensor  # [N, D]
+    head: Tensor  # [V, D]
+    labels: Tensor  # [N]
+    star: Tensor  # [N]
+    ref_hidden: Tensor  # [N, D]
+    ref_head: Tensor  # [V, D]
+    ref_logprobs: Tensor  # [N]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.hidden] if self.case.frozen else [self.hidden, self.head]
+
+    def first(self, rows: int, dtype: torch.dtype) -> Inputs:
+        """A copy of the first rows in another dtype."""
+
+        def taken(t: Tensor, cut: bool) -> Tensor:
+            part = (t[:rows] if cut else t).detach().clone()
+            return part.to(dtype) if t.is_floating_point() else part
+
+        cut = [taken(t, t.shape[0] == self.case.n) for t in list(vars(self).values())[1:]]
+        made = Inputs(self.case, *cut)
+        made.hidden.requires_grad_()
+        made.head.requires_grad_(not self.case.frozen)
+        return made
+
+
+def make_inputs(case: Case, device: str) -> Inputs:
+    g = torch.Generator(device).manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=device)
+
+    head = normal(case.v, case.d).mul_(3 / case.d**0.5)
+    labels = torch.randint(0, case.v, (case.n,), generator=g, device=device)
+    hidden = normal(case.n, case.d) + 12 / 9 * head[labels]
+    labels[torch.randperm(case.n, generator=g, device=device)[: round(case.n * (1 - case.live))]] = -100
+    ref_hidden = hidden + 0.1 * normal(case.n, case.d)
+    tensors = [t.to(dtype) for t in (hidden, head)]
+    tensors[0].requires_grad_()
+    tensors[1].requires_grad_(not case.frozen)
+    star = torch.rand(case.n, generator=g, device=device)
+    ref = -torch.rand(case.n, generator=g, device=device) * 6
+    return Inputs(case, *tensors, labels, star, ref_hidden.to(dtype), tensors[1].detach(), ref)
+
+
+class Unavailable(Exception):
+    """Why a method cannot run this case."""
+
+
+def fastdss_loss(x: Inputs) -> Tensor:
+    if x.case.loss == "ce":
+        return weighted_ce(x.hidden, x.head, x.labels, x.star)
+    reference: dict[str, Any] = {"ref_logprobs": x.ref_logprobs}
+    if x.case.loss == "reverse":
+        reference = {"ref_hidden": x.ref_hidden, "ref_lm_head": x.ref_head}
+    return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, **reference).loss
+
+
+def full_logits(x: Inputs) -> Tensor:
+    """The paper's formulation: full fp32 logits, of both models where the KL sums over the vocabulary."""
+    wide = torch.promote_types(x.hidden.dtype, torch.float32)
+    log_p = F.linear(x.hidden, x.head).to(wide).log_softmax(-1)
+    counts = x.labels != -100
+    logp = log_p.gather(1, x.labels.clamp(min=0)[:, None])[:, 0]
+    loss = -x.star * logp
+    if x.case.loss == "k2":
+        loss = loss + (1 - x.star) * KL_SCALE * (logp - x.ref_logprobs) ** 2 / 2
+    elif x.case.loss == "reverse":
+        with torch.no_grad():
+            log_q = F.linear(x.ref_hidden, x.ref_head).to(wide).log_softmax(-1)
+        loss = loss + (1 - x.star) * KL_SCALE * (log_p.exp() * (log_p - log_q)).sum(-1)
+    return torch.where(counts, loss, 0).sum() / counts.sum()
+
+
+_compiled = torch.compile(full_logits)
+
+
+def torch_linear_cross_entropy(x: Inputs) -> Tensor:
+    """torch's own chunked loss; it takes no token weights, so per-token losses are weighted outside."""
+    if x.case.loss != "ce":
+        raise Unavailable("no KL term")
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Unavailable("this torch has no F.linear_cross_entropy")
+    options = torch.nn.LinearCrossEntropyOptions()
+    token = F.linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none", options=options)
+    return (token.float() * x.star).sum() / (x.labels != -100).sum()
+
+
+def cut_cross_entropy(x: Inputs) -> Tensor:
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as error:
+        raise Unavailable("cut-cross-entropy is not installed") from error
+    if not x.hidden.is_cuda:
+        raise Unavailable("cut-cross-entropy's kernels need a GPU")
+    if x.case.loss == "reverse":
+        raise Unavailable("no KL to reference hidden states")
+    token = linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none")
+    loss = x.star * token
+    if x.case.loss == "k2":
+        loss = loss + (1 - x.star) * KL_SCALE * (token + x.ref_logprobs) ** 2 / 2
+    counts = x.labels != -100
+    return torch.where(counts, loss, 0).sum() / counts.sum()
+
+
+def liger(x: Inputs) -> Tensor:
+    """Unweighted: Liger's fused loss has no per-token weights. Shown for scale, its error is not checked."""
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError as error:
+        raise Unavailable("liger-kernel is not installed") from error
+    if not x.hidden.is_cuda:
+        raise Unavailable("Liger's kernels need a GPU")
+    if x.case.loss != "ce":
+        raise Unavailable("no composition without per-token weights")
+    return liger_fused_linear_cross_entropy(x.hidden, x.head, x.labels)
+
+
+def quack(x: Inputs) -> Tensor:
+    try:
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+    except ImportError as error:
+        raise Unavailable("quack-kernels is not installed") from error
+    if x.case.loss != "ce":
+        raise Unavailable("no KL term")
+    return chunked_linear_cross_entropy(x.hidden, x.head, x.labels, reduction="mean")
+
+
+METHODS: dict[str, Callable[[Inputs], Tensor]] = {
+    "fastdss": fastdss_loss,
+    "eager": full_logits,
+    "torch.compile": _compiled,
+    "F.linear_cross_entropy": torch_linear_cross_entropy,
+    "cut-cross-entropy": cut_cross_entropy,
+    "liger (unweighted)": liger,
+    "quack (unweighted)": quack,
+}
