@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -24,6 +24,7 @@ from .prefix_tree import PrefixTree, build_tree
 
 IMPLS = ("auto", "tree", "triton", "reference")
 COMBINE = ("mean", "min")
+TURNS = ("last", "all")
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
 
@@ -32,6 +33,7 @@ _RELEASED_NUCLEUS = 0.9
 class StarScores:
     """Scores of a batch, row by row in its order.
 
+    ``rows[i]`` is the row of the batch that row i comes from: i itself, unless ``turns="all"`` made several of one.
     ``scores[i]``: ``[K_i]`` float32, P(safe) of each prefix; ``ends[i]``: ``[K_i]`` character ends, so prefix k is
     ``responses[i][:ends[i][k]]``. ``flags[i]`` names what is special about row i: ``"empty"`` (no text; one score, at
     end 0), ``"control_tokens"`` (content spells control tokens; scored as literal text), ``"delimiter"`` (content
@@ -44,6 +46,7 @@ class StarScores:
     flags: list[frozenset[str]]
     histories: list[Conversation]
     responses: list[str]
+    rows: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -111,6 +114,7 @@ def star_scores(
     unit: str = "word",
     ends: Sequence[Sequence[int]] | None = None,
     unit_tokenizer: Any = None,
+    turns: str = "last",
     max_tokens: int | None = None,
     combine: str = "mean",
     sharpen: float | str = 1.0,
@@ -125,7 +129,7 @@ def star_scores(
     model: a ``Guard``, several (``combine``: mean or min of their scores), or a causal LM of transformers with
     ``tokenizer=`` and ``spec=`` (else found by ``model.name_or_path``). batch: ``{"prompt": [...], "response":
     [...]}``, a prompt being text or a list of messages, or ``{"messages": [...]}`` whose last turn, the assistant's,
-    is judged.
+    is judged; with ``turns="all"``, every assistant's turn as a row of its own.
 
     Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
     the first guard's, or ``unit_tokenizer``'s. ``ends`` gives the character ends instead. ``max_tokens`` caps the
@@ -140,8 +144,8 @@ def star_scores(
     """
     guards = _guards(model, tokenizer, spec)
     _check_numbers(every, sharpen, max_tokens)
-    _check_choices(unit=unit, impl=impl, combine=combine, gemm=gemm)
-    histories, responses = _read(batch)
+    _check_choices(unit=unit, turns=turns, impl=impl, combine=combine, gemm=gemm)
+    rows, histories, responses = _read(batch, turns)
     cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
     forests = [
         [_tree(guard, i, histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))] for guard in guards
@@ -158,7 +162,7 @@ def star_scores(
     combined = (stacked.mean(0) if combine == "mean" else stacked.amin(0)).float()
     scores = list(combined.split(kept))
     flags = [_flags(guards, histories[i], responses[i], kept[i] < len(cuts[i]), scores[i]) for i in range(len(cuts))]
-    return StarScores(scores, [c[:k] for c, k in zip(cuts, kept, strict=True)], flags, histories, responses)
+    return StarScores(scores, [c[:k] for c, k in zip(cuts, kept, strict=True)], flags, histories, responses, rows)
 
 
 def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
@@ -189,23 +193,23 @@ def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None) -> 
         raise ValueError(f"max_tokens: expected a positive integer, got {max_tokens}")
 
 
-def _check_choices(*, unit: str, impl: str, combine: str, gemm: str) -> None:
-    choices = (("unit", unit, UNITS), ("impl", impl, IMPLS), ("combine", combine, COMBINE), ("gemm", gemm, BACKENDS))
-    for name, value, allowed in choices:
-        if value not in allowed:
+def _check_choices(**chosen: str) -> None:
+    allowed_values = {"unit": UNITS, "turns": TURNS, "impl": IMPLS, "combine": COMBINE, "gemm": BACKENDS}
+    for name, value in chosen.items():
+        if value not in (allowed := allowed_values[name]):
             raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
-def _read(batch: Mapping[str, Sequence]) -> tuple[list[Conversation], list[str]]:
-    """Histories and responses of the two batch formats."""
+def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Conversation], list[str]]:
+    """Row numbers, histories and responses of the two batch formats."""
     if set(batch) >= {"prompt", "response"}:
         prompts, answers = batch["prompt"], batch["response"]
         if len(prompts) != len(answers):
             raise ValueError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
         chats = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            chats.append([*turns, {"role": "assistant", "content": answer}])
+            history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            chats.append([*history, {"role": "assistant", "content": answer}])
     elif "messages" in batch:
         chats = list(batch["messages"])
     else:
@@ -216,7 +220,15 @@ def _read(batch: Mapping[str, Sequence]) -> tuple[list[Conversation], list[str]]
     for row, chat in enumerate(chats):
         if chat[-1]["role"] != "assistant":
             raise ValueError(f"row {row}: the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
-    return [chat[:-1] for chat in chats], [chat[-1]["content"] for chat in chats]
+    first = {"last": lambda chat: len(chat) - 1, "all": lambda chat: 0}[turns]
+    judged = [
+        (row, turn)
+        for row, chat in enumerate(chats)
+        for turn in range(first(chat), len(chat))
+        if chat[turn]["role"] == "assistant"
+    ]
+    rows = [row for row, _ in judged]
+    return rows, [chats[row][:turn] for row, turn in judged], [chats[row][turn]["content"] for row, turn in judged]
 
 
 def _cuts(

@@ -59,3 +59,22 @@ def test_the_papers_preset_gives_the_released_codes_scores():
 def test_the_static_verdict_is_the_last_score():
     scores = star_scores(make_guard(), BATCH)
     assert scores.final().tolist() == [row[-1].item() for row in scores.scores]
+
+
+def test_every_assistant_turn_can_be_judged():
+    chat = [
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello there. How are you today?"},
+        {"role": "user", "content": "How do I reach Anna?"},
+        {"role": "assistant", "content": "You can call her on 555 0100."},
+    ]  # fmt: skip
+    guard = make_guard()
+    short = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No."}]
+    every = star_scores(guard, {"messages": [chat, short]}, turns="all")
+    assert every.rows == [0, 0, 1]
+    assert every.responses == [chat[2]["content"], chat[4]["content"], "No."]
+    for i, messages in enumerate((chat[:3], chat, short)):
+        last = star_scores(guard, {"messages": [messages]})
+        assert last.rows == [0]
+        assert torch.allclose(every.scores[i], last.scores[0], rtol=0, atol=1e-6)
+    assert len(every.token_weights(make_tokenizer())) == 3
