@@ -124,10 +124,11 @@ def trajectory(
     bands: Sequence[tuple[str, int, int]] = (),
     *,
     axis: str = "characters of the response",
+    width: int = WIDTH,
 ) -> str:
     """Score against position: each line's ``y[k]`` holds for the characters up to ``ends[k]``; bands name ranges."""
     height, left, right, top, bottom = 190, 44, 12, 26, 34
-    plot_w, plot_h = WIDTH - left - right, height - top - bottom
+    plot_w, plot_h = width - left - right, height - top - bottom
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + plot_w * x / max(length, 1), top + plot_h * (1 - y)
@@ -142,7 +143,7 @@ def trajectory(
         )
     for level in (0.0, 0.5, 1.0):
         _, y = at(0, level)
-        shapes.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        shapes.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         shapes.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{level:g}</text>')
     for line in lines:
         path, start = "", 0
@@ -158,9 +159,9 @@ def trajectory(
     shapes.append(
         f'<text x="{left + plot_w / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(axis)}</text>'
         f'<text x="{left}" y="{height - 6}">0</text>'
-        f'<text x="{WIDTH - right}" y="{height - 6}" text-anchor="end">{length}</text>'
+        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">{length}</text>'
     )
-    return _svg(height, "P(safe) of each prefix", shapes)
+    return _svg(height, "P(safe) of each prefix", shapes, width)
 
 
 def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int = 240, width: int = WIDTH) -> str:

@@ -30,7 +30,7 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:v
 .card .big.bad{color:var(--bad)}
 .card .big.good{color:var(--good)}
 .card p{margin:.1em 0 0;font-size:.92rem;color:var(--quiet)}
-.wide{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px}
+.wide{overflow-x:auto;margin:0 0 16px;background:var(--card);border:1px solid var(--rule);border-radius:12px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:9px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 tbody tr:last-child>*{border-bottom:0}
@@ -62,7 +62,8 @@ svg.chart{display:block;width:100%;height:auto;overflow:visible}
   margin:0 .35em .2em 0;background:var(--rail);color:var(--quiet)}
 .chip.good{color:var(--good)}
 .chip.bad{color:var(--bad)}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:16px}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px}
+.panels.thirds{grid-template-columns:repeat(auto-fit,minmax(min(100%,290px),1fr))}
 .panels figure{margin:0}
 .answers{display:grid;grid-template-columns:minmax(120px,190px) 1fr;gap:10px 18px;margin:0}
 .answers dt{font-weight:600;font-size:.9rem}

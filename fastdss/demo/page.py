@@ -100,7 +100,7 @@ def as_page(demo: Demo) -> str:
         "on the <span class=keep>green</span> text and holds the policy to the reference model on the "
         "<span class=drop>red</span>. A static filter knows only the last score.</p>",
         _weights(demo),
-        *_trajectories(demo),
+        f'<div class="panels">{"".join(_trajectories(demo))}</div>',
         "<h2>How training went</h2>",
         f"<p>Cross-entropy per token (nats), running mean over {SMOOTH} steps, by the part of the response. Dashed: "
         "labelled verdicts.</p>",
@@ -203,7 +203,7 @@ def _trajectories(demo: Demo) -> list[str]:
         ]
         scores = demo.scores["guard"]
         weights = [(a, b, _score_at(scores.ends[index], scores.scores[index].tolist(), b)) for a, b in row.spans]
-        chart = report.trajectory(scores.ends[index], lines, len(chat.response), chat.parts)
+        chart = report.trajectory(scores.ends[index], lines, len(chat.response), chat.parts, width=500)
         figures.append(
             f"<figure><h3>{escape(chat.prompt)}</h3>{report.coloured_text(chat.response, weights)}"
             f"{report.legend(lines)}{chart}</figure>"
@@ -237,7 +237,7 @@ def _curve_panels(demo: Demo) -> str:
         for run in demo.runs
         if run.curves.loss
     ]
-    return report.legend(trained) + f'<div class="panels">{"".join(panels)}</div>'
+    return report.legend(trained) + f'<div class="panels thirds">{"".join(panels)}</div>'
 
 
 def _samples(demo: Demo) -> list[str]:
