@@ -1,0 +1,313 @@
+"""What a training step costs: plain SFT, the released STAR-DSS, and fastdss, on the same model, batch and machine.
+
+    python benchmarks/bench_train.py                          # a model of SmolLM2-135M's shape, on a CPU
+    python benchmarks/bench_train.py --layers 4 --threads 1   # the same with 4 layers, on a busy machine
+    python benchmarks/bench_train.py --head-only --tokens 8192 --hidden 4096 --vocab 128256   # Llama-3-8B's head
+
+Times: one process, rounds of all variants in turn. Memory: a process for each variant, its peak over two steps. One
+JSON line per variant goes to benchmarks/results/train.jsonl. Compare variants of one run only.
+
+sft             fused cross-entropy, no weights: the floor
+released        full logits of policy and reference in fp32, as the paper's code has it
+trl             TRL's fused head for both log-probabilities, k2 on top (where trl is installed)
+fastdss         DSS with ref_logprobs computed before training
+fastdss-live    DSS (reverse KL) against a live reference's hidden states
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from fastdss.enable import enable_dss
+from fastdss.losses import dss_loss, live_rows, weighted_ce
+
+RESULTS = Path(__file__).parent / "results" / "train.jsonl"
+VARIANTS = ("sft", "released", "trl", "fastdss", "fastdss-live")
+Step = Callable[[], Tensor]
+
+
+def released_loss(logits: Tensor, ref_logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Equation 3 on full fp32 logits ``[N, V]`` of both models, as the paper's code computes it."""
+    log_p, log_q = F.log_softmax(logits.float(), -1), F.log_softmax(ref_logits.float(), -1)
+    counts = labels != -100
+    at = labels.clamp(min=0)[:, None]
+    logp, ref = log_p.gather(-1, at)[:, 0], log_q.gather(-1, at)[:, 0]
+    token = weights * -logp + (1 - weights) * 0.5 * (logp - ref) ** 2 / 2
+    return token[counts].sum() / counts.sum()
+
+
+def head_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
+    """Steps of the loss alone, from hidden states to the gradients of hidden states and head."""
+    made = torch.Generator(device).manual_seed(0)
+    new = lambda *shape: torch.randn(*shape, device=device, generator=made)  # noqa: E731
+    hidden = new(args.tokens, args.hidden).to(dtype).requires_grad_()
+    head = (new(args.vocab, args.hidden) / args.hidden**0.5).to(dtype).requires_grad_()
+    ref_hidden = (hidden.detach().float() + 0.1 * new(args.tokens, args.hidden)).to(dtype)
+    ref_head = head.detach().clone()
+    labels = torch.randint(0, args.vocab, (args.tokens,), device=device, generator=made)
+    weights = torch.rand(args.tokens, device=device, generator=made)
+    ref_logprobs = -5 * torch.rand(args.tokens, device=device, generator=made)
+    rows = live_rows(labels.cpu(), weights.cpu(), kl_scale=0.5)
+    rows = rows.to(device)
+
+    def released() -> Tensor:
+        with torch.no_grad():
+            reference = F.linear(ref_hidden, ref_head)
+        return released_loss(F.linear(hidden, head), reference, labels, weights)
+
+    def fused(**options: Any) -> Tensor:
+        return dss_loss(hidden, head, labels, weights, rows=rows, **options).loss
+
+    losses: dict[str, Step] = {
+        "sft": lambda: weighted_ce(hidden, head, labels, rows=rows),
+        "released": released,
+        "fastdss": lambda: fused(ref_logprobs=ref_logprobs),
+        "fastdss-live": lambda: fused(ref_hidden=ref_hidden, ref_lm_head=ref_head, kl="reverse"),
+    }
+
+    def step(loss: Step) -> Step:
+        def run() -> Tensor:
+            hidden.grad = head.grad = None
+            value = loss()
+            value.backward()
+            return value.detach()
+
+        return run
+
+    return {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
+
+
+def model_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
+    """Whole steps of full fine-tuning: forward, backward and SGD (an optimiser's state would be the same for all)."""
+    batch = make_batch(args, device)
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    labels, weights = batch["labels"][:, 1:].reshape(-1), batch["token_weights"][:, 1:].reshape(-1)
+
+    def setup(kind: str) -> Step:
+        policy = load(args.model, args.layers).to(device).train()
+        reference = (
+            load(args.model, args.layers).to(device).eval() if kind in ("released", "trl", "fastdss-live") else None
+        )
+        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        loss = _model_loss(kind, policy, reference, batch, plain, labels, weights)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1e-6)
+
+        def run() -> Tensor:
+            with autocast:
+                value = loss()
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return value.detach()
+
+        return run
+
+    return {kind: lambda kind=kind: setup(kind) for kind in VARIANTS if kind != "trl" or _has_trl()}
+
+
+def _model_loss(
+    kind: str, policy: Any, reference: Any, batch: dict, plain: dict, labels: Tensor, weights: Tensor
+) -> Step:
+    known = {"rows": batch["rows"], "kl_rows": batch["kl_rows"], "labels": batch["labels"]}
+    if kind == "released":
+
+        def released() -> Tensor:
+            with torch.no_grad():
+                ref_logits = reference(**plain, use_cache=False).logits[:, :-1].flatten(0, 1)
+            logits = policy(**plain, use_cache=False).logits[:, :-1].flatten(0, 1)
+            return released_loss(logits, ref_logits, labels, weights)
+
+        return released
+    if kind == "trl":
+        return _trl_loss(policy, reference, batch, plain)
+    if kind == "sft":  # weights of one and no KL: the same fused cross-entropy
+        enable_dss(policy, kl_scale=0.0)
+        ones = torch.ones_like(batch["token_weights"])
+        return lambda: policy(**plain, **known, token_weights=ones).loss
+    if kind == "fastdss":
+        enable_dss(policy)
+        with torch.no_grad():
+            ref = policy(**plain, labels=batch["labels"], dss_ask="logprobs").logprobs
+        return lambda: policy(**plain, **known, token_weights=batch["token_weights"], ref_logprobs=ref).loss
+    enable_dss(policy, kl="reverse")
+    enable_dss(reference)
+
+    def live() -> Tensor:
+        with torch.no_grad():
+            hidden = reference(**plain, dss_ask="hidden").hidden
+        given = {"ref_hidden": hidden, "ref_lm_head": reference.get_output_embeddings().weight}
+        return policy(**plain, **known, token_weights=batch["token_weights"], **given).loss
+
+    return live
+
+
+def _trl_loss(policy: Any, reference: Any, batch: dict, plain: dict) -> Step:
+    from trl.trainer.utils import add_fused_lm_head
+
+    for model in (policy, reference):
+        add_fused_lm_head(model)
+    labels, weights = batch["labels"], batch["token_weights"][:, 1:]
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            ref = reference(**plain, labels=labels, fused_lm_head=True).log_probs
+        output = policy(**plain, labels=labels, fused_lm_head=True)
+        token = weights * -output.log_probs + (1 - weights) * 0.5 * (output.log_probs - ref) ** 2 / 2
+        return (token * output.label_mask).sum() / output.label_mask.sum()
+
+    return loss
+
+
+def _has_trl() -> bool:
+    return importlib.util.find_spec("trl") is not None
+
+
+def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Random tokens in rows of one length, the first third a prompt."""
+    made = torch.Generator().manual_seed(0)
+    shape = (args.tokens // args.length, args.length)
+    ids = torch.randint(10, 10_000, shape, generator=made)
+    labels = ids.clone()
+    labels[:, : args.length // 3] = -100
+    weights = torch.rand(shape, generator=made)
+    live = live_rows(labels, weights, kl_scale=0.5, shift=True)
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch |= {"token_weights": weights, "rows": live.index}
+    return {name: value.to(device) for name, value in batch.items()} | {"kl_rows": live.kl_rows}
+
+
+def load(name: str | None, layers: int) -> Any:
+    """The named model, or one with the shape of SmolLM2-135M and random weights: time does not depend on them."""
+    if name is not None:
+        return transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def current_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure(args: argparse.Namespace) -> None:
+    """In a child process: peak memory of ``--memory-of`` alone, or the times of all variants in alternating rounds."""
+    device = torch.device(args.device)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
+    makers = (head_steps if args.head_only else model_steps)(args, device, dtype)
+    chosen = [name for name in args.variants.split(",") if name in makers]
+    if args.memory_of:
+        if args.memory_of not in makers:
+            return
+        step = makers[args.memory_of]()
+        gc.collect()
+        before = current_bytes(device)
+        step(), step()
+        print(json.dumps({"peak": peak_bytes(device), "before": before}))
+        return
+    steps = {name: makers[name]() for name in chosen}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    last = {}
+    for round_number in range(args.rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            last[name] = step().item()
+            if round_number:
+                times[name].append(time.perf_counter() - start)
+    print(json.dumps({name: {"times": times[name], "loss": last[name]} for name in steps}))
+
+
+def child(argv: list[str], *extra: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *argv, "--child", *extra], check=True, stdout=subprocess.PIPE)
+    lines = done.stdout.decode().strip().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--model", help="folder or Hub id (default: SmolLM2-135M's shape, random weights)")
+    parser.add_argument("--layers", type=int, default=30, help="of the random model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--head-only", action="store_true", help="only the loss, from hidden states on")
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--length", type=int, default=256, help="tokens per row")
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--vocab", type=int, default=49152)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], default="bf16" if torch.cuda.is_available() else "fp32"
+    )
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.child:
+        measure(args)
+        return
+    argv = sys.argv[1:]
+    timed = child(argv)
+    memory = {name: child(argv, "--memory-of", name) for name in timed}
+    fixed = {
+        "bench": "train-head" if args.head_only else "train-step",
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else f"cpu x{torch.get_num_threads()}",
+        "tokens": args.tokens, "precision": args.precision, "torch": torch.__version__,
+        "transformers": transformers.__version__, "commit": commit(),
+        "shape": [args.hidden, args.vocab] if args.head_only else args.model or f"SmolLM2-135M's, {args.layers} layers",
+    }  # fmt: skip
+    report(fixed, timed, memory)
+
+
+def report(fixed: dict[str, Any], timed: dict[str, Any], memory: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    base = statistics.median(timed["sft"]["times"]) if "sft" in timed else None
+    print(f"{'variant':14} {'median':>9} {'p20':>9} {'p80':>9} {'x sft':>6} {'step memory':>12} {'loss':>9}")
+    with RESULTS.open("a") as file:
+        for name, found in timed.items():
+            times = sorted(found["times"])
+            median, low, high = statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5]
+            used = memory[name]["peak"] - memory[name]["before"]
+            row = fixed | {
+                "variant": name, "median_s": median, "p20_s": low, "p80_s": high, "rounds": len(times),
+                "peak_bytes": memory[name]["peak"], "step_bytes": used, "loss": found["loss"],
+            }  # fmt: skip
+            file.write(json.dumps(row) + "\n")
+            ratio = f"{median / base:6.2f}" if base else "     -"
+            spread = f"{median:8.3f}s {low:8.3f}s {high:8.3f}s"
+            print(f"{name:14} {spread} {ratio} {used / 2**20:8.0f} MiB {found['loss']:9.4f}")
+
+
+if __name__ == "__main__":
+    main()
