@@ -45,12 +45,14 @@ def _config(d: int, ffn: int, layers: int, heads: int, kv: int, **more) -> dict:
 
 
 SHAPES = {
-    "tiny": lambda: LlamaForCausalLM(LlamaConfig(**_config(64, 128, 2, 4, 2, vocab_size=512))),
-    "smollm2-135m": lambda: LlamaForCausalLM(LlamaConfig(**_config(576, 1536, 30, 9, 3))),
-    "granite-2b": lambda: GraniteForCausalLM(
-        GraniteConfig(**_config(2048, 8192, 40, 32, 8, logits_scaling=8.0, attention_multiplier=1 / 64))
+    "tiny": lambda n: LlamaForCausalLM(LlamaConfig(**_config(64, 128, n or 2, 4, 2, vocab_size=512))),
+    "smollm2-135m": lambda n: LlamaForCausalLM(LlamaConfig(**_config(576, 1536, n or 30, 9, 3))),
+    "granite-2b": lambda n: GraniteForCausalLM(
+        GraniteConfig(**_config(2048, 8192, n or 40, 32, 8, logits_scaling=8.0, attention_multiplier=1 / 64))
     ),
-    "llama-guard-8b": lambda: LlamaForCausalLM(LlamaConfig(**_config(4096, 14336, 32, 32, 8, vocab_size=128256))),
+    "llama-guard-8b": lambda n: LlamaForCausalLM(
+        LlamaConfig(**_config(4096, 14336, n or 32, 32, 8, vocab_size=128256))
+    ),
 }
 
 
@@ -195,7 +197,7 @@ def environment(args: argparse.Namespace) -> dict:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     return {
-        "shape": args.shape, "dtype": args.dtype, "device": args.device, "chip": chip,
+        "shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype, "device": args.device, "chip": chip,
         "threads": torch.get_num_threads(), "commit": commit.stdout.strip(),
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
@@ -205,7 +207,7 @@ def bench(args: argparse.Namespace) -> list[dict]:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = SHAPES[args.shape]().to(args.device, getattr(torch, args.dtype)).eval()
+    model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
     rows = []
     for words, boundaries in args.case:
         trees = make_trees(words, boundaries, args.responses, model.config.vocab_size)
@@ -248,6 +250,7 @@ def case(text: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    p.add_argument("--layers", type=int, default=0, help="fewer layers than the shape has: the same ratios, sooner")
     p.add_argument("--case", type=case, action="append", help="words:boundaries; default 200:40 and 800:160")
     p.add_argument("--responses", type=int, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
