@@ -1,0 +1,98 @@
+"""What only a GPU can show: the compiled kernels at real sizes, no hidden synchronisation, CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from numerics import assert_gradient_close, assert_tokens_close
+
+from fastdss import dss_loss, token_logprobs, weighted_ce
+from fastdss.losses import live_rows
+
+from .cases import KLS, Problem, make_problem, run, truth
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device; there is none here"),
+]
+
+
+def on_gpu(problem: Problem) -> Problem:
+    return Problem(**{name: tensor.cuda() for name, tensor in vars(problem).items()})
+
+
+@pytest.mark.parametrize("kl", KLS)
+@pytest.mark.parametrize("vocabulary", [32000, 128256, 151936, 262144])
+def test_real_vocabularies(kl: str, vocabulary: int) -> None:
+    """bf16 gradients within 1.25 x a cast, tokens as in fp32: logits never pass through 16 bit."""
+    problem = on_gpu(make_problem(33, 64, vocabulary, torch.bfloat16))
+    actual, expected = run(problem, kl), truth(problem, kl)
+    for field in ("token_ce", "token_kl"):
+        value, true = getattr(actual.loss, field), getattr(expected.loss, field)
+        assert_tokens_close(value, true, precision=torch.bfloat16, name=field)
+    for field in ("d_hidden", "d_head"):
+        assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=torch.bfloat16, name=field)
+
+
+def test_more_than_two_to_the_31_logits_in_one_slab() -> None:
+    n, d, v = 8448, 16, 262144
+    torch.manual_seed(0)
+    hidden, head = torch.randn(n, d, device="cuda"), torch.randn(v, d, device="cuda")
+    labels = torch.randint(0, v, (n,), device="cuda")
+    logp = token_logprobs(hidden, head, labels, chunk_bytes=n * v * 4)
+    last = torch.log_softmax(hidden[-3:].double() @ head.double().T, 1).gather(1, labels[-3:, None])[:, 0]
+    assert_tokens_close(logp[-3:], last, precision=torch.float32)
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_rows_from_the_host_mean_no_synchronisation(kl: str, no_synchronisation: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    host = make_problem(64, 32, 500, torch.bfloat16)
+    live = live_rows(host.labels, host.star, kl_scale=0.5).to("cuda")
+    problem = on_gpu(host)
+    run(problem, kl, rows=live)  # compile the kernels
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    run(problem, kl, rows=live)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        run(problem, kl)  # the inverse: counting rows does wait
+
+
+def test_a_cuda_graph_replays_on_new_values() -> None:
+    problem = on_gpu(make_problem(64, 32, 500, torch.bfloat16))
+    hidden, head = problem.hidden.requires_grad_(), problem.lm_head.requires_grad_()
+
+    def step() -> torch.Tensor:
+        loss = dss_loss(hidden, head, problem.labels, problem.star, ref_logprobs=problem.ref_logprobs, compact=False)
+        return torch.autograd.grad(loss.loss, head)[0]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        hidden.mul_(0.5)
+    graph.replay()
+    assert torch.equal(captured, step())
+
+
+def test_a_thousand_reruns_are_bitwise_equal() -> None:
+    problem = on_gpu(make_problem(33, 64, 32000, torch.bfloat16))
+    labels = torch.arange(33, device="cuda")  # each label once: the order of additions at its row is then fixed
+    first = weighted_ce(problem.hidden, problem.lm_head.requires_grad_(), labels, problem.star)
+    gradient = torch.autograd.grad(first, problem.lm_head)[0]
+    for _ in range(1000):
+        again = weighted_ce(problem.hidden, problem.lm_head, labels, problem.star)
+        assert torch.equal(torch.autograd.grad(again, problem.lm_head)[0], gradient)
