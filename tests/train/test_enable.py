@@ -172,7 +172,6 @@ def test_the_signature_names_the_columns():
     assert names[-1] == own[-1] == "kwargs"
 
 
-@pytest.mark.xfail(reason="torch.compile cannot trace Objective.encode of the loss engine", strict=False)
 def test_torch_compile_sees_no_graph_break():
     model, batch = enable_dss(tiny_model(dtype=torch.float32)), tiny_batch(dtype=torch.float32)
     expected = model(**batch)
