@@ -72,6 +72,7 @@ class PrefixPlan:
     attend: Callable[..., Tensor]
     bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
     layers_seen: set[int] = field(default_factory=set)
+    packed: Any = None  # what attend_by_kernel computes once for all layers
 
     def band(self, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
         """Additive mask ``[n, start + n]`` of a segment: causal, and within the sliding window if there is one."""

@@ -145,11 +145,10 @@ class PackedBatch:
     @classmethod
     def of(cls, plan: PrefixPlan) -> PackedBatch:
         """The plan's, made when the first layer asks."""
-        batch = vars(plan).get("packed")
-        if batch is None:
+        if plan.packed is None:
             runs = find_runs(plan.segments)
-            batch = vars(plan)["packed"] = cls(runs, find_waves(runs, plan.store.capacity))
-        return batch
+            plan.packed = cls(runs, find_waves(runs, plan.store.capacity))
+        return plan.packed
 
     def writes(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
         """Per wave: store positions and packed indices to write before attention, then those to write after it."""
