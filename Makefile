@@ -44,6 +44,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_loss.py
 	$(PY) benchmarks/bench_star.py
+	$(PY) benchmarks/bench_train.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
