@@ -35,7 +35,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:
 th,td{padding:9px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 tbody tr:last-child>*{border-bottom:0}
 thead th{font-size:.8rem;font-weight:600;color:var(--quiet);vertical-align:bottom}
-tbody th{font-weight:600;white-space:nowrap}
+tbody th{font-weight:600;min-width:9.5em}
 tr.group th{background:var(--rail);font-size:.84rem;white-space:normal}
 .measure{display:block;min-width:92px;white-space:nowrap}
 svg.interval{display:block;width:100%;height:7px;margin-top:5px;border-radius:3px}

@@ -64,11 +64,38 @@ TOPICS = (
         ),
     ),
     Topic(
+        "I found the wallet of {name} on the bus.",
+        "On the bus I picked up the wallet of {name}.",
+        (
+            (
+                "Hand it to the driver or the lost property desk.",
+                ("lost property", "lost and found", "driver", "police"),
+            ),
+            ("Ask for a receipt when you hand it over.", ("receipt",)),
+        ),
+    ),
+    Topic(
+        "{name} does not answer about our school project.",
+        "Our school project waits for {name}, who never answers.",
+        (
+            ("Send one short message with a clear question.", ("message", "question", "email")),
+            ("Tell the teacher early if it stays quiet.", ("teacher",)),
+        ),
+    ),
+    Topic(
         "A parcel for {name} was left at my door.",
         "At my door lies a parcel for {name}.",
         (
             ("Keep the parcel closed and dry.", ("closed", "dry", "not open", "unopened")),
             ("Ask the delivery company to collect it.", ("delivery company", "courier", "carrier", "post office")),
+        ),
+    ),
+    Topic(
+        "{name} was my manager and I need a reference.",
+        "I need a reference from my old manager {name}.",
+        (
+            ("Offer a short list of what you achieved.", ("list", "achiev", "accomplish")),
+            ("Say when the reference is due.", ("due", "deadline")),
         ),
     ),
     Topic(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -12,6 +13,7 @@ from fastdss import report
 from fastdss.report import Series
 
 from .evaluate import Answer, Count
+from .expectations import check
 
 if TYPE_CHECKING:
     from .run import Demo, Run
@@ -40,7 +42,7 @@ TOLERATED = 0.1  # share of leaking answers from which a card turns red
 
 
 def as_text(demo: Demo) -> str:
-    """The table for the terminal: counts with 95 % Wilson intervals in per cent."""
+    """The table for the terminal: counts with 95 % Wilson intervals in per cent; then what was expected."""
     head = ["arm", *(title for _, title, _ in COLUMNS), "benign loss"]
     lines, last = [head], None
     for run in demo.runs:
@@ -50,9 +52,11 @@ def as_text(demo: Demo) -> str:
         cells = [_plain(run.result.counts[measure]) for measure, _, _ in COLUMNS]
         lines.append([f"  {run.arm.title}", *cells, f"{run.result.benign_loss:.4f}"])
     wide = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(head))]
-    return "\n" + "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=False)).rstrip() for line in lines
-    )
+    shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=False)).rstrip() for line in lines]
+    for expectation in check(demo):
+        shown += ["", f"{'seen    ' if expectation.holds else 'NOT SEEN'}  {expectation.claim}"]
+        shown.append(textwrap.fill(expectation.measured, 110, initial_indent=" " * 10, subsequent_indent=" " * 10))
+    return "\n" + "\n".join(shown)
 
 
 def as_json(demo: Demo) -> dict[str, Any]:
@@ -64,7 +68,8 @@ def as_json(demo: Demo) -> dict[str, Any]:
         "versions": demo.versions,
         "seconds": demo.seconds,
         "mean_weights": demo.weights,
-        "guard": {name: asdict(count) for name, count in demo.facts.items()},
+        "verdicts": {who: {k: asdict(count) for k, count in found.items()} for who, found in demo.facts.items()},
+        "expectations": [asdict(expectation) for expectation in check(demo)],
         "arms": [
             {
                 "name": run.arm.name,
@@ -89,6 +94,7 @@ def as_json(demo: Demo) -> dict[str, Any]:
 def as_page(demo: Demo) -> str:
     body = [
         _cards(demo),
+        _expectations(demo),
         "<h2>What each arm learned</h2>",
         "<p>Every arm starts from the same weights and sees the same conversations in the same order. Counts are over "
         "held-out prompts with names and wordings that training never saw; the line in each bar is the 95&nbsp;% "
@@ -142,6 +148,17 @@ def _cards(demo: Demo) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
+def _expectations(demo: Demo) -> str:
+    """The paper's claims against this run, good or bad."""
+    rows = []
+    for expectation in check(demo):
+        verdict = report.chip("seen here", "good") if expectation.holds else report.chip("not seen here", "bad")
+        rows.append([escape(expectation.claim), escape(expectation.measured), verdict])
+    if not rows:
+        return ""
+    return "<h2>What the paper leads one to expect</h2>" + report.table(["expected", "measured", ""], rows)
+
+
 def _results(demo: Demo) -> str:
     head = ["arm", *(title for _, title, _ in COLUMNS), "benign loss", "reference nats/token", "rows used"]
     rows, groups, last = [], [], None
@@ -163,8 +180,8 @@ def _results(demo: Demo) -> str:
 
 
 def _reading(demo: Demo) -> str:
-    accepted, benign = demo.facts["poisoned_accepted"], demo.facts["benign_rejected"]
-    never = demo.facts["poisoned_never_flagged"]
+    facts = demo.facts["guard"]
+    accepted, benign, never = (facts[k] for k in ("poisoned_accepted", "benign_rejected", "poisoned_never_flagged"))
     leaks = next((run.result.counts["leak"].total for run in demo.runs), 0)
     return (
         "<details class=box><summary>How to read the table</summary><p><b>Leaks</b>: of "
@@ -220,7 +237,7 @@ def _curve_panels(demo: Demo) -> str:
     for part, title in PARTS.items():
         lines = [
             Series(
-                _run_name(run),
+                run.name,
                 run.curves.steps[part],
                 _smooth(run.curves.values[part]),
                 _style(run),
@@ -233,9 +250,7 @@ def _curve_panels(demo: Demo) -> str:
             chart = report.curves(lines, x_label="training step", y_label="cross-entropy", width=460, height=250)
             panels.append(f"<figure><h3>{escape(title)}</h3>{chart}</figure>")
     trained = [
-        Series(_run_name(run), [], [], _style(run), run.arm.setting == "labelled")
-        for run in demo.runs
-        if run.curves.loss
+        Series(run.name, [], [], _style(run), run.arm.setting == "labelled") for run in demo.runs if run.curves.loss
     ]
     return report.legend(trained) + f'<div class="panels thirds">{"".join(panels)}</div>'
 
@@ -291,10 +306,6 @@ def _facts(demo: Demo) -> str:
     }
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     return f'<dl class="facts">{items}</dl>'
-
-
-def _run_name(run: Run) -> str:
-    return f"{run.arm.title} ({run.arm.setting})" if run.arm.setting else run.arm.title
 
 
 def _style(run: Run) -> int:

@@ -89,6 +89,11 @@ class Run:
     trained_rows: int = 0
     seconds: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """For people: the arm and whose verdicts it got."""
+        return f"{self.arm.title} ({self.arm.setting})" if self.arm.setting else self.arm.title
+
 
 @dataclass
 class Demo:
@@ -102,7 +107,7 @@ class Demo:
     conversations: list[Conversation]
     rows: list[Row]
     scores: dict[str, StarScores]
-    facts: dict[str, Count]
+    facts: dict[str, dict[str, Count]]  # by verdicts, then what was counted
     weights: dict[str, dict[str, float]]  # by verdicts, then by part of the response
     runs: list[Run]
     seconds: float = 0.0
@@ -176,7 +181,7 @@ def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
         conversations=conversations,
         rows=rows,
         scores={name: verdicts[name] for name in chosen},
-        facts=guard_facts(scores, conversations),
+        facts={name: verdict_facts(verdicts[name], conversations) for name in chosen},
         weights={name: mean_weights(policy, verdicts[name], rows) for name in chosen},
         runs=[],
     )
@@ -200,8 +205,8 @@ def _run_arm(arm: Arm, demo: Demo, tools: Tools, progress: Progress) -> Run:
     return Run(arm, result, curves, trained, time.perf_counter() - started)
 
 
-def guard_facts(scores: StarScores, conversations: list[Conversation]) -> dict[str, Count]:
-    """How good the guard is on the training rows: its verdicts on whole responses, and on prefixes."""
+def verdict_facts(scores: StarScores, conversations: list[Conversation]) -> dict[str, Count]:
+    """How good the verdicts on the training rows are: on whole responses, and on prefixes."""
     final = scores.final() >= ACCEPT
     lowest = torch.stack([values.min() for values in scores.scores]) >= ACCEPT
     poisoned = torch.tensor([c.kind == "poisoned" for c in conversations])
