@@ -28,6 +28,7 @@ class Tree:
     blocks: list[tuple[int, int, int]]  # begin, end, and how much of the trunk the branch sees
     verdicts: list[tuple[int, float]]  # where a verdict is read, and its label (1 = unsafe)
     tokens: list[tuple[int, float]]  # trunk tokens of the response, and whether a disclosure is complete there
+    tags: list[tuple[int, float]]  # trunk tokens of the response, and whether they belong to a private value
 
 
 def word_ends(text: str) -> list[int]:
@@ -42,6 +43,14 @@ def label_at(conversation: Conversation, end: int) -> float:
     if end >= stop:
         return 1.0
     return IGNORE if 2 * (end - start) > stop - start else 0.0
+
+
+def tag_at(conversation: Conversation, end: int) -> float:
+    """1 for a token that ends in the second half of a private value, undecided in its first half."""
+    for start, stop in conversation.items:
+        if start < end <= stop:
+            return 1.0 if 2 * (end - start) > stop - start else IGNORE
+    return 0.0
 
 
 def chosen_ends(rng: Random, conversation: Conversation, count: int) -> list[int]:
@@ -66,11 +75,7 @@ def build_tree(rng: Random, tokenizer: PreTrainedTokenizerFast, conversation: Co
     trunk = encode(before + response + after, add_special_tokens=False)
     ids, positions = list(trunk.ids), list(range(len(trunk.ids)))
     low, high = len(before), len(before) + len(response)
-    tokens = [
-        (i, label_at(conversation, min(stop, high) - low))
-        for i, (start, stop) in enumerate(trunk.offsets)
-        if low <= start < high
-    ]
+    places = [(i, min(stop, high) - low) for i, (start, stop) in enumerate(trunk.offsets) if low <= start < high]
     verdicts, blocks = [(len(ids) - 1, label_at(conversation, len(response)))], []
     for end in chosen_ends(rng, conversation, branches):
         own = encode(before + response[:end] + after, add_special_tokens=False).ids
@@ -81,8 +86,9 @@ def build_tree(rng: Random, tokenizer: PreTrainedTokenizerFast, conversation: Co
         positions += range(shared, len(own))
         ids += own[shared:]
         verdicts.append((len(ids) - 1, label_at(conversation, end)))
-    verdicts = [v for v in verdicts if v[1] != IGNORE]
-    return Tree(ids, positions, blocks, verdicts, [t for t in tokens if t[1] != IGNORE])
+    tokens = [(i, label_at(conversation, end)) for i, end in places]
+    tags = [(i, tag_at(conversation, end)) for i, end in places]
+    return Tree(ids, positions, blocks, *([t for t in labels if t[1] != IGNORE] for labels in (verdicts, tokens, tags)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Batch:
     verdict_labels: Tensor  # [n]
     tokens: Tensor  # [m, 2]
     token_labels: Tensor  # [m]
+    tags: Tensor  # [k, 2]
+    tag_labels: Tensor  # [k]
 
 
 def collate(trees: list[Tree], pad: int) -> Batch:
@@ -109,10 +117,12 @@ def collate(trees: list[Tree], pad: int) -> Batch:
             seen[row, begin:end, :shared] = True
             seen[row, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).unsqueeze(1)
-    verdicts = [(row, place, label) for row, tree in enumerate(trees) for place, label in tree.verdicts]
-    tokens = [(row, place, label) for row, tree in enumerate(trees) for place, label in tree.tokens]
-    v, t = torch.tensor(verdicts), torch.tensor(tokens)
-    return Batch(ids, positions, mask, v[:, :2].long(), v[:, 2], t[:, :2].long(), t[:, 2])
+    parts = ((t.verdicts, t.tokens, t.tags) for t in trees)
+    labelled = [
+        torch.tensor([(row, *entry) for row, part in enumerate(column) for entry in part])
+        for column in zip(*parts, strict=True)
+    ]
+    return Batch(ids, positions, mask, *(t for part in labelled for t in (part[:, :2].long(), part[:, 2])))
 
 
 def batches(rng: Random, trees: list[Tree], token_budget: int, pad: int) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
 """Train the tiny guard: ``python -m training.train_tiny_guard`` (seeded; at most 20 minutes on 2 cores).
 
-Two losses: binary cross-entropy of the verdict at the end of each branch, read from the logits of the words safe and
-unsafe, and the same label at every token of the response, read by a probe from the last layer but one. The probe is
-thrown away.
+Three losses, all binary cross-entropies. The verdict at the end of each branch is read from the logits of the words
+safe and unsafe. Two probes, thrown away afterwards, teach the way there at every token of the response: from the last
+layer but one, whether a disclosure is complete; two layers before the last, whether this token belongs to a value.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from training.tokenizer import SAFE, UNSAFE, train_tokenizer
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fastdss" / "tiny_guard"
 TOKENIZER_CONVERSATIONS = 6000
+WATCHED = ("verdict", "token", "tag", "right")  # running means that are printed
 ROUND = 512  # conversations made and sorted by length at a time
 
 
@@ -54,11 +55,12 @@ class Trainee(nn.Module):
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
         super().__init__()
         self.model = model
-        self.probe = nn.Sequential(nn.RMSNorm(model.config.hidden_size), nn.Linear(model.config.hidden_size, 1))
+        width = model.config.hidden_size
+        self.probe, self.tagger = (nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 1)) for _ in range(2))
         self.words = tokenizer.convert_tokens_to_ids([UNSAFE, SAFE])
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of unsafe against safe at the verdicts ``[n]`` and at the response's tokens ``[m]``."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of unsafe against safe at the verdicts ``[n]`` and tokens ``[m]``, and of the tags ``[k]``."""
         out = self.model.model(
             batch.ids,
             attention_mask=batch.mask,
@@ -70,7 +72,8 @@ class Trainee(nn.Module):
             out.last_hidden_state[batch.verdicts[:, 0], batch.verdicts[:, 1]] @ self.model.lm_head.weight[self.words].T
         )
         token = out.hidden_states[-2][batch.tokens[:, 0], batch.tokens[:, 1]]
-        return verdict[:, 0] - verdict[:, 1], self.probe(token).squeeze(-1)
+        tag = out.hidden_states[-3][batch.tags[:, 0], batch.tags[:, 1]]
+        return verdict[:, 0] - verdict[:, 1], self.probe(token).squeeze(-1), self.tagger(tag).squeeze(-1)
 
 
 def training_batches(
@@ -94,7 +97,7 @@ def new_optimizers(trainee: Trainee, lr: float) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in trainee.parameters() if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=2 * lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
     ]
     for group in (g for o in optimizers for g in o.param_groups):
@@ -116,30 +119,31 @@ def train(args: argparse.Namespace) -> None:
     trainee = Trainee(new_model(tokenizer), tokenizer)
     optimizers = new_optimizers(trainee, args.lr)
     print(f"{sum(p.numel() for p in trainee.model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    running = torch.zeros(3)
+    running = torch.zeros(4)
     for step, (seen, batch) in enumerate(
         training_batches(tokenizer, args.seed, args.conversations, args.branches, args.token_budget)
     ):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * schedule(seen / args.conversations)
-        verdict, token = trainee(batch)
+        verdict, token, tag = trainee(batch)
         verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels)
         token_loss = F.binary_cross_entropy_with_logits(token, batch.token_labels)
-        (verdict_loss + token_loss).backward()
+        tag_loss = F.binary_cross_entropy_with_logits(tag, batch.tag_labels)
+        (verdict_loss + token_loss + 2 * tag_loss).backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         right = ((verdict > 0) == (batch.verdict_labels > 0.5)).float().mean()
-        running = 0.98 * running + 0.02 * torch.stack([verdict_loss.detach(), token_loss.detach(), right])
+        running = 0.98 * running + 0.02 * torch.stack(
+            [verdict_loss.detach(), token_loss.detach(), tag_loss.detach(), right]
+        )
         if args.snapshots and step % 200 == 199:
             save(copy.deepcopy(trainee.model), tokenizer, args, time.time() - began)
         if step % 50 == 0:
             mean = running / (1 - 0.98 ** (step + 1))
-            print(
-                f"{time.time() - began:6.0f}s {seen:6d} verdict {mean[0]:.3f} token {mean[1]:.3f} right {mean[2]:.3f}",
-                flush=True,
-            )
+            losses = " ".join(f"{name} {value:.3f}" for name, value in zip(WATCHED, mean.tolist(), strict=True))
+            print(f"{time.time() - began:6.0f}s {seen:6d} {losses}", flush=True)
     save(trainee.model, tokenizer, args, time.time() - began)
 
 
@@ -163,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=32_000)
-    parser.add_argument("--branches", type=int, default=4)
+    parser.add_argument("--conversations", type=int, default=26_000)
+    parser.add_argument("--branches", type=int, default=3)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--snapshots", action="store_true", help="save every 200 steps as well")

@@ -83,6 +83,16 @@ def test_training_and_held_out_share_no_names_formats_carriers_or_topics() -> No
     apart([s for _, own in TOPICS for s in own], [s for own in held_out_text.BENIGN_TOPICS for s in own])
 
 
+def test_random_phone_numbers_never_take_a_held_out_shape() -> None:
+    def shape(text: str) -> str:
+        return re.sub(r"[0-9#%]", "#", text)
+
+    rng = Random(0)
+    held = {shape(f) for f in held_out_text.PHONE_FORMATS}
+    assert not held & {shape(private_items.composed_phone(rng)) for _ in range(20_000)}
+    assert not held & {shape(f) for f in private_items.PHONE_FORMATS}
+
+
 def test_no_held_out_name_is_generated_for_training() -> None:
     held = {*held_out_text.FIRST_NAMES, *held_out_text.LAST_NAMES}
     for c in SAMPLE:
