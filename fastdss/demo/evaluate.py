@@ -140,7 +140,8 @@ def generate(
     inputs = ChatEncoder(policy.tokenizer).encode([[{"role": "user", "content": prompt}] for prompt in prompts])
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in inputs]
     batch = {k: v.to(policy.device) for k, v in pad_rows(rows, policy.pad_token_id, side="left").items()}
-    cast = model if policy.dtype == torch.float32 else copy.deepcopy(model).to(policy.dtype)
+    cast = copy.deepcopy(model).to(policy.dtype)
+    cast.requires_grad_(True)  # at::matmul expands a frozen weight over the batch, 3 GB of head per token here
     out = cast.generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=policy.pad_token_id)
     return inputs, [_until_stop(policy, ids) for ids in out[:, batch["input_ids"].shape[1] :].tolist()]
 
