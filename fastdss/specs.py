@@ -95,6 +95,10 @@ SHIELDGEMMA = GuardSpec(
 )
 
 
+# The fields before the response's in WildGuard and PolyGuard: a harmless request that was not refused.
+_HARMLESS_AND_ANSWERED = "Harmful request: no\nResponse refusal: no\nHarmful response:"
+
+
 def granite_guardian_4(instruction: str) -> GuardSpec:
     """granite-guardian-4.x: ``instruction`` is the judge's turn from the model card."""
     return GuardSpec(
@@ -125,7 +129,7 @@ def wildguard(prompt: str) -> GuardSpec:
         "wildguard",
         template="{{ bos_token }}{{ messages[-1]['content'] }}",
         messages=in_one_message(prompt),
-        answer_prefix="Harmful request: no\nResponse refusal: no\nHarmful response:",
+        answer_prefix=_HARMLESS_AND_ANSWERED,
         safe=" no",
         unsafe=" yes",
         note="the response's verdict given a harmless request that was not refused",
@@ -137,7 +141,7 @@ def polyguard(prompt: str, system: str) -> GuardSpec:
     return GuardSpec(
         "PolyGuard",
         messages=in_one_message(prompt, system),
-        answer_prefix="Harmful request: no\nResponse refusal: no\nHarmful response:",
+        answer_prefix=_HARMLESS_AND_ANSWERED,
         safe=" no",
         unsafe=" yes",
         note="the response's verdict given a harmless request that was not refused; the order of fields was not seen",

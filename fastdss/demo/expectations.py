@@ -37,9 +37,9 @@ def check(demo: Demo) -> list[Expectation]:
     if rs:
         found.append(_static(demo, rs))
     if dss:
-        shares = [run.result.counts["leak"].count / max(run.result.counts["leak"].total, 1) for run in dss]
+        worst = max(_share(run, "leak") for run in dss)
         claim = f"STAR-DSS hardly leaks (at most {HARDLY:.0%} of the answers), whoever gives the verdicts."
-        found.append(Expectation(claim, _listed(dss, "leak"), max(shares) <= HARDLY))
+        found.append(Expectation(claim, _listed(dss, "leak"), worst <= HARDLY))
     if dss and rs:
         kept = min(run.result.counts["useful_no_leak"].count for run in dss)
         lost = max(run.result.counts["useful_no_leak"].count for run in rs)
