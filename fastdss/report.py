@@ -17,6 +17,7 @@ __all__ = [
     "chip",
     "coloured_text",
     "curves",
+    "document",
     "interval",
     "legend",
     "marked_text",
@@ -43,13 +44,16 @@ class Series:
 def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
     """A whole HTML document; ``title`` and ``lead`` are text, ``body`` is HTML."""
     header = f"<header><h1>{escape(title)}</h1>{f'<p class=lead>{escape(lead)}</p>' if lead else ''}</header>"
+    return document(title, [f"<main>{header}", *body, "</main>"])
+
+
+def document(title: str, body: Iterable[str], *, style: str = STYLE, head: str = "") -> str:
+    """The frame of every page; ``title`` is text, ``body`` and ``head`` are HTML, ``style`` is CSS."""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{header}\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>" + "\n".join(body) + "\n</body></html>\n"
     )
 
 

@@ -1,13 +1,13 @@
 """The style sheet of fastdss's HTML pages."""
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1f24;--quiet:#666b75;--rule:#e3e1dc;
-  --rail:#eceae5;--good:#1f8a5b;--bad:#cf4436;--keep:#d6efdf;--drop:#f8c9c0;--mark:#ffd9d2;--markink:#8f1d12;
-  --s0:#8a8f99;--s1:#cf4436;--s2:#d98a00;--s3:#2f6fde;--s4:#0f9b8e;--s5:#8b53c6;--s6:#b04a82;--s7:#5f7a1f}
-@media (prefers-color-scheme:dark){:root{--paper:#15171b;--card:#1d2025;--ink:#e8e7e3;--quiet:#a0a5af;
-  --rule:#32363d;--rail:#2a2e35;--good:#46bd87;--bad:#f0776a;--keep:#1d4a35;--drop:#6e2a22;--mark:#6e2a22;
-  --markink:#ffd9d2;--s0:#a0a5af;--s1:#f0776a;--s2:#eeb04a;--s3:#7aa7ff;--s4:#4fd0c2;--s5:#be95ee;--s6:#e58fbd;
-  --s7:#b3cf63}}
+:root{color-scheme:light dark;--paper:light-dark(#fbfaf8,#15171b);--card:light-dark(#fff,#1d2025);
+  --ink:light-dark(#1d1f24,#e8e7e3);--quiet:light-dark(#666b75,#a0a5af);--rule:light-dark(#e3e1dc,#32363d);
+  --rail:light-dark(#eceae5,#2a2e35);--good:light-dark(#1f8a5b,#46bd87);--bad:light-dark(#cf4436,#f0776a);
+  --keep:light-dark(#d6efdf,#1d4a35);--drop:light-dark(#f8c9c0,#6e2a22);--mark:light-dark(#ffd9d2,#6e2a22);
+  --markink:light-dark(#8f1d12,#ffd9d2);--s0:light-dark(#8a8f99,#a0a5af);--s1:light-dark(#cf4436,#f0776a);
+  --s2:light-dark(#d98a00,#eeb04a);--s3:light-dark(#2f6fde,#7aa7ff);--s4:light-dark(#0f9b8e,#4fd0c2);
+  --s5:light-dark(#8b53c6,#be95ee);--s6:light-dark(#b04a82,#e58fbd);--s7:light-dark(#5f7a1f,#b3cf63)}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
