@@ -1,0 +1,1 @@
+"""Scoring whole data sets: ``rows`` -> ``scorer`` -> ``store``, driven by ``run`` through one of ``engines``."""

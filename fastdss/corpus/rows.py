@@ -1,0 +1,241 @@
+"""Conversations from JSONL, Parquet, CSV, ``datasets`` folders or memory, one at a time and under caps.
+
+Whatever is wrong with a row becomes a ``FailedRow`` with the reason: it takes nothing else down, and it stays in its
+place. Reasons name positions, lengths and columns, never the text.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..chat import Conversation, check_conversation
+
+MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
+_ROWS_AT_ONCE = 64
+
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A response and what came before it. ``content_hash``: SHA-256 of roles and contents, of nothing else."""
+
+    id: str
+    history: Conversation
+    response: str
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row that is no conversation. ``content_hash``: SHA-256 of its record as it was found."""
+
+    id: str
+    reason: str
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where conversations are: ``messages``, or ``prompt`` (text or messages) and ``response``; ``id`` is optional."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    messages: str = "messages"
+    id: str = "id"
+
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        return self.id, self.prompt, self.response, self.messages
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    reason: str
+    digest: str
+
+
+def read_rows(
+    sources: Sequence[Source], columns: Columns = Columns(), *, max_bytes: int = MAX_BYTES
+) -> Iterator[Row | FailedRow]:
+    """``for source in sources: for record in source: yield Row(...)``, in order, with flat memory.
+
+    sources: files (``.jsonl``, ``.parquet``, ``.csv``; UTF-8), folders (of ``Dataset.save_to_disk``, or of such files
+    in the order of their names), or iterables of mappings such as a ``datasets.Dataset``. A row without an id gets its
+    position over all sources. A row of more than ``max_bytes`` is a ``FailedRow``. Raises ``ValueError`` for sources
+    that are missing, of another kind, or without the columns.
+    """
+    position = 0
+    for source in expand(sources):
+        for record in _records(source, columns, max_bytes):
+            yield _row(position, record, columns, max_bytes)
+            position += 1
+
+
+def expand(sources: Sequence[Source]) -> list[Source]:
+    """Sources with folders of files replaced by their files."""
+    found: list[Source] = []
+    for source in sources:
+        path = Path(source) if isinstance(source, str | Path) else None
+        if path is None or not path.is_dir() or (path / "state.json").is_file():
+            found.append(source)
+            continue
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of their folders")
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if not files:
+            raise ValueError(f"{path} holds no {', '.join(_SUFFIXES)} file and no saved datasets.Dataset")
+        found += files
+    return found
+
+
+def _records(source: Source, columns: Columns, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadable]:
+    if not isinstance(source, str | Path):
+        if isinstance(source, Iterator):
+            raise TypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
+        yield from source
+        return
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    kind = "datasets" if path.is_dir() else _SUFFIXES.get(path.suffix)
+    if kind is None:
+        raise ValueError(f"{path}: expected one of {', '.join(_SUFFIXES)} or a folder")
+    if kind == "jsonl":
+        yield from _jsonl(path, max_bytes)
+    else:
+        yield from {"parquet": _parquet, "csv": _csv, "datasets": _saved}[kind](path, columns)
+
+
+def _jsonl(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadable]:
+    with path.open("rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+            file.seek(0)
+        while line := file.readline(max_bytes + 1):
+            digest, size = hashlib.sha256(line), len(line)
+            if size > max_bytes and not line.endswith(b"\n"):
+                while more := file.readline(1 << 20):
+                    digest.update(more)
+                    size += len(more)
+                    if more.endswith(b"\n"):
+                        break
+                yield _Unreadable(_too_long(size, max_bytes), digest.hexdigest())
+                continue
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield _Unreadable(f"not a line of JSON: {_without_text(error)}", digest.hexdigest())
+                continue
+            if not isinstance(record, dict):
+                yield _Unreadable(f"expected a JSON object per line, got {type(record).__name__}", digest.hexdigest())
+                continue
+            yield record
+
+
+def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        names = _present(path, file.schema_arrow.names, columns)
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+            yield from batch.to_pylist()
+
+
+def _csv(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+    limit = csv.field_size_limit(2**31 - 1)  # the row's own cap comes after the fields are known
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            _present(path, reader.fieldnames or (), columns)
+            yield from reader
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _saved(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(path))
+    yield from dataset.select_columns(_present(path, dataset.column_names, columns))
+
+
+def _present(path: Path, names: Iterable[str], columns: Columns) -> list[str]:
+    """The columns to read; ``ValueError`` where there is no conversation in them."""
+    names = list(names)
+    present = [name for name in columns.names if name in names]
+    if columns.messages not in present and not {columns.prompt, columns.response} <= set(present):
+        raise ValueError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}")
+    return present
+
+
+def _lacking(columns: Columns) -> str:
+    return f"expected {columns.messages!r}, or {columns.prompt!r} and {columns.response!r}"
+
+
+def _row(position: int, record: Mapping[str, Any] | _Unreadable, columns: Columns, max_bytes: int) -> Row | FailedRow:
+    if isinstance(record, _Unreadable):
+        return FailedRow(str(position), f"row {position}: {record.reason}", record.digest)
+    given = record.get(columns.id)
+    row_id = str(position) if given is None or given == "" else str(given)
+    try:
+        size = len(row_id.encode()) if len(row_id) <= 1000 else max_bytes + len(row_id)
+        turns = check_conversation(position, _messages(record, columns))
+        size += sum(len(turn["content"].encode()) for turn in turns)
+        if size > max_bytes:
+            raise ValueError(_too_long(size, max_bytes))
+        if turns[-1]["role"] != "assistant":
+            raise ValueError(f"the last turn must be the assistant's, it is the {turns[-1]['role']}'s")
+    except (ValueError, TypeError) as error:
+        reason = _without_text(error)
+        reason = reason if reason.startswith("row ") else f"row {position}: {reason}"
+        raw = repr([record.get(name) for name in columns.names]).encode("utf-8", "surrogatepass")
+        return FailedRow(_plain(row_id, position), reason, hashlib.sha256(raw).hexdigest())
+    return Row(row_id, turns[:-1], turns[-1]["content"], content_hash(turns))
+
+
+def _messages(record: Mapping[str, Any], columns: Columns) -> Any:
+    messages = record.get(columns.messages)
+    if messages is not None:
+        return messages
+    prompt, response = record.get(columns.prompt), record.get(columns.response)
+    if prompt is None or response is None:
+        raise ValueError(f"{_lacking(columns)}; it has {len(record)} columns")
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*prompt, {"role": "assistant", "content": response}]
+
+
+def content_hash(turns: Conversation) -> str:
+    """SHA-256 of a conversation's roles and contents."""
+    pairs = [[turn["role"], turn["content"]] for turn in turns]
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
+
+
+def _plain(row_id: str, position: int) -> str:
+    """An id that can be written down: the position instead of one that is no valid text or longer than any name."""
+    try:
+        return row_id if len(row_id.encode()) <= 1000 else str(position)
+    except UnicodeEncodeError:
+        return str(position)
+
+
+def _too_long(size: int, limit: int) -> str:
+    return f"{size} bytes exceed the limit of {limit} bytes per row"
+
+
+def _without_text(error: BaseException) -> str:
+    """What an error says; a decoding error quotes bytes and is told by its position alone."""
+    if isinstance(error, UnicodeError):
+        return f"not valid UTF-8 (position {getattr(error, 'start', '?')})"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error)

@@ -1,0 +1,214 @@
+"""Scores on disk: checked Parquet shards named by what is in them, and one manifest.
+
+    OUT/manifest.json               what was scored, by which guard, with which options; ``shards`` in the input's order
+    OUT/<cache entry>/<name>.parquet    one shard: the scores of consecutive rows
+    OUT/.lock                       held by the process that writes
+
+A cache entry belongs to one guard, revision, template and set of options. A shard is named by the hash of its rows'
+ids and contents, so a resumed run, or one over appended or edited data, finds what is still valid. Shards are written
+to a temporary file, flushed to disk and renamed, their pages carry checksums, and every read verifies them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .rows import Columns, FailedRow, Row, Source, read_rows
+
+MANIFEST = "manifest.json"
+
+
+class DamagedShard(ValueError):
+    """A shard that is truncated, altered, or not what its name says."""
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """``scores[k]``: P(safe) of the response up to character ``ends[k]``. Where ``error`` says why there are none, both
+    are empty and ``"failed"`` is among the flags."""
+
+    id: str
+    content_hash: str
+    scores: list[float]
+    ends: list[int]
+    flags: list[str]
+    error: str | None
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no scores: there is no {MANIFEST}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); score again, finished shards are used") from error
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replace the manifest in one step."""
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_scores(folder: str | Path) -> Iterator[ScoredRow]:
+    """Scores in the order of the input, one shard in memory at a time, page checksums verified.
+
+    Raises ``ValueError`` where a shard is damaged, or missing because the run has not finished.
+    """
+    manifest = load_manifest(folder)
+    shards = Shards(Path(folder) / manifest["entry"])
+    for name in manifest["shards"]:
+        if not shards.path(name).exists():
+            raise ValueError(f"{folder} is not finished: shard {name} is missing; run the same command again")
+        yield from shards.read(name)
+
+
+def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row, ScoredRow]]:
+    """``zip(read_rows(sources), read_scores(folder))``, each pair with the same ``content_hash``.
+
+    sources: the scored input, by default where the manifest says it was. A row that could not be read has an empty
+    history and response; its score says why. Raises ``ValueError`` where the input was edited or reordered since.
+    """
+    manifest = load_manifest(folder)
+    if sources is None:
+        sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
+        if len(sources) < len(manifest["inputs"]):
+            raise ValueError(f"{folder}: its input was no file; pass it as sources")
+    rows = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
+    scored = read_scores(folder)
+    for score in scored:
+        row = next(rows, None)
+        if row is None or row.content_hash != score.content_hash:
+            raise ValueError(
+                f"the input is not what was scored: row {score.id!r} is missing, edited or elsewhere; score it again"
+            )
+        yield (Row(row.id, [], "", row.content_hash) if isinstance(row, FailedRow) else row), score
+    if next(rows, None) is not None:
+        raise ValueError(f"the input has more rows than were scored ({sum(manifest['counts'].values())})")
+
+
+def shard_name(rows: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over ids and content hashes, in order."""
+    digest = hashlib.sha256()
+    for row_id, content in rows:
+        digest.update(json.dumps([row_id, content]).encode())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one cache entry."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    def write(self, name: str, rows: Sequence[ScoredRow]) -> None:
+        """The same rows give the same bytes."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        write_atomically(self.path(name), sink.getvalue())
+
+    def read(self, name: str) -> list[ScoredRow]:
+        """Rows of a shard; ``DamagedShard`` where bytes do not match checksums, or rows do not match the name."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.path(name)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
+            table.validate(full=True)
+            rows = [ScoredRow(**record) for record in table.to_pylist()]
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError):
+                raise
+            raise DamagedShard(f"{path}: {type(error).__name__} while reading") from error
+        if table.schema != _schema() or shard_name((row.id, row.content_hash) for row in rows) != name:
+            raise DamagedShard(f"{path}: its rows are not those it was written for")
+        return rows
+
+    def valid(self, name: str) -> list[ScoredRow] | None:
+        """Rows of a finished shard. A damaged one is renamed to ``.damaged`` and counts as missing."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+        except DamagedShard:
+            os.replace(self.path(name), self.path(name).with_suffix(".damaged"))
+            return None
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("content_hash", pa.string()),
+            ("scores", pa.list_(pa.float32())),
+            ("ends", pa.list_(pa.int32())),
+            ("flags", pa.list_(pa.string())),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def write_atomically(path: Path, content: Any) -> None:
+    """The whole ``content`` or what was there before, even if the process or the machine dies meanwhile."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def only_writer(folder: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
+    """Hold the folder's lock: alone, or together with the other ranks of one job but no other process of this rank.
+
+    Raises ``ValueError`` naming process and host of the other writer. The lock goes when the process does.
+    """
+    wanted = [(".lock", fcntl.LOCK_EX if ranks == 1 else fcntl.LOCK_SH)]
+    wanted += [(f".lock-{rank}", fcntl.LOCK_EX)] if ranks > 1 else []
+    held: list[int] = []
+    try:
+        for name, kind in wanted:
+            held.append(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644))
+            try:
+                fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(held[-1], 200).decode(errors="replace") or "another process"
+                raise ValueError(f"{folder} is being written by {holder}; wait for it or use another folder") from None
+        os.ftruncate(held[-1], 0)
+        os.write(held[-1], f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
