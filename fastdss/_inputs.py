@@ -107,6 +107,45 @@ class Batch:
             None if ref_bias is None else ref_bias.detach(),
         )
 
+    def items(self, num_items: int | float | Tensor | None) -> int | float | Tensor:
+        """What a mean divides by. A step without any label that counts divides 0 by 1, whoever counted its items."""
+        count = self.counts.sum()
+        if num_items is None:
+            return count.clamp(min=1)
+        if not isinstance(num_items, Tensor):
+            return num_items
+        there = num_items.to(count.device, non_blocking=True)
+        return torch.where((there == 0) & (count == 0), 1, there)
+
+    def _check_rows(self, index: Tensor, kl_rows: int) -> None:
+        """``rows`` made from other labels, weights or kl_scale would leave tokens out in silence: an error, and where
+        the host would have to wait for it, a NaN loss."""
+        total = self.labels.shape[0]
+        if index.dim() != 1 or index.dtype != torch.int64:
+            raise TypeError(f"rows must be [n] int64, got {_sizes(index)} {index.dtype}")
+        _check_devices(self.labels, rows=index)
+        on_host = index.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and index.numel():
+            low, high = index.aminmax()
+            if low < 0 or high >= total:
+                raise ValueError(f"rows must lie in [0, {total}), got {int(low)} to {int(high)}")
+            if index.unique().numel() != index.numel():
+                raise ValueError("rows must not repeat")
+        for name, weight, there in (
+            ("rows", self.ce_weight, index),
+            ("kl_rows", self.kl_weight, index if kl_rows < 0 else index[:kl_rows]),
+        ):
+            if weight is None:
+                continue
+            missing = (weight != 0).index_fill(0, there, False)
+            if not on_host:
+                self.ce_weight = self.ce_weight.masked_fill(missing.any(), math.nan)
+            elif missing.any():
+                raise ValueError(
+                    f"{name} leave out position {int(missing.nonzero()[0])}, which has a weight: make them with "
+                    "live_rows from the same labels, weights, kl_scale and shift"
+                )
+
     def call(
         self,
         objective: Objective,
@@ -121,7 +160,7 @@ class Batch:
         _check_objective(objective)
         index, kl_rows = options.rows if isinstance(options.rows, tuple) else (options.rows, -1)
         if index is not None:
-            _check_rows(index, self.labels)
+            self._check_rows(index, kl_rows if objective.full_kl else -1)
         if options.chunk_bytes is not None and options.chunk_bytes <= 0:
             raise ValueError(f"chunk_bytes must be positive, got {options.chunk_bytes}")
         return LossCall(
@@ -281,16 +320,16 @@ def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: An
         raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
 
 
-def _check_rows(index: Tensor, labels: Tensor) -> None:
-    if index.dim() != 1 or index.dtype != torch.int64:
-        raise TypeError(f"rows must be [n] int64, got {_sizes(index)} {index.dtype}")
-    _check_devices(labels, rows=index)
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        low, high = index.aminmax()
-        if low < 0 or high >= labels.shape[0]:
-            raise ValueError(f"rows must lie in [0, {labels.shape[0]}), got {int(low)} to {int(high)}")
-        if index.unique().numel() != index.numel():
-            raise ValueError("rows must not repeat")
+def check_num_items(num_items: int | float | Tensor | None) -> None:
+    """Positive and finite, as far as the host knows; 0 in a tensor is a step in which no label counts."""
+    on_host = not isinstance(num_items, Tensor) or (
+        num_items.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
+    if num_items is None or not on_host:
+        return
+    value = float(num_items)
+    if not (0 < value < math.inf or (value == 0 and isinstance(num_items, Tensor))):
+        raise ValueError(f"num_items must be positive, got {num_items}")
 
 
 def check_values(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -102,10 +103,13 @@ def align(
         raise ValueError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
     if truncation_side not in ("left", "right"):
         raise ValueError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: expected a positive integer, got {max_length}")
     encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored):
         try:
+            _check_scored(item)
             row = _align_row(encoder, item, _ACROSS[across], end_of_turn)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
@@ -117,6 +121,22 @@ def align(
         truncated.append(cut)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     return TokenWeights(rows, truncated, pad)
+
+
+def _check_scored(item: Scored) -> None:
+    """Scores of other text, or none at all, must not become weights: what was cut has to be this response."""
+    ends, scores, length = item.ends, item.scores, len(item.response)
+    if len(scores) != len(ends) or not ends:
+        raise ValueError(f"expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
+    bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
+    if bad is not None:
+        raise ValueError(f"scores[{bad}] = {scores[bad]}: must be in [0, 1]")
+    bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= length), None)
+    if bad is not None:
+        raise ValueError(f"ends[{bad}] = {ends[bad]}: must ascend and lie within the response's {length} characters")
+    text = len(item.response.rstrip())
+    if item.complete and ends[-1] < text:
+        raise ValueError(f"the last boundary is {ends[-1]}, but the response's text ends at {text}: score it anew")
 
 
 def _align_row(encoder: ChatEncoder, item: Scored, pick: Callable, end_of_turn: bool) -> Row:

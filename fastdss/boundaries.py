@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import index as as_index
 
 TokenSpans = Callable[[str], list[tuple[int, int]]]
 
@@ -34,9 +36,17 @@ def find_ends(response: str, *, every: int, unit: str, spans: TokenSpans) -> lis
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
     """``ends`` moved back over whitespace, ascending, each once, closed by the end of the response's text."""
-    for end in ends:
+    cuts = [_integer(index, end) for index, end in enumerate(ends)]
+    for index, end in enumerate(cuts):
         if not 0 <= end <= len(response):
-            raise ValueError(f"boundary {end} lies outside of a response of {len(response)} characters")
-    whole = len(response.rstrip())
-    tidy = {len(response[:end].rstrip()) for end in ends} | {whole}
-    return sorted(tidy - {0}) or [0]
+            raise ValueError(f"ends[{index}]: boundary {end} lies outside of a response of {len(response)} characters")
+    words = [0, *(match.end() for match in _WORD.finditer(response))]
+    tidy = {end if end and not response[end - 1].isspace() else words[bisect_right(words, end) - 1] for end in cuts}
+    return sorted((tidy | {words[-1]}) - {0}) or [0]
+
+
+def _integer(place: int, end: int) -> int:
+    try:
+        return as_index(end)
+    except TypeError:
+        raise TypeError(f"ends[{place}]: expected an integer, got {type(end).__name__}") from None

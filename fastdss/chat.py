@@ -104,9 +104,9 @@ class ChatEncoder:
 
     def frame(self, history: Conversation) -> tuple[str, str]:
         """The text before and after the response in a rendering of ``history`` and one assistant turn."""
-        sentinel = "response"
+        sentinel = "responseQ"
         while any(sentinel in message["content"] for message in history):
-            sentinel += "Q"
+            sentinel += "Q" * len(sentinel)
         chat = [*history, {"role": "assistant", "content": sentinel}]
         (text,), mark = self._rendered([chat], False, "")
         head, found, tail = text.replace(mark or "", "").rpartition(sentinel)
@@ -136,11 +136,11 @@ class ChatEncoder:
 
     def _broken(self, content: str, mark: str) -> str:
         """``content`` with ``mark`` after the first character of every control string, overlapping ones too."""
-        position = 0
+        pieces, position = [], 0
         while match := self._control.search(content, position):
+            pieces.append(content[position : match.start() + 1])
             position = match.start() + 1
-            content = content[:position] + mark + content[position:]
-        return content
+        return mark.join([*pieces, content[position:]])
 
     def _check_controls(
         self, row: int, chat: Conversation, ids: list[int], generation_prompt: bool, suffix: str

@@ -82,12 +82,13 @@ def tree_logits(
     store_tokens = store_tokens or (8192 if on_cpu else 65536)
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
-    logits = torch.empty(total, len(verdict_ids), dtype=dtype)
-    head = shared_head(trees) if len(trees) > 1 else []
+    logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)  # what nothing fills is never a score
+    head = shared_head(trees)
+    known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
+    head = head if len(trees) > 1 else head[:known]
     groups = make_groups(trees, prompts, store_tokens)
     work = sum(tree.num_tokens for tree in trees)
-    backend = "default" if gemm == "auto" and work < WORTH_PACKING else gemm
-    with using_prefix_attention(model), cpu_gemm(runner.body, backend):
+    with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
         while groups:
             done = 0

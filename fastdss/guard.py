@@ -85,7 +85,8 @@ class Guard:
         gguf_file: str | None = None,
         check: bool = True,
     ) -> Guard:
-        """Load a guard; its spec is chosen by name and config unless given. No remote code runs."""
+        """Load a guard; its spec is chosen by name and config unless given. No remote code runs, nothing is unpickled
+        (weights are safetensors or GGUF)."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from .specs import find_spec
@@ -94,7 +95,13 @@ class Guard:
         source = {"revision": revision, "gguf_file": gguf_file}
         source = {key: value for key, value in source.items() if value is not None}
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, device_map=device_map, **source)
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True if gguf_file is None else None,
+            **source,
+        )
         return cls(model, tokenizer, found, check=check)
 
     @classmethod
@@ -126,6 +133,7 @@ class Guard:
         safe, unsafe, _ = map(len, self.spec.words)
         shares = torch.softmax(logits / temperature, dim=-1)
         score = shares[..., :safe].sum(-1) + self.spec.other_weight * shares[..., safe + unsafe :].sum(-1)
+        score = score.clamp(max=1)  # a sum of rounded shares can pass 1 by a rounding, which no loss would take
         return score.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))
 
     def stream(self, prompt: str | Sequence[Message], *, every: int = 5) -> StarStream:
@@ -146,6 +154,8 @@ class Guard:
         safe, unsafe, other = self.spec.words
         if not safe or not unsafe:
             raise ValueError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
+        if not 0 <= self.spec.other_weight <= 1:
+            raise ValueError(f"{self.spec.name}: other_weight must be in [0, 1], got {self.spec.other_weight}")
         (before,) = self.encode([_PROBE])
         ids = {word: self._verdict_id(word, before) for word in (*safe, *unsafe, *other)}
         if len(set(ids.values())) < len(safe) + len(unsafe) + len(other):
@@ -176,7 +186,7 @@ class Guard:
         labels = [label.strip() for label in labels if not self.encoder.control_strings(label)]
         anywhere = {found for found in _BRACKETED.findall(text) if not self.encoder.control_strings(found)}
         patterns = [_loose(found) for found in anywhere]
-        patterns += [r"^\s*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
+        patterns += [r"^[^\S\n]*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
     def _check_tree(self) -> None:

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._inputs import Batch, LiveRows, Reference, RunOptions, check_labels, check_reference, check_values, row_weights
+from ._inputs import (
+    Batch,
+    LiveRows,
+    Reference,
+    RunOptions,
+    check_labels,
+    check_num_items,
+    check_reference,
+    check_values,
+    row_weights,
+)
 from .chunked import LossCall, order_rows
 from .objective import LABEL_KL, Objective
 
@@ -198,8 +208,9 @@ def live_rows(
     labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, else the same as in dss_loss.
     """
     check_labels(labels)
+    dtype = torch.float64 if weights is not None and weights.dtype == torch.float64 else torch.float32
     ce_weight, kl_weight, _ = row_weights(
-        labels, weights, "weights", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=torch.float32
+        labels, weights, "weights", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=dtype
     )
     if labels.device.type == "cpu":
         check_values(labels, weights, "weights", ignore_index, vocab_size, unit_interval=kl_scale > 0)
@@ -236,8 +247,7 @@ def _reduce(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items is not None and reduction != "mean":
         raise ValueError(f"num_items goes with reduction='mean', got reduction={reduction!r}")
-    if isinstance(num_items, int) and num_items <= 0:
-        raise ValueError(f"num_items must be positive, got {num_items}")
+    check_num_items(num_items)
     if reduction == "none":
         loss, token_ce, token_kl = _ops.token_loss(*call)
         loss = loss.view(batch.shape)
@@ -253,6 +263,6 @@ def _reduce(
     else:
         ce, kl = ce.sum(), kl.sum()
     if reduction == "mean":
-        items = batch.counts.sum().clamp(min=1) if num_items is None else num_items
+        items = batch.items(num_items)
         loss, ce, kl = loss / items, ce / items, kl / items
     return loss, ce, kl, token_ce.view(batch.shape), token_kl.view(batch.shape)

@@ -143,7 +143,7 @@ def star_scores(
     ``progress`` shows a bar. Errors name the row, never its text.
     """
     guards = _guards(model, tokenizer, spec)
-    _check_numbers(every, sharpen, max_tokens)
+    _check_numbers(every, sharpen, max_tokens, budget)
     _check_choices(unit=unit, turns=turns, impl=impl, combine=combine, gemm=gemm)
     rows, histories, responses = _read(batch, turns)
     cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
@@ -184,13 +184,13 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
     return [Guard(model, tokenizer, spec)]
 
 
-def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None) -> None:
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"every: expected a positive integer, got {every!r}")
-    if sharpen != "paper" and not (isinstance(sharpen, int | float) and sharpen > 0):
+def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None, budget: int | None) -> None:
+    for name, value in (("every", every), ("max_tokens", max_tokens), ("budget", budget)):
+        optional = value is None and name != "every"
+        if not optional and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if sharpen != "paper" and not (isinstance(sharpen, int | float) and 0 < sharpen < float("inf")):
         raise ValueError(f"sharpen: expected a positive temperature or 'paper', got {sharpen!r}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens: expected a positive integer, got {max_tokens}")
 
 
 def _check_choices(**chosen: str) -> None:
@@ -202,12 +202,19 @@ def _check_choices(**chosen: str) -> None:
 
 def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Conversation], list[str]]:
     """Row numbers, histories and responses of the two batch formats."""
+    for name in ("prompt", "response", "messages"):
+        if name in batch and (isinstance(batch[name], str) or not hasattr(batch[name], "__len__")):
+            raise TypeError(
+                f"batch[{name!r}]: expected a list with one entry per row, got {type(batch[name]).__name__}"
+            )
     if set(batch) >= {"prompt", "response"}:
         prompts, answers = batch["prompt"], batch["response"]
         if len(prompts) != len(answers):
             raise ValueError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
         chats = []
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if not isinstance(prompt, Sequence):
+                raise TypeError(f"row {row}: expected a prompt of text or messages, got {type(prompt).__name__}")
             history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             chats.append([*history, {"role": "assistant", "content": answer}])
     elif "messages" in batch:
@@ -241,7 +248,13 @@ def _cuts(
         ]
     if len(ends) != len(responses):
         raise ValueError(f"ends: {len(ends)} rows for {len(responses)} responses")
-    return [tidy_ends(text, row) for text, row in zip(responses, ends, strict=True)]
+    tidied = []
+    for row, (text, given) in enumerate(zip(responses, ends, strict=True)):
+        try:
+            tidied.append(tidy_ends(text, given))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"row {row}: {error}") from None
+    return tidied
 
 
 def _tree(
