@@ -83,12 +83,11 @@ def tree_logits(
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
     logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)  # what nothing fills is never a score
-    head = shared_head(trees)
-    known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
-    head = head if len(trees) > 1 else head[:known]
+    head = shared_head(trees) if len(trees) > 1 else []
     groups = make_groups(trees, prompts, store_tokens)
     work = sum(tree.num_tokens for tree in trees)
-    with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
+    backend = "default" if gemm == "auto" and work < WORTH_PACKING else gemm
+    with using_prefix_attention(model), cpu_gemm(runner.body, backend):
         saved: Saved = {}
         while groups:
             done = 0
