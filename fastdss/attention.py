@@ -55,12 +55,13 @@ class KVStore:
                 target[:, :n] = source
         return copy
 
-    def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int]) -> None:
-        """Write another store's layers to the beginning of the slots at ``bases``."""
+    def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int], size: int | None = None) -> None:
+        """Write another store's layers, or their first ``size`` positions, to the beginning of the slots at
+        ``bases``."""
         for index, pair in saved.items():
             for target, source in zip(self.layer(index, pair[0][None], pair[1][None]), pair, strict=True):
                 for base in bases:
-                    target[:, base : base + source.shape[1]] = source
+                    target[:, base : base + source[:, :size].shape[1]] = source[:, :size]
 
 
 @dataclass

@@ -6,19 +6,19 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .causal_lm import backbone, lm_head
-from .cpu_linear import cpu_gemm
+from .cpu_linear import PackedWeights, cpu_gemm, version
 from .packing import Segment, make_groups, micro_batches, schedule, shared_head
-from .prefix_tree import PrefixTree
+from .prefix_tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # told how many scores are new
 Saved = dict[int, tuple[Tensor, Tensor]]
 SMALLEST_BUDGET = 16
-WORTH_PACKING = 2000  # tokens below which prepacking the weights costs more than it saves
 
 
 class Runner:
@@ -58,6 +58,41 @@ class Runner:
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
 
 
+class KeptHead:
+    """Keys and values of ``ids``, the tokens with which a guard's renderings begin, kept from call to call.
+
+    They serve while no parameter was replaced or written to, and while the model still gives the last of these tokens
+    the same keys and values, bit for bit, in every layer. Parameters alone would miss an adapter that is switched off.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self._store: KVStore | None = None
+        self._parameters: list[tuple[int, int | None]] = []
+
+    def layers(self, runner: Runner, budget: int) -> Saved:
+        """Per layer, keys and values ``[Hkv, len(ids), d]`` of the model as it is now."""
+        parameters = [(id(p), version(p)) for p in runner.body.parameters()]
+        if self._store is None or parameters != self._parameters or not self._replays(runner, self._store):
+            store = KVStore(len(self.ids))
+            _compute(runner, store, self.ids, 0, budget)
+            if self.ids:
+                self._replays(runner, store)  # what later replays are compared with
+            self._store, self._parameters = store, parameters
+        return self._store.layers
+
+    def _replays(self, runner: Runner, store: KVStore) -> bool:
+        """Compute the last token once more; whether its keys and values stayed what they were."""
+        last = len(self.ids) - 1
+        before = [kept[:, last].clone() for pair in store.layers.values() for kept in pair]
+        _compute(runner, store, self.ids, max(last, 0), 1)
+        after = [kept[:, last] for pair in store.layers.values() for kept in pair]
+        return all(map(torch.equal, before, after))
+
+    def __reduce__(self) -> tuple:
+        return KeptHead, (self.ids,)  # copies and pickles start empty
+
+
 def tree_logits(
     model: Any,
     verdict_ids: Sequence[int],
@@ -68,13 +103,15 @@ def tree_logits(
     store_tokens: int | None = None,
     gemm: str = "auto",
     attend: Callable[..., Tensor] = attend_in_order,
+    packed: PackedWeights | None = None,
+    kept: KeptHead | None = None,
     report: Report = lambda done: None,
 ) -> Tensor:
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
 
     ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
     a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved and the group starts
-    again.
+    again. ``packed`` and ``kept`` carry prepacked weights and the head's keys and values from call to call.
     """
     runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
@@ -83,16 +120,17 @@ def tree_logits(
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
     logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)  # what nothing fills is never a score
-    head = shared_head(trees) if len(trees) > 1 else []
+    head = shared_head(trees)
+    known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
+    head = head if len(trees) > 1 else head[:known]
     groups = make_groups(trees, prompts, store_tokens)
     work = sum(tree.num_tokens for tree in trees)
-    backend = "default" if gemm == "auto" and work < WORTH_PACKING else gemm
-    with using_prefix_attention(model), cpu_gemm(runner.body, backend):
+    with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
         while groups:
             done = 0
             try:
-                saved = saved or _head_store(runner, head, budget)
+                saved = saved or _head_store(runner, head, budget, kept, known)
                 store = KVStore(groups[0].capacity)
                 store.load(saved, groups[0].bases)
                 for batch in micro_batches(schedule(groups[0], len(head)), budget, LONGEST_SEGMENT):
@@ -111,12 +149,19 @@ def tree_logits(
     return logits
 
 
-def _head_store(runner: Runner, head: list[int], budget: int) -> Saved:
-    """Keys and values of the tokens that all trunks begin with."""
+def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:
+    """Keys and values of the tokens that all trunks begin with; ``kept`` has the first ``known`` of them."""
     store = KVStore(len(head))
-    for batch in micro_batches([Segment(0, 0, head)] if head else [], budget, LONGEST_SEGMENT):
-        runner.run(batch, store)
+    if kept is not None and known:
+        store.load(kept.layers(runner, budget), [0], known)
+    _compute(runner, store, head, known, budget)
     return store.layers
+
+
+def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget: int) -> None:
+    """Write the keys and values of ``ids[start:]`` to the store's first slot."""
+    for batch in micro_batches([Segment(0, start, ids[start:])] if ids[start:] else [], budget, LONGEST_SEGMENT):
+        runner.run(batch, store)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .chat import ChatEncoder, Conversation, Message
-from .engine import check_supported, reference_logits, tree_logits
-from .prefix_tree import build_tree
+from .cpu_linear import PackedWeights
+from .engine import KeptHead, check_supported, reference_logits, tree_logits
+from .prefix_tree import build_tree, shared_length
 
 if TYPE_CHECKING:
     from .stream import StarStream
@@ -59,6 +61,9 @@ class Guard:
     Raises ``ValueError`` when a verdict word is missing, is no single token, or is no word of the model's vocabulary,
     and (with ``check=True``, one short forward) when scoring through the prefix tree does not reproduce the model's
     own logits.
+
+    From call to call a guard keeps the keys and values of its template's head, and on a CPU where oneDNN is faster a
+    prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
@@ -69,6 +74,8 @@ class Guard:
             tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
         )
         self.verdict_ids = self._verdict_ids()
+        self.packed = PackedWeights()
+        self.head = KeptHead(self._head_ids())
         self._delimiters = self._delimiter_pattern()
         if check:
             self._check_tree()
@@ -145,6 +152,11 @@ class Guard:
     def quoted_delimiters(self, text: str) -> bool:
         """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""
         return self._delimiters is not None and self._delimiters.search(text) is not None
+
+    def _head_ids(self) -> list[int]:
+        chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
+        one, other = map(np.asarray, self.encode(chats))
+        return one[: shared_length(one, other)].tolist()
 
     def _verdict_ids(self) -> list[int]:
         rows = self.model.get_input_embeddings().weight.shape[0]

@@ -289,7 +289,9 @@ def _logits(
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
     attend = attend_by_kernel if impl == "triton" else attend_in_order
     rows = guard.model, guard.verdict_ids, trees, prompts
-    return tree_logits(*rows, budget=budget, gemm=gemm, attend=attend, report=report)
+    return tree_logits(
+        *rows, budget=budget, gemm=gemm, attend=attend, packed=guard.packed, kept=guard.head, report=report
+    )
 
 
 def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:

@@ -79,6 +79,8 @@ class StarStream:
         if len(rendering) > self._store.capacity:
             self._store = self._store.resized(2 * len(rendering))
         ids = np.asarray(rendering)
+        if not len(self._ids):
+            self._load_head(ids)
         start = min(shared_length(self._ids, ids), len(ids) - 1)
         segment = Segment(0, start, rendering[start:], [(len(ids) - 1 - start, 0)])
         self._ids = ids[:start]  # nothing else is certain if the forward fails
@@ -90,3 +92,12 @@ class StarStream:
         self.scores.append(self.guard.scores(logits[0].to(torch.promote_types(logits.dtype, torch.float32))).item())
         self.seconds.append(time.perf_counter() - begun)
         return self.scores[-1]
+
+    def _load_head(self, ids: np.ndarray) -> None:
+        """Begin with the keys and values of the template's head that the guard keeps."""
+        head = np.asarray(self.guard.head.ids)
+        known = shared_length(head, ids)
+        if known:
+            with using_prefix_attention(self.guard.model):
+                self._store.load(self.guard.head.layers(self._runner, LONGEST_SEGMENT), [0], known)
+        self._ids = head[:known]

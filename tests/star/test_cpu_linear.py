@@ -7,7 +7,7 @@ import torch
 
 import fastdss.cpu_linear
 from fastdss import star_scores
-from fastdss.cpu_linear import cpu_gemm, eligible_layers
+from fastdss.cpu_linear import WORTH_PACKING, cpu_gemm, eligible_layers
 
 from .builders import ARCHITECTURES, BATCH, make_guard
 
@@ -43,13 +43,15 @@ def test_layers_run_on_the_backend_and_are_restored():
 @pytest.mark.parametrize(("faster", "used"), [(True, "onednn"), (False, "default")])
 def test_auto_takes_the_faster_one(monkeypatch, faster, used):
     monkeypatch.setattr(fastdss.cpu_linear, "onednn_is_faster", lambda layers: faster)
-    with cpu_gemm(make_guard().model, "auto") as backend:
-        assert backend == used
+    model = make_guard().model
+    for tokens, expected in ((WORTH_PACKING - 1, "default"), (WORTH_PACKING, used)):
+        with cpu_gemm(model, "auto", tokens=tokens) as backend:
+            assert backend == expected
 
 
 def test_other_precisions_stay_with_the_default():
     model = make_guard().model.to(torch.bfloat16)
-    with cpu_gemm(model, "auto") as backend:
+    with cpu_gemm(model, "auto", tokens=WORTH_PACKING) as backend:
         assert backend == "default"
     with pytest.raises(ValueError, match="gemm='onednn' needs"), cpu_gemm(model, "onednn"):
         pass
