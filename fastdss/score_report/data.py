@@ -1,0 +1,191 @@
+"""What the page shows: counts over every scored row, and the rows with the lowest scores, whatever the input's size."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdss.chat import Conversation
+    from fastdss.corpus.rows import Row
+    from fastdss.corpus.store import ScoredRow
+
+HALF = 0.5
+BINS = 10
+TEXT_LIMIT = 100_000  # characters of one text; what is left out is counted on the page
+_DIGITS = 6  # of the scores that rows are sorted by; the others have four
+_UNSAFE_IN_SCRIPT = re.compile("[<\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One row as the page needs it. ``order`` is its place in the file; failed rows have no scores."""
+
+    id: str
+    order: int
+    content_hash: str
+    history: Conversation
+    response: str | None  # None: the source text is not at hand
+    scores: list[float]
+    ends: list[int]
+    flags: tuple[str, ...]
+    error: str | None
+    length: int
+
+    @property
+    def failed(self) -> bool:
+        return not self.scores
+
+    @property
+    def minimum(self) -> float | None:
+        return min(self.scores, default=None)
+
+    @property
+    def final(self) -> float | None:
+        """The verdict on the whole response; None where the guard did not see all of it."""
+        return None if self.failed or "truncated" in self.flags else self.scores[-1]
+
+    @property
+    def drop(self) -> float | None:
+        """Where the first prefix below one half ends, as a share of the response."""
+        first = next((end for end, score in zip(self.ends, self.scores, strict=True) if score < HALF), None)
+        return None if first is None else first / max(self.length, 1)
+
+    @property
+    def tags(self) -> list[str]:
+        """What the page can filter by: the flags, and what the scores say."""
+        low = self.minimum is not None and self.minimum < HALF
+        found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": self.failed}
+        return [tag for tag, present in found.items() if present] + [f for f in self.flags if f not in found]
+
+
+@dataclass
+class Summary:
+    """Counts over every scored row, shown on the page or not."""
+
+    rows: int = 0
+    tags: Counter[str] = field(default_factory=Counter)
+    minimum: list[int] = field(default_factory=lambda: [0] * BINS)
+    final: list[int] = field(default_factory=lambda: [0] * BINS)
+    drop: list[int] = field(default_factory=lambda: [0] * BINS)
+    drops: array = field(default_factory=lambda: array("f"))
+
+    @property
+    def scored(self) -> int:
+        return self.rows - self.tags["failed"]
+
+    @property
+    def median_drop(self) -> float | None:
+        return median(self.drops) if self.drops else None
+
+    def add(self, row: PageRow) -> None:
+        self.rows += 1
+        self.tags.update(row.tags)
+        for counts, value in ((self.minimum, row.minimum), (self.final, row.final), (self.drop, row.drop)):
+            if value is not None:
+                counts[min(int(value * BINS), BINS - 1)] += 1
+        if row.drop is not None:
+            self.drops.append(row.drop)
+
+
+def page_row(order: int, row: Row | None, scored: ScoredRow) -> PageRow:
+    """``row`` is None where the text is not at hand. A row with a missing or non-finite score is a failed one."""
+    failed = scored.error is not None or "failed" in scored.flags or not scored.scores
+    failed = failed or not all(map(math.isfinite, scored.scores))
+    return PageRow(
+        id=scored.id,
+        order=order,
+        content_hash=scored.content_hash,
+        history=[] if row is None else row.history,
+        response=None if row is None else row.response,
+        scores=[] if failed else list(scored.scores),
+        ends=[] if failed else list(scored.ends),
+        flags=tuple(sorted(scored.flags)),
+        error=scored.error,
+        length=len(row.response) if row is not None else max(scored.ends, default=0),
+    )
+
+
+def collect(entries: Iterable[tuple[Row | None, ScoredRow]], limit: int | None) -> tuple[Summary, list[PageRow]]:
+    """Counts over all entries, and the ``limit`` scored rows of lowest minimum before the first ``limit`` failed ones.
+
+    One pass; memory holds the rows that are kept. ``limit=None`` keeps all.
+    """
+    summary = Summary()
+    failed: list[PageRow] = []
+    lowest: list[tuple[float, int, PageRow]] = []  # a heap with the highest minimum on top
+    for order, (row, scored) in enumerate(entries):
+        entry = page_row(order, row, scored)
+        summary.add(entry)
+        if entry.minimum is not None:
+            heapq.heappush(lowest, (-entry.minimum, -order, entry))
+            if limit is not None and len(lowest) > limit:
+                heapq.heappop(lowest)
+        elif limit is None or len(failed) < limit:
+            failed.append(entry)
+    return summary, [entry for _, _, entry in sorted(lowest, reverse=True)] + failed
+
+
+def columns(rows: Sequence[PageRow], tags: Sequence[str]) -> dict[str, Any]:
+    """What sorting and filtering need, a list per column; a row's tags are positions in ``tags``."""
+    number = {tag: i for i, tag in enumerate(tags)}
+    return {
+        "id": [row.id for row in rows],
+        "order": [row.order for row in rows],
+        "length": [row.length for row in rows],
+        "minimum": [_rounded(row.minimum, _DIGITS) for row in rows],
+        "final": [_rounded(row.final, _DIGITS) for row in rows],
+        "drop": [_rounded(row.drop, 4) for row in rows],
+        "tags": [[number[tag] for tag in row.tags] for row in rows],
+    }
+
+
+def detail(row: PageRow) -> dict[str, Any]:
+    """What an open row needs. ``ends`` count characters; ``cuts``, where they differ, UTF-16 units as scripts do."""
+    found: dict[str, Any] = {
+        "hash": row.content_hash,
+        "scores": [_rounded(score, 4) for score in row.scores],
+        "ends": row.ends,
+    }
+    if row.error is not None:
+        found["error"] = row.error
+    if row.response is not None:
+        response = row.response[:TEXT_LIMIT]
+        found["response"] = response
+        found["history"] = [[turn["role"], turn["content"][:TEXT_LIMIT]] for turn in row.history]
+        texts = [row.response, *(turn["content"] for turn in row.history)]
+        found["left_out"] = sum(max(0, len(text) - TEXT_LIMIT) for text in texts)
+        cuts = utf16_ends(response, row.ends)
+        if cuts != row.ends:
+            found["cuts"] = cuts
+    return found
+
+
+def utf16_ends(text: str, ends: Sequence[int]) -> list[int]:
+    """``len(text[:end].encode("utf-16-le")) // 2`` for each end; lone surrogates count as one."""
+    if not text or max(text) < "\U00010000":
+        return list(ends)
+    found, start, units = [], 0, 0
+    for end in ends:
+        units += len(text[start:end].encode("utf-16-le", "surrogatepass")) // 2
+        found.append(units)
+        start = end
+    return found
+
+
+def script_data(value: Any) -> str:
+    """JSON that is inert inside a ``<script>`` element and free of invisible characters and lone surrogates."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE_IN_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

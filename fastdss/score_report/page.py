@@ -1,0 +1,243 @@
+"""The page of ``fastdss report``: findings and charts as plain HTML, the rows as data that its script draws."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+from fastdss import report
+from fastdss.report_style import STYLE
+
+from .charts import STEPS, bars
+from .data import PageRow, Summary, columns, detail, script_data
+
+BLOCK = 250  # rows whose texts are parsed together
+TAGS = {
+    "low": "below ½",
+    "recovers": "ends at ½ or above",
+    "failed": "failed",
+    "truncated": "truncated",
+    "delimiter": "quotes a delimiter",
+    "control_tokens": "spells control tokens",
+    "empty": "empty",
+}
+_SCRIPTS = ("view.js", "row.js", "page.js")
+
+
+def score_page(
+    manifest: Mapping[str, Any], summary: Summary, rows: Sequence[PageRow], *, without_text: str | None = None
+) -> str:
+    """One self-contained HTML document: no network, no inline handler, every text escaped or set as text.
+
+    ``without_text`` says why the rows have no text, if so.
+    """
+    style = STYLE + "\n" + _asset("page.css")
+    script = "(() => {\n" + "\n".join(map(_asset, _SCRIPTS)) + "\n})();"
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    title = f"What the guard saw in {summary.rows:,} responses"
+    body = [
+        "<main>",
+        *_findings(title, manifest, summary),
+        *_list(summary, rows, without_text),
+        _about(manifest),
+        "</main>",
+    ]
+    tags = [*TAGS, *sorted(summary.tags.keys() - TAGS)]
+    body.append(_data("index", _index(tags, summary, rows)))
+    for start in range(0, len(rows), BLOCK):
+        body.append(_data(f"block-{start // BLOCK}", [detail(row) for row in rows[start : start + BLOCK]]))
+    body.append(f"<script>{script}</script>")
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="referrer" content="no-referrer">'
+    return report.document(title, body, style=style, head=head)
+
+
+def _index(tags: Sequence[str], summary: Summary, rows: Sequence[PageRow]) -> dict[str, Any]:
+    return {
+        "columns": columns(rows, tags),
+        "tags": [[tag, TAGS.get(tag, tag.replace("_", " "))] for tag in tags],
+        "steps": STEPS,
+        "block": BLOCK,
+        "left_out": summary.rows - len(rows),
+    }
+
+
+def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list[str]:
+    return [
+        f'<header class="top"><h1>{escape(title)}</h1>'
+        '<button type="button" id="theme" class="plain" aria-label="Switch between light and dark">◐</button>'
+        f'<p class="lead">{escape(lead(summary))}</p></header>',
+        _run(manifest),
+        _cards(summary),
+        f'<div class="panels thirds">{"".join(_charts(summary))}</div>',
+        f'<ul class="legend scale" aria-hidden="true">{_scale()}</ul>',
+    ]
+
+
+def _run(manifest: Mapping[str, Any]) -> str:
+    facts = {"guard": manifest["guard"], "revision": manifest["revision"], **manifest["options"]}
+    shown = (f"{escape(k.replace('_', ' '))} <b>{escape(v)}</b>" for k, v in _facts(facts).items() if v != "–")
+    return f'<p class="quiet run">{" · ".join(shown)}</p>'
+
+
+def lead(summary: Summary) -> str:
+    """What a reader should take away, in two sentences."""
+    if not summary.scored:
+        return "No response has a score."
+    low, recovers = summary.tags["low"], summary.tags["recovers"]
+    if not low:
+        return f"No prefix of the {summary.scored:,} scored responses falls below one half."
+    share = _percent(low / summary.scored)
+    first = f"{low:,} of {summary.scored:,} scored responses ({share}) fall below one half somewhere"
+    where = "" if summary.median_drop is None else f", half of them within their first {_percent(summary.median_drop)}"
+    if not recovers:
+        return f"{first}{where}. None of them ends at one half or above."
+    verb = "ends" if recovers == 1 else "end"
+    missed = f"{recovers:,} of these {verb} at one half or above"
+    return f"{first}{where}. {missed}: a verdict on the whole response alone would pass."
+
+
+def _cards(summary: Summary) -> str:
+    tags = summary.tags
+    shown = [
+        ("scored", summary.scored, "", "plain"),
+        ("of these fall below ½", tags["low"], "low", "plain"),
+        ("fall below ½, yet end at ½ or above", tags["recovers"], "recovers", "plain"),
+        ("failed: no score, never safe", tags["failed"], "failed", "bad" if tags["failed"] else "plain"),
+        ("truncated: the end was not seen", tags["truncated"], "truncated", "plain"),
+        ("quote a delimiter of the template", tags["delimiter"], "delimiter", "plain"),
+    ]
+    cards = (
+        f'<div class="card"><span class="big {tone}">{count:,}</span>'
+        + (f'<p><a href="#flags={tag}">{words}</a></p></div>' if tag and count else f"<p>{words}</p></div>")
+        for words, count, tag, tone in shown
+    )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "less than 1 %"
+
+
+def _charts(summary: Summary) -> list[str]:
+    axis = "P(safe)"
+    unseen = summary.scored - sum(summary.final)
+    final = f"The {unseen:,} truncated responses have none." if unseen else "The verdict a static filter would use."
+    charts = [
+        ("Lowest score", "Of all prefixes of a response.", summary.minimum, "minimum", axis, ""),
+        ("Final score", final, summary.final, "final", axis, ""),
+        ("First drop below ½", "How far into the response.", summary.drop, "drop", "share of the response", "hot"),
+    ]
+    return [
+        f'<figure><h2 class="title">{title}</h2><p class="quiet">{escape(text)}</p>'
+        f"{bars(counts, field=field, axis=axis, label=title, percent=field == 'drop', tone=tone)}</figure>"
+        for title, text, counts, field, axis, tone in charts
+    ]
+
+
+def _scale() -> str:
+    edges = (0.0, *STEPS, 1.0)
+    return "<li>P(safe)</li>" + "".join(
+        f'<li><span class="swatch heat{i}">{low:g}–{high:g}</span></li>'
+        for i, (low, high) in enumerate(pairwise(edges))
+    )
+
+
+def _list(summary: Summary, rows: Sequence[PageRow], without_text: str | None) -> list[str]:
+    notes = []
+    if left_out := summary.rows - len(rows):
+        notes.append(
+            f"This page holds the {len(rows):,} responses with the lowest scores, failed ones last; {left_out:,} more "
+            "are in the charts only (fastdss report --limit)."
+        )
+    if without_text is not None:
+        notes.append(
+            f"Only scores are shown, because the text could not be read: {without_text}. Name the scored files after "
+            "the folder (fastdss report DIR INPUT…)."
+        )
+    options = "".join(
+        f'<option value="{value}">{words}</option>'
+        for value, words in (
+            ("minimum", "lowest score first"),
+            ("final", "lowest final score first"),
+            ("drop", "earliest drop first"),
+            ("length", "shortest first"),
+            ("id", "by id"),
+            ("order", "in file order"),
+        )
+    )
+    fields = "".join(
+        f'<option value="{value}">{words}</option>'
+        for value, words in (("minimum", "lowest score"), ("final", "final score"), ("drop", "first drop"))
+    )
+    number = 'type="number" min="0" max="1" step="0.05"'
+    return [
+        '<section class="rows" aria-labelledby="rows-title"><h2 id="rows-title">The responses</h2>',
+        *(f'<p class="note">{escape(note)}</p>' for note in notes),
+        '<noscript><p class="note">The list needs JavaScript; the charts above do not.</p></noscript>',
+        '<form class="tools" role="search" id="tools">'
+        '<input type="search" id="query" placeholder="Search text and ids" aria-label="Search text and ids" '
+        'autocomplete="off" spellcheck="false">'
+        f'<span class="group"><select id="sort" aria-label="Order">{options}</select>'
+        '<button type="button" id="reverse" class="plain" aria-pressed="false" '
+        'aria-label="Reverse the order">⇅</button>'
+        "</span>"
+        f'<span class="group"><select id="field" aria-label="Score to filter by">{fields}</select>'
+        f'<label for="low">from</label><input {number} id="low" placeholder="0">'
+        f'<label for="high">to</label><input {number} id="high" placeholder="1"></span>'
+        '<span class="group" id="flags" role="group" aria-label="Only rows that are"></span>'
+        '<label class="group"><input type="checkbox" id="numbers"> numbers in the text</label></form>',
+        '<p class="status"><span id="count" role="status"></span> <button type="button" id="clear" class="link" hidden>'
+        "show all</button></p>",
+        '<div class="columns" aria-hidden="true"><span>lowest</span><span>along the response</span><span></span>'
+        "<span>final</span><span>characters</span></div>",
+        '<ol id="list"></ol>',
+        '<nav class="pages" aria-label="Pages of the list"><button type="button" id="previous">Previous</button>'
+        '<span id="page"></span><button type="button" id="next">Next</button></nav>',
+        '<p class="keys quiet"><kbd>j</kbd> <kbd>k</kbd> next, previous row · <kbd>Enter</kbd> open · '
+        "<kbd>←</kbd> <kbd>→</kbd> chunk by chunk · <kbd>/</kbd> search · <kbd>n</kbd> <kbd>p</kbd> next, previous "
+        "page · <kbd>Esc</kbd> close</p></section>",
+    ]
+
+
+def _about(manifest: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in manifest.items() if name != "shards"}
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(told).items()
+    )
+    return f'<section class="about"><h2>How these scores were made</h2><dl class="facts">{facts}</dl></section>'
+
+
+def _facts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one level of dotted names; lists of plain values as text."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        name = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            found |= _facts(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            found |= {name: ", ".join(map(str, value))} if not any(isinstance(v, Mapping) for v in value) else {}
+            for i, item in enumerate(v for v in value if isinstance(v, Mapping)):
+                found |= _facts(item, f"{name}[{i}].")
+        else:
+            found[name] = "–" if value is None else str(value)
+    return found
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _data(name: str, value: Any) -> str:
+    return f'<script type="application/json" id="{name}">{script_data(value)}</script>'
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
