@@ -56,6 +56,20 @@ class StarScores:
         unseen = torch.tensor(["truncated" in flags for flags in self.flags])
         return torch.stack([scores[-1] for scores in self.scores]).masked_fill(unseen, float("nan"))
 
+    def plot(self, row: int = 0, ax: Any = None) -> Any:
+        """Draw P(safe) of row ``row`` along its characters with matplotlib (``[viz]``); returns the Axes.
+
+        ``ax``: where to draw, else a new figure. Raises ``IndexError`` for a row that is not there.
+        """
+        from .score_view import plot
+
+        return plot(self, row, ax)
+
+    def _repr_html_(self) -> str:
+        from .score_view import html
+
+        return html(self)
+
     def token_weights(
         self,
         tokenizer: Any,
