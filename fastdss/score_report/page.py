@@ -100,7 +100,7 @@ def lead(summary: Summary) -> str:
     if not recovers:
         return f"{first}{where}. None of them ends at one half or above."
     verb = "ends" if recovers == 1 else "end"
-    missed = f"{recovers:,} of these {verb} at one half or above"
+    missed = f"{recovers:,} of the {low:,} {verb} at one half or above"
     return f"{first}{where}. {missed}: a verdict on the whole response alone would pass."
 
 
@@ -216,16 +216,16 @@ def _about(manifest: Mapping[str, Any]) -> str:
 
 
 def _facts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one level of dotted names; lists of plain values as text."""
+    """Nested mappings as one level of longer names; lists of plain values as text."""
     found: dict[str, str] = {}
     for name, value in values.items():
         name = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= _facts(value, f"{name}.")
+            found |= _facts(value, f"{name} ")
         elif isinstance(value, list | tuple):
             found |= {name: ", ".join(map(str, value))} if not any(isinstance(v, Mapping) for v in value) else {}
-            for i, item in enumerate(v for v in value if isinstance(v, Mapping)):
-                found |= _facts(item, f"{name}[{i}].")
+            for i, item in enumerate((v for v in value if isinstance(v, Mapping)), 1):
+                found |= _facts(item, f"{name} {i} ")
         else:
             found[name] = "–" if value is None else str(value)
     return found

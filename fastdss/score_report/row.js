@@ -121,7 +121,7 @@ function colouredText(entry) {
   let start = 0;
   cutsOf(entry).forEach((cut, k) => {
     const score = entry.scores[k];
-    const [, gap, piece] = (text?.slice(start, cut) ?? ` ${k + 1}`).match(/^(\s*)([^]*)$/);
+    const [, gap, piece] = (text?.slice(start, cut) ?? `${k ? " " : ""}${k + 1}`).match(/^(\s*)([^]*)$/);
     const attributes = { class: `heat${heat(score)}`, "data-k": k, "data-score": score.toFixed(2) };
     box.append(...textNodes(gap));
     if (piece) box.append(make("span", attributes, ...textNodes(piece)));
