@@ -56,6 +56,9 @@ class Columns:
         return self.id, self.prompt, self.response, self.messages
 
 
+COLUMNS = Columns()
+
+
 @dataclass(frozen=True)
 class _Unreadable:
     reason: str
@@ -63,7 +66,7 @@ class _Unreadable:
 
 
 def read_rows(
-    sources: Sequence[Source], columns: Columns = Columns(), *, max_bytes: int = MAX_BYTES
+    sources: Sequence[Source], columns: Columns = COLUMNS, *, max_bytes: int = MAX_BYTES
 ) -> Iterator[Row | FailedRow]:
     """``for source in sources: for record in source: yield Row(...)``, in order, with flat memory.
 
@@ -206,7 +209,7 @@ def _row(position: int, record: Mapping[str, Any] | _Unreadable, columns: Column
 def _messages(record: Mapping[str, Any], columns: Columns) -> Any:
     messages = record.get(columns.messages)
     if messages is not None:
-        return messages
+        return messages if isinstance(messages, str) else list(messages)
     prompt, response = record.get(columns.prompt), record.get(columns.response)
     if prompt is None or response is None:
         raise ValueError(f"{_lacking(columns)}; it has {len(record)} columns")

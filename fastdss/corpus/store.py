@@ -95,7 +95,7 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
             )
         yield (Row(row.id, [], "", row.content_hash) if isinstance(row, FailedRow) else row), score
     if next(rows, None) is not None:
-        raise ValueError(f"the input has more rows than were scored ({sum(manifest['counts'].values())})")
+        raise ValueError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
 
 
 def shard_name(rows: Iterable[tuple[str, str]]) -> str:
@@ -114,6 +114,12 @@ class Shards:
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.parquet"
+
+    def prepare(self, *, alone: bool) -> None:
+        """Make the folder; a lone writer removes what killed ones left half-written."""
+        self.folder.mkdir(exist_ok=True)
+        for temporary in self.folder.glob(".*.tmp") if alone else ():
+            temporary.unlink()
 
     def write(self, name: str, rows: Sequence[ScoredRow]) -> None:
         """The same rows give the same bytes."""

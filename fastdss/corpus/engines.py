@@ -1,0 +1,176 @@
+"""Who runs the scorer: this process, processes of ``datasets.map``, ranks of a distributed job, or actors of Ray Data.
+
+An engine takes a ``Job`` and returns when every shard of its work is in the store. Shards are the unit everywhere, so
+the same rows meet in the same batches whoever scores them. Where Ray runs, its driver writes the shards as they come
+in, and workers need no common disk; shards are therefore its checkpoint too, and Ray's own is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .rows import FailedRow, Row
+from .scorer import Report, Scorer, score_readable
+from .store import ScoredRow, Shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive rows that are scored and stored together."""
+
+    name: str
+    rows: list[Row | FailedRow]
+
+    def pack(self) -> dict[str, Any]:
+        """The shard as a record of two plain columns, for engines with tables of their own."""
+        return {"name": self.name, "rows": json.dumps([asdict(row) for row in self.rows])}
+
+    @staticmethod
+    def unpack(record: Mapping[str, Any]) -> Shard:
+        rows = json.loads(record["rows"])
+        return Shard(record["name"], [FailedRow(**row) if "reason" in row else Row(**row) for row in rows])
+
+
+@dataclass(frozen=True)
+class Job:
+    work: Iterator[Shard]
+    scorer: Scorer
+    shards: Shards
+    workers: int | None
+    report: Report
+
+
+def run_here(job: Job) -> None:
+    """One shard after the other, in this process."""
+    for shard in job.work:
+        job.shards.write(shard.name, score_readable(job.scorer, shard.rows, job.report))
+
+
+def run_rank(job: Job) -> None:
+    """As ``run_here`` on this rank's GPU; which shards are in ``job.work`` was decided by the rank."""
+    _use_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    run_here(job)
+
+
+def place_in_job() -> tuple[int, int]:
+    """Rank and number of ranks, as torchrun and ``accelerate launch`` tell them."""
+    try:
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise ValueError("engine='ranks' needs RANK and WORLD_SIZE: start it with torchrun or accelerate") from None
+    if not 0 <= rank < ranks:
+        raise ValueError(f"expected a rank below {ranks}, got {rank}")
+    return rank, ranks
+
+
+def run_datasets(job: Job) -> None:
+    """``Dataset.map`` over shards in ``workers`` processes, each of which stores its own."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        path = os.path.join(cache, "shards.arrow")
+        schema, rows = _packed_schema(), 0
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            for shard in job.work:
+                stream.write(pa.RecordBatch.from_pylist([shard.pack()], schema=schema))
+                rows += len(shard.rows)
+        packed = Dataset.from_file(path)
+        packed.map(
+            _ScoreAndStore(job.scorer, job.shards),
+            with_rank=True,
+            num_proc=min(job.workers, len(packed)) if job.workers else None,
+            remove_columns=["rows"],
+            load_from_cache_file=False,
+            new_fingerprint="scored",
+        )
+    job.report(rows)
+
+
+@dataclass(frozen=True)
+class _ScoreAndStore:
+    scorer: Scorer
+    shards: Shards
+
+    def __call__(self, record: Mapping[str, Any], rank: int | None) -> dict[str, Any]:
+        _use_gpu(rank or 0)
+        shard = Shard.unpack(record)
+        self.shards.write(shard.name, score_readable(self.scorer, shard.rows, lambda done: None))
+        return {"name": shard.name}
+
+
+def run_ray(job: Job) -> None:
+    """``ray.data`` over shards, ``map_batches`` with a pool of actors; the driver stores what they return.
+
+    Ray starts a dead actor anew and gives it its shard again. An actor of one whole CPU per CPU would leave none for
+    reading, and the job would hang: they take half a CPU.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RuntimeError(f"engine='ray' needs Ray: pip install 'fastdss[scale]' ({error})") from error
+    import pyarrow as pa
+
+    if not ray.is_initialized():
+        ray.init()
+    schema = _packed_schema()
+    blocks: list[Any] = [ray.put(pa.Table.from_pylist([shard.pack()], schema=schema)) for shard in job.work]
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    actors = min(job.workers or gpus or cpus or 1, len(blocks))
+    scored = ray.data.from_arrow_refs(blocks).map_batches(
+        _Actor,
+        fn_constructor_args=(job.scorer,),
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_gpus=1 if gpus else None,
+        num_cpus=None if gpus else 0.5,
+    )
+    for record in scored.iter_rows():
+        rows = [ScoredRow(**row) for row in json.loads(record["rows"])]
+        job.shards.write(record["name"], rows)
+        job.report(len(rows))
+
+
+class _Actor:
+    """Scores one packed shard per call, with a guard that loads once."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        records = []
+        for shard in map(Shard.unpack, table.to_pylist()):
+            scored = score_readable(self.scorer, shard.rows, lambda done: None)
+            records.append({"name": shard.name, "rows": json.dumps([asdict(row) for row in scored])})
+        return pa.Table.from_pylist(records, schema=_packed_schema())
+
+
+def _packed_schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([("name", pa.string()), ("rows", pa.large_string())])
+
+
+def _use_gpu(number: int) -> None:
+    """Make one GPU the current one, where there are any."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+ENGINES: dict[str, Callable[[Job], None]] = {
+    "local": run_here,
+    "ranks": run_rank,
+    "datasets": run_datasets,
+    "ray": run_ray,
+}
