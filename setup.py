@@ -3,7 +3,7 @@
 from setuptools import setup
 
 setup(
-    packages=["fastdss", "fastdss.demo", "fastdss.kernels"],
-    package_dir={"fastdss": "fastdss", "fastdss.demo": "fastdss/demo", "fastdss.kernels": "kernels"},
-    package_data={"fastdss": ["py.typed", "tiny_guard/*"]},
+    packages=["fastdss", "fastdss.corpus", "fastdss.demo", "fastdss.kernels", "fastdss.score_report"],
+    package_dir={"fastdss": "fastdss", "fastdss.kernels": "kernels"},
+    package_data={"fastdss": ["py.typed", "tiny_guard/*"], "fastdss.score_report": ["*.css", "*.js"]},
 )

@@ -28,12 +28,16 @@ _HOME = {
     "prepare_dss_dataset": "collator",
     "DSSTrainer": "trainer",
     "DSSSFTTrainer": "sft_trainer",
+    "StarScorer": "corpus.scorer",
+    "score_dataset": "corpus.run",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .collator import DSSCollator as DSSCollator
     from .collator import prepare_dss_dataset as prepare_dss_dataset
+    from .corpus.run import score_dataset as score_dataset
+    from .corpus.scorer import StarScorer as StarScorer
     from .enable import disable_dss as disable_dss
     from .enable import enable_dss as enable_dss
     from .guard import Guard as Guard

@@ -1,4 +1,4 @@
-"""The command line: `fastdss demo` and `fastdss train`."""
+"""The command line: `fastdss demo`, `score`, `report`, `merge` and `train`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .corpus.commands import add_merge, add_score
+from .score_report.command import add_report
 from .train_command import add_train
 
 
@@ -16,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_demo(commands)
+    add_score(commands)
+    add_report(commands)
+    add_merge(commands)
     add_train(commands)
     args = parser.parse_args(argv)
     try:

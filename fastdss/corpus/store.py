@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .rows import Columns, FailedRow, Row, Source, read_rows
 
@@ -177,15 +177,22 @@ def _schema() -> Any:
 
 
 def write_atomically(path: Path, content: Any) -> None:
-    """The whole ``content`` or what was there before, even if the process or the machine dies meanwhile."""
+    """``path.write_bytes(content)``, see ``replacing``."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
