@@ -137,8 +137,9 @@ function showTools() {
   for (const name of ["sort", "field", "low", "high"]) byId(name).value = state[name];
   if (byId("query").value !== state.q) byId("query").value = state.q;
   byId("reverse").setAttribute("aria-pressed", String(state.reverse));
+  byId("reverse").textContent = state.reverse ? "↓" : "↑";
   for (const button of byId("flags").children)
-    button.setAttribute("aria-pressed", String(state.flags.has(button.dataset.tag)));
+    button.setAttribute("aria-pressed", String(state.flags.has(tags[button.dataset.tag][0])));
 }
 
 /** Keeps the page's address in step, so that it can be passed on. */
@@ -179,7 +180,7 @@ function follow() {
   const row = byAddress.get(id);
   if (row !== undefined) return show(row);
   draw();
-  if (id !== null) byId("count").textContent += ` – row “${id}” is not on this page`;
+  if (id !== null) byId("count").textContent += ` – row “${plain(id)}” is not on this page`;
 }
 
 function setTheme(theme) {
@@ -195,10 +196,10 @@ function change(values) {
 function tools() {
   const counts = new Array(tags.length).fill(0);
   for (const row of columns.tags) for (const tag of row) counts[tag]++;
-  tags.forEach(([tag, words], i) => {
+  tags.forEach(([, words], i) => {
     if (!counts[i]) return;
     const number = make("small", {}, count(counts[i]));
-    byId("flags").append(make("button", { type: "button", class: "flag", "data-tag": tag }, words, " ", number));
+    byId("flags").append(make("button", { type: "button", class: "flag", "data-tag": i }, ...textNodes(words), " ", number));
   });
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   byId("query").addEventListener("input", (event) => change({ q: event.target.value }));
@@ -206,8 +207,9 @@ function tools() {
     byId(name).addEventListener("input", (event) => change({ [name]: event.target.value }));
   byId("reverse").addEventListener("click", () => change({ reverse: !state.reverse }));
   byId("flags").addEventListener("click", (event) => {
-    const tag = event.target.closest("button")?.dataset.tag;
-    if (!tag) return;
+    const button = event.target.closest("button");
+    if (!button) return;
+    const [tag] = tags[button.dataset.tag];
     const flags = new Set(state.flags);
     if (!flags.delete(tag)) flags.add(tag);
     change({ flags });

@@ -165,12 +165,12 @@ def _list(summary: Summary, rows: Sequence[PageRow], without_text: str | None) -
     options = "".join(
         f'<option value="{value}">{words}</option>'
         for value, words in (
-            ("minimum", "lowest score first"),
-            ("final", "lowest final score first"),
-            ("drop", "earliest drop first"),
-            ("length", "shortest first"),
+            ("minimum", "by lowest score"),
+            ("final", "by final score"),
+            ("drop", "by first drop"),
+            ("length", "by length"),
             ("id", "by id"),
-            ("order", "in file order"),
+            ("order", "by place in the file"),
         )
     )
     fields = "".join(
@@ -187,7 +187,7 @@ def _list(summary: Summary, rows: Sequence[PageRow], without_text: str | None) -
         'autocomplete="off" spellcheck="false">'
         f'<span class="group"><select id="sort" aria-label="Order">{options}</select>'
         '<button type="button" id="reverse" class="plain" aria-pressed="false" '
-        'aria-label="Reverse the order">⇅</button>'
+        'aria-label="Descending">↑</button>'
         "</span>"
         f'<span class="group"><select id="field" aria-label="Score to filter by">{fields}</select>'
         f'<label for="low">from</label><input {number} id="low" placeholder="0">'
@@ -198,7 +198,7 @@ def _list(summary: Summary, rows: Sequence[PageRow], without_text: str | None) -
         "show all</button></p>",
         '<div class="columns" aria-hidden="true"><span>lowest</span><span>along the response</span><span></span>'
         "<span>final</span><span>characters</span></div>",
-        '<ol id="list"></ol>',
+        '<ol id="list" role="list"></ol>',
         '<nav class="pages" aria-label="Pages of the list"><button type="button" id="previous">Previous</button>'
         '<span id="page"></span><button type="button" id="next">Next</button></nav>',
         '<p class="keys quiet"><kbd>j</kbd> <kbd>k</kbd> next, previous row · <kbd>Enter</kbd> open · '

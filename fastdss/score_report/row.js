@@ -64,7 +64,7 @@ function rowHead(row, query) {
         "span",
         { class: "name" },
         make("b", { dir: "auto" }, ...textNodes(columns.id[row])),
-        ...marks.map(([, words]) => make("span", { class: "chip" }, words)),
+        ...marks.map(([, words]) => make("span", { class: "chip" }, ...textNodes(words))),
       ),
       make("span", { class: "excerpt", dir: "auto" }, ...textNodes(excerpt(entry, query))),
     ),
@@ -79,7 +79,7 @@ function rowBody(row) {
   const heatText = scored || entry.response ? colouredText(entry) : null;
   const body = make(
     "div",
-    { class: "body", role: "region", "aria-label": `Row ${columns.id[row]}`, id: `body-${row}` },
+    { class: "body", role: "region", "aria-label": `Row ${plain(columns.id[row])}`, id: `body-${row}` },
     make("div", { class: "reading" }, ...turns(entry), ...notes(entry, scored), ...(heatText ? [heatText] : [])),
   );
   const aside = make("aside");

@@ -50,19 +50,23 @@ function shape(tag, attributes, ...children) {
 const HIDDEN =
   /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\u{e0000}-\u{e007f}]|[\ud800-\udfff]/gu;
 
+const spelled = (char) => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+
 /** Text nodes; characters that are invisible or reorder text are spelled out as U+…. */
 function textNodes(text) {
   const nodes = [];
   let position = 0;
   for (const match of text.matchAll(HIDDEN)) {
     nodes.push(text.slice(position, match.index));
-    const name = `U+${match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    nodes.push(make("span", { class: "code", title: "a character that does not show" }, name));
+    nodes.push(make("span", { class: "code", title: "a character that does not show" }, spelled(match[0])));
     position = match.index + match[0].length;
   }
   nodes.push(text.slice(position));
   return nodes.filter((node) => node !== "");
 }
+
+/** The same as one string, for attributes. */
+const plain = (text) => text.replace(HIDDEN, spelled);
 
 /** Marks every occurrence of the query under the roots without touching the document. */
 function highlight(query, roots) {
