@@ -1,0 +1,81 @@
+"""``python -m tests.mutation``: plant every fault, one after the other, and print which test caught it.
+
+--only WORD plants those whose area or file holds it; --write puts the table into tests/mutation/table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .fault import Fault
+from .plant import FAULTS, Outcome, copy_tree, outcome, stale, unhurt
+
+TABLE = Path(__file__).parent / "table.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("--only", default="", metavar="WORD", help="faults whose area or file holds WORD")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
+    parser.add_argument("--trust", action="store_true", help="do not run the tests without faults first")
+    args = parser.parse_args()
+    faults = [fault for fault in FAULTS if args.only in fault.area or args.only in fault.file]
+    if gone := stale(FAULTS):
+        print("stale:", *gone, sep="\n  ", file=sys.stderr)
+        return 2
+    found: list[tuple[Fault, Outcome]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_tree(folder)
+        if not args.trust:
+            unhurt(folder, faults)
+        for fault in faults:
+            begun = time.perf_counter()
+            found.append((fault, outcome(folder, fault)))
+            caught, by = found[-1][1]
+            says = f"caught by {by}" if caught else f"SURVIVED {fault.tests}"
+            print(f"{fault.area}: {_short(fault.new)}: {says} ({time.perf_counter() - begun:.0f} s)", flush=True)
+    survivors = [fault for fault, result in found if not result.caught]
+    print(f"{len(found)} planted, {len(found) - len(survivors)} caught, {len(survivors)} survived")
+    if args.write:
+        TABLE.write_text(table(found), encoding="utf-8")
+    return int(any(not fault.survives for fault in survivors))
+
+
+def table(found: list[tuple[Fault, Outcome]]) -> str:
+    """The outcomes as Markdown: how many per area, then one line per fault."""
+    lines = [
+        "# Planted faults and the tests that catch them",
+        "",
+        "Written by `python -m tests.mutation --write`. Each fault was planted alone in a copy of the tree; only the",
+        "tests meant to notice it ran, and they pass without it.",
+        "",
+        "| area | planted | caught |",
+        "|---|---|---|",
+    ]
+    for area in dict.fromkeys(fault.area for fault, _ in found):
+        caught = [result.caught for fault, result in found if fault.area == area]
+        lines.append(f"| {area} | {len(caught)} | {sum(caught)} |")
+    lines.append(f"| **all** | **{len(found)}** | **{sum(result.caught for _, result in found)}** |")
+    lines += ["", "| area | file | instead of | stands | caught by |", "|---|---|---|---|---|"]
+    for fault, result in found:
+        by = f"`{result.by}`" if result.caught else f"survived: {fault.survives or 'no reason yet'}"
+        lines.append(f"| {fault.area} | {fault.file} | {_code(fault.old)} | {_code(fault.new)} | {by} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(code: str) -> str:
+    text = " ".join(code.split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _code(text: str) -> str:
+    return f"`{' '.join(text.split())}`".replace("|", "\\|") if text.strip() else "nothing"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Faults in the row formulas, the chunk driver, the ops and the two Triton kernels."""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+OBJECTIVE, CHUNKED, INPUTS = "fastdss/objective.py", "fastdss/chunked.py", "fastdss/_inputs.py"
+ROW_PASS, ATTENTION = "kernels/row_pass.py", "kernels/prefix_attention.py"
+EXACT = "tests/loss/test_exact.py"
+DSS = f"{EXACT} -k test_dss_loss"
+CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
+BAD = "tests/loss/test_bad_inputs.py"
+ENGINE = "tests/loss/test_engine.py"
+RANKS = "tests/loss/test_vocab_parallel.py"
+ROWS = "tests/interpreted/test_row_pass.py"
+KEYS = "tests/interpreted/test_prefix_attention.py"
+
+ROW_FORMULAS = [
+    Fault("row formulas", OBJECTIVE, "return d, torch.ones_like(d)", "return d, torch.zeros_like(d)", DSS),
+    Fault("row formulas", OBJECTIVE, "return d * d * 0.5, d", "return d * d * 0.5, 2 * d", DSS),
+    Fault(
+        "row formulas", OBJECTIVE, "torch.expm1(-d) + d, -torch.expm1(-d)", "torch.expm1(-d) + d, torch.expm1(-d)", DSS
+    ),
+    Fault("row formulas", OBJECTIVE, "a * (1 + 2 * o.z_loss * stats.lse)", "a * (1 + o.z_loss * stats.lse)", DSS),
+    Fault("row formulas", OBJECTIVE, "label = a * (o.label_smoothing - 1)", "label = -a", DSS),
+    Fault("row formulas", OBJECTIVE, "-a * (o.label_smoothing / vocab_size)", "-a * o.label_smoothing", DSS),
+    Fault("row formulas", OBJECTIVE, 'prob = prob + b if o.kl == "forward" else prob', "prob = prob", DSS),
+    Fault("row formulas", OBJECTIVE, 'sign = 1 if o.kl == "reverse" else -1', "sign = 1", DSS),
+    Fault("row formulas", OBJECTIVE, "jacobian = (1 - z.square())", "jacobian = (1 - z)", DSS),
+    Fault("row formulas", OBJECTIVE, "        prob * s,\n", "        prob,\n", DSS),
+    Fault("row formulas", OBJECTIVE, "label_logit = stats.label_logit.masked_fill(~in_vocab, math.nan)",
+          "label_logit = stats.label_logit", f"{BAD} -k under_compile"),
+    Fault("row formulas", OBJECTIVE, "rows.ref_logprobs).masked_fill(b == 0, 0)", "rows.ref_logprobs)",
+          f"{BAD} -k nan_counts"),
+    Fault("row formulas", OBJECTIVE, "    diff.masked_fill_((z if reverse else z_ref) == -math.inf, 0)",
+          "    diff = diff", f"{EXACT} -k impossible_token"),
+    Fault("row formulas", OBJECTIVE, "block = slice(start, start + step)", "block = slice(start, start + step - 1)",
+          "tests/hardening/test_extremes.py -k vocabulary"),
+]  # fmt: skip
+
+COMPACTION_AND_CHUNKS = [
+    Fault("compaction", CHUNKED, "live = has_kl | (ce_weight != 0)", "live = ce_weight != 0", DSS),
+    Fault("compaction", CHUNKED, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS),
+    Fault("compaction", CHUNKED, "return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)", "return x",
+          f"{BAD} -k nan_counts"),
+    Fault("compaction", CHUNKED, "ce if dead is None else ce.masked_fill(dead, 0)", "ce",
+          f"{ENGINE} -k live_rows_and_no_compaction"),
+    Fault("compaction", CHUNKED, "new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else",
+          "new = call.hidden.new_empty if plan.count else", f"{ROWS} -k test_shapes"),
+    Fault("compaction", CHUNKED, "d_hidden.index_copy_(0, rows, target)", "d_hidden[: len(target)] = target", DSS),
+    Fault("chunk loop", CHUNKED, "for start in range(0, self.count, size):",
+          "for start in range(0, max(self.count - 1, 1), size):", CHUNKS),
+    Fault("chunk loop", CHUNKED, "min(max(self.kl_rows - start, 0), span.stop - start)",
+          "min(self.kl_rows, span.stop - start)", CHUNKS),
+    Fault("chunk loop", CHUNKED, "else slice(span.start, span.start + with_ref)", "else slice(0, with_ref)",
+          f"{ENGINE} -k live_rows_and_no_compaction"),
+    Fault("dW accumulation", CHUNKED, "d_head.addmm_(dz.t().to(d_head.dtype), x.to(d_head.dtype))",
+          "torch.mm(dz.t().to(d_head.dtype), x.to(d_head.dtype), out=d_head)", CHUNKS),
+    Fault("dW accumulation", CHUNKED, "d_bias += gradient.dz.sum(dim=0, dtype=d_bias.dtype)",
+          "d_bias.copy_(gradient.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS),
+    Fault("dW accumulation", CHUNKED, "d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * gradient.lost",
+          "d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * 0 * gradient.lost", f"{EXACT} -k as_on_a_gpu"),
+    Fault("dX", CHUNKED, "target.addcmul_(head[gradient.labels].to(target.dtype), gradient.lost.unsqueeze(1))",
+          "pass", f"{EXACT} -k as_on_a_gpu"),
+    Fault("dX", CHUNKED, "    if gradient.lost is None:\n        exact", "    if False:\n        exact",
+          f"{EXACT} -k sixteen_bit_inputs"),
+    Fault("vocab parallel", CHUNKED, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
+    Fault("vocab parallel", CHUNKED, "VocabShard(group.rank() * width,", "VocabShard(0,", RANKS),
+    Fault("vocab parallel", CHUNKED, "if d_hidden is not None and shard.group is not None:", "if False:", RANKS),
+    Fault("vocab parallel", CHUNKED, "shares = (lses - peaks).exp()", "shares = torch.ones_like(lses)", RANKS),
+    Fault("vocab parallel", OBJECTIVE, "share = (local.lse - stats.lse).exp()", "share = torch.ones_like(local.lse)",
+          RANKS),
+]  # fmt: skip
+
+OPS_AND_ARGUMENTS = [
+    Fault("ops", "fastdss/_ops.py", "ce_weight=times(call.ce_weight, grad)", "ce_weight=call.ce_weight",
+          f"{EXACT} -k reductions"),
+    Fault("ops", "fastdss/_ops.py", "torch.mul(gradient, factor,", "torch.mul(gradient, factor.abs(),",
+          f"{EXACT} -k reductions"),
+    Fault("ops", "fastdss/_ops.py", "    if torch.is_grad_enabled():\n", "    if False:\n",
+          f"{ENGINE} -k double_backward"),
+    Fault("weights", INPUTS, "torch.where(counts, (1 - score) * kl_scale, 0), counts",
+          "torch.where(counts, 1 - score, 0), counts", DSS),
+    Fault("weights", INPUTS, "count = self.counts.sum()", "count = (self.ce_weight != 0).sum()", DSS),
+    Fault("weights", INPUTS, "F.pad(x[..., 1:], (0, 1), value=fill)", "F.pad(x[..., :-1], (1, 0), value=fill)",
+          f"{ENGINE} -k shift_pairs"),
+    Fault("weights", INPUTS, "missing = (weight != 0).index_fill(0, there, False)",
+          "missing = torch.zeros_like(weight, dtype=torch.bool)",
+          "tests/hardening/test_silent_errors.py -k rows_of_another_batch"),
+    Fault("reference", "fastdss/losses.py", "logit_scale=o.ref_logit_scale, softcap=o.ref_softcap",
+          "logit_scale=o.logit_scale, softcap=o.softcap",
+          "tests/hardening/test_properties.py -k reference_of_label_forms"),
+]  # fmt: skip
+
+TRITON_ROW_PASS = [
+    Fault("Triton row pass", ROW_PASS, "total = total * shrink + tl.sum(weight, axis=0)",
+          "total = total + tl.sum(weight, axis=0)", f"{ROWS} -k narrower"),
+    Fault("Triton row pass", ROW_PASS, "diff_sum = diff_sum * shrink + tl.sum(weight * diff, axis=0)",
+          "diff_sum = diff_sum + tl.sum(weight * diff, axis=0)", f"{ROWS} -k narrower"),
+    Fault("Triton row pass", ROW_PASS, "token_kl = mean_diff + ref_lse - lse", "token_kl = mean_diff + lse - ref_lse",
+          f"{ROWS} -k test_options"),
+    Fault("Triton row pass", ROW_PASS, "grad = prob * prob_factor + const", "grad = prob * prob_factor",
+          f"{ROWS} -k test_options"),
+    Fault("Triton row pass", ROW_PASS, "tl.where(mask, 1.0 - slope * slope, 0.0)", "tl.where(mask, 1.0 - slope, 0.0)",
+          f"{ROWS} -k test_options"),
+    Fault("Triton row pass", ROW_PASS, "label = -ce_weight * (1.0 - SMOOTHING)", "label = -ce_weight",
+          f"{ROWS} -k test_options"),
+    Fault("Triton row pass", ROW_PASS, "lost += tl.sum(tl.where(is_label, grad - rounded.to(ACC), 0.0), axis=0)",
+          "lost += 0.0", f"{ROWS} -k narrower"),
+    Fault("Triton row pass", ROW_PASS, '(label >= 0) & (label < width), label_logit, float("nan"))',
+          "(label >= 0) & (label < width), label_logit, 0.0)", f"{ROWS} -k outside_the_vocabulary"),
+    Fault("Triton row pass", "kernels/primitives.py", "x * (1 / 6 +", "x * (1 / 5 +", f"{ROWS} -k test_options"),
+]  # fmt: skip
+
+TRITON_ATTENTION = [
+    Fault("Triton attention", ATTENTION, "(key[None, :] < end[:, None])", "(key[None, :] <= end[:, None])",
+          f"{KEYS} -k test_options"),
+    Fault("Triton attention", ATTENTION, "first = tl.maximum(run, token - window + 1)",
+          "first = tl.maximum(run, token - window)", f"{KEYS} -k test_options"),
+    Fault("Triton attention", ATTENTION, "total = total * decay + tl.sum(weight, 1)",
+          "total = total + tl.sum(weight, 1)",
+          f"{KEYS} -k test_options"),
+    Fault("Triton attention", ATTENTION, "jump = whole_tiles * BLOCK_N", "jump = 0", f"{KEYS} -k test_options"),
+    Fault("Triton attention", ATTENTION, "kv_head = head // GROUP", "kv_head = head // HEADS",
+          f"{KEYS} -k test_shapes"),
+]  # fmt: skip
+
+FAULTS = [*ROW_FORMULAS, *COMPACTION_AND_CHUNKS, *OPS_AND_ARGUMENTS, *TRITON_ROW_PASS, *TRITON_ATTENTION]

@@ -1,0 +1,118 @@
+"""Faults in prefix trees, packing, attention, verdicts, boundaries, alignment, injection and streaming."""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+EXACT = "tests/star/test_exact.py"
+FP32 = f"{EXACT} -k fp32_scores"
+INJECTION = "tests/star/test_injection.py"
+INPUTS = "tests/star/test_inputs.py"
+ALIGN = "tests/star/test_align.py"
+COMBINE = "tests/star/test_combine.py"
+STREAM = "tests/star/test_stream.py"
+BOUNDARIES = "tests/star/test_boundaries.py"
+GROUPS = f"{EXACT} -k many_groups"
+BUDGET = f"{EXACT} -k packing_budget"
+PLANS = "tests/star/test_packed_attention.py"
+TREE, PACKING, MASKS = "fastdss/prefix_tree.py", "fastdss/packing.py", "fastdss/attention.py"
+RUNS, CHAT, WEIGHTS = "fastdss/packed_attention.py", "fastdss/chat.py", "fastdss/align.py"
+GUARD, SCORING = "fastdss/guard.py", "fastdss/scoring.py"
+
+TREES = [
+    Fault("prefix tree", TREE, "return int(differs.argmax()) if", "return int(differs.argmax()) + 1 if", FP32),
+    Fault("prefix tree", TREE, "trunk = max(renderings, key=len)", "trunk = renderings[0]", FP32),
+    Fault("prefix tree", TREE, "min(ends, default=len(self.trunk))", "len(self.trunk)",
+          "tests/hardening/test_trees.py -k inside_another"),
+    Fault("position ids", "fastdss/engine.py", "range(segment.start, segment.start + len(segment.ids))",
+          "range(len(segment.ids))", FP32),
+    Fault("branch logits", "fastdss/engine.py", "rows += [left + at for at, _ in segment.verdicts]",
+          "rows += [left + at - 1 for at, _ in segment.verdicts]", FP32),
+    Fault("branch logits", "fastdss/engine.py", "groups[:1] = groups[0].halves()", "groups.pop(0)",
+          f"{EXACT} -k halves_the_budget"),
+    Fault("branch logits", "fastdss/causal_lm.py", "self.weight if rows is None else self.weight[rows]",
+          "self.weight if rows is None else self.weight[: len(rows)]", FP32),
+    Fault("branch logits", "fastdss/causal_lm.py", "linear(hidden, weight, bias) * self.logit_scale",
+          "linear(hidden, weight, bias)", f"{EXACT} -k 'fp32_scores and granite'"),
+]  # fmt: skip
+
+MASKS_AND_PACKING = [
+    Fault("masks", MASKS, "hidden = distance < 0 if", "hidden = distance < -1 if", FP32),
+    Fault("masks", MASKS, "(distance < 0) | (distance >= window)", "(distance < 0) | (distance > window)",
+          f"{EXACT} -k 'fp32_scores and mistral'"),
+    Fault("masks", MASKS, "if window is None and n == 1:", "if n == 1:", BUDGET),
+    Fault("masks", MASKS, "return band[:n, offset - start : offset + n]", "return band[-n:, -start - n :]", FP32),
+    Fault("attention", MASKS, "softcap * torch.tanh(q @ k", "torch.tanh(q @ k",
+          f"{EXACT} -k 'fp32_scores and gemma2'"),
+    Fault("attention", MASKS, "for base in (segment.base, *segment.copies):", "for base in (segment.base,):", FP32),
+    Fault("attention", MASKS, "                for base in bases:\n", "                for base in bases[:1]:\n", FP32),
+    Fault("attention", MASKS, "if unknown or attention_mask is not None or dropout:", "if False:",
+          f"{INPUTS} -k does_not_know"),
+    Fault("packing", PACKING, "key=lambda k: -tree.starts[k]", "key=lambda k: tree.starts[k]", FP32),
+    Fault("packing", PACKING, "[(at - left, k) for at, k in self.verdicts", "[(at, k) for at, k in self.verdicts",
+          BUDGET),
+    Fault("packing", PACKING, "            room -= len(piece.ids)", "            room -= 0",
+          f"{EXACT} -k halves_the_budget"),
+    Fault("packing", PACKING, "min(tree.first_verdict, len(tree.trunk) - 1)", "len(tree.trunk) - 1",
+          "tests/hardening/test_trees.py -k inside_another"),
+    Fault("packing", PACKING, "groups[-1].first_score.append(first_score[i])",
+          "groups[-1].first_score.append(sum(t.num_prefixes for t in groups[-1].trees[:-1]))", GROUPS),
+    Fault("packing", RUNS, "after[after == before] = -1", "after[:] = -1", f"{PLANS} -k 'micro_batches or any_order'"),
+    Fault("packing", RUNS, "if any(seen.get(base, 0) > run.start for base in run.bases):", "if False:",
+          f"{PLANS} -k any_order"),
+]  # fmt: skip
+
+VERDICTS = [
+    Fault("temperature", GUARD, "torch.softmax(logits / temperature", "torch.softmax(logits * temperature",
+          f"{COMBINE} -k sharpening"),
+    Fault("temperature", SCORING, "_RELEASED_TEMPERATURE = 0.2 * 1.2", "_RELEASED_TEMPERATURE = 0.2",
+          f"{COMBINE} -k papers_preset"),
+    Fault("verdict", GUARD, "return score.masked_fill(~torch.isfinite(logits).all(-1), float(\"nan\"))",
+          "return score", "tests/hardening/test_verdicts.py"),
+    Fault("verdict", GUARD, "* shares[..., safe + unsafe :].sum(-1)", "* shares[..., safe:].sum(-1)",
+          "tests/star/test_specs.py -k third_verdict"),
+    Fault("verdict", GUARD, "if not word or not same or after[-1] ==", "if not word or after[-1] ==",
+          f"{INPUTS} -k verdict_words"),
+    Fault("verdict", SCORING, '"failed": not bool(torch.isfinite(scores).all())',
+          '"failed": not bool(torch.isfinite(scores).any())', f"{INPUTS} -k nan_logits"),
+    Fault("verdict", SCORING, "else stacked.amin(0)", "else stacked.amax(0)", f"{COMBINE} -k averaged"),
+    Fault("verdict", SCORING, "masked_fill(unseen, float(\"nan\"))", "masked_fill(unseen, 1.0)",
+          f"{INPUTS} -k longer_than_the_context"),
+    Fault("verdict", SCORING, 'bad = [i for i, flags in enumerate(self.flags) if "failed" in flags]', "bad = []",
+          f"{INPUTS} -k nan_logits"),
+]  # fmt: skip
+
+TEXT = [
+    Fault("boundaries", "fastdss/boundaries.py", "ends[every - 1 :: every]", "ends[::every]", BOUNDARIES),
+    Fault("boundaries", "fastdss/boundaries.py", "(tidy | {words[-1]})", "tidy", BOUNDARIES),
+    Fault("boundaries", "fastdss/boundaries.py", "words[bisect_right(words, end) - 1]", "end", BOUNDARIES),
+    Fault("injection", CHAT, "            position = match.start() + 1\n", "            position = match.end()\n",
+          f"{INJECTION} -k stay_text"),
+    Fault("injection", CHAT, "for piece in text.split(mark) for index",
+          "for piece in [text.replace(mark, '')] for index",
+          f"{INJECTION} -k stay_text"),
+    Fault("injection", CHAT, "if found != self._expected[key]:", "if found < self._expected[key]:",
+          f"{INJECTION} -k survive"),
+    Fault("injection", CHAT, "if role not in _ROLES:", "if False:", f"{INJECTION} -k role"),
+    Fault("injection", GUARD, "re.IGNORECASE | re.MULTILINE", "re.MULTILINE", f"{INJECTION} -k delimiters"),
+    Fault("alignment", WEIGHTS, "last = bisect_left(item.ends, end)", "last = bisect_right(item.ends, end)", ALIGN),
+    Fault("alignment", WEIGHTS, "weights[t] = item.scores[-1] if item.complete else 0.0",
+          "weights[t] = item.scores[-1]",
+          f"{INPUTS} -k longer_than_the_context"),
+    Fault("alignment", WEIGHTS, "            return 0.0\n", "            return item.scores[-1]\n",
+          f"{ALIGN} -k unseen"),
+    Fault("alignment", WEIGHTS, 'else slice(len(row["input_ids"]) - max_length, None)', "else slice(max_length)",
+          f"{ALIGN} -k truncation"),
+    Fault("alignment", WEIGHTS, "min(max(x, begin), end) - begin + skipped", "min(max(x, begin), end) - begin",
+          f"{ALIGN} -k last_character"),
+    Fault("alignment", WEIGHTS, "reached = max(reached, b)", "reached = b",
+          "tests/hardening/test_properties.py -k alignment"),
+    Fault("stream", "fastdss/stream.py", 're.compile(r"\\S+(?=\\s)")', 're.compile(r"\\S+")',
+          f"{STREAM} -k equals_the_batch"),
+    Fault("stream", "fastdss/stream.py", "self._store.resized(self._store.capacity)", "self._store",
+          f"{STREAM} -k forks"),
+    Fault("stream", "fastdss/stream.py", "self._ids = ids[:start]  #", "self._ids = ids  #",
+          f"{STREAM} -k failed_forward"),
+]  # fmt: skip
+
+FAULTS = [*TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]
