@@ -116,10 +116,11 @@ class Shards:
         return self.folder / f"{name}.parquet"
 
     def prepare(self, *, alone: bool) -> None:
-        """Make the folder; a lone writer removes what killed ones left half-written."""
+        """Make the folder; a lone writer removes what killed ones left half-written, here and above."""
         self.folder.mkdir(exist_ok=True)
-        for temporary in self.folder.glob(".*.tmp") if alone else ():
-            temporary.unlink()
+        for folder in (self.folder, self.folder.parent) if alone else ():
+            for temporary in folder.glob(".*.tmp"):
+                temporary.unlink()
 
     def write(self, name: str, rows: Sequence[ScoredRow]) -> None:
         """The same rows give the same bytes."""
