@@ -152,7 +152,7 @@ function remember() {
   if (state.field !== "minimum") found.set("field", state.field);
   for (const name of ["low", "high"]) if (state[name] !== "") found.set(name, state[name]);
   if (state.flags.size) found.set("flags", [...state.flags].join(","));
-  if (state.page) found.set("page", String(state.page + 1));
+  if (state.page && view.open === null) found.set("page", String(state.page + 1));
   if (view.theme) found.set("theme", view.theme);
   const hash = found.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname);

@@ -31,14 +31,14 @@ function sparkline(row, entry) {
   );
 }
 
-/** A line of text around the match of the query, else around the lowest chunk, else the beginning. */
+/** A line of text around the match of the query, else around the first drop, else the beginning. */
 function excerpt(entry, query) {
   const text = entry.response;
   if (text === undefined) return "";
   const cuts = cutsOf(entry);
-  const lowest = lowestChunk(entry);
+  const drop = entry.scores.findIndex((score) => score < 0.5);
   const found = query ? text.toLowerCase().indexOf(query.toLowerCase()) : -1;
-  const at = found >= 0 ? found : lowest > 0 && entry.scores[lowest] < 0.5 ? cuts[lowest - 1] : 0;
+  const at = found >= 0 ? found : drop > 0 ? cuts[drop - 1] : 0;
   const blank = at < 40 ? -1 : text.indexOf(" ", at - 40);
   const start = at < 40 ? 0 : blank >= 0 && blank < at ? blank + 1 : at;
   const piece = text.slice(start, start + 180).replace(/\s+/g, " ");
