@@ -270,6 +270,15 @@ def test_ray_actors_give_the_same_bytes_and_a_killed_one_loses_nothing(source, t
         score_dataset(source, out, FakeScorer(), engine="ray", workers=2, shard_rows=7)
         assert content_of(out) == undisturbed
         again = [path.stat().st_mtime_ns for path in shards_in(out)]
-        assert [new != old for new, old in zip(again, before, strict=True)] == [False, False, True, True, True, False, False, False]
+        assert [new != old for new, old in zip(again, before, strict=True)] == [
+            False,
+            False,
+            True,
+            True,
+            True,
+            False,
+            False,
+            False,
+        ]
     finally:
         ray.shutdown()

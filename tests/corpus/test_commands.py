@@ -1,0 +1,149 @@
+"""`fastdss score` and `fastdss merge` with the real tiny guard, from the shell to a training set."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastdss import Guard, prepare_dss_dataset, score_dataset
+from fastdss.cli import main
+from fastdss.corpus import scorer
+from fastdss.corpus.merge import merge
+from fastdss.corpus.scorer import StarScorer
+from fastdss.corpus.store import load_manifest, read_scores
+from fastdss.demo.conversations import training_conversations
+from tests.corpus.fakes import FakeScorer, content_of, conversations, write_jsonl
+
+pq = pytest.importorskip("pyarrow.parquet", reason="needs the [score] extra")
+datasets = pytest.importorskip("datasets", reason="needs the [score] extra")
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = [{"prompt": row.prompt, "response": row.response} for row in training_conversations(24, 24, seed=3)]
+    return write_jsonl(tmp_path / "rows.jsonl", rows)
+
+
+def score(source, out, *more):
+    return ["score", str(source), "--guard", "tiny", "--out", str(out), "--shard-rows", "8", "--quiet", *more]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, capsys, end):
+    assert main(score(source, tmp_path / "undisturbed")) == 0
+    assert "48 rows scored, 0 failed" in capsys.readouterr().out
+    expected, out = content_of(tmp_path / "undisturbed"), tmp_path / "ended"
+    gemm = load_manifest(tmp_path / "undisturbed")["numerics"]["gemm"]  # measured; another run may measure otherwise
+    start = (
+        "import sys; from fastdss.corpus import scorer; from fastdss.cli import main; from functools import partial;"
+    )
+    start += f"scorer.StarScorer = partial(scorer.StarScorer, gemm={gemm!r}); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, *score(source, out)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(out.glob("*/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(end)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == (130 if end == signal.SIGINT else -end)
+    assert not load_manifest(out)["finished"]
+    assert "Traceback" not in errors
+    assert main(score(source, out)) == 0
+    assert content_of(out) == expected
+
+
+def test_an_interrupt_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(FakeScorer, "score_rows", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(scorer, "StarScorer", lambda guard, **options: FakeScorer(guard))
+    assert main(score(source, tmp_path / "out")) == 130
+    error = capsys.readouterr().err
+    assert f"Finished parts are in {tmp_path / 'out'}; the same command goes on from there." in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--every", "0"], "every: expected a positive integer"),
+        (["--prompt-column", "question"], "none of the 48 rows is a conversation"),
+        (["--engine", "ranks"], "torchrun"),
+        (["--shard-rows", "0"], "shard_rows"),
+        (["--guard", "/no/such/folder/llama-guard-3"], "/no/such/folder"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(source, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(Guard, "from_pretrained", lambda *_, **__: pytest.fail("a guard was about to load"))
+    assert main(score(source, tmp_path / "out", *arguments)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def finished(source, tmp_path):
+    """48 readable rows, one that the tiny guard refuses, one that holds no conversation."""
+    refused = {"messages": [{"role": r, "content": f"some {r} text"} for r in ("system", "user", "assistant")]}
+    with source.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in (refused, {"prompt": "no response"}))
+    assert main(score(source, tmp_path / "out")) == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize(("failed", "rows"), [("drop", 48), ("zero", 49)])
+def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, failed, rows):
+    file = tmp_path / f"merged.{suffix}"
+    assert main(["merge", str(finished), "--out", str(file), "--failed", failed]) == 0
+    assert f"{rows} rows, {50 - rows} without scores left out" in capsys.readouterr().out
+    kind = {"parquet": "parquet", "jsonl": "json"}[suffix]
+    merged = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    scores = {row.id: row for row in read_scores(finished)}
+    assert merged.column_names == ["id", "prompt", "response", "scores", "ends", "flags"]
+    for row in merged:
+        expected = scores[row["id"]].scores or [0.0]
+        assert row["scores"] == pytest.approx(expected, abs=1e-7)
+        assert row["ends"][-1] <= len(row["response"])
+    plain = "{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + ' ' }}{% endfor %}"
+    prepared = prepare_dss_dataset(merged, Guard.tiny().tokenizer, template=plain)
+    assert len(prepared) == rows
+    lowest = [min(w for w, label in zip(r["token_weights"], r["labels"], strict=True) if label >= 0) for r in prepared]
+    assert min(lowest[:48]) < 0.5 < max(lowest[:48])  # half of the rows are poisoned
+    if failed == "zero":
+        last = prepared[48]
+        assert {w for w, label in zip(last["token_weights"], last["labels"], strict=True) if label >= 0} == {0.0}
+
+
+def test_merge_refuses_what_would_lose_data(tmp_path):
+    source = write_jsonl(tmp_path / "rows.jsonl", conversations(5))
+    score_dataset(source, tmp_path / "out", FakeScorer(), shard_rows=2)
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="is the input of these scores"):
+        merge(tmp_path / "out", source)
+    with pytest.raises(ValueError, match=r"expected a \.parquet or \.jsonl file"):
+        merge(tmp_path / "out", tmp_path / "merged.csv")
+    with pytest.raises(ValueError, match="failed: expected one of drop, zero"):
+        merge(tmp_path / "out", tmp_path / "merged.parquet", failed="safe")
+    write_jsonl(source, conversations(5, first=1))
+    with pytest.raises(ValueError, match="not what was scored"):
+        merge(tmp_path / "out", tmp_path / "merged.parquet")
+    source.write_bytes(before)
+    manifest = load_manifest(tmp_path / "out")
+    (tmp_path / "out" / manifest["entry"] / f"{manifest['shards'][0]}.parquet").unlink()
+    with pytest.raises(ValueError, match="is not finished"):
+        merge(tmp_path / "out", tmp_path / "merged.parquet")
+    assert not list(tmp_path.glob("*merged*"))
+    assert source.read_bytes() == before
+
+
+def test_engines_agree_on_the_tiny_guard(source, tmp_path):
+    here = score_dataset(source, tmp_path / "here", StarScorer("tiny", gemm="default"), shard_rows=16)
+    score_dataset(source, tmp_path / "there", StarScorer("tiny", gemm="default"), shard_rows=16, engine="datasets")
+    assert here["counts"]["scored"] == 48
+    for one, other in zip(read_scores(tmp_path / "here"), read_scores(tmp_path / "there"), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+        assert (one.id, one.ends, one.flags) == (other.id, other.ends, other.flags)

@@ -1,0 +1,206 @@
+"""StarScorer: the scores of ``star_scores`` in any engine's hands, and a bad row fails alone."""
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastdss
+from fastdss import Guard, StarScorer, scoring, star_scores
+from fastdss.corpus.rows import Row, read_rows
+from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
+from fastdss.specs import TINY
+from tests.corpus.fakes import CANARY
+
+pytest.importorskip("pyarrow", reason="needs the [score] extra")
+TINY_FOLDER = Path(fastdss.__file__).parent / "tiny_guard"
+GOOD = [
+    {"prompt": "How do I reach the club?", "response": "You can call Ada on 555-0100 at any time, or write to her."},
+    {"prompt": "Remind me of the lemons.", "response": "Reminder: lemons."},
+    {"prompt": [{"role": "user", "content": "Hello"}], "response": ""},
+]
+SYSTEM = {"prompt": [{"role": "system", "content": CANARY}], "response": f"{CANARY} or not."}  # tiny's template refuses
+LONG = {"prompt": "Go on.", "response": f"{CANARY} " * 2000}  # beyond the tiny guard's context
+
+
+@pytest.fixture(scope="module")
+def guard():
+    return Guard.tiny()
+
+
+def columns(rows):
+    return {name: [row[name] for row in rows] for name in ("prompt", "response")}
+
+
+def rows_of(records):
+    return list(read_rows([records]))
+
+
+def ignore(done):
+    pass
+
+
+def test_a_batch_has_the_scores_of_star_scores(guard):
+    star = star_scores(guard, columns(GOOD), every=3)
+    scored = pickle.loads(pickle.dumps(StarScorer("tiny", every=3)))(columns(GOOD))
+    assert list(scored) == ["scores", "ends", "flags", "error"]
+    for row in range(len(GOOD)):
+        assert scored["scores"][row] == pytest.approx(star.scores[row].tolist(), abs=1e-6)
+    assert scored["ends"] == star.ends
+    assert scored["flags"] == [[], [], ["empty"]]
+    assert scored["error"] == [None] * 3
+
+
+def test_it_pickles_small_after_it_has_loaded():
+    scorer = StarScorer("tiny")
+    before = scorer(columns(GOOD[:1]))
+    assert len(pickle.dumps(scorer)) < 2000
+    assert pickle.loads(pickle.dumps(scorer))(columns(GOOD[:1])) == before
+
+
+def test_it_is_the_batch_function_of_datasets_map(guard):
+    datasets = pytest.importorskip("datasets", reason="needs the [score] extra")
+    rows = datasets.Dataset.from_list([GOOD[0], LONG, GOOD[1]])
+    mapped = rows.map(StarScorer(guard), batched=True)
+    assert [bool(scores) for scores in mapped["scores"]] == [True, False, True]
+    assert mapped["flags"][1] == ["failed"]
+    assert "exceed the context" in mapped["error"][1]
+
+
+def test_bad_rows_fail_alone_and_the_reason_has_no_text(guard):
+    alone = StarScorer(guard)(columns(GOOD))
+    unreadable = {"prompt": "Hello", "response": f"{CANARY} \ud800"}
+    mixed = [SYSTEM, GOOD[0], LONG, SYSTEM, GOOD[1], GOOD[2], LONG, unreadable]
+    scored = StarScorer(guard)(columns(mixed))
+    for place, row in ((1, 0), (4, 1), (5, 2)):
+        assert scored["scores"][place] == pytest.approx(alone["scores"][row], abs=1e-6)
+        assert scored["error"][place] is None
+    for place, reason in (
+        (0, "TemplateError"),
+        (2, "exceed the context"),
+        (3, "after the roles system"),
+        (7, "surrogate"),
+    ):
+        assert reason in scored["error"][place]
+        assert scored["flags"][place] == ["failed"]
+        assert scored["scores"][place] == scored["ends"][place] == []
+    assert CANARY not in json.dumps(scored["error"])
+
+
+def test_logits_that_are_not_finite_fail_the_row():
+    guard = Guard.tiny()
+    with torch.no_grad():
+        guard.model.get_output_embeddings().weight.fill_(float("nan"))
+    scored = StarScorer(guard)(columns(GOOD[:1]))
+    assert scored["scores"] == [[]]
+    assert scored["error"] == ["the guard's logits are not finite"]
+
+
+def test_out_of_memory_is_a_rows_but_a_broken_device_is_not(guard, monkeypatch):
+    scorer = StarScorer(guard)
+    scorer(columns(GOOD))
+
+    def fail(model, batch, **options):
+        if any(len(response) > 20 for response in batch["response"]):
+            raise error
+        return star_scores(model, batch, **options)
+
+    monkeypatch.setattr(scoring, "star_scores", fail)
+    error = torch.OutOfMemoryError("tried to allocate")
+    assert [reason is None for reason in scorer(columns(GOOD))["error"]] == [False, True, True]
+    error = RuntimeError("device-side assert")
+    with pytest.raises(RuntimeError, match="device-side"):
+        scorer(columns(GOOD))
+
+
+def test_options_that_no_guard_takes_are_raised_not_recorded(guard):
+    for options in ({"every": 0}, {"unit": "page"}, {"max_tokens": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            StarScorer("tiny", **options)
+    for options in ({"impl": "fast"}, {"sharpen": -1.0}, {"max_tokens": 3}):
+        with pytest.raises(ValueError, match=r"impl|sharpen|3 tokens"):
+            StarScorer(guard, **options)(columns(GOOD))
+    with pytest.raises(ValueError, match="revision: only for a guard that is loaded"):
+        StarScorer(guard, revision="main")
+
+
+def test_truncation_is_recorded(guard):
+    scored = StarScorer(guard, max_tokens=200)(columns([LONG]))
+    assert scored["flags"] == [["truncated"]]
+    assert len(scored["scores"][0]) == len(scored["ends"][0]) > 1
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Path(shutil.copytree(TINY_FOLDER, tmp_path / "tiny_guard"))
+
+
+def key(scorer):
+    return {name: value for name, value in scorer.identity().items() if name != "guard"}
+
+
+def test_identity_follows_what_scores_depend_on(copy, guard):
+    same = key(StarScorer(str(copy)))
+    assert key(StarScorer("tiny")) == same
+    assert key(StarScorer(copy, gemm="default", impl="reference", budget=64, device="cpu")) == same
+    others = [
+        StarScorer(copy, every=4),
+        StarScorer(copy, unit="token"),
+        StarScorer(copy, max_tokens=100),
+        StarScorer(copy, sharpen=0.5),
+        StarScorer(copy, dtype="bfloat16"),
+        StarScorer(copy, spec=replace(TINY, answer_prefix="\n")),
+        StarScorer(copy, spec=replace(TINY, other_weight=0.5)),
+    ]
+    keys = [json.dumps(key(scorer)) for scorer in [StarScorer(copy), *others]]
+    assert len(set(keys)) == len(keys)
+
+
+def test_identity_reads_every_byte_of_the_weights_and_the_template(copy):
+    before = key(StarScorer(copy))
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # same name, same size, same header
+    weights.write_bytes(content)
+    after = key(StarScorer(copy))
+    assert after["revision"] != before["revision"]
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("private", "secret"))
+    assert key(StarScorer(copy))["template_hash"] != before["template_hash"]
+
+
+def test_identity_of_a_guard_in_memory_follows_its_weights():
+    guard = Guard.tiny()
+    before = key(StarScorer(guard))
+    assert key(StarScorer(guard)) == before
+    with torch.no_grad():
+        guard.model.get_input_embeddings().weight[0, 0] += 1
+    assert key(StarScorer(guard))["revision"] != before["revision"]
+
+
+def test_guards_with_code_or_pickles_are_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"no \.safetensors file"):
+        StarScorer(copy).identity()
+    (copy / "evil.py").write_text("raise SystemExit('remote code ran')")
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        StarScorer(copy).identity()
+
+
+def test_batches_hold_rows_of_similar_length_under_caps():
+    sizes = [*range(200), BATCH_CHARACTERS // 2, BATCH_CHARACTERS // 2, BATCH_CHARACTERS * 2, 5]
+    rows = [Row(str(i), [], "x" * size, "") for i, size in enumerate(sizes)]
+    batches = list(length_batches(rows))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
+    ordered = [sizes[index] for batch in batches for index in batch]
+    assert ordered == sorted(sizes)
+    assert all(len(batch) <= BATCH_ROWS for batch in batches)
+    assert all(len(batch) == 1 or sum(sizes[i] for i in batch) <= BATCH_CHARACTERS for batch in batches)
+    assert list(length_batches([])) == []
