@@ -18,6 +18,7 @@ _INPUTS = (
     " Tensor? ref_logprobs, Tensor? ref_hidden, Tensor? ref_lm_head, Tensor? ref_bias, Tensor? rows, SymInt kl_rows,"
     " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact, str group"
 )
+_SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache when it is rounded
 _TENSORS = 11  # how many of them are tensors; they come first
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
 
@@ -91,7 +92,12 @@ summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """``(gradient * factor).to(dtype)``, rounded once and without a full-precision temporary."""
-    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    out = torch.empty_like(gradient, dtype=dtype)
+    if gradient.device.type != "cpu" or gradient.dtype == dtype:
+        return torch.mul(gradient, factor, out=out)
+    for part, rows in zip(out.split(_SCALED_ROWS), gradient.split(_SCALED_ROWS), strict=True):
+        part.copy_(rows * factor)  # given another dtype for its result, the CPU's multiplication makes a copy of it all
+    return out
 
 
 @scaled.register_fake

@@ -17,12 +17,13 @@ from torch import Tensor
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 
 # Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about
-# 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. A CPU re-reads dW, and upcasts a 16-bit head, per chunk.
-DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20}
+# 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. A CPU re-reads dW, and upcasts a 16-bit head, per chunk, and
+# pays for every fresh page of the slab: 1024 rows of a 48k vocabulary take equally long with 48 to 256 MiB (Zen 4).
+DEFAULT_CHUNK_BYTES = {"cpu": 128 << 20}
 _DEVICE_CHUNK_BYTES = 1 << 30
 _ROW_ALIGNMENT = 128  # chunk rows, where the budget allows: a GEMM tile
 _COLUMN_ALIGNMENT = 32  # slab row stride in elements: 128 bytes of fp32
-_UPCAST_ROWS = 8192  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
+_UPCAST_ROWS = 4096  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
 
 
 class LossCall(NamedTuple):
@@ -147,7 +148,8 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
     plan = plan_rows(call, objective.full_kl)
     new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
     d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None
-    d_head = call.hidden.new_zeros(call.lm_head.shape, dtype=accumulate) if head_grad else None
+    new_head = call.hidden.new_empty if plan.count else call.hidden.new_zeros  # the first chunk fills it
+    d_head = new_head(call.lm_head.shape, dtype=accumulate) if head_grad else None
     d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=accumulate) if bias_grad else None
     token_ce, token_kl = (call.hidden.new_zeros(call.labels.shape, dtype=accumulate) for _ in range(2))
     head = call.lm_head.to(call.compute_dtype)
@@ -173,7 +175,7 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
         if d_hidden is not None:
             _hidden_gradient(gradient, head, d_hidden, rows)
         if d_head is not None:
-            _head_gradient(gradient, x, d_head)
+            _head_gradient(gradient, x, d_head, first=span.start == 0)
         if d_bias is not None:
             _bias_gradient(gradient, d_bias)
     if d_hidden is not None and shard.group is not None:
@@ -351,19 +353,23 @@ def _hidden_gradient(gradient: RowGradient, head: Tensor, d_hidden: Tensor, rows
 def _hidden_gradient_16_bit(gradient: RowGradient, head: Tensor, target: Tensor) -> None:
     """The CPU's 16-bit GEMM rounds its result too, yet is twice as fast: parts of the vocabulary, summed in fp32."""
     target.zero_()
+    part, product = gradient.dz.new_empty((target.shape[0], min(_UPCAST_ROWS, head.shape[0])), dtype=head.dtype), None
     for start in range(0, head.shape[0], _UPCAST_ROWS):
-        block = slice(start, start + _UPCAST_ROWS)
-        target += torch.mm(gradient.dz[:, block].to(head.dtype), head[block])
+        dz = gradient.dz[:, start : start + _UPCAST_ROWS]
+        product = torch.mm(part[:, : dz.shape[1]].copy_(dz), head[start : start + _UPCAST_ROWS], out=product)
+        target += product
     if gradient.lost is None:
         exact = gradient.dz.gather(1, gradient.labels.unsqueeze(1))
         target.addcmul_(head[gradient.labels].to(target.dtype), exact - exact.to(head.dtype).to(exact.dtype))
 
 
-def _head_gradient(gradient: RowGradient, x: Tensor, d_head: Tensor) -> None:
-    """``d_head += dz.T @ x``, summed in the accumulation dtype without a [V, D] temporary."""
+def _head_gradient(gradient: RowGradient, x: Tensor, d_head: Tensor, first: bool) -> None:
+    """``d_head += dz.T @ x``, at the first ``=``, in the accumulation dtype and without a [V, D] temporary."""
     dz = gradient.dz
     if dz.device.type == "cpu" or dz.dtype == d_head.dtype:
-        d_head.addmm_(dz.t().to(d_head.dtype), x.to(d_head.dtype))
+        d_head.addmm_(dz.t().to(d_head.dtype), x.to(d_head.dtype), beta=0 if first else 1)
+    elif first:
+        torch.mm(dz.t(), x, out_dtype=d_head.dtype, out=d_head)
     else:
         torch.addmm(d_head, dz.t(), x, out_dtype=d_head.dtype, out=d_head)
     if gradient.lost is not None:

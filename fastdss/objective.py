@@ -189,11 +189,11 @@ def torch_row_pass(
             z_ref, _ = _transform(
                 ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
             )
-        local = _local_stats(z, z_ref, part.labels - vocab_start, objective, vocab_size)
+        local, sums = _local_stats(z, z_ref, part.labels - vocab_start, objective, vocab_size)
         stats = combine(local) if combine else local
         token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
         if grad:
-            _write_gradient(z, z_ref, part.labels - vocab_start, local, stats, coefficients, objective)
+            _write_gradient(z, z_ref, part.labels - vocab_start, local, sums, stats, coefficients, objective)
             if jacobian is not None:
                 z.mul_(jacobian)
     return token_ce, token_kl
@@ -212,38 +212,46 @@ def _transform(
     return z.mul_(softcap), jacobian
 
 
-def _softmax_(z: Tensor) -> Tensor:
-    """``z`` becomes softmax(z); returns logsumexp(z), read off the largest entry: max p = exp(max z - lse).
+class _SliceSums(NamedTuple):
+    """By what the stored softmaxes of a slice are too large, about 1: see :func:`_softmax_`."""
 
-    The CPU's softmax adds its denominator up in one go: with 262144 words p is off by 2e-5. Its own sum, added in
-    pairs, says by how much.
+    p: Tensor
+    q: Tensor | None
+
+
+def _softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
+    """``z`` becomes softmax(z) times a number per row; returns logsumexp(z) and the number.
+
+    The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
+    pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
+    entry: max p = exp(max z - lse).
     """
     peak = z.amax(dim=1)
     torch.softmax(z, dim=1, out=z)
-    top, total = z.amax(dim=1), z.sum(dim=1)
-    z.div_(total.unsqueeze(1))
-    return peak - (top / total).log()
+    total = z.sum(dim=1)
+    return peak - (z.amax(dim=1) / total).log(), total
 
 
 def _local_stats(
     z: Tensor, z_ref: Tensor | None, local_labels: Tensor, objective: Objective, vocab_size: int
-) -> RowStats:
+) -> tuple[RowStats, _SliceSums]:
     """Statistics of one vocabulary slice. ``z`` becomes p, ``z_ref`` becomes z - z_ref (reverse) or q (forward)."""
     mine = (local_labels >= 0) & (local_labels < z.shape[1])
     column = torch.where(mine, local_labels, 0).unsqueeze(1)
     label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
     mean_logit = z.sum(dim=1) / vocab_size if objective.label_smoothing else None
     if z_ref is None:
-        return RowStats(_softmax_(z), label_logit, mean_logit, None, None)
+        lse, total = _softmax_(z)
+        return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None)
     reverse = objective.kl == "reverse"
     diff = z - z_ref
     diff.masked_fill_((z if reverse else z_ref) == -math.inf, 0)  # an impossible token (bias -inf) adds nothing
-    ref_lse = _softmax_(z_ref)
-    lse = _softmax_(z)
-    mean_diff = torch.linalg.vecdot(z if reverse else z_ref, diff)
+    ref_lse, ref_total = _softmax_(z_ref)
+    lse, total = _softmax_(z)
+    mean_diff = torch.linalg.vecdot(z, diff) / total if reverse else torch.linalg.vecdot(z_ref, diff) / ref_total
     if reverse:
         z_ref.copy_(diff)
-    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff)
+    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff), _SliceSums(total, ref_total)
 
 
 def _write_gradient(
@@ -251,12 +259,13 @@ def _write_gradient(
     other: Tensor | None,
     local_labels: Tensor,
     local: RowStats,
+    sums: _SliceSums,
     stats: RowStats,
     coefficients: RowCoefficients,
     objective: Objective,
 ) -> None:
     """``p`` becomes dz; ``other`` is what :func:`_local_stats` left in ``z_ref``."""
-    share = (local.lse - stats.lse).exp()  # of the slice in the whole distribution; 1 without a split
+    share = (local.lse - stats.lse).exp() / sums.p  # of the slice in the whole distribution; 1 without a split
     if other is not None and objective.kl == "reverse":
         assert coefficients.kl is not None
         assert stats.mean_diff is not None
@@ -268,7 +277,8 @@ def _write_gradient(
         assert coefficients.kl is not None
         assert local.ref_lse is not None
         assert stats.ref_lse is not None
-        ref_share = (local.ref_lse - stats.ref_lse).exp()
+        assert sums.q is not None
+        ref_share = (local.ref_lse - stats.ref_lse).exp() / sums.q
         p.sub_(other.mul_((coefficients.kl * ref_share).unsqueeze(1)))
     if coefficients.const is not None:
         p.add_(coefficients.const.unsqueeze(1))
