@@ -107,7 +107,8 @@ class _ScoreAndStore:
 def run_ray(job: Job) -> None:
     """``ray.data`` over shards, ``map_batches`` with a pool of actors; the driver stores what they return.
 
-    Ray starts a dead actor anew and gives it its shard again. An actor of one whole CPU per CPU would leave none for
+    All missing rows go to Ray's object store first, which spills to disk. Ray starts a dead actor anew and gives it its
+    shard again. An actor of one whole CPU per CPU would leave none for
     reading, and the job would hang: they take half a CPU.
     """
     try:

@@ -252,33 +252,3 @@ def test_datasets_map_gives_the_same_bytes(source, tmp_path, undisturbed):
     out = tmp_path / "out"
     score_dataset(source, out, FakeScorer(), engine="datasets", workers=2, shard_rows=7)
     assert content_of(out) == undisturbed
-
-
-@pytest.mark.slow
-def test_ray_actors_give_the_same_bytes_and_a_killed_one_loses_nothing(source, tmp_path, undisturbed):
-    ray = pytest.importorskip("ray", reason="needs the [scale] extra")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        out, note = tmp_path / "out", tmp_path / "note"
-        scorer = FakeScorer(suicide_note=str(note))
-        score_dataset(source, out, scorer, engine="ray", workers=2, shard_rows=7)
-        assert note.exists(), "no actor died"
-        assert content_of(out) == undisturbed
-        before = [path.stat().st_mtime_ns for path in shards_in(out)]
-        for path in shards_in(out)[2:5]:
-            path.unlink()
-        score_dataset(source, out, FakeScorer(), engine="ray", workers=2, shard_rows=7)
-        assert content_of(out) == undisturbed
-        again = [path.stat().st_mtime_ns for path in shards_in(out)]
-        assert [new != old for new, old in zip(again, before, strict=True)] == [
-            False,
-            False,
-            True,
-            True,
-            True,
-            False,
-            False,
-            False,
-        ]
-    finally:
-        ray.shutdown()
