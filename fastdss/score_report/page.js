@@ -173,7 +173,7 @@ function follow() {
     flags: new Set((given.get("flags") ?? "").split(",").filter((tag) => tagNumber.has(tag))),
     page: (Number.parseInt(given.get("page"), 10) || 1) - 1,
   });
-  setTheme(one("theme", ["light", "dark"], ""));
+  setTheme(one("theme", ["light", "dark"], view.theme));
   view.open = null;
   view.rows = select();
   const id = given.get("row");
@@ -281,6 +281,9 @@ function pressed(event) {
 
 tools();
 document.addEventListener("keydown", pressed);
-window.addEventListener("hashchange", follow);
+window.addEventListener("hashchange", () => {
+  follow();
+  if (view.open === null) byId("rows-title").scrollIntoView();
+});
 follow();
 prepare();
