@@ -24,7 +24,7 @@ def _set(default: Any, text: str) -> Any:
 class TrainSettings:
     """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
 
-    data: str = _set("", "JSONL or Parquet file with prompt and response, or messages")
+    data: str = _set("", "JSONL, Parquet or CSV file with prompt and response, or messages")
     model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
     guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
     out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,6 @@ from .objective import FULL_KL
 from .train_command import TrainSettings
 
 _log = logging.getLogger(__name__)
-_SCORED_AT_ONCE = 32
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -33,12 +30,15 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
-    rows = read_rows(settings.data)
     with args.main_process_first(desc="scoring"):
-        scored = score_rows(rows, settings, out / "scores.jsonl", str(args.device))
+        if args.local_process_index == 0:
+            score_rows(settings, out / "scores", str(args.device))
+    read, scored = read_scored(out / "scores")
     tokenizer, model = load_model(settings, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
     prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
+    if not len(prepared):
+        raise ValueError(f"data: no row has a label within {limit} tokens")
     held_out = None
     if settings.eval_share and len(prepared) > 1:
         split = prepared.train_test_split(
@@ -55,7 +55,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     tokenizer.save_pretrained(out / "model")
     found = {
         "settings": asdict(settings),
-        "rows": {"read": len(rows), "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
+        "rows": {"read": read, "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
         "scores": score_summary(scored),
         "before": before,
         "after": after,
@@ -69,77 +69,33 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     return found
 
 
-def read_rows(path: str) -> list[dict[str, Any]]:
-    """Conversations of a JSONL or Parquet file, each as ``prompt`` (text or messages) and ``response``."""
-    from datasets import load_dataset
+def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
+    """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
+    from .corpus.run import score_dataset
+    from .corpus.scorer import StarScorer
 
-    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(Path(path).suffix)
-    if kind is None:
-        raise ValueError(f"data: expected a .jsonl, .json or .parquet file, got {path!r}")
-    if not Path(path).is_file():
-        raise ValueError(f"data: {path} does not exist")
-    rows = []
-    for index, row in enumerate(load_dataset(kind, data_files=path, split="train")):
-        if row.get("messages"):
-            *prompt, last = row["messages"]
-            row = {"prompt": prompt, "response": last["content"]}
-        if row.get("prompt") is None or row.get("response") is None:
-            raise ValueError(f"data: row {index} has neither messages nor prompt and response; it has {sorted(row)}")
-        rows.append({"prompt": row["prompt"], "response": row["response"]})
-    if not rows:
-        raise ValueError(f"data: {path} has no rows")
-    return rows
+    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, device=device)
+    score_dataset(settings.data, folder, scorer, progress=True)
 
 
-def score_rows(rows: list[dict[str, Any]], settings: TrainSettings, store: Path, device: str) -> list[dict[str, Any]]:
-    """Rows with ``scores``, ``ends`` and ``flags``; scores already in ``store`` for this data and guard are read.
+def read_scored(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows were read; and ``prompt`` (messages), ``response``, ``scores``, ``ends``, ``flags`` of the scored.
 
-    Rows on which the guard failed are left out and counted in the log: they never default to safe.
+    Rows without scores are left out and counted in the log: they never default to safe. None at all is a ValueError.
     """
-    key = {"guard": settings.guard, "every": settings.every, "unit": settings.unit, "data": _digest(rows)}
-    known = _read_scores(store, key)
-    if len(known) < len(rows):
-        from tqdm.auto import tqdm
+    from .corpus.store import joined
 
-        from .scoring import star_scores
-
-        guard = load_guard(settings.guard, device)
-        with (
-            store.open("a", encoding="utf-8") as file,
-            tqdm(total=len(rows), initial=len(known), desc="scoring") as bar,
-        ):
-            for start in range(len(known), len(rows), _SCORED_AT_ONCE):
-                part = rows[start : start + _SCORED_AT_ONCE]
-                batch = {name: [row[name] for row in part] for name in ("prompt", "response")}
-                found = star_scores(guard, batch, every=settings.every, unit=settings.unit)
-                lines = [
-                    {"scores": scores.tolist(), "ends": ends, "flags": sorted(flags)}
-                    for scores, ends, flags in zip(found.scores, found.ends, found.flags, strict=True)
-                ]
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                known += lines
-                bar.update(len(part))
-    scored = [row | line for row, line in zip(rows, known, strict=True) if "failed" not in line["flags"]]
-    if len(scored) < len(rows):
-        _log.warning("the guard failed on %d of %d rows: left out", len(rows) - len(scored), len(rows))
-    return scored
-
-
-def _read_scores(store: Path, key: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Finished lines of a store with this key; any other store is started anew. A half-written last line is cut off."""
-    lines = store.read_text(encoding="utf-8").split("\n") if store.exists() else []
-    header, *finished = lines[:-1] or [""]
-    if header != json.dumps(key):
-        store.write_text(json.dumps(key) + "\n", encoding="utf-8")
-        return []
-    if lines[-1]:
-        store.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-    return [json.loads(line) for line in finished]
-
-
-def _digest(rows: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    pairs = list(joined(folder))
+    failed = [score for _, score in pairs if score.error is not None]
+    if failed:
+        _log.warning("%d of %d rows have no scores: left out. The first: %s", len(failed), len(pairs), failed[0].error)
+    if len(failed) == len(pairs):
+        raise ValueError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
+    return len(pairs), [
+        {"prompt": row.history, "response": row.response, "scores": s.scores, "ends": s.ends, "flags": s.flags}
+        for row, s in pairs
+        if s.error is None
+    ]
 
 
 def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,14 +113,6 @@ def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def load_guard(name: str, device: str) -> Any:
-    from .guard import Guard
-
-    guard = Guard.tiny() if name == "tiny" else Guard.from_pretrained(name)
-    guard.model.to(device)
-    return guard
-
-
 def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
     """Tokenizer and policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,7 +122,7 @@ def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, use_safetensors=True)
     if lora:
         from peft import LoraConfig, get_peft_model
 

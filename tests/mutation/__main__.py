@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from .fault import Fault
-from .plant import FAULTS, Outcome, copy_tree, outcome, stale, unhurt
+from .plant import FAULTS, Outcome, copy_tree, outcome, stale, unhurt, warm_up
 
 TABLE = Path(__file__).parent / "table.md"
 
@@ -31,6 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_tree(folder)
+        warm_up()
         if not args.trust:
             unhurt(folder, faults)
         for fault in faults:

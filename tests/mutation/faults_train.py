@@ -7,6 +7,7 @@ from .fault import Fault
 COLLATOR = "tests/train/test_collator.py"
 ENABLE = "tests/train/test_enable.py"
 REFERENCE = "tests/train/test_reference.py"
+CORPUS = "fastdss/corpus"
 
 FAULTS = [
     Fault("collator", "fastdss/collator.py", "firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)",
@@ -42,6 +43,18 @@ FAULTS = [
           f"{REFERENCE} -k other_weights"),
     Fault("cache keys", "fastdss/reference.py", 'metadata.get("sha256") == _digest(values) and', "",
           f"{REFERENCE} -k damaged"),
-    Fault("cache keys", "fastdss/train_run.py", "if header != json.dumps(key):", "if not header:",
-          "tests/train/test_train_command.py -k go_on_after_a_crash"),
+    Fault("cache keys", f"{CORPUS}/scorer.py", "{path.name}\\0{hashlib.file_digest(file, 'sha256').hexdigest()}",
+          "{path.name}\\0{path.stat().st_size}", "tests/corpus/test_scorer.py -k every_byte"),
+    Fault("cache keys", f"{CORPUS}/scorer.py", "_sha256(json.dumps([rendered, verdicts]).encode())", '"template"',
+          "tests/corpus/test_scorer.py -k 'identity_follows or every_byte'"),
+    Fault("cache keys", f"{CORPUS}/run.py", 'if name != "guard"}', 'if name != "revision"}',
+          "tests/corpus/test_run.py -k another_guard"),
+    Fault("cache keys", f"{CORPUS}/store.py", "digest.update(json.dumps([row_id, content]).encode())",
+          "digest.update(json.dumps([row_id]).encode())", "tests/corpus/test_run.py -k edited_and_appended"),
+    Fault("cache keys", f"{CORPUS}/store.py", "page_checksum_verification=True",
+          "page_checksum_verification=False", "tests/corpus/test_store.py -k flipped"),
+    Fault("cache keys", f"{CORPUS}/rows.py", '[[turn["role"], turn["content"]]', '[[turn["content"]]',
+          "tests/hardening/test_fuzz.py -k content_hash"),
+    Fault("cache keys", f"{CORPUS}/store.py", "row is None or row.content_hash != score.content_hash",
+          "row is None", "tests/corpus/test_store.py -k another_input"),
 ]  # fmt: skip

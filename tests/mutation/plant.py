@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
+
+import pytest
 
 from . import faults_loss, faults_star, faults_train
 from .fault import Fault
@@ -20,6 +25,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS: list[Fault] = [*faults_loss.FAULTS, *faults_star.FAULTS, *faults_train.FAULTS]
 _COPIED = ("fastdss", "kernels", "tests", "examples", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests
+
+
+class Done(NamedTuple):
+    status: int | None  # None: it did not end
+    output: str
 
 
 class Outcome(NamedTuple):
@@ -49,29 +59,25 @@ def copy_tree(folder: Path) -> None:
 
 def unhurt(folder: Path, faults: Iterable[Fault]) -> None:
     """Raise ``RuntimeError`` unless the copy's tests pass without any fault: else a failure would show nothing."""
-    where = subprocess.run(
-        [sys.executable, "-c", "import fastdss; print(fastdss.__file__)"], cwd=folder, capture_output=True, text=True
-    ).stdout.strip()
-    if not Path(where).is_relative_to(folder.resolve()):
-        raise RuntimeError(f"the copy's tests would import fastdss from {where}")
-    for tests in sorted({fault.tests for fault in faults}):
-        done = _pytest(folder, tests)
-        if done.returncode:
-            raise RuntimeError(f"pytest {tests} fails without any fault:\n{done.stdout[-2000:]}")
+    files = sorted({fault.tests.split()[0] for fault in faults})
+    apart = {name for name in files if "interpreted" in name}
+    for together in (sorted(apart), [name for name in files if name not in apart]):
+        done = _run(folder, " ".join(together), _LONGEST * 10) if together else Done(0, "")
+        if done.status:
+            raise RuntimeError(f"{' '.join(together)}: fails without any fault\n{done.output[-2000:]}")
 
 
 def outcome(folder: Path, fault: Fault) -> Outcome:
     """Plant ``fault`` in the copy, run its tests, take it out again."""
     with planted(folder / fault.file, fault):
-        try:
-            done = _pytest(folder, fault.tests)
-        except subprocess.TimeoutExpired:
-            return Outcome(True, f"no end within {_LONGEST} s")
-    if done.returncode == 0:
+        done = _run(folder, fault.tests, _LONGEST)
+    if done.status is None:
+        return Outcome(True, f"no end within {_LONGEST} s")
+    if done.status == 0:
         return Outcome(False, "")
-    if done.returncode != 1 and "error" not in done.stdout.lower():
-        raise RuntimeError(f"pytest {fault.tests}: exit status {done.returncode}\n{done.stdout[-2000:]}")
-    first = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.status == pytest.ExitCode.NO_TESTS_COLLECTED or done.status == pytest.ExitCode.USAGE_ERROR:
+        raise RuntimeError(f"pytest {fault.tests}: nothing ran\n{done.output[-2000:]}")
+    first = re.search(r"^(?:FAILED|ERROR) (\S+)", done.output, re.MULTILINE)
     return Outcome(True, first[1].split("[")[0] if first else "collection")
 
 
@@ -85,12 +91,48 @@ def planted(path: Path, fault: Fault) -> Iterator[None]:
         path.write_text(whole, encoding="utf-8")
 
 
-def _pytest(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no", *shlex.split(tests)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
-    settings.pop("TRITON_INTERPRET", None)
-    if "tests/interpreted" in tests:
-        settings["TRITON_INTERPRET"] = "1"
-    return subprocess.run(
-        command, cwd=folder, env=settings, capture_output=True, text=True, timeout=_LONGEST, check=False
-    )
+def warm_up() -> None:
+    """Import what tests import anyway, and nothing of this project: forks of this process then begin at once."""
+    for name in ("torch._dynamo", "hypothesis", "transformers.models.llama.modeling_llama", "datasets", "peft"):
+        importlib.import_module(name)
+
+
+def _run(folder: Path, tests: str, seconds: float) -> Done:
+    """pytest on the copy, in a fork of this process; what spawns or interprets kernels starts from nothing."""
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", *shlex.split(tests)]
+    with tempfile.TemporaryFile("w+") as output:
+        if "tests/interpreted" in tests or "vocab_parallel" in tests:
+            settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+            settings |= {"TRITON_INTERPRET": "1"} if "tests/interpreted" in tests else {}
+            command = [sys.executable, "-B", "-m", "pytest", *arguments]
+            try:
+                status: int | None = subprocess.run(
+                    command, cwd=folder, env=settings, stdout=output, stderr=output, timeout=seconds, check=False
+                ).returncode
+            except subprocess.TimeoutExpired:
+                status = None
+        else:
+            process = multiprocessing.get_context("fork").Process(target=_in_fork, args=(folder, arguments, output))
+            process.start()
+            process.join(seconds)
+            status = process.exitcode
+            if status is None:
+                process.kill()
+                process.join()
+        output.seek(0)
+        return Done(status, output.read())
+
+
+def _in_fork(folder: Path, arguments: list[str], output: TextIO) -> None:
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w")
+    os.chdir(folder)
+    sys.dont_write_bytecode = True
+    here = {str(ROOT), ""}
+    sys.path[:] = [str(folder), *(path for path in sys.path if path not in here)]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("fastdss", "tests", "mutation")]:
+        del sys.modules[name]
+    status = pytest.main(arguments)
+    sys.stdout.flush()
+    os._exit(int(status))

@@ -32,11 +32,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WHERE, CUTS = "fastdss/boundaries.py", "tests/star/test_boundaries.py"
 BOUNDARIES, FORMULA, HARMLESS = (
-    Fault("boundaries", "fastdss/boundaries.py", "ends[every - 1 :: every]", "ends[::every]", "tests/star/test_boundaries.py"),
+    Fault("boundaries", WHERE, "[every - 1 :: every]", "[::every]", CUTS),
     Fault("row formulas", "fastdss/objective.py", "return d * d * 0.5, d", "return d * d * 0.5, 2 * d",
           "tests/loss/test_exact.py -k 'test_dss_loss and k2'"),
-    Fault("none", "fastdss/boundaries.py", '"""Where a response is cut', '"""Where responses are cut', "tests/star/test_boundaries.py"),
+    Fault("none", WHERE, '"""Where a response is cut', '"""Where responses are cut', CUTS),
 )  # fmt: skip
 
 

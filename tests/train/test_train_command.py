@@ -2,13 +2,17 @@
 
 import argparse
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_models import scored_rows, tiny_model, tiny_tokenizer
 
 from fastdss import train_run
+from fastdss.corpus.scorer import StarScorer
 from fastdss.train_command import TrainSettings, add_train, read_settings
-from fastdss.train_run import run, score_rows
+from fastdss.train_run import read_scored, run, score_rows
 
 for extra in ("accelerate", "datasets", "peft"):
     pytest.importorskip(extra, reason="needs the [train] extra")
@@ -74,30 +78,42 @@ def test_every_kind_of_reference(files, tmp_path, method, kl):
 def test_resuming_uses_what_is_there(files, tmp_path, monkeypatch):
     first = run(settings(files, tmp_path, max_steps=1))
     assert first["log"][-1]["step"] == 1
-    monkeypatch.setattr(train_run, "load_guard", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(StarScorer, "score_rows", lambda *_: pytest.fail("scored again"))
     second = run(settings(files, tmp_path, max_steps=2, resume=True))
     assert [entry["step"] for entry in second["log"]] == [1, 2]
     assert second["log"][0]["loss"] == first["log"][0]["loss"]
 
 
-def test_scores_go_on_after_a_crash_and_start_anew_for_other_data(files, tmp_path, monkeypatch):
-    rows, options, store = train_run.read_rows(str(files / "data.jsonl")), settings(files, tmp_path), tmp_path / "s"
-    whole = score_rows(rows, options, store, "cpu")
-    lines = store.read_text().splitlines(keepends=True)
-    store.write_text("".join(lines[:5]) + lines[5][:7])
+def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path, monkeypatch):
+    """Damage is found, edited data and another guard of the same name are scored anew."""
+    data, judge, store = tmp_path / "data.jsonl", tmp_path / "tiny_guard", tmp_path / "scores"
+    data.write_bytes((files / "data.jsonl").read_bytes())
+    shutil.copytree(Path(train_run.__file__).parent / "tiny_guard", judge)
+    options = settings(files, tmp_path, data=str(data), guard=str(judge))
     judged = []
-    real = train_run.load_guard
-    monkeypatch.setattr(train_run, "load_guard", lambda *args: judged.append(1) or real(*args))
-    again = score_rows(rows, options, store, "cpu")
-    assert len(judged) == 1
-    for a, b in zip(whole, again, strict=True):
-        assert a["ends"] == b["ends"]
-        assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
-    assert score_rows(rows, options, store, "cpu") == again
-    assert len(judged) == 1
-    rows[0]["response"] += " Indeed."
-    assert score_rows(rows, options, store, "cpu")[0]["ends"][-1] == len(rows[0]["response"])
-    assert len(judged) == 2
+    real = StarScorer.score_rows
+    monkeypatch.setattr(StarScorer, "score_rows", lambda *args: judged.append(1) or real(*args))
+
+    def scores():
+        judged.clear()
+        score_rows(options, store, "cpu")
+        return read_scored(store)[1], len(judged)
+
+    whole, runs = scores()
+    assert runs == 1
+    assert scores() == (whole, 0)
+    (shard,) = store.glob("*/*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert scores() == (whole, 1), "a damaged file was read"
+    weights = load_file(judge / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, judge / "model.safetensors")
+    others, runs = scores()
+    assert runs == 1, "another guard under the same name"
+    assert [row["scores"] for row in others] != [row["scores"] for row in whole]
+    data.write_text(data.read_text().replace("Question 0?", "Question 0? Now."))
+    rows, runs = scores()
+    assert runs == 1
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Question 0? Now."}]
 
 
 @pytest.mark.parametrize(
@@ -119,13 +135,32 @@ def test_settings_that_make_no_sense(given, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.csv", "", "expected a .jsonl"),
+        ("data.txt", "", "expected one of .jsonl"),
         ("gone.jsonl", None, "does not exist"),
-        ("odd.jsonl", '{"text": "hello"}\n', r"row 0 has neither messages nor prompt and response; it has \['text'\]"),
+        (
+            "odd.jsonl",
+            '{"text": "hello"}\n',
+            "row 0: expected 'messages', or 'prompt' and 'response'; it has 1 columns",
+        ),
+        # once trained on the user's words as if they were the assistant's
+        (
+            "asked.jsonl",
+            '{"messages": [{"role": "user", "content": "Hi"}]}\n',
+            "must be the assistant's, it is the user",
+        ),
     ],
 )
-def test_data_that_cannot_be_read(tmp_path, name, content, message):
+def test_data_that_cannot_be_read(files, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        train_run.read_rows(str(tmp_path / name))
+        run(settings(files, tmp_path / "out", data=str(tmp_path / name)))
+
+
+def test_rows_without_scores_are_left_out(files, tmp_path, caplog):
+    data = tmp_path / "data.jsonl"
+    data.write_text((files / "data.jsonl").read_text() + '{"prompt": "a", "response": 5}\n')
+    score_rows(settings(files, tmp_path, data=str(data)), tmp_path / "scores", "cpu")
+    read, rows = read_scored(tmp_path / "scores")
+    assert (read, len(rows)) == (9, 8)
+    assert "1 of 9 rows have no scores: left out. The first: row 8, message 1: expected text, got int" in caplog.text
