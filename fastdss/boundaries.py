@@ -21,17 +21,33 @@ def find_ends(response: str, *, every: int, unit: str, spans: TokenSpans) -> lis
     on its own), sentence or character. A prefix never ends on whitespace, so an end is moved back over it, and equal
     ends count once. A response of whitespace only has the one end 0.
     """
+    return tidy_ends(response, _unit_ends(response, unit, spans)[every - 1 :: every])
+
+
+def find_settled_ends(begun: str, *, every: int, unit: str, spans: TokenSpans) -> list[int]:
+    """Those of ``find_ends`` that every continuation of ``begun`` has too, its own last end among them or not.
+
+    A word is settled by the whitespace after it, a sentence by its line's end or by a character that cannot belong to
+    it. ``spans`` gives the tokens that are settled.
+    """
+    ends = _unit_ends(begun, unit, spans)
+    if unit == "word" and begun and not begun[-1].isspace():
+        ends = ends[:-1]
+    if unit == "sentence" and ends and ends[-1] == len(begun) and not begun.endswith("\n"):
+        ends = ends[:-1]
+    return sorted(_moved_back(begun, ends[every - 1 :: every]) - {0})
+
+
+def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
     if unit == "word":
-        ends = [match.end() for match in _WORD.finditer(response)]
-    elif unit == "token":
-        ends = [end for _, end in spans(response)]
-    elif unit == "sentence":
-        ends = [match.end() for match in _SENTENCE.finditer(response) if match[0].strip()]
-    elif unit == "character":
-        ends = list(range(1, len(response) + 1))
-    else:
-        raise ValueError(f"unit: expected one of {UNITS}, got {unit!r}")
-    return tidy_ends(response, ends[every - 1 :: every])
+        return [match.end() for match in _WORD.finditer(text)]
+    if unit == "token":
+        return [end for _, end in spans(text)]
+    if unit == "sentence":
+        return [match.end() for match in _SENTENCE.finditer(text) if match[0].strip()]
+    if unit == "character":
+        return list(range(1, len(text) + 1))
+    raise ValueError(f"unit: expected one of {UNITS}, got {unit!r}")
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
@@ -40,9 +56,12 @@ def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
     for index, end in enumerate(cuts):
         if not 0 <= end <= len(response):
             raise ValueError(f"ends[{index}]: boundary {end} lies outside of a response of {len(response)} characters")
-    words = [0, *(match.end() for match in _WORD.finditer(response))]
-    tidy = {end if end and not response[end - 1].isspace() else words[bisect_right(words, end) - 1] for end in cuts}
-    return sorted((tidy | {words[-1]}) - {0}) or [0]
+    return sorted(_moved_back(response, [*cuts, len(response)]) - {0}) or [0]
+
+
+def _moved_back(text: str, ends: Sequence[int]) -> set[int]:
+    words = [0, *(match.end() for match in _WORD.finditer(text))]
+    return {end if end and not text[end - 1].isspace() else words[bisect_right(words, end) - 1] for end in ends}
 
 
 def _integer(place: int, end: int) -> int:

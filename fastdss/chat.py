@@ -88,6 +88,22 @@ class ChatEncoder:
             self._check_controls(row, chat, ids, generation_prompt, suffix)
         return rows
 
+    def encode_open(self, history: Conversation, responses: Sequence[str]) -> list[list[int]]:
+        """Token ids of renderings that end where the response does, without what the template puts after it."""
+        _, tail = self.frame(history)
+        chats = [[*history, {"role": "assistant", "content": response}] for response in responses]
+        texts, mark = self._rendered(chats, False, "")
+        after = self.tokenize([tail])[0] if tail else []
+        rows = []
+        for row, (chat, text) in enumerate(zip(chats, texts, strict=True)):
+            if not text.endswith(tail):
+                raise ValueError("the chat template ends differently after different responses")
+            open_text = text.removesuffix(tail)
+            pieces = open_text.split(mark) if mark else [open_text]
+            rows.append([index for piece in pieces for index in self.tokenize([piece])[0]])
+            self._check_controls(row, chat, rows[-1] + after, False, "")
+        return rows
+
     def encode_with_offsets(self, conversation: Conversation, *, generation_prompt: bool = False) -> Encoding:
         """One rendering with each token's character span; needs a fast tokenizer."""
         (marked,), mark = self._rendered([conversation], generation_prompt, "")
@@ -168,6 +184,13 @@ def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int,
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return list(out["input_ids"]), [tuple(span) for span in out["offset_mapping"]]
+
+
+def settled_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Character spans of the tokens of ``text`` that further text leaves as they are: all but its last pre-token's."""
+    _, spans = token_offsets(tokenizer, text)
+    words = tokenizer(text, add_special_tokens=False, verbose=False).word_ids()
+    return [span for span, word in zip(spans, words, strict=True) if word != words[-1]]
 
 
 def check_conversation(row: int, conversation: Any) -> Conversation:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +18,20 @@ from .chat import ChatEncoder, Conversation, Message
 from .cpu_linear import PackedWeights
 from .engine import KeptHead, check_supported, reference_logits, tree_logits
 from .prefix_tree import build_tree, shared_length
+from .token_head import TokenHeadModel, class_ids
 
 if TYPE_CHECKING:
     from .stream import StarStream
 
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there. How are you?"}]
 _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
+
+
+class AnswerField(NamedTuple):
+    """A field that a guard fills before the verdict: ``prefix``, then one of ``values``, each a single token."""
+
+    prefix: str
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,10 @@ class GuardSpec:
     messages, else they are passed as they are. ``safe``, ``unsafe`` and ``other`` (a third verdict) are words, or
     several spellings of one; each must be a single token after the rendering. The score is the softmax over these
     tokens' logits, the safe ones' share, plus ``other_weight`` times the others'. ``note`` says what is approximate.
+
+    ``fields`` come before ``answer_prefix`` and are summed out: the score is the sum over their values of P(values)
+    times the score given them, P being each field's softmax over its values' logits. With ``token_head`` the verdict is
+    a class of the model's own head at the response's last token: no tail is rendered, and the words are class names.
     """
 
     name: str
@@ -46,6 +60,8 @@ class GuardSpec:
     unsafe: str | tuple[str, ...]
     other: str | tuple[str, ...] = ()
     other_weight: float = 0.0
+    fields: tuple[AnswerField, ...] = ()
+    token_head: bool = False
     note: str = ""
 
     @property
@@ -53,6 +69,17 @@ class GuardSpec:
         """Spellings of the safe, the unsafe and the other verdict."""
         safe, unsafe, other = ((w,) if isinstance(w, str) else tuple(w) for w in (self.safe, self.unsafe, self.other))
         return safe, unsafe, other
+
+    @property
+    def answers(self) -> list[str]:
+        """What is rendered after the conversation, one text per place that is read: the first field, the second after
+        each value of the first, and so on; then the verdict after all combinations."""
+        read, begun = [], [""]
+        for prefix, values in self.fields:
+            asked = [text + prefix for text in begun]
+            read += asked
+            begun = [text + value for text in asked for value in values]
+        return read + [text + self.answer_prefix for text in begun]
 
 
 class Guard:
@@ -74,6 +101,7 @@ class Guard:
             tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
         )
         self.verdict_ids = self._verdict_ids()
+        self.token_ids = [*self.verdict_ids, *chain.from_iterable(self._field_ids())]
         self.packed = PackedWeights()
         self.head = KeptHead(self._head_ids())
         self._delimiters = self._delimiter_pattern()
@@ -85,31 +113,35 @@ class Guard:
         cls,
         name_or_path: str,
         *,
-        spec: GuardSpec | None = None,
+        spec: GuardSpec | str | None = None,
         revision: str | None = None,
         dtype: Any = "auto",
         device_map: Any = None,
         gguf_file: str | None = None,
         check: bool = True,
     ) -> Guard:
-        """Load a guard; its spec is chosen by name and config unless given. No remote code runs, nothing is unpickled
-        (weights are safetensors or GGUF)."""
+        """Load a guard. No remote code runs, nothing is unpickled (weights are safetensors or GGUF).
+
+        ``spec`` is a ``GuardSpec``, or the name of a known one; else it is chosen by id or folder name, config and chat
+        template, and ``ValueError`` names the choices where these leave several.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from .specs import find_spec
+        from .specs import choose_spec, find_spec, read_config
 
-        found = spec or find_spec(str(name_or_path))
-        source = {"revision": revision, "gguf_file": gguf_file}
-        source = {key: value for key, value in source.items() if value is not None}
+        source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True if gguf_file is None else None,
-            **source,
+        if isinstance(spec, str):
+            spec = find_spec(spec)
+        if spec is None:
+            config = read_config(str(name_or_path), **source)
+            spec = choose_spec([str(name_or_path), gguf_file or ""], config, tokenizer.chat_template)
+        loader: Any = TokenHeadModel if spec.token_head else AutoModelForCausalLM
+        safetensors = True if gguf_file is None else None
+        model = loader.from_pretrained(
+            name_or_path, dtype=dtype, device_map=device_map, use_safetensors=safetensors, **source
         )
-        return cls(model, tokenizer, found, check=check)
+        return cls(model, tokenizer, spec, check=check)
 
     @classmethod
     def tiny(cls) -> Guard:
@@ -127,27 +159,57 @@ class Guard:
         config = self.model.config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
+    @property
+    def readouts(self) -> int:
+        """Renderings that make one score: 1, unless earlier fields of the answer are summed out."""
+        return len(self.spec.answers)
+
     def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Token ids of whole renderings; the next token is the verdict."""
-        return self.encoder.encode(conversations, suffix=self.spec.answer_prefix)
+        """Token ids of whole renderings, ``readouts`` for each conversation; what is read is the next token."""
+        if self.spec.token_head:
+            return [self.encoder.encode_open(chat[:-1], [chat[-1]["content"]])[0] for chat in conversations]
+        rows = [self.encoder.encode(conversations, suffix=answer) for answer in self.spec.answers]
+        return list(chain.from_iterable(zip(*rows, strict=True)))
 
     def encode_prefixes(self, history: Conversation, response: str, ends: Sequence[int]) -> list[list[int]]:
-        """Token ids of the renderings of ``response[:end]`` for each end."""
+        """Token ids of the renderings of ``response[:end]``, ``readouts`` for each end."""
+        if self.spec.token_head:
+            return self.encoder.encode_open(history, [response[:end] for end in ends])
         return self.encode([[*history, {"role": "assistant", "content": response[:end]}] for end in ends])
 
     def scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """P(safe) ``[...]`` from verdict logits ``[..., R]``; NaN where a logit is not finite."""
+        """P(safe) ``[K]`` from logits ``[K * readouts, R]`` of ``token_ids``; NaN where a logit is not finite.
+
+        Where one rendering makes a score, further dimensions may come before these: ``[..., R] -> [...]``.
+        """
+        words = len(self.verdict_ids)
+        if not self.spec.fields:
+            return self._verdict(logits, temperature)
+        sizes = [len(values) for _, values in self.spec.fields]
+        counts = accumulate(sizes, operator.mul, initial=1)  # renderings that ask for a field, and for the verdict
+        rows = logits.unflatten(0, (-1, self.readouts))
+        *asked, last = rows.split(list(counts), dim=1)
+        score = self._verdict(last[..., :words], temperature)
+        columns = list(accumulate(sizes, initial=words))[:-1]
+        for block, column, size in reversed(list(zip(asked, columns, sizes, strict=True))):
+            shares = torch.softmax(block[..., column : column + size] / temperature, dim=-1)
+            score = (shares * score.unflatten(-1, (-1, size))).sum(-1)
+        return score[:, 0].clamp(max=1).masked_fill(~torch.isfinite(rows).all((1, 2)), float("nan"))
+
+    def _verdict(self, logits: Tensor, temperature: float) -> Tensor:
         safe, unsafe, _ = map(len, self.spec.words)
         shares = torch.softmax(logits / temperature, dim=-1)
         score = shares[..., :safe].sum(-1) + self.spec.other_weight * shares[..., safe + unsafe :].sum(-1)
         score = score.clamp(max=1)  # a sum of rounded shares can pass 1 by a rounding, which no loss would take
         return score.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))
 
-    def stream(self, prompt: str | Sequence[Message], *, every: int = 5) -> StarStream:
+    def stream(
+        self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None
+    ) -> StarStream:
         """Scores of a response while it is being written, see ``StarStream``."""
         from .stream import StarStream
 
-        return StarStream(self, prompt, every=every)
+        return StarStream(self, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer)
 
     def quoted_delimiters(self, text: str) -> bool:
         """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""
@@ -155,7 +217,7 @@ class Guard:
 
     def _head_ids(self) -> list[int]:
         chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
-        one, other = map(np.asarray, self.encode(chats))
+        one, other = map(np.asarray, self.encode(chats)[:: self.readouts])
         return one[: shared_length(one, other)].tolist()
 
     def _verdict_ids(self) -> list[int]:
@@ -168,21 +230,31 @@ class Guard:
             raise ValueError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
         if not 0 <= self.spec.other_weight <= 1:
             raise ValueError(f"{self.spec.name}: other_weight must be in [0, 1], got {self.spec.other_weight}")
-        (before,) = self.encode([_PROBE])
-        ids = {word: self._verdict_id(word, before) for word in (*safe, *unsafe, *other)}
-        if len(set(ids.values())) < len(safe) + len(unsafe) + len(other):
-            raise ValueError(f"{self.spec.name}: two verdict words are the same token: {ids}")
-        return list(ids.values())
+        if self.spec.token_head:
+            return class_ids(self.model.config, (*safe, *unsafe, *other))
+        return self._distinct_ids((*safe, *unsafe, *other), len(self.spec.fields))
 
-    def _verdict_id(self, word: str, before: list[int]) -> int:
-        (after,) = self.encoder.encode([_PROBE], suffix=self.spec.answer_prefix + word)
+    def _field_ids(self) -> list[list[int]]:
+        return [self._distinct_ids(values, depth) for depth, (_, values) in enumerate(self.spec.fields)]
+
+    def _distinct_ids(self, words: Sequence[str], depth: int) -> list[int]:
+        """The tokens of ``words``, the same wherever field ``depth`` (or, past the last, the verdict) is asked for."""
+        counts = list(accumulate((len(values) for _, values in self.spec.fields), operator.mul, initial=1))
+        asked = self.spec.answers[sum(counts[:depth]) :][: counts[depth]]
+        ids = {word: {self._token_id(word, answer) for answer in asked} for word in words}
+        if any(len(found) > 1 for found in ids.values()):
+            raise ValueError(f"{self.spec.name}: the tokens of {words} depend on the fields before them: {ids}")
+        if len(set().union(*ids.values())) < len(words):
+            raise ValueError(f"{self.spec.name}: two verdict words are the same token: {ids}")
+        return [found.pop() for found in ids.values()]
+
+    def _token_id(self, word: str, answer: str) -> int:
+        (before,), (after,) = (self.encoder.encode([_PROBE], suffix=suffix) for suffix in (answer, answer + word))
         same = after[:-1] == before or self._decode(after[:-1]) == self._decode(before)
         if not word or not same or after[-1] == getattr(self.tokenizer, "unk_token_id", None):
             pieces = self.tokenizer.convert_ids_to_tokens(after[len(before) :])
-            raise ValueError(
-                f"{self.spec.name}: the verdict {word!r} is not one token after {self.spec.answer_prefix!r}: "
-                f"its tokens there are {pieces}"
-            )
+            place = f"the verdict {word!r} is not one token after {answer!r}"
+            raise ValueError(f"{self.spec.name}: {place}: its tokens there are {pieces}")
         return after[-1]
 
     def _decode(self, ids: list[int]) -> str:
@@ -191,10 +263,12 @@ class Guard:
     def _delimiter_pattern(self) -> re.Pattern[str] | None:
         marks = "Q1Q", "Q2Q"
         chat = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant"), marks, strict=True)]
-        (text,) = self.encoder.render([chat], generation_prompt=True, suffix=self.spec.answer_prefix)
+        asked = not self.spec.token_head
+        (text,) = self.encoder.render([chat], generation_prompt=asked, suffix=self.spec.answers[-1])
         pieces = re.split("|".join(marks), text)
         labels = [piece.partition("\n")[0] for piece in pieces[1:]]
-        labels += [piece.rpartition("\n")[2] for piece in pieces[:-1]] + [self.spec.answer_prefix]
+        labels += [piece.rpartition("\n")[2] for piece in pieces[:-1]]
+        labels += [self.spec.answer_prefix, *(prefix for prefix, _ in self.spec.fields)]
         labels = [label.strip() for label in labels if not self.encoder.control_strings(label)]
         anywhere = {found for found in _BRACKETED.findall(text) if not self.encoder.control_strings(found)}
         patterns = [_loose(found) for found in anywhere]
@@ -205,8 +279,8 @@ class Guard:
         history, response = _PROBE[:1], _PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         check_supported(self.model, max(map(len, renderings)))
-        ours = tree_logits(self.model, self.verdict_ids, [build_tree(renderings)], [0])
-        own = reference_logits(self.model, self.verdict_ids, renderings)
+        ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0])
+        own = reference_logits(self.model, self.token_ids, renderings)
         error = (ours - own).abs().max().item()
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())

@@ -2,9 +2,10 @@
 
 Every trunk gets a *slot*: a run of positions in one K/V store. A *segment* is a run of new tokens that follows
 ``start`` tokens already in its slot; computing it writes its keys and values there, and then it attends to all of
-``slot[: start + n]`` causally. Trunks are computed first. Branches follow with *descending* start, so each overwrites
-only trunk positions that no later branch can see: trunk and branch are one and the same operation, nothing is copied,
-and the memory does not grow with the number of branches. No rendering is longer than the trunk, so all fit the slot.
+``slot[: start + n]`` causally. Trunks are computed first. Branches follow, those that leave the trunk last foremost, so
+each overwrites only positions that no later branch can see: trunk and branch are one and the same operation, nothing is
+copied, and the memory does not grow with the number of branches. No rendering is longer than the trunk, so all fit the
+slot.
 """
 
 from __future__ import annotations
@@ -110,9 +111,8 @@ def schedule(group: Group, head: int) -> Iterator[Segment]:
         ]
         yield Segment(bases[i], filled[i], tree.trunk[filled[i] :], on_trunk)
     for i, tree in enumerate(group.trees):
-        for k in sorted(range(tree.num_prefixes), key=lambda k: -tree.starts[k]):
-            if tail := tree.tails[k]:
-                yield Segment(bases[i], tree.starts[k], tail, [(len(tail) - 1, group.first_score[i] + k)])
+        for k, start, ids in tree.branches:
+            yield Segment(bases[i], start, ids, [(len(ids) - 1, group.first_score[i] + k)])
 
 
 def micro_batches(segments: Iterable[Segment], budget: int, longest: int) -> Iterator[list[Segment]]:

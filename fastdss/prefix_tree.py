@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,12 +29,31 @@ class PrefixTree:
     @property
     def num_tokens(self) -> int:
         """Distinct tokens: what a model must compute."""
-        return len(self.trunk) + sum(map(len, self.tails))
+        return len(self.trunk) + sum(len(ids) for _, _, ids in self.branches)
 
     @property
     def num_naive_tokens(self) -> int:
         """Tokens of one forward per prefix."""
         return sum(self.starts) + sum(map(len, self.tails))
+
+    @cached_property
+    def branches(self) -> list[tuple[int, int, list[int]]]:
+        """``(k, start, ids)`` in an order in which each may overwrite what the ones before it wrote to the slot.
+
+        Where prefix k leaves the trunk comes first in the order, the last such place foremost. Tails that begin at one
+        place (the continuations of one answer) are sorted, so each needs only the ``ids`` with which it leaves the
+        tail before it; the last token is always among them, because its verdict is read.
+        """
+        found: list[tuple[int, int, list[int]]] = []
+        before: tuple[int, list[int]] = (-1, [])
+        for k in sorted(range(self.num_prefixes), key=lambda k: (-self.starts[k], self.tails[k])):
+            start, tail = self.starts[k], self.tails[k]
+            if tail:
+                shared = shared_length(np.asarray(before[1]), np.asarray(tail)) if start == before[0] else 0
+                shared = min(shared, len(tail) - 1)
+                found.append((k, start + shared, tail[shared:]))
+                before = start, tail
+        return found
 
     @property
     def first_verdict(self) -> int:

@@ -21,6 +21,7 @@ from .engine import Report, check_supported, reference_logits, tree_logits
 from .guard import Guard, GuardSpec
 from .packed_attention import attend_by_kernel
 from .prefix_tree import PrefixTree, build_tree
+from .specs import choose_spec
 
 IMPLS = ("auto", "tree", "triton", "reference")
 COMBINE = ("mean", "min")
@@ -164,12 +165,15 @@ def star_scores(
     forests = [
         [_tree(guard, i, histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))] for guard in guards
     ]
-    kept = [min(tree.num_prefixes for tree in trees) for trees in zip(*forests, strict=True)]
+    kept = [
+        min(tree.num_prefixes // guard.readouts for guard, tree in zip(guards, trees, strict=True))
+        for trees in zip(*forests, strict=True)
+    ]
     prompts = _numbered(histories)
     opinions = []
-    with _progress(sum(kept) * len(guards), progress) as report:
+    with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
-            trees = [tree.first(k) for tree, k in zip(trees, kept, strict=True)]
+            trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
             logits = _logits(guard, trees, prompts, impl, budget, gemm, report)
             opinions.append(_sharpened(guard, logits, sharpen))
     stacked = torch.stack(opinions)
@@ -187,14 +191,12 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
             raise TypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
         return list(model)
     name = getattr(model, "name_or_path", "")
-    if spec is None:
-        from .specs import find_spec
-
-        spec = find_spec(name)
     if tokenizer is None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name)
+    if spec is None:
+        spec = choose_spec([name], model.config.to_dict(), getattr(tokenizer, "chat_template", None))
     return [Guard(model, tokenizer, spec)]
 
 
@@ -276,22 +278,27 @@ def _tree(
 ) -> PrefixTree:
     """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
     limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
+
+    def rendered(ends: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """Renderings, and of each prefix the longest one's length."""
+        ids = guard.encode_prefixes(history, response, ends)
+        return ids, [max(map(len, ids[k : k + guard.readouts])) for k in range(0, len(ids), guard.readouts)]
+
     try:
-        whole = len(guard.encode_prefixes(history, response, ends[-1:])[0])
+        (whole,) = rendered(ends[-1:])[1]
         if whole > limit and max_tokens is None:
             raise ValueError(
                 f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
             )
         if whole > limit:
-            fits = lambda end: len(guard.encode_prefixes(history, response, [end])[0]) <= limit  # noqa: E731
-            ends = ends[: bisect_left(ends, True, key=lambda end: not fits(end))]
-        renderings = guard.encode_prefixes(history, response, ends) if ends else []
+            ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
+        renderings, lengths = rendered(ends) if ends else ([], [])
     except ValueError as error:
         raise ValueError(f"row {row}: {error}") from error
-    kept = list(takewhile(lambda ids: len(ids) <= limit, renderings))
+    kept = len(list(takewhile(lambda length: length <= limit, lengths)))
     if not kept:
         raise ValueError(f"row {row}: even its first prefix exceeds {limit} tokens with the template and the prompt")
-    return build_tree(kept)
+    return build_tree(renderings[: kept * guard.readouts])
 
 
 def _logits(
@@ -299,10 +306,10 @@ def _logits(
 ) -> Tensor:
     if impl == "reference":
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
-        return reference_logits(guard.model, guard.verdict_ids, renderings, report)
+        return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
     attend = attend_by_kernel if impl == "triton" else attend_in_order
-    rows = guard.model, guard.verdict_ids, trees, prompts
+    rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
         *rows, budget=budget, gemm=gemm, attend=attend, packed=guard.packed, kept=guard.head, report=report
     )

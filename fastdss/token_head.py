@@ -1,0 +1,72 @@
+"""Guards that classify every token with a head of their own, after the checkpoints of Qwen3Guard-Stream.
+
+Such a checkpoint holds a Qwen3 backbone and, for the response, ``risk_level_category_pre`` (D -> P, no bias), an RMS
+norm and ``risk_level_head`` (P -> classes, no bias). They are built here from public parts of transformers, so that no
+remote code runs; the heads for the user's turn and for categories are not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Qwen3Config
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel, Qwen3RMSNorm
+
+
+class TokenHeadModel(Qwen3PreTrainedModel):
+    """``logits[..., t, :] = risk_level_head(norm(pre(hidden[..., t, :])))``: ``[B, T, classes]``, one class per token.
+
+    ``model`` is the backbone whose output passes ``pre`` and ``norm``, ``risk_level_head`` the output embeddings, so
+    everything that reads rows of a language model's head reads classes here.
+    """
+
+    config_class = Qwen3Config
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__(config)
+        self.model = Qwen3Model(config)
+        self.risk_level_category_pre = nn.Linear(config.hidden_size, config.guard_inner_size, bias=False)
+        self.risk_level_category_layernorm = Qwen3RMSNorm(config.guard_inner_size, eps=config.rms_norm_eps)
+        self.risk_level_head = nn.Linear(config.guard_inner_size, config.num_risk_level, bias=False)
+        self.model.register_forward_hook(self._project)
+        self._keys_to_ignore_on_load_unexpected = [r"^category_head", r"^query_"]
+        self.post_init()
+
+    def _project(self, module: nn.Module, args: Any, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
+        hidden = self.risk_level_category_pre(output.last_hidden_state)
+        output.last_hidden_state = self.risk_level_category_layernorm(hidden)
+        return output
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.risk_level_head
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the last ``logits_to_keep`` tokens (0: of all)."""
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        logits = self.risk_level_head(output.last_hidden_state[:, -logits_to_keep:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+
+def class_ids(config: Any, names: Sequence[str]) -> list[int]:
+    """Rows of the head that stand for the classes ``names``, by the config's ``response_risk_level_map``."""
+    known = {name: int(index) for index, name in (getattr(config, "response_risk_level_map", None) or {}).items()}
+    if set(names) != set(known) or len(known) != config.num_risk_level:
+        raise ValueError(f"expected a head over the classes {sorted(names)}, the config has {sorted(known)}")
+    return [known[name] for name in names]
