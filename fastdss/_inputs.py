@@ -107,6 +107,19 @@ class Batch:
             None if ref_bias is None else ref_bias.detach(),
         )
 
+    def check_main_grad(self, main_grad: Tensor) -> None:
+        """A buffer that backward can add to; ValueError or TypeError if not."""
+        _check_gathered(main_grad=main_grad)
+        if main_grad.shape != self.lm_head.shape:
+            raise ValueError(f"main_grad must be {_sizes(self.lm_head)} like lm_head, got {_sizes(main_grad)}")
+        if main_grad.dtype != self.ce_weight.dtype:
+            raise TypeError(f"main_grad must be {self.ce_weight.dtype}, got {main_grad.dtype}")
+        _check_devices(self.hidden, main_grad=main_grad)
+        if main_grad.requires_grad:
+            raise ValueError("main_grad requires a gradient, but it is a buffer: make it with torch.zeros")
+        if torch.is_grad_enabled() and not self.lm_head.requires_grad:
+            raise ValueError("main_grad was given, but lm_head is frozen: leave it out")
+
     def items(self, num_items: int | float | Tensor | None) -> int | float | Tensor:
         """What a mean divides by. A step without any label that counts divides 0 by 1, whoever counted its items."""
         count = self.counts.sum()

@@ -82,11 +82,17 @@ def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tens
     if grad_total is not None:
         for i, gradient in enumerate(ctx.saved_tensors):
             if ctx.needs[i]:
-                found[i] = scaled(gradient, grad_total, ctx.dtypes[i])
+                same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
+                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i])
     return *found, *_NO_GRADIENTS, None
 
 
 summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
+
+
+def _is_one(factor: Tensor) -> bool:
+    """As far as the host can tell without waiting for a GPU, or being traced."""
+    return type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
@@ -119,6 +125,12 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     return tuple(call.hidden.new_empty(call.labels.shape, dtype=_accumulation_dtype(call)) for _ in range(3))
 
 
+def _upstream(call: LossCall, grad: Tensor) -> LossCall:
+    """The call whose weights contain the gradient of each token's loss."""
+    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
+    return call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
+
+
 @torch.library.custom_op(
     "fastdss::token_loss_backward",
     mutates_args=(),
@@ -127,9 +139,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 def token_loss_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of ``sum(grad * token_loss)`` for hidden, lm_head and bias, in their dtypes."""
     grad, call, needs = args[0], LossCall(*args[1:-1]), args[-1]
-    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
-    call = call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
-    result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
+    result = run_chunks(_upstream(call, grad), hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
     dtypes = (t.dtype if t is not None else grad.dtype for t in call[:3])
     return tuple(t.to(dtype) for t, dtype in zip(_or_empty(result, grad), dtypes, strict=True))
 
@@ -162,6 +172,53 @@ def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | No
 
 
 token_loss.register_autograd(_token_backward, setup_context=_save_tokens)
+
+
+@torch.library.custom_op(
+    "fastdss::token_loss_backward_",
+    mutates_args=("main_grad",),
+    schema=f"(Tensor(a!) main_grad, Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor)",
+)
+def token_loss_backward_(*args: Any) -> tuple[Tensor, Tensor]:
+    """:func:`token_loss_backward` that adds the head's gradient to ``main_grad``; returns hidden's and bias's."""
+    main_grad, grad, call, needs = args[0], args[1], LossCall(*args[2:-1]), args[-1]
+    result = run_chunks(
+        _upstream(call, grad), hidden_grad=needs[0], head_grad=True, bias_grad=needs[2], main_grad=main_grad
+    )
+    d_hidden, _, d_bias = _or_empty(result, grad)
+    return d_hidden.to(call.hidden.dtype), d_bias if call.bias is None else d_bias.to(call.bias.dtype)
+
+
+@token_loss_backward_.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    grad, call, needs = args[1], LossCall(*args[2:-1]), args[-1]
+    new = call.hidden.new_empty
+    d_hidden = new(call.hidden.shape if needs[0] else (0,), dtype=call.hidden.dtype)
+    bias_dtype = grad.dtype if call.bias is None else call.bias.dtype
+    return d_hidden, new(call.lm_head.shape[:1] if needs[2] else (0,), dtype=bias_dtype)
+
+
+class MainGradLoss(torch.autograd.Function):
+    """:func:`token_loss` whose backward adds the head's gradient to a buffer that autograd does not see."""
+
+    @staticmethod
+    def forward(ctx: Any, main_grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
+        ctx.save_for_backward(*args[:_TENSORS])
+        ctx.options = args[_TENSORS:]
+        output = token_loss(*args)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _refuse_double_backward()
+        if grad is None:
+            return (None,) * (4 + len(_NO_GRADIENTS))
+        needs = list(ctx.needs_input_grad[1:4])
+        d_hidden, d_bias = token_loss_backward_(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
+        return None, d_hidden if needs[0] else None, None, d_bias if needs[2] else None, *_NO_GRADIENTS
 
 
 def _refuse_double_backward() -> None:

@@ -135,13 +135,20 @@ class VocabShard(NamedTuple):
         return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
 
 
-def run_chunks(call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool) -> LossResult:
-    """Per-token terms, and the gradients asked for of ``sum(ce_weight * token_ce + kl_weight * token_kl)``."""
+def run_chunks(
+    call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None = None
+) -> LossResult:
+    """Per-token terms, and the gradients asked for of ``sum(ce_weight * token_ce + kl_weight * token_kl)``.
+
+    main_grad: [V, D] in the accumulation dtype, to which the head's gradient is added instead of to zeros.
+    """
     with torch.no_grad(), torch.autocast(call.hidden.device.type, enabled=False):
-        return _run_chunks(call, hidden_grad, head_grad, bias_grad)
+        return _run_chunks(call, hidden_grad, head_grad, bias_grad, main_grad)
 
 
-def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: bool) -> LossResult:
+def _run_chunks(
+    call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None
+) -> LossResult:
     objective = Objective.decode(call.objective)
     accumulate = torch.float64 if call.compute_dtype == torch.float64 else torch.float32
     shard = VocabShard.of(call)
@@ -149,7 +156,9 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
     new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
     d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None
     new_head = call.hidden.new_empty if plan.count else call.hidden.new_zeros  # the first chunk fills it
-    d_head = new_head(call.lm_head.shape, dtype=accumulate) if head_grad else None
+    d_head = main_grad
+    if head_grad and main_grad is None:
+        d_head = new_head(call.lm_head.shape, dtype=accumulate)
     d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=accumulate) if bias_grad else None
     token_ce, token_kl = (call.hidden.new_zeros(call.labels.shape, dtype=accumulate) for _ in range(2))
     head = call.lm_head.to(call.compute_dtype)
@@ -175,7 +184,7 @@ def _run_chunks(call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: b
         if d_hidden is not None:
             _hidden_gradient(gradient, head, d_hidden, rows)
         if d_head is not None:
-            _head_gradient(gradient, x, d_head, first=span.start == 0)
+            _head_gradient(gradient, x, d_head, first=main_grad is None and span.start == 0)
         if d_bias is not None:
             _bias_gradient(gradient, d_bias)
     if d_hidden is not None and shard.group is not None:

@@ -63,6 +63,7 @@ def weighted_ce(
     impl: Impl = "auto",
     chunk_bytes: int | None = None,
     group: Any = None,
+    main_grad: Tensor | None = None,
 ) -> Tensor:
     """Weighted cross-entropy of a linear head::
 
@@ -82,13 +83,18 @@ def weighted_ce(
     ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
+    ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
+    gradient to it, any upstream factor included and never rounded to 16 bit, and lm_head itself gets None. For
+    accumulation over micro-batches. No other [V, D] tensor exists then; the logits are computed once more in backward,
+    where the factor is known (four GEMMs instead of three, as with ``reduction="none"``).
+
     Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
-    return _reduce(call, batch, reduction, num_items)[0]
+    return _reduce(call, batch, reduction, num_items, main_grad)[0]
 
 
 def dss_loss(
@@ -119,6 +125,7 @@ def dss_loss(
     impl: Impl = "auto",
     chunk_bytes: int | None = None,
     group: Any = None,
+    main_grad: Tensor | None = None,
 ) -> DSSLoss:
     """Dynamic safety shaping::
 
@@ -157,7 +164,7 @@ def dss_loss(
         if kl in LABEL_KL:
             reference = Reference(_logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference)))
     call = batch.call(spec, options, bias=bias, reference=reference)
-    return DSSLoss(*_reduce(call, batch, reduction, num_items))
+    return DSSLoss(*_reduce(call, batch, reduction, num_items, main_grad))
 
 
 def token_logprobs(
@@ -240,7 +247,7 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
 
 
 def _reduce(
-    call: LossCall, batch: Batch, reduction: str, num_items: int | Tensor | None
+    call: LossCall, batch: Batch, reduction: str, num_items: int | Tensor | None, main_grad: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the op and reduce: the fields of :class:`DSSLoss`."""
     if reduction not in ("mean", "sum", "none"):
@@ -248,9 +255,13 @@ def _reduce(
     if num_items is not None and reduction != "mean":
         raise ValueError(f"num_items goes with reduction='mean', got reduction={reduction!r}")
     check_num_items(num_items)
-    if reduction == "none":
+    if reduction == "mean":
+        call, items = _divided(call, batch.items(num_items))
+    if main_grad is not None:
+        batch.check_main_grad(main_grad)
+        loss, token_ce, token_kl = _ops.MainGradLoss.apply(main_grad, *call)
+    elif reduction == "none":
         loss, token_ce, token_kl = _ops.token_loss(*call)
-        loss = loss.view(batch.shape)
     else:
         parameters = (call.hidden, call.lm_head, call.bias)
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
@@ -259,10 +270,20 @@ def _reduce(
     if call.kl_weight is not None:
         kl = _ops.times(call.kl_weight, token_kl)
     if reduction == "none":
-        ce, kl = ce.view(batch.shape), kl.view(batch.shape)
+        loss, ce, kl = (t.view(batch.shape) for t in (loss, ce, kl))
     else:
-        ce, kl = ce.sum(), kl.sum()
-    if reduction == "mean":
-        items = batch.items(num_items)
+        loss, ce, kl = loss.sum(), ce.sum(), kl.sum()
+    if reduction == "mean" and items is not None:
         loss, ce, kl = loss / items, ce / items, kl / items
     return loss, ce, kl, token_ce.view(batch.shape), token_kl.view(batch.shape)
+
+
+def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:
+    """The mean's divisor in the weights, which spares backward a pass over dW; and what is left to divide by.
+
+    Where dZ is rounded to 16 bit it would round to nothing: there the loss is divided.
+    """
+    if call.compute_dtype.itemsize == 2:
+        return call, items
+    kl_weight = None if call.kl_weight is None else call.kl_weight / items
+    return call._replace(ce_weight=call.ce_weight / items, kl_weight=kl_weight), None

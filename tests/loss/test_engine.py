@@ -51,10 +51,10 @@ def test_no_tensor_of_all_logits_exists(kl: str, reduction: str) -> None:
 
 def test_a_frozen_head_makes_no_weight_gradient() -> None:
     p = make_problem(64, 8, 640, torch.float32)
-    for trained, expected in ((False, 0), (True, 2)):  # the sum of the chunks, and its scaled copy
+    for trained, factor, expected in ((False, 1.0, 0), (True, 1.0, 1), (True, 2.0, 2)):  # the sum; its scaled copy
         hidden, head = p.hidden.clone().requires_grad_(), p.lm_head.clone().requires_grad_(trained)
         with Largest(watched=(640, 8)) as seen:
-            weighted_ce(hidden, head, p.labels).backward()
+            weighted_ce(hidden, head, p.labels).backward(torch.tensor(factor))
         assert seen.made == expected
         assert hidden.grad is not None
 
