@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .rows import FailedRow, Row
@@ -28,7 +28,7 @@ class Shard:
 
     def pack(self) -> dict[str, Any]:
         """The shard as a record of two plain columns, for engines with tables of their own."""
-        return {"name": self.name, "rows": json.dumps([asdict(row) for row in self.rows])}
+        return {"name": self.name, "rows": json.dumps([vars(row) for row in self.rows])}
 
     @staticmethod
     def unpack(record: Mapping[str, Any]) -> Shard:
@@ -151,7 +151,7 @@ class _Actor:
         records = []
         for shard in map(Shard.unpack, table.to_pylist()):
             scored = score_readable(self.scorer, shard.rows, lambda done: None)
-            records.append({"name": shard.name, "rows": json.dumps([asdict(row) for row in scored])})
+            records.append({"name": shard.name, "rows": json.dumps([vars(row) for row in scored])})
         return pa.Table.from_pylist(records, schema=_packed_schema())
 
 

@@ -18,7 +18,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +127,7 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
+        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_schema())
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         write_atomically(self.path(name), sink.getvalue())
