@@ -6,8 +6,8 @@ Conversations are generated, half of them poisoned; the guard is the tiny one. T
 `memory`: peak resident memory and rows per second of a run over a tenth of the rows and over all, each in a process of
 its own. `alternating`: bare and whole runs take turns on parts of the data; `overhead` is the median of the ratios less
 one. `inside`: in the whole runs of those turns, the time that was not spent in `star_scores`, over the time that was:
-the same overhead, which a busy machine distorts less, in processor time least. `resume`: a run over finished scores, which reads, plans and
-verifies everything and scores nothing. One JSON line per measurement.
+the same overhead, which a busy machine distorts less, in processor time least. `resume`: a run over finished scores,
+which reads, plans and verifies everything and scores nothing. One JSON line per measurement.
 """
 
 from __future__ import annotations
