@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, KVStore, using_prefix_attention
-from .boundaries import UNITS, find_settled_ends
-from .chat import Message, check_conversation, settled_spans
+from .boundaries import UNITS, find_ends, find_settled_ends
+from .chat import Message, check_conversation, settled_spans, token_offsets
 from .engine import Runner, check_supported
 from .packing import Segment
 from .prefix_tree import shared_length
@@ -68,15 +68,20 @@ class StarStream:
         settled = find_settled_ends(
             self.text, every=self.every, unit=self.unit, spans=lambda text: settled_spans(self.unit_tokenizer, text)
         )
-        if settled[: len(self.ends)] != self.ends:
-            raise ValueError("the tokenizer moved a boundary that was already scored; use another unit")
-        return [self._score(end) for end in settled[len(self.ends) :]]
+        return self._advance(settled)
 
     def close(self) -> list[float]:
-        """The score of the whole text, unless the last boundary already ended there."""
-        end = len(self.text.rstrip())
+        """The scores of the boundaries that only the end settles, the whole text's among them."""
         self.closed = True
-        return [] if self.ends and self.ends[-1] == end else [self._score(end)]
+        ends = find_ends(
+            self.text, every=self.every, unit=self.unit, spans=lambda text: token_offsets(self.unit_tokenizer, text)[1]
+        )
+        return self._advance(ends)
+
+    def _advance(self, ends: list[int]) -> list[float]:
+        if ends[: len(self.ends)] != self.ends:
+            raise ValueError("the tokenizer moved a boundary that was already scored; use another unit")
+        return [self._score(end) for end in ends[len(self.ends) :]]
 
     def fork(self) -> StarStream:
         """An independent stream with the same past, for another continuation."""

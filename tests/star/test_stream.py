@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fastdss.stream
 from fastdss import star_scores
 from fastdss.engine import reference_logits
 
-from .builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard
+from .builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard, make_tokenizer
 
 
 def feed(stream, text: str, size: int) -> list[float]:
@@ -31,6 +32,60 @@ def test_a_stream_equals_the_batch(architecture, kind):
         assert stream.scores == scores
         assert len(stream.seconds) == len(scores)
         assert torch.allclose(torch.tensor(scores), batch.scores[i], rtol=0, atol=1e-6)
+
+
+UNITS = ("word", "token", "sentence", "character")
+TEXTS = [
+    *BATCH["response"],
+    'He said "Wait!" (twice). And so? Yes... No?! Then:\n\n- one\n- two.\n',
+    "  leading blanks\t\tand tabs ,  then . a lone stop  ",
+    "。日本語の文です。次の文！「はい？」 end",
+    "it's 12345678 o'clock,we'll see'em",
+]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_every_unit_has_the_batchs_boundaries_however_the_text_arrives(unit, kind):
+    """Also for a tokenizer that merges across words, whose tokens are settled by nothing but the end."""
+    guard = make_guard(kind=kind)
+    for every in (1, 3) if unit != "character" else (7,):
+        batch = star_scores(guard, {"prompt": ["Hello"] * len(TEXTS), "response": TEXTS}, every=every, unit=unit)
+        for i, text in enumerate(TEXTS):
+            stream = guard.stream("Hello", every=every, unit=unit)
+            scores = feed(stream, text, (1, 2, 1000, 3)[i % 4])
+            assert stream.ends == batch.ends[i], text
+            assert torch.allclose(torch.tensor(scores), batch.scores[i], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_boundaries_come_while_the_text_is_written(unit):
+    """Not all of them at the end: a word needs the blank after it, a token the next word, a sentence what follows."""
+    stream = make_guard(kind="gpt2").stream("Hello", every=1, unit=unit)
+    stream.append("You can call. Or")
+    assert stream.ends[-1] == {"word": 13, "token": 13, "sentence": 13, "character": 16}[unit]
+    stream.append(" mail")
+    assert stream.ends[-1] == {"word": 16, "token": 16, "sentence": 13, "character": 21}[unit]
+
+
+def test_the_policys_tokens_may_be_the_units():
+    guard, policy = make_guard(), make_tokenizer("metaspace")
+    text = BATCH["response"][1]
+    batch = star_scores(guard, {"prompt": ["Hello"], "response": [text]}, every=2, unit="token", unit_tokenizer=policy)
+    stream = guard.stream("Hello", every=2, unit="token", unit_tokenizer=policy)
+    assert feed(stream, text, 4) == pytest.approx(batch.scores[0].tolist(), abs=1e-6)
+    assert stream.ends == batch.ends[0]
+    assert stream.fork().unit_tokenizer is policy
+
+
+def test_a_tokenizer_that_goes_back_on_a_boundary_is_an_error(monkeypatch):
+    guard = make_guard()
+    stream = guard.stream("Hello", every=1, unit="token")
+    stream.append("You can call her on ")
+    assert stream.ends
+    monkeypatch.setattr(fastdss.stream, "settled_spans", lambda tokenizer, text: [(0, 2), (2, 5), (5, 9)])
+    with pytest.raises(ValueError, match="moved a boundary"):
+        stream.append("555")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -109,6 +164,8 @@ def test_errors():
     guard = make_guard()
     with pytest.raises(ValueError, match="every"):
         guard.stream("Hello", every=0)
+    with pytest.raises(ValueError, match="unit: expected one of"):
+        guard.stream("Hello", unit="line")
     stream = guard.stream("Hello")
     with pytest.raises(ValueError, match="lone surrogate"):
         stream.append("\ud800")
