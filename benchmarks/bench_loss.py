@@ -162,7 +162,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         extra = r.get("peak_extra_bytes")
         error = r.get("error")
         print(
-            f"  {r['method']:<24} {r['median_s'] * 1e3:9.1f} ms  ({r['p20_s'] * 1e3:.0f} to {r['p80_s'] * 1e3:.0f})"
+            f"  {r['method']:<41} {r['median_s'] * 1e3:9.1f} ms  ({r['p20_s'] * 1e3:.0f} to {r['p80_s'] * 1e3:.0f})"
             f"  {r['ratio_to_floor']:5.2f} x floor"
             + (f"  {r['median_s'] / fast:5.2f} x fastdss" if fast else "")
             + (f"  {extra / 2**20:7.0f} MiB" if extra is not None else "")

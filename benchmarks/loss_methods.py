@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +30,11 @@ class Case:
 CPU_GRID = [
     Case(2048, 576, 49152, "float32"),
     Case(2048, 576, 49152, "bfloat16"),
+    Case(2048, 576, 49152, "float32", loss="k2"),
+    Case(2048, 576, 49152, "bfloat16", loss="k2"),
     Case(1024, 576, 49152, "float32", loss="k2", frozen=True),
     Case(1024, 576, 49152, "float32", loss="reverse"),
+    Case(1024, 576, 49152, "float32", loss="reverse", frozen=True),
 ]
 # Llama-3 8B and 1B, Qwen3 0.6B, 4B and 8B, Gemma-3 1B and 4B; the first is the shape of the published figures.
 _HEADS = [
@@ -131,15 +135,23 @@ def full_logits(x: Inputs) -> Tensor:
 _compiled = torch.compile(full_logits)
 
 
+def _weighted(x: Inputs, token: Tensor) -> Tensor:
+    """The loss around a peer's per-token cross-entropy ``token [N]``, whose weights it only meets in backward."""
+    if x.case.loss == "reverse":
+        raise Unavailable("no KL over the vocabulary with a weight for each token")
+    token = token.float()
+    loss = x.star * token
+    if x.case.loss == "k2":
+        loss = loss + (1 - x.star) * KL_SCALE * (token + x.ref_logprobs) ** 2 / 2
+    counts = x.labels != -100
+    return torch.where(counts, loss, 0).sum() / counts.sum()
+
+
 def torch_linear_cross_entropy(x: Inputs) -> Tensor:
-    """torch's own chunked loss; it takes no token weights, so per-token losses are weighted outside."""
-    if x.case.loss != "ce":
-        raise Unavailable("no KL term")
     if not hasattr(F, "linear_cross_entropy"):
         raise Unavailable("this torch has no F.linear_cross_entropy")
     options = torch.nn.LinearCrossEntropyOptions()
-    token = F.linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none", options=options)
-    return (token.float() * x.star).sum() / (x.labels != -100).sum()
+    return _weighted(x, F.linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none", options=options))
 
 
 def cut_cross_entropy(x: Inputs) -> Tensor:
@@ -149,27 +161,35 @@ def cut_cross_entropy(x: Inputs) -> Tensor:
         raise Unavailable("cut-cross-entropy is not installed") from error
     if not x.hidden.is_cuda:
         raise Unavailable("cut-cross-entropy's kernels need a GPU")
-    if x.case.loss == "reverse":
-        raise Unavailable("no KL to reference hidden states")
-    token = linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none")
-    loss = x.star * token
-    if x.case.loss == "k2":
-        loss = loss + (1 - x.star) * KL_SCALE * (token + x.ref_logprobs) ** 2 / 2
-    counts = x.labels != -100
-    return torch.where(counts, loss, 0).sum() / counts.sum()
+    return _weighted(x, linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none"))
 
 
-def liger(x: Inputs) -> Tensor:
-    """Unweighted: Liger's fused loss has no per-token weights. Shown for scale, its error is not checked."""
+def _liger(x: Inputs) -> Any:
     try:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+        from liger_kernel.transformers import functional
     except ImportError as error:
         raise Unavailable("liger-kernel is not installed") from error
     if not x.hidden.is_cuda:
         raise Unavailable("Liger's kernels need a GPU")
-    if x.case.loss != "ce":
-        raise Unavailable("no composition without per-token weights")
-    return liger_fused_linear_cross_entropy(x.hidden, x.head, x.labels)
+    return functional.liger_fused_linear_cross_entropy, functional.liger_fused_linear_jsd
+
+
+def liger(x: Inputs, chunks: int = 1) -> Tensor:
+    """``chunks``: how many times its default slab; dW in fp32, without which its error grows with the chunks."""
+    cross_entropy, _ = _liger(x)
+    options = {"accum_dtype": torch.float32, "chunk_mem_const": chunks}
+    return _weighted(x, cross_entropy(x.hidden, x.head, x.labels, reduction="none", **options))
+
+
+def liger_composed(x: Inputs, chunks: int = 1) -> Tensor:
+    """Cross-entropy and reverse KL as two fused losses. Its divergence takes no weights: here neither has any."""
+    cross_entropy, jsd = _liger(x)
+    if x.case.loss != "reverse":
+        raise Unavailable("made for the KL over the vocabulary")
+    options: dict[str, Any] = {"accum_dtype": torch.float32}
+    ce = cross_entropy(x.hidden, x.head, x.labels, chunk_mem_const=chunks, **options)
+    arguments = (x.hidden, x.head, x.ref_hidden, x.ref_head)
+    return ce + KL_SCALE * jsd(*arguments, shift_labels=x.labels, jsd_beta=1.0, **options)
 
 
 def quack(x: Inputs) -> Tensor:
@@ -182,12 +202,16 @@ def quack(x: Inputs) -> Tensor:
     return chunked_linear_cross_entropy(x.hidden, x.head, x.labels, reduction="mean")
 
 
+LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
     "eager": full_logits,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": torch_linear_cross_entropy,
     "cut-cross-entropy": cut_cross_entropy,
-    "liger (unweighted)": liger,
+    "liger": liger,
+    "liger, large chunks": partial(liger, chunks=LARGE_CHUNKS),
+    "liger CE + JSD (unweighted)": liger_composed,
+    "liger CE + JSD, large chunks (unweighted)": partial(liger_composed, chunks=LARGE_CHUNKS),
     "quack (unweighted)": quack,
 }

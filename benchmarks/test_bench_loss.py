@@ -26,6 +26,18 @@ def test_step(benchmark: Any, method: str, case: Case) -> None:
     assert len(gradients) == 2 - case.frozen
 
 
+@pytest.mark.parametrize("loss", ["ce", "k2", "reverse"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_runs_here_is_right(method: str, loss: str) -> None:
+    """On a GPU with the peers installed this is what shows that their adapters still fit."""
+    case = Case(256, 64, 4096, loss=loss)
+    try:
+        error = check(METHODS[method], make_inputs(case, DEVICE))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert "unweighted" in method or error < 1e-5
+
+
 def test_the_floor_and_the_memory_meter_measure_something() -> None:
     x = make_inputs(Case(64, 16, 512), DEVICE)
     gemm_floor(x)()
