@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 Message = dict[str, Any]
 Conversation = list[Message]
 
@@ -19,6 +21,10 @@ MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of
 _ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte-fallback pieces: ordinary text may need them
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
+
+
+class RefusedByTemplate(ValueError, TemplateError):
+    """A template raised an error; the message never quotes content."""
 
 
 class Encoding(NamedTuple):
@@ -66,13 +72,19 @@ class ChatEncoder:
     def render(self, conversations: Sequence[Conversation], *, generation_prompt: bool, suffix: str = "") -> list[str]:
         """The template's text for each conversation, followed by ``suffix``."""
         prepared = [self.messages(chat) if self.messages else chat for chat in conversations]
-        texts = self.tokenizer.apply_chat_template(
-            prepared,
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **self.template_kwargs,
-        )
+        try:
+            texts = self.tokenizer.apply_chat_template(
+                prepared,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.template_kwargs,
+            )
+        except TemplateError as error:
+            # What stands in the template literally quotes no row; anything else might.
+            source = str(self.template or self.tokenizer.chat_template)
+            reason = str(error) if str(error) in source else type(error).__name__
+            raise RefusedByTemplate(f"the chat template refuses the conversation: {reason}") from None
         return [text + suffix for text in texts]
 
     def encode(
