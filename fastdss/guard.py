@@ -130,7 +130,7 @@ class Guard:
         from .specs import choose_spec, find_spec, read_config
 
         source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **source)
         if isinstance(spec, str):
             spec = find_spec(spec)
         if spec is None:
@@ -139,7 +139,12 @@ class Guard:
         loader: Any = TokenHeadModel if spec.token_head else AutoModelForCausalLM
         safetensors = True if gguf_file is None else None
         model = loader.from_pretrained(
-            name_or_path, dtype=dtype, device_map=device_map, use_safetensors=safetensors, **source
+            name_or_path,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=safetensors,
+            trust_remote_code=False,  # else transformers asks on the terminal
+            **source,
         )
         return cls(model, tokenizer, spec, check=check)
 

@@ -29,6 +29,7 @@ def add_score(commands: Any) -> None:
     add("--unit", choices=UNITS, default="word", help="what a chunk counts")
     add("--max-tokens", type=int, help="score what fits instead of failing rows longer than the guard's context")
     add("--revision", help="commit, tag or branch of a guard on the Hub")
+    add("--spec", metavar="NAME", help="known guard whose spec to use, where the guard's own name does not tell")
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     for column in ("prompt", "response", "messages", "id"):
@@ -72,6 +73,7 @@ def _score(args: argparse.Namespace) -> None:
         every=args.every,
         unit=args.unit,
         max_tokens=args.max_tokens,
+        spec=args.spec,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,

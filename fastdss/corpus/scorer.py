@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,8 +53,8 @@ class StarScorer:
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), or a loaded ``Guard``. Named guards load
     on the first batch, in the process that scores, so that the scorer pickles as a few strings; ``spec``, ``revision``
-    (of a Hub id) and ``dtype`` say how. ``every``, ``unit``, ``max_tokens``, ``sharpen``, ``impl``, ``gemm``,
-    ``budget``: see ``star_scores``. device: ``"auto"`` is the current GPU, else the CPU.
+    (of a Hub id) and ``dtype`` say how, see ``Guard.from_pretrained``. ``every``, ``unit``, ``max_tokens``,
+    ``sharpen``, ``impl``, ``gemm``, ``budget``: see ``star_scores``. device: ``"auto"``, the current GPU, else the CPU.
 
     It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
     """
@@ -65,7 +65,7 @@ class StarScorer:
     unit: str = "word"
     max_tokens: int | None = None
     sharpen: float | str = 1.0
-    spec: GuardSpec | None = None
+    spec: GuardSpec | str | None = None
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -121,12 +121,12 @@ class StarScorer:
         loading the model. What moves scores by rounding alone (impl, gemm, budget, device) is left out.
         """
         name, revision, encoder, spec = self._described()
-        rendered = [_rendered(encoder, probe, spec.answer_prefix) for probe in _PROBES]
-        verdicts = [*map(list, spec.words), spec.other_weight]
+        rendered = [_rendered(encoder, probe) for probe in _PROBES]
+        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("name", "messages", "note")}
         return {
             "guard": name,
             "revision": revision,
-            "template_hash": _sha256(json.dumps([rendered, verdicts]).encode()),
+            "template_hash": _sha256(json.dumps([rendered, asked], default=str).encode()),
             "options": {
                 "every": self.every,
                 "unit": self.unit,
@@ -174,14 +174,13 @@ class StarScorer:
     def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
         """Scores of a batch. Where it fails, the row that the error names is tried alone, or halves are."""
         import torch
-        from jinja2 import TemplateError
 
         from ..scoring import star_scores
 
         batch: dict[str, list] = {"prompt": [row.history for row in rows], "response": [row.response for row in rows]}
         try:
             star = star_scores(self._load(), batch, **self._options())
-        except (ValueError, TypeError, TemplateError, torch.OutOfMemoryError) as error:
+        except (ValueError, TypeError, torch.OutOfMemoryError) as error:
             if len(rows) == 1:
                 return [_failed(rows[0], _reason(error, rows[0]))]
             named = _NAMED_ROW.match(str(error))
@@ -202,24 +201,24 @@ class StarScorer:
         """Name, revision, chat encoder and spec, without loading a named guard's weights."""
         from ..chat import ChatEncoder
         from ..guard import Guard
-        from ..specs import TINY, find_spec
+        from ..specs import TINY, choose_spec, find_spec, read_config
 
         if isinstance(self.guard, Guard):
             return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoder, self.guard.spec
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         name = str(self.guard)
-        source = Path(__file__).parents[1] / "tiny_guard" if name == "tiny" else self.guard
-        spec = TINY if name == "tiny" else self.spec or find_spec(name)
-        config = AutoConfig.from_pretrained(source, revision=self.revision, trust_remote_code=False)
+        source = str(Path(__file__).parents[1] / "tiny_guard") if name == "tiny" else name
+        config = read_config(source, revision=self.revision)
         if Path(source).is_dir():
             revision = _folder_hash(Path(source))
         else:
-            self.revision = getattr(config, "_commit_hash", None)
-            if self.revision is None:
+            if not config.get("_commit_hash"):
                 raise ValueError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
-            revision = self.revision
+            revision = self.revision = str(config["_commit_hash"])
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
+        spec = TINY if name == "tiny" else find_spec(self.spec) if isinstance(self.spec, str) else self.spec
+        spec = spec or choose_spec([name], config, tokenizer.chat_template)
         encoder = ChatEncoder(
             tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
         )
@@ -254,7 +253,7 @@ def _failed(row: Row | FailedRow, reason: str) -> ScoredRow:
 
 
 def _reason(error: Exception, row: Row) -> str:
-    """The error without its place in the batch; one that fastdss did not word may quote the text and is only named."""
+    """The error without its place in the batch; one that quotes the row, as others' code might, is only named."""
     text = _NAMED_ROW.sub("", str(error), count=1)
     if isinstance(error, ValueError | TypeError) and not _quotes(text, row):
         return text
@@ -267,12 +266,10 @@ def _quotes(message: str, row: Row) -> bool:
     return any(len(word) > 8 and word in message for word in words)
 
 
-def _rendered(encoder: Any, conversation: list[dict[str, str]], suffix: str) -> str | None:
-    from jinja2 import TemplateError
-
+def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
     try:
-        return encoder.render([conversation], generation_prompt=True, suffix=suffix)[0]
-    except TemplateError:
+        return encoder.render([conversation], generation_prompt=True)[0]
+    except ValueError:
         return None  # a template for one exchange only
 
 

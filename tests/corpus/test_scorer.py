@@ -13,6 +13,7 @@ import fastdss
 from fastdss import Guard, StarScorer, scoring, star_scores
 from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
+from fastdss.guard import AnswerField
 from fastdss.specs import TINY
 from tests.corpus.fakes import CANARY
 
@@ -55,6 +56,18 @@ def test_a_batch_has_the_scores_of_star_scores(guard):
     assert scored["error"] == [None] * 3
 
 
+def test_a_reason_that_would_quote_the_row_names_the_error_alone(guard, monkeypatch):
+    scorer = StarScorer(guard)
+    scorer(columns(GOOD))
+
+    def fail(model, batch, **options):
+        raise ValueError(f"row 0: cannot digest {batch['response'][0]}")
+
+    monkeypatch.setattr(scoring, "star_scores", fail)
+    (reason,) = scorer(columns([{"prompt": "Hello", "response": CANARY}]))["error"]
+    assert reason == f"ValueError in a row of {len(CANARY)} characters after the roles user"
+
+
 def test_it_pickles_small_after_it_has_loaded():
     scorer = StarScorer("tiny")
     before = scorer(columns(GOOD[:1]))
@@ -80,9 +93,9 @@ def test_bad_rows_fail_alone_and_the_reason_has_no_text(guard):
         assert scored["scores"][place] == pytest.approx(alone["scores"][row], abs=1e-6)
         assert scored["error"][place] is None
     for place, reason in (
-        (0, "TemplateError"),
+        (0, "refuses the conversation"),
         (2, "exceed the context"),
-        (3, "after the roles system"),
+        (3, "refuses"),
         (7, "surrogate"),
     ):
         assert reason in scored["error"][place]
@@ -154,7 +167,8 @@ def test_identity_follows_what_scores_depend_on(copy, guard):
         StarScorer(copy, sharpen=0.5),
         StarScorer(copy, dtype="bfloat16"),
         StarScorer(copy, spec=replace(TINY, answer_prefix="\n")),
-        StarScorer(copy, spec=replace(TINY, other_weight=0.5)),
+        StarScorer(copy, spec=replace(TINY, safe="unsafe", unsafe="safe")),
+        StarScorer(copy, spec=replace(TINY, fields=(AnswerField("Refused: ", ("safe", "unsafe")),))),
     ]
     keys = [json.dumps(key(scorer)) for scorer in [StarScorer(copy), *others]]
     assert len(set(keys)) == len(keys)
@@ -190,8 +204,9 @@ def test_guards_with_code_or_pickles_are_refused(copy):
     (copy / "evil.py").write_text("raise SystemExit('remote code ran')")
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
-        StarScorer(copy).identity()
+    (copy / "pytorch_model.bin").rename(copy / "model.safetensors")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        StarScorer(copy, spec=TINY)(columns(GOOD))
 
 
 def test_batches_hold_rows_of_similar_length_under_caps():
