@@ -4,15 +4,18 @@
     python benchmarks/bench_star.py --device cuda --dtype bfloat16 --shape granite-2b --responses 100 --case 150:30
 
 Random weights in a real model's shape and random tokens in a guard's layout (head, prompt and response, tail), so
-nothing is downloaded. Every way must give the same logits before anything is timed. Slow ways run on every n-th prefix
-(``sampled``) and their time is scaled by tokens. ``cpu_s`` is processor time, which a busy machine distorts less.
-One JSON line per way and case; ``--plot`` draws them.
+nothing is downloaded. Every way must give the same logits before anything is timed. The ways take turns, so that a busy
+machine slows all of them. Slow ways run on every n-th prefix (``sampled``) and their time is scaled by tokens.
+``cpu_s`` is processor time. One JSON line per way and case, added to ``--out``; a picture of this run lies next to it.
+Prepacked weights (oneDNN) are kept from call to call, as a guard keeps them; the template's head is computed anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -25,15 +28,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from star_ways import (
+    VERDICTS,
+    by_cropped_cache,
+    by_flex,
+    by_generate,
+    by_prefix,
+    by_sorted_batches,
+    make_vllm,
+    plain_forward,
+)
 from torch import Tensor
-from transformers import DynamicCache, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fastdss.cpu_linear import eligible_layers
-from fastdss.engine import reference_logits, tree_logits
-from fastdss.prefix_tree import PrefixTree, build_tree, shared_length
+from fastdss.cpu_linear import PackedWeights, eligible_layers
+from fastdss.engine import tree_logits
+from fastdss.prefix_tree import PrefixTree, build_tree
 
 HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
-VERDICTS = [3, 5]
 BASE, PLAIN = "one forward per prefix", "plain causal forward"
 
 
@@ -68,71 +80,6 @@ def make_trees(words: int, boundaries: int, responses: int, vocabulary: int, see
     return trees
 
 
-def by_prefix(model, renderings: list[list[int]]) -> Tensor:
-    return reference_logits(model, VERDICTS, renderings)
-
-
-def by_sorted_batches(model, renderings: list[list[int]], tokens: int = 2048) -> Tensor:
-    """Prefixes of similar length in one right-padded batch."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(renderings)), key=lambda i: len(renderings[i]))
-    out = torch.empty(len(renderings), len(VERDICTS))
-    while order:
-        size = max(1, tokens // len(renderings[order[0]]))
-        rows, order = order[:size], order[size:]
-        longest = max(len(renderings[i]) for i in rows)
-        ids = torch.tensor([renderings[i] + [0] * (longest - len(renderings[i])) for i in rows], device=device)
-        lengths = torch.tensor([len(renderings[i]) for i in rows], device=device)
-        mask = torch.arange(longest, device=device)[None] < lengths[:, None]
-        with torch.inference_mode():
-            hidden = model.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(rows), device=device), lengths - 1]
-            out[rows] = (last @ model.lm_head.weight[VERDICTS].T).float().cpu() / scaling(model)
-    return out
-
-
-def by_generate(model, renderings: list[list[int]]) -> Tensor:
-    """As the paper's released code does it: ``generate`` on every chunk, the scores of the first new token."""
-    device = next(model.parameters()).device
-    rows = []
-    for ids in renderings:
-        made = model.generate(
-            torch.tensor([ids], device=device), attention_mask=torch.ones(1, len(ids), device=device),
-            max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True, pad_token_id=0,
-        )  # fmt: skip
-        rows.append(made.scores[0][0, VERDICTS].float().cpu())
-    return torch.stack(rows)
-
-
-def by_cropped_cache(model, renderings: list[list[int]]) -> Tensor:
-    """One growing ``DynamicCache``; each prefix crops the last one's tail and adds its own."""
-    device = next(model.parameters()).device
-    cache, cached, rows = DynamicCache(), np.empty(0, dtype=np.int64), []
-    with torch.inference_mode():
-        for ids in map(np.asarray, renderings):
-            keep = min(shared_length(cached, ids), len(ids) - 1)
-            if len(cached) > keep:
-                cache.crop(keep - len(cached))
-            new = torch.as_tensor(ids[keep:], device=device)[None]
-            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            rows.append(logits[0, -1, VERDICTS].float().cpu())
-            cached = ids
-    return torch.stack(rows)
-
-
-def plain_forward(model, tokens: int, length: int) -> None:
-    """Causal forwards over ``tokens`` tokens in texts of ``length``: the bar."""
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for left in range(0, tokens, length):
-            ids = torch.zeros(1, min(length, tokens - left), dtype=torch.long, device=device)
-            model.model(input_ids=ids, use_cache=False)
-
-
-def scaling(model) -> float:
-    return getattr(model.config, "logits_scaling", 1.0)
-
-
 @dataclass
 class Way:
     name: str
@@ -148,15 +95,19 @@ def ways(model, trees: list[PrefixTree], sample: int, budget: int | None) -> lis
     some, naive = whole[::sample], sum(map(len, whole))
     scale = naive / sum(map(len, some))
     distinct = sum(tree.num_tokens for tree in trees)
+    packed, vllm = PackedWeights(), make_vllm(model)
 
     def fast(gemm: str) -> Callable[[], Tensor]:
-        return lambda: tree_logits(model, VERDICTS, trees, list(range(len(trees))), budget=budget, gemm=gemm)
+        prompts = list(range(len(trees)))
+        return lambda: tree_logits(model, VERDICTS, trees, prompts, budget=budget, gemm=gemm, packed=packed)
 
     return [
         Way(BASE, lambda: by_prefix(model, some), naive, scale, sample),
         Way("length-sorted batches", lambda: by_sorted_batches(model, some), naive, scale, sample),
         Way("generate per prefix", lambda: by_generate(model, some), naive, scale, sample),
         Way("cropped DynamicCache", lambda: by_cropped_cache(model, whole), distinct),
+        Way("FlexAttention", lambda: by_flex(model, trees), distinct),
+        *([Way("vLLM, prefix caching", lambda: vllm(whole), distinct)] if vllm else []),
         Way(PLAIN, lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
         Way("fastdss", fast("default"), distinct),
         *([Way("fastdss, oneDNN", fast("onednn"), distinct)] if eligible_layers(model) else []),
@@ -177,20 +128,28 @@ def check(todo: list[Way], tolerance: float) -> dict[str, float]:
     return errors
 
 
-def measure(way: Way, device: str, repeats: int) -> dict:
-    wall, cpu = [], []
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def measure(todo: list[Way], device: str, repeats: int) -> list[dict]:
+    """Seconds of each way, scaled to all prefixes; in every repeat each way has its turn."""
+    walls, processors = ([[] for _ in todo] for _ in range(2))
+    memory = [{} for _ in todo]
     for _ in range(repeats):
-        begun = time.perf_counter(), time.process_time()
-        way.run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        wall.append((time.perf_counter() - begun[0]) * way.scale)
-        cpu.append((time.process_time() - begun[1]) * way.scale)
-    p20, p80 = np.percentile(wall, [20, 80]).tolist()
-    memory = {"peak_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {}
-    return {"median_s": statistics.median(wall), "p20_s": p20, "p80_s": p80, "cpu_s": statistics.median(cpu), **memory}
+        for i, way in enumerate(todo):
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            begun = time.perf_counter(), time.process_time()
+            way.run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+                memory[i] = {"peak_bytes": torch.cuda.max_memory_allocated()}
+            walls[i].append((time.perf_counter() - begun[0]) * way.scale)
+            processors[i].append((time.process_time() - begun[1]) * way.scale)
+    rows = []
+    for wall, cpu, peak in zip(walls, processors, memory, strict=True):
+        p20, p80 = np.percentile(wall, [20, 80]).tolist()
+        rows.append(
+            {"median_s": statistics.median(wall), "p20_s": p20, "p80_s": p80, "cpu_s": statistics.median(cpu)} | peak
+        )
+    return rows
 
 
 def environment(args: argparse.Namespace) -> dict:
@@ -198,7 +157,7 @@ def environment(args: argparse.Namespace) -> dict:
     chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     return {
         "shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype, "device": args.device, "chip": chip,
-        "threads": torch.get_num_threads(), "commit": commit.stdout.strip(),
+        "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "commit": commit.stdout.strip(),
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
 
@@ -214,10 +173,10 @@ def bench(args: argparse.Namespace) -> list[dict]:
         todo = ways(model, trees, max(1, boundaries // args.sampled), args.budget)
         todo = [way for way in todo if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]
         errors = check(todo, 1e-5 if args.dtype == "float32" else 2e-2)
-        for way in todo:
+        for way, times in zip(todo, measure(todo, args.device, args.repeats), strict=True):
             row = {"words": words, "boundaries": boundaries, "responses": args.responses, "way": way.name}
             row |= {"tokens": way.tokens, "sampled": way.sampled, "max_error": errors.get(way.name)}
-            rows.append(row | measure(way, args.device, args.repeats) | environment(args))
+            rows.append(row | times | environment(args))
         base, plain = (next(r for r in rows[-len(todo) :] if r["way"] == name) for name in (BASE, PLAIN))
         for row in rows[-len(todo) :]:
             row |= {f"speedup{key[:-2]}": base[key] / row[key] for key in ("median_s", "cpu_s")}
@@ -227,19 +186,34 @@ def bench(args: argparse.Namespace) -> list[dict]:
 
 
 def plot(rows: list[dict], path: Path) -> None:
+    """Speed against the number of boundaries, and how many times fewer tokens there are, all that sharing gives."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    cases = sorted({(row["words"], row["boundaries"]) for row in rows})
-    figure, axes = pyplot.subplots(1, len(cases), figsize=(6 * len(cases), 3.5), squeeze=False)
-    for axis, case in zip(axes[0], cases, strict=True):
-        shown = [row for row in rows if (row["words"], row["boundaries"]) == case]
-        axis.barh([row["way"] for row in shown], [row["cpu_s"] for row in shown])
-        axis.set(title=f"{case[0]} words, {case[1]} boundaries", xlabel="processor seconds")
+    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    cases = sorted({(row["boundaries"], row["words"]) for row in rows})
+    limits = [
+        max(row["tokens"] for row in of_case) / min(row["tokens"] for row in of_case)
+        for of_case in ([row for row in rows if (row["boundaries"], row["words"]) == case] for case in cases)
+    ]
+    axis.plot([k for k, _ in cases], limits, "k:", label="tokens saved")
+    for way in dict.fromkeys(row["way"] for row in rows):
+        shown = sorted((row["boundaries"], row["words"], row["speedupcpu"]) for row in rows if row["way"] == way)
+        axis.plot([k for k, _, _ in shown], [speed for _, _, speed in shown], "o-", label=way)
+    ticks = [f"{k}\n({words} words)" for k, words in cases]
+    axis.set_xscale("log")
+    axis.set_xticks([k for k, _ in cases], ticks, minor=False)
+    axis.minorticks_off()
+    row = rows[0]
+    axis.set(
+        yscale="log", xlabel="boundaries", ylabel=f"speed ({BASE} = 1)",
+        title=f"{row['shape']}, {row['layers']} layers, {row['dtype']}, {row['chip']}, {row['threads']} threads",
+    )  # fmt: skip
+    axis.legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, dpi=110)
 
 
 def case(text: str) -> tuple[int, int]:
@@ -251,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     p.add_argument("--layers", type=int, default=0, help="fewer layers than the shape has: the same ratios, sooner")
-    p.add_argument("--case", type=case, action="append", help="words:boundaries; default 200:40 and 800:160")
+    p.add_argument("--case", type=case, action="append", help="words:boundaries; default 200:10 200:40 800:160")
     p.add_argument("--responses", type=int, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", default="float32")
@@ -260,21 +234,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampled", type=int, default=10, help="prefixes that the slow ways run, spread over all")
     p.add_argument("--ways", nargs="*", help="names of the ways to run; default all")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--out", type=Path, help="append the JSON lines to this file")
-    p.add_argument("--plot", type=Path, help="draw the rows")
+    p.add_argument(
+        "--out", type=Path, help="default benchmarks/results/star_<device>.jsonl; the picture's ends in .png"
+    )
     return p
 
 
 def main(argv: list[str]) -> list[dict]:
     args = parser().parse_args(argv)
-    args.case = args.case or [(200, 40), (800, 160)]
+    args.case = args.case or [(200, 10), (200, 40), (800, 160)]
+    args.out = args.out or Path(__file__).parent / "results" / f"star_{args.device}.jsonl"
     rows = bench(args)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    if args.plot:
-        plot(rows, args.plot)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    if importlib.util.find_spec("matplotlib"):
+        plot(rows, args.out.with_suffix(".png"))
     return rows
 
 

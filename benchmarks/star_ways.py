@@ -1,0 +1,148 @@
+"""The ways to get a guard's verdict logits for every prefix of a response that ``bench_star`` compares with fastdss.
+
+Each takes a model and returns logits ``[prefixes, verdicts]`` on the CPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import DynamicCache
+
+from fastdss.engine import reference_logits
+from fastdss.prefix_tree import PrefixTree, shared_length
+
+VERDICTS = [3, 5]
+
+
+def by_prefix(model, renderings: list[list[int]]) -> Tensor:
+    return reference_logits(model, VERDICTS, renderings)
+
+
+def by_sorted_batches(model, renderings: list[list[int]], tokens: int = 2048) -> Tensor:
+    """Prefixes of similar length in one right-padded batch."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(renderings)), key=lambda i: len(renderings[i]))
+    out = torch.empty(len(renderings), len(VERDICTS))
+    while order:
+        size = max(1, tokens // len(renderings[order[0]]))
+        rows, order = order[:size], order[size:]
+        longest = max(len(renderings[i]) for i in rows)
+        ids = torch.tensor([renderings[i] + [0] * (longest - len(renderings[i])) for i in rows], device=device)
+        lengths = torch.tensor([len(renderings[i]) for i in rows], device=device)
+        mask = torch.arange(longest, device=device)[None] < lengths[:, None]
+        with torch.inference_mode():
+            hidden = model.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(rows), device=device), lengths - 1]
+            out[rows] = (last @ model.lm_head.weight[VERDICTS].T).float().cpu() / scaling(model)
+    return out
+
+
+def by_generate(model, renderings: list[list[int]]) -> Tensor:
+    """As the paper's released code does it: ``generate`` on every chunk, the scores of the first new token."""
+    device = next(model.parameters()).device
+    rows = []
+    for ids in renderings:
+        made = model.generate(
+            torch.tensor([ids], device=device), attention_mask=torch.ones(1, len(ids), device=device),
+            max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True, pad_token_id=0,
+        )  # fmt: skip
+        rows.append(made.scores[0][0, VERDICTS].float().cpu())
+    return torch.stack(rows)
+
+
+def by_cropped_cache(model, renderings: list[list[int]]) -> Tensor:
+    """One growing ``DynamicCache``; each prefix crops the last one's tail and adds its own."""
+    device = next(model.parameters()).device
+    cache, cached, rows = DynamicCache(), np.empty(0, dtype=np.int64), []
+    with torch.inference_mode():
+        for ids in map(np.asarray, renderings):
+            keep = min(shared_length(cached, ids), len(ids) - 1)
+            if len(cached) > keep:
+                cache.crop(keep - len(cached))
+            new = torch.as_tensor(ids[keep:], device=device)[None]
+            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            rows.append(logits[0, -1, VERDICTS].float().cpu())
+            cached = ids
+    return torch.stack(rows)
+
+
+def by_flex(model, trees: list[PrefixTree]) -> Tensor:
+    """FlexAttention: trunk and branches of a response in one pack, with a BlockMask made from its arrays."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("flex_attention")
+    try:
+        with torch.inference_mode():
+            return torch.cat([_flex_forward(model, tree) for tree in trees])
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _flex_forward(model, tree: PrefixTree) -> Tensor:
+    device = next(model.parameters()).device
+    ids, position, read = list(tree.trunk), list(range(len(tree.trunk))), []
+    limit, first = [len(ids)] * len(ids), [0] * len(ids)  # a token sees trunk[:limit] and the pack from first to itself
+    for start, tail in zip(tree.starts, tree.tails, strict=True):
+        first += [len(ids)] * len(tail)
+        limit += [start] * len(tail)
+        position += range(start, start + len(tail))
+        ids += tail
+        read.append(len(ids) - 1 if tail else start - 1)
+    limits, firsts = torch.tensor(limit, device=device), torch.tensor(first, device=device)
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & ((key >= firsts[query]) | (key < limits[query]))
+
+    mask = create_block_mask(seen, 1, 1, len(ids), len(ids), device=device.type)
+    hidden = model.model(
+        input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([position], device=device),
+        attention_mask=mask, use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    return (hidden[0, read] @ model.lm_head.weight[VERDICTS].T).float().cpu() / scaling(model)
+
+
+def make_vllm(model) -> Callable[[list[list[int]]], Tensor] | None:
+    """vLLM with prefix caching on the same weights, or None where it is not installed. Not run yet: no GPU at hand.
+
+    Returns log-probabilities among the verdicts, whose softmax is the score as well.
+    """
+    if importlib.util.find_spec("vllm") is None or next(model.parameters()).device.type != "cuda":
+        return None
+    from vllm import LLM, SamplingParams
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        engine = LLM(
+            folder, skip_tokenizer_init=True, enable_prefix_caching=True, dtype=str(model.dtype).removeprefix("torch."),
+            gpu_memory_utilization=0.4, logprobs_mode="processed_logprobs",
+        )  # fmt: skip
+    sampling = SamplingParams(
+        max_tokens=1, temperature=1.0, logprobs=len(VERDICTS), allowed_token_ids=VERDICTS, detokenize=False
+    )
+
+    def run(renderings: list[list[int]]) -> Tensor:
+        engine.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": ids} for ids in renderings]
+        made = engine.generate(prompts, sampling, use_tqdm=False)
+        return torch.tensor([[row.outputs[0].logprobs[0][i].logprob for i in VERDICTS] for row in made])
+
+    return run
+
+
+def plain_forward(model, tokens: int, length: int) -> None:
+    """Causal forwards over ``tokens`` tokens in texts of ``length``: the bar."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for left in range(0, tokens, length):
+            ids = torch.zeros(1, min(length, tokens - left), dtype=torch.long, device=device)
+            model.model(input_ids=ids, use_cache=False)
+
+
+def scaling(model) -> float:
+    return getattr(model.config, "logits_scaling", 1.0)
