@@ -76,10 +76,10 @@ def score_dataset(
         manifest = _manifest(sources, columns, identity, plan, shard_rows) | {"numerics": _numerics(folder, identity)}
         shards = Shards(folder / manifest["entry"])
         shards.prepare(alone=ranks == 1)
-        write_manifest(folder, manifest)
         mine = range(rank, len(plan.names), ranks)
         missing = {number for number in mine if shards.valid(plan.names[number]) is None}
         if missing:
+            write_manifest(folder, manifest)
             if engine == "local":  # elsewhere each worker settles for itself
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(folder, manifest)
