@@ -75,7 +75,12 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
     if config is not None:
         import yaml
 
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        try:
+            values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = "" if mark is None else f", line {mark.line + 1}"
+            raise ValueError(f"{config}{where}: not a YAML file of settings ({type(error).__name__})") from None
         if not isinstance(values, dict):
             raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
     values |= {name: value for name, value in given.items() if value is not None}

@@ -135,7 +135,7 @@ def _jsonl(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadab
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode(), object_pairs_hook=_each_name_once)
             except (ValueError, RecursionError) as error:
                 yield _Unreadable(f"not a line of JSON: {_without_text(error)}", digest.hexdigest())
                 continue
@@ -143,6 +143,14 @@ def _jsonl(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadab
                 yield _Unreadable(f"expected a JSON object per line, got {type(record).__name__}", digest.hexdigest())
                 continue
             yield record
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers disagree on which of two values counts: what was scored need not be what is trained on."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return record
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:

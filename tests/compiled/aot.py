@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Resources:
     registers: int
     shared: int  # bytes per program
     assembly: str  # PTX or GCN
+    ir: str = ""  # Triton's own, before any chip
 
 
 def compile_kernel(
@@ -53,7 +54,8 @@ def compile_kernel(
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, signature, values, attributes)
     made = triton.compile(source, target=TARGETS[chip], options={"num_warps": num_warps, "num_stages": stages})
-    return (_amd if TARGETS[chip].backend == "hip" else _nvidia)(made)
+    resources = (_amd if TARGETS[chip].backend == "hip" else _nvidia)(made)
+    return replace(resources, ir=made.asm["ttir"])
 
 
 def _nvidia(made: Any) -> Resources:

@@ -1,0 +1,34 @@
+"""Rows that are wrong together: ids that occur twice, objects that name a column twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdss.corpus.rows import FailedRow, Row, read_rows
+from fastdss.corpus.run import make_plan
+
+
+def test_ids_that_occur_twice() -> None:
+    rows: list[dict[str, Any]] = [{"id": i % 3, "prompt": "a", "response": str(i)} for i in range(4)]
+    with pytest.raises(ValueError, match="rows 0 and 3 have the same id '0'; ids must be unique"):
+        make_plan(read_rows([rows]), 2)
+    make_plan(read_rows([rows[:3]]), 2)
+    with pytest.raises(ValueError, match="rows 0 and 1 have the same id '1'"):  # a position that another row claims
+        make_plan(read_rows([[{"prompt": "a", "response": "b", "id": "1"}, {"prompt": "a", "response": "b"}]]), 2)
+
+
+def test_an_object_that_names_a_column_twice_is_no_row(tmp_path: Path) -> None:
+    """Readers disagree on which one counts: a harmless text could be scored and the other one trained on."""
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps({"prompt": "a", "response": "b"})
+    twice = '{"prompt": "a", "response": "harmless", "response": "other"}'
+    nested = '{"messages": [{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]}'
+    path.write_text("\n".join([good, twice, nested, good]))
+    found = list(read_rows([path]))
+    assert [type(row) for row in found] == [Row, FailedRow, FailedRow, Row]
+    for row in found[1:3]:
+        assert "not a line of JSON: a name occurs twice in an object" in row.reason
