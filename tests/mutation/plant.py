@@ -99,7 +99,7 @@ def warm_up() -> None:
 
 def _run(folder: Path, tests: str, seconds: float) -> Done:
     """pytest on the copy, in a fork of this process; what spawns or interprets kernels starts from nothing."""
-    arguments = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", *shlex.split(tests)]
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-profile=plant", *shlex.split(tests)]
     with tempfile.TemporaryFile("w+") as output:
         if "tests/interpreted" in tests or "vocab_parallel" in tests:
             settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
