@@ -2,6 +2,7 @@
 
     python benchmarks/bench_prefix_attention.py                          # CPU: loop, FlexAttention, causal SDPA
     python benchmarks/bench_prefix_attention.py --shape llama-guard-8b   # GPU: the kernel too; bf16, 8192 tokens
+    python benchmarks/bench_prefix_attention.py --tune                   # GPU: every configuration, every head width
 
 Random queries, keys and values in a guard's shape; branches of ``--tail`` tokens after every fifth word. Every way must
 agree with the loop in float64 before anything is timed. ``tflops`` counts only pairs of a query and a key that it sees;
@@ -18,14 +19,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastdss.kernels.configs import PREFIX_ATTENTION_CANDIDATES, PrefixConfig
+from fastdss.kernels.prefix_attention import architecture
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from triton import OutOfResources
 
 from fastdss.attention import KVStore, PrefixPlan, attend_in_order
 from fastdss.packed_attention import PackedBatch, attend_by_kernel
@@ -39,6 +44,7 @@ SHAPES = {  # query heads, K/V heads, head dimension
     "llama-guard-8b": (32, 8, 128),
     "shieldgemma-9b": (16, 8, 256),
 }
+TUNED_SHAPES = ("granite-2b", "llama-guard-8b", "shieldgemma-9b")  # 64, 128 and 256 wide
 HEAD, TOKENS_PER_WORD = 203, 1.14
 BLOCK = 128  # of FlexAttention
 
@@ -222,13 +228,44 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
     p.add_argument("--ways", nargs="*", help="names of the ways to run; default all")
     p.add_argument("--repeats", type=int, default=50 if on_gpu else 10)
+    p.add_argument("--tune", action="store_true", help="time all candidates for kernels/configs.py")
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prefix_attention.jsonl")
     return p
+
+
+def tune(args: argparse.Namespace, candidates: Sequence[PrefixConfig]) -> list[dict]:
+    """Time every candidate that fits the chip and is right, for each head width; print the table for configs.py."""
+    rows = []
+    for args.shape in TUNED_SHAPES:
+        problem = Problem(args)
+        truth = problem.truth()
+        own = (problem.packed(attend_in_order)().double() - truth).abs().max().item()
+        timed: dict[PrefixConfig, float] = {}
+        for config in candidates:
+            run = problem.packed(partial(attend_by_kernel, config=config))
+            try:
+                error = (run().double() - truth).abs().max().item()
+            except OutOfResources:
+                continue
+            if not error <= max(2 * own, 1e-5):
+                raise SystemExit(f"{args.shape} {config}: differs by {error:.3g}, more than {max(2 * own, 1e-5):.3g}")
+            times = measure(run, args.device, args.repeats)
+            timed[config] = times["median_s"]
+            rows.append({"way": "kernel", "config": config._asdict(), "max_error": error} | times | environment(args))
+            rows[-1]["tflops"] = problem.flop / times["median_s"] / 1e12
+            print(json.dumps(rows[-1]), flush=True)
+        best = min(timed, key=timed.__getitem__)
+        print(f'    ("{architecture(torch.device(args.device))}", {problem.dim}): {best},')
+    return rows
 
 
 @torch.inference_mode()
 def main(argv: list[str]) -> list[dict]:
     args = parser().parse_args(argv)
+    if args.tune:
+        if args.device == "cpu":
+            raise SystemExit("--tune needs a GPU")
+        return tune(args, PREFIX_ATTENTION_CANDIDATES)
     problem = Problem(args)
     todo = ways(problem, args.device, args.ways)
     errors = check(problem, todo)

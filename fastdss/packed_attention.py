@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from torch import Tensor
 
 from .attention import PrefixPlan, attend_in_order
 from .packing import Segment
+
+if TYPE_CHECKING:
+    from fastdss.kernels.configs import PrefixConfig
 
 
 @dataclass(frozen=True)
@@ -193,21 +197,22 @@ def attend_packed(
 
 def attend_by_kernel(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
-    softcap: float | None,
+    softcap: float | None, *, config: PrefixConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """As ``attend_packed``, by the Triton kernel, also in the interpreter; ``ValueError`` where it cannot run.
 
-    Branches of one slot share tiles, so NaN values in one of them reach its neighbours of the same slot.
+    ``config`` is the chip's pinned one unless given. Branches of one slot share tiles, so NaN values in one of them
+    reach its neighbours of the same slot.
     """
+    from fastdss.kernels.configs import prefix_config
     from fastdss.kernels.prefix_attention import (
         architecture,
-        choose_config,
         launch_prefix_attention_fwd,
         stored_dtype,
         tokens_per_tile,
     )
 
-    config = choose_config(query.shape[3], value.shape[3], query.dtype, architecture(query.device))
+    config = config or prefix_config(query.shape[3], value.shape[3], query.dtype, architecture(query.device))
     store = plan.store.layer(layer, key, value)
     group = query.shape[1] // key.shape[1]
     batch = PackedBatch.of(plan)

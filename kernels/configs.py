@@ -1,12 +1,15 @@
 """Pinned launch configurations, by chip and dtype, each with the reason or measurement that chose it.
 
 None of these has been measured on a GPU yet: they follow from ahead-of-time resource use (tests/compiled) and
-arithmetic. `python benchmarks/bench_loss.py --tune` measures all candidates on the GPU at hand and prints the table.
+arithmetic. `--tune` of benchmarks/bench_loss.py (row pass) and benchmarks/bench_prefix_attention.py measures all
+candidates on the GPU at hand and prints the table.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+import torch
 
 
 class RowPassConfig(NamedTuple):
@@ -37,3 +40,51 @@ def row_pass_config(width: int, itemsize: int, *, has_ref: bool, backend: str) -
     if backend == "interpreter":
         return RowPassConfig(min(4096, 1 << max(4, (width - 1).bit_length())), 4)
     return RowPassConfig(1024, 8) if itemsize == 8 else ROW_PASS[backend, has_ref]
+
+
+class PrefixConfig(NamedTuple):
+    """Rows (tokens x query heads of a group) and keys of a tile, warps and stages of a program."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (architecture, widest head dimension). Unmeasured: no stack, no spills, and shared memory that leaves room on the
+# smallest chip of each family.
+PREFIX_ATTENTION: dict[tuple[str, int], PrefixConfig] = {
+    ("sm_80", 64): PrefixConfig(128, 64, 8, 3),
+    ("sm_80", 128): PrefixConfig(128, 32, 8, 3),
+    ("sm_80", 256): PrefixConfig(64, 32, 8, 2),
+    ("sm_90", 64): PrefixConfig(128, 64, 8, 3),
+    ("sm_90", 128): PrefixConfig(128, 64, 8, 3),
+    ("sm_90", 256): PrefixConfig(128, 32, 8, 2),
+    ("sm_100", 64): PrefixConfig(128, 64, 8, 3),
+    ("sm_100", 128): PrefixConfig(128, 64, 8, 3),
+    ("sm_100", 256): PrefixConfig(128, 32, 8, 2),
+    ("gfx942", 64): PrefixConfig(128, 32, 8, 1),
+    ("gfx942", 128): PrefixConfig(128, 32, 8, 1),
+    ("gfx942", 256): PrefixConfig(64, 32, 8, 1),
+}
+# What the benchmark's --tune tries; those that do not fit the chip are left out there.
+PREFIX_ATTENTION_CANDIDATES = tuple(
+    PrefixConfig(m, n, warps, stages)
+    for m, warps in ((64, 4), (128, 4), (128, 8), (256, 8))
+    for n in (32, 64, 128)
+    for stages in (1, 2, 3, 4)
+)
+EXACT_PRODUCTS = PrefixConfig(32, 16, 4, 1)  # fp32: products by FMA, not by tensor cores
+SMALLEST = PrefixConfig(16, 16, 4, 1)  # the interpreter, fp64, and fp32 with wide heads
+
+
+def prefix_config(head_dim: int, value_dim: int, dtype: torch.dtype, arch: str) -> PrefixConfig:
+    """Configuration for an ``architecture``; ``ValueError`` for head dimensions beyond 256."""
+    dim = max(head_dim, value_dim)
+    if dim > 256:
+        raise ValueError(f"the prefix attention kernel takes head dimensions up to 256, got {dim}")
+    if arch == "interpreter" or dtype.itemsize > 4 or (dtype.itemsize > 2 and dim > 128):
+        return SMALLEST
+    if dtype.itemsize > 2:
+        return EXACT_PRODUCTS
+    return PREFIX_ATTENTION[arch, 64 if dim <= 64 else 128 if dim <= 128 else 256]

@@ -14,7 +14,6 @@ see needs no mask.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,50 +21,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from .configs import PrefixConfig
 from .primitives import tanh
 
 LOG2E = tl.constexpr(1.4426950408889634)
 TILE_COLUMNS = 9  # first token, end, base of the slot, then least and greatest limit, run start and position
-
-
-@dataclass(frozen=True)
-class Config:
-    """Rows (tokens x query heads of a group) and keys of a tile, warps and stages of a program."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# Unmeasured on GPUs: chosen by ahead-of-time resource use (tests/compiled: no stack, no spills, and shared memory that
-# leaves room on the smallest chip of each family). (architecture, widest head dimension) -> configuration.
-CONFIGS = {
-    ("sm_80", 64): Config(128, 64, 8, 3),
-    ("sm_80", 128): Config(128, 32, 8, 3),
-    ("sm_80", 256): Config(64, 32, 8, 2),
-    ("sm_90", 64): Config(128, 64, 8, 3),
-    ("sm_90", 128): Config(128, 64, 8, 3),
-    ("sm_90", 256): Config(128, 32, 8, 2),
-    ("sm_100", 64): Config(128, 64, 8, 3),
-    ("sm_100", 128): Config(128, 64, 8, 3),
-    ("sm_100", 256): Config(128, 32, 8, 2),
-    ("gfx942", 64): Config(128, 32, 8, 1),
-    ("gfx942", 128): Config(128, 32, 8, 1),
-    ("gfx942", 256): Config(64, 32, 8, 1),
-}
-EXACT_PRODUCTS = Config(32, 16, 4, 1)  # fp32: products by FMA, not by tensor cores
-SMALLEST = Config(16, 16, 4, 1)  # the interpreter, fp64, and fp32 with wide heads
-
-
-def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, arch: str) -> Config:
-    """Configuration for an ``architecture``; ``ValueError`` for head dimensions beyond 256."""
-    dim = max(head_dim, value_dim)
-    if dim > 256:
-        raise ValueError(f"the prefix attention kernel takes head dimensions up to 256, got {dim}")
-    if arch == "interpreter" or dtype.itemsize > 4 or (dtype.itemsize > 2 and dim > 128):
-        return SMALLEST
-    return EXACT_PRODUCTS if dtype.itemsize > 2 else CONFIGS[arch, 64 if dim <= 64 else 128 if dim <= 128 else 256]
 
 
 def split_dim(dim: int) -> tuple[int, int]:
@@ -244,7 +204,7 @@ def prefix_attention_fwd_kernel(
 def launch_prefix_attention_fwd(
     query: Tensor, key: Tensor, value: Tensor, store: tuple[Tensor, Tensor],
     limits: Tensor, runs: Tensor, tiles: Tensor, out: Tensor,
-    *, scaling: float, window: int | None, softcap: float | None, config: Config,
+    *, scaling: float, window: int | None, softcap: float | None, config: PrefixConfig,
 ) -> None:  # fmt: skip
     """Write to ``out: [N, H, dv]`` what each token of the tiles sees of its slot and of its run, averaged by softmax.
 
@@ -274,18 +234,18 @@ def stored_dtype(query: Tensor) -> torch.dtype:
     return torch.float32 if query.dtype == torch.bfloat16 and not query.is_cuda else query.dtype
 
 
-def heads_per_program(group: int, config: Config) -> int:
+def heads_per_program(group: int, config: PrefixConfig) -> int:
     """Query heads of a K/V head that share a program: all of them, or the largest equal part that fits."""
     return max(part for part in range(1, group + 1) if group % part == 0 and part <= config.block_m)
 
 
-def tokens_per_tile(group: int, config: Config) -> int:
+def tokens_per_tile(group: int, config: PrefixConfig) -> int:
     """Tokens of a tile: its rows hold ``heads_per_program`` query heads of each."""
     return config.block_m // heads_per_program(group, config)
 
 
 def architecture(device: torch.device) -> str:
-    """The name under which ``choose_config`` knows the device; ``ValueError`` for those it does not."""
+    """The name under which ``prefix_config`` knows the device; ``ValueError`` for those it does not."""
     if isinstance(prefix_attention_fwd_kernel, InterpretedFunction):
         return "interpreter"
     if device.type != "cuda":

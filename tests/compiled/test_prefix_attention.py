@@ -6,9 +6,8 @@ import re
 
 import pytest
 import torch
+from fastdss.kernels.configs import PREFIX_ATTENTION, prefix_config
 from fastdss.kernels.prefix_attention import (
-    CONFIGS,
-    choose_config,
     heads_per_program,
     prefix_attention_fwd_kernel,
     split_dim,
@@ -23,7 +22,7 @@ INDICES = ("limit_ptr", "run_ptr", "tile_ptr")
 
 def build(chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich: bool, group: int = 4) -> Resources:
     """``rich``: with a sliding window and a softcap."""
-    config = choose_config(head_dim, value_dim, dtype, chip)
+    config = prefix_config(head_dim, value_dim, dtype, chip)
     (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
     constants = {
         "SCALE": head_dim**-0.5,
@@ -63,7 +62,7 @@ def check(made: Resources, chip: str) -> None:
         assert "tcgen05.mma" in made.assembly
 
 
-@pytest.mark.parametrize(("chip", "head_dim"), CONFIGS)
+@pytest.mark.parametrize(("chip", "head_dim"), PREFIX_ATTENTION)
 def test_window_and_softcap(chip: str, head_dim: int) -> None:
     check(build(chip, head_dim, head_dim, torch.bfloat16, rich=True), chip)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from fastdss.kernels.configs import PrefixConfig, prefix_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_tokens_close
@@ -46,7 +47,10 @@ def tolerance(dtype: torch.dtype) -> float | None:
     return {torch.float16: 4 * 2**-10, torch.bfloat16: 4 * 2**-7}.get(dtype)
 
 
-def check(shape: Shape, dtype: torch.dtype, segments: list[Segment] = SEGMENTS, budget: int = 64) -> None:
+def check(
+    shape: Shape, dtype: torch.dtype, segments: list[Segment] = SEGMENTS, budget: int = 64, *,
+    config: PrefixConfig | None = None,
+) -> None:  # fmt: skip
     """Outputs within the tolerance, stores equal bit for bit; what was never written is NaN and never seen."""
     stores, truths = KVStore(CAPACITY), KVStore(CAPACITY)
     torch.manual_seed(0)
@@ -57,7 +61,7 @@ def check(shape: Shape, dtype: torch.dtype, segments: list[Segment] = SEGMENTS, 
         poison(stores, new)
         poison(truths, [x.double() for x in new])
         options = (0.3, shape.window, shape.softcap)
-        actual = attend_by_kernel(PrefixPlan(batch, stores, attend_by_kernel, {}), 0, *new, *options)
+        actual = attend_by_kernel(PrefixPlan(batch, stores, attend_by_kernel, {}), 0, *new, *options, config=config)
         truth = attend_in_order(PrefixPlan(batch, truths, attend_in_order, {}), 0, *(x.double() for x in new), *options)
         assert actual.dtype == dtype
         allowed = tolerance(dtype)
@@ -125,11 +129,9 @@ def test_any_plan(parts: list[tuple[bool, int, int]], budget: int, window: int |
     check(Shape(2, 1, window=window), torch.float32, trunks + branches, budget)
 
 
-def test_larger_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_tiles_give_the_same() -> None:
     """A tile of 64 rows spans four branches; 32 keys."""
-    wide = kernels.Config(64, 32, 4, 1)
-    monkeypatch.setattr(kernels, "choose_config", lambda *_: wide)
-    check(replace(Shape(), window=45), torch.float64, budget=200)
+    check(replace(Shape(), window=45), torch.float64, budget=200, config=PrefixConfig(64, 32, 4, 1))
 
 
 def test_the_check_sees_a_dropped_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,4 +149,4 @@ def test_the_check_sees_a_dropped_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_sizes() -> None:
     with pytest.raises(ValueError, match="up to 256, got 320"):
-        kernels.choose_config(64, 320, torch.bfloat16, "sm_90")
+        prefix_config(64, 320, torch.bfloat16, "sm_90")
