@@ -21,6 +21,7 @@ from .causal_lm import LMHead, backbone
 from .head_call import Operation, call_head, head_trains
 from .losses import KL, Impl, LiveRows, dss_loss, token_logprobs
 from .objective import FULL_KL, LABEL_KL
+from .zero3 import layers_gathered
 
 Model = TypeVar("Model", bound=nn.Module)
 _ASK = ("loss", "logprobs", "hidden", "logits")
@@ -354,8 +355,9 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     was_training = model.training
     model.eval()
     try:
-        own = model(input_ids=ids, use_cache=False).logits.float()
-        ours = model(input_ids=ids, dss_ask="logits").logits.float()
+        with layers_gathered(bare):
+            own = model(input_ids=ids, use_cache=False).logits.float()
+            ours = model(input_ids=ids, dss_ask="logits").logits.float()
     finally:
         model.train(was_training)
     error = (own - ours.to(own.device)).abs().max().item() if own.shape == ours.shape else float("inf")

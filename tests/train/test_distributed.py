@@ -78,7 +78,7 @@ def trained(folder):
     return in_order(DSSTrainer, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
 
 
-def in_order(cls, folder, **options):
+def in_order(cls, folder, make=tiny_model, **options):
     from transformers import TrainingArguments
 
     class InOrder(cls):
@@ -99,7 +99,7 @@ def in_order(cls, folder, **options):
         disable_tqdm=True,
         **options,
     )
-    model = tiny_model()
+    model = make()
     trainer = InOrder(model=model, args=args, train_dataset=weighted_rows())
     trainer.train()
     logs = [{k: v for k, v in entry.items() if k in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
