@@ -143,3 +143,9 @@ def test_saved_and_loaded_again(guard, tmp_path) -> None:
     again = TokenHeadModel.from_pretrained(tmp_path)
     for (name, a), (_, b) in zip(guard.model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_an_unknown_model_type_is_no_obstacle(tmp_path) -> None:
+    """Remote code may name a type that transformers does not know; the architecture decides."""
+    write_checkpoint(tmp_path, model_type="vendors_guard")
+    assert Guard.from_pretrained(str(tmp_path)).spec.name == "Qwen3Guard-Stream"
