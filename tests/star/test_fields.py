@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
-from fastdss.engine import reference_logits
+from fastdss.engine import reference_logits, tree_logits
 from fastdss.guard import AnswerField
 from fastdss.prefix_tree import build_tree
 from fastdss.specs import GuardSpec, nemotron_guard, polyguard, wildguard, with_stated_fields
@@ -68,8 +68,6 @@ def test_scores_equal_brute_force(name: str) -> None:
     guard.model.set_attn_implementation("fastdss_test_dense")
     history, response = [{"role": "user", "content": BATCH["prompt"][1]}], BATCH["response"][1]
     ends = [3, 20, len(response)]
-    from fastdss.engine import tree_logits
-
     tree = build_tree(guard.encode_prefixes(history, response, ends))
     scores = guard.scores(tree_logits(guard.model, guard.token_ids, [tree], [0]))
     expected = [brute_force(guard, history, response[:end]) for end in ends]
@@ -114,7 +112,8 @@ def test_stated_values_are_the_conditional() -> None:
 
 def test_a_value_that_is_no_single_token_is_an_error() -> None:
     tokenizer = make_tokenizer(JUDGED)
-    spec = GuardSpec("bad", fields=(AnswerField("Kind:", (" no", " elephant")),), answer_prefix="\nX:", safe=" no", unsafe=" yes")  # fmt: skip  # noqa: E501
+    fields = (AnswerField("Kind:", (" no", " elephant")),)
+    spec = GuardSpec("bad", fields=fields, answer_prefix="\nX:", safe=" no", unsafe=" yes")
     with pytest.raises(ValueError, match=r"' elephant' is not one token after 'Kind:'"):
         Guard(make_model("llama", len(tokenizer)), tokenizer, spec)
 
@@ -125,3 +124,20 @@ def test_a_logit_that_is_not_finite_fails_its_prefix_only() -> None:
     logits[3, -1] = float("inf")
     assert guard.scores(logits).isnan().tolist() == [True, False]
     assert guard.scores(logits)[1].item() == pytest.approx(0.5)
+
+
+def test_truncated_and_together_with_a_guard_of_one_field() -> None:
+    """The limit counts a prefix's longest rendering; a mean of guards keeps the prefixes that all of them saw."""
+    marginal = make_guard("wildguard")
+    stated = Guard(marginal.model, marginal.tokenizer, with_stated_fields(marginal.spec, " yes", " no"))
+    batch = {"prompt": ["Hello"] * 2, "response": ["You can call her later today. " * 12, "No."]}
+    alone, other, both = (
+        star_scores(guards, batch, max_tokens=330) for guards in (marginal, stated, [marginal, stated])
+    )
+    assert both.flags[0] == alone.flags[0] == frozenset({"truncated"})
+    assert 0 < len(both.ends[0]) <= min(len(alone.ends[0]), len(other.ends[0]))
+    history = [{"role": "user", "content": "Hello"}]
+    assert max(map(len, marginal.encode_prefixes(history, batch["response"][0], alone.ends[0]))) <= 330
+    naive = star_scores([marginal, stated], batch, max_tokens=330, impl="reference")
+    for a, b in zip(both.scores, naive.scores, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
