@@ -77,7 +77,7 @@ VERDICTS = [
     Fault("verdict", GUARD, "if not word or not same or after[-1] ==", "if not word or after[-1] ==",
           f"{INPUTS} -k verdict_words"),
     Fault("verdict", SCORING, '"failed": not bool(torch.isfinite(scores).all())',
-          '"failed": not bool(torch.isfinite(scores).any())', f"{INPUTS} -k nan_logits"),
+          '"failed": not bool(torch.isfinite(scores).any())', "tests/hardening/test_verdicts.py"),
     Fault("verdict", SCORING, "else stacked.amin(0)", "else stacked.amax(0)", f"{COMBINE} -k averaged"),
     Fault("verdict", SCORING, "masked_fill(unseen, float(\"nan\"))", "masked_fill(unseen, 1.0)",
           f"{INPUTS} -k longer_than_the_context"),
@@ -86,7 +86,9 @@ VERDICTS = [
 ]  # fmt: skip
 
 TEXT = [
-    Fault("boundaries", "fastdss/boundaries.py", "ends[every - 1 :: every]", "ends[::every]", BOUNDARIES),
+    Fault("boundaries", "fastdss/boundaries.py", "spans)[every - 1 :: every]", "spans)[::every]", BOUNDARIES),
+    Fault("stream", "fastdss/boundaries.py", "ends[every - 1 :: every]", "ends[::every]",
+          f"{STREAM} -k equals_the_batch"),
     Fault("boundaries", "fastdss/boundaries.py", "[*cuts, len(response)]", "cuts", BOUNDARIES),
     Fault("boundaries", "fastdss/boundaries.py", "words[bisect_right(words, end) - 1]", "end", BOUNDARIES),
     Fault("injection", CHAT, "            position = match.start() + 1\n", "            position = match.end()\n",
@@ -107,15 +109,16 @@ TEXT = [
     Fault("alignment", WEIGHTS, 'else slice(len(row["input_ids"]) - max_length, None)', "else slice(max_length)",
           f"{ALIGN} -k truncation"),
     Fault("alignment", WEIGHTS, "min(max(x, begin), end) - begin + skipped", "min(max(x, begin), end) - begin",
-          f"{ALIGN} -k last_character"),
+          "tests/hardening/test_seams.py"),
     Fault("alignment", WEIGHTS, "reached = max(reached, b)", "reached = b",
-          "tests/hardening/test_properties.py -k alignment"),
+          "tests/hardening/test_properties.py -k alignment",
+          "a precaution: none of 24,000 random texts under 8 tokenizers has an end before an earlier one"),
     Fault("stream", "fastdss/boundaries.py", "if unit == \"word\" and begun and not begun[-1].isspace():", "if False:",
           f"{STREAM} -k equals_the_batch"),
     Fault("stream", "fastdss/stream.py", "self._store.resized(self._store.capacity)", "self._store",
-          f"{STREAM} -k forks"),
+          "tests/hardening/test_seams.py"),
     Fault("stream", "fastdss/stream.py", "self._ids = ids[:start]  #", "self._ids = ids  #",
-          f"{STREAM} -k failed_forward"),
+          "tests/hardening/test_seams.py"),
 ]  # fmt: skip
 
 FAULTS = [*TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]

@@ -11,7 +11,7 @@ CORPUS = "fastdss/corpus"
 
 FAULTS = [
     Fault("collator", "fastdss/collator.py", "firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)",
-          "firsts = torch.tensor([0])", f"{COLLATOR} -k without_padding"),
+          "firsts = torch.tensor([0])", "tests/hardening/test_seams.py"),
     Fault("collator", "fastdss/collator.py", "kl_scale=self.kl_scale, shift=True)", "kl_scale=self.kl_scale)",
           f"{COLLATOR} -k where_the_loss_has_work"),
     Fault("collator", "fastdss/collator.py", "torch.arange(width) - torch.repeat_interleave(",

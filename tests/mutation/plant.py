@@ -67,10 +67,10 @@ def unhurt(folder: Path, faults: Iterable[Fault]) -> None:
             raise RuntimeError(f"{' '.join(together)}: fails without any fault\n{done.output[-2000:]}")
 
 
-def outcome(folder: Path, fault: Fault) -> Outcome:
+def outcome(folder: Path, fault: Fault, *, fork: bool = True) -> Outcome:
     """Plant ``fault`` in the copy, run its tests, take it out again."""
     with planted(folder / fault.file, fault):
-        done = _run(folder, fault.tests, _LONGEST)
+        done = _run(folder, fault.tests, _LONGEST, fork=fork)
     if done.status is None:
         return Outcome(True, f"no end within {_LONGEST} s")
     if done.status == 0:
@@ -97,11 +97,12 @@ def warm_up() -> None:
         importlib.import_module(name)
 
 
-def _run(folder: Path, tests: str, seconds: float) -> Done:
+def _run(folder: Path, tests: str, seconds: float, *, fork: bool = True) -> Done:
     """pytest on the copy, in a fork of this process; what spawns or interprets kernels starts from nothing."""
+    fork = fork and "tests/interpreted" not in tests and "vocab_parallel" not in tests
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-profile=plant", *shlex.split(tests)]
     with tempfile.TemporaryFile("w+") as output:
-        if "tests/interpreted" in tests or "vocab_parallel" in tests:
+        if not fork:
             settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
             settings |= {"TRITON_INTERPRET": "1"} if "tests/interpreted" in tests else {}
             command = [sys.executable, "-B", "-m", "pytest", *arguments]

@@ -34,7 +34,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WHERE, CUTS = "fastdss/boundaries.py", "tests/star/test_boundaries.py"
 BOUNDARIES, FORMULA, HARMLESS = (
-    Fault("boundaries", WHERE, "[every - 1 :: every]", "[::every]", CUTS),
+    Fault("boundaries", WHERE, "spans)[every - 1 :: every]", "spans)[::every]", CUTS),
     Fault("row formulas", "fastdss/objective.py", "return d * d * 0.5, d", "return d * d * 0.5, 2 * d",
           "tests/loss/test_exact.py -k 'test_dss_loss and k2'"),
     Fault("none", WHERE, '"""Where a response is cut', '"""Where responses are cut', CUTS),
@@ -44,7 +44,7 @@ BOUNDARIES, FORMULA, HARMLESS = (
 @pytest.mark.parametrize(("fault", "caught"), [(BOUNDARIES, True), (FORMULA, True), (HARMLESS, False)])
 def test_planting(copy: Path, fault: Fault, caught: bool) -> None:
     """Two faults that tests catch, one change that none can; the copy is whole again afterwards."""
-    found = outcome(copy, fault)
+    found = outcome(copy, fault, fork=False)
     assert found.caught is caught
     assert found.by.startswith(fault.tests.split()[0] if caught else "")
     assert (copy / fault.file).read_text() == (ROOT / fault.file).read_text()
