@@ -79,6 +79,12 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
         )
 
 
+def ignores_softcap(model: Any) -> bool:
+    """Whether the model's own attention drops its softcap: transformers 5.17 chose sdpa, which has none, for Gemma2."""
+    config = model.config.get_text_config(decoder=True)
+    return bool(_number(config, "attn_logit_softcapping")) and config._attn_implementation == "sdpa"
+
+
 def _unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
 

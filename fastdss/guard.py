@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .causal_lm import ignores_softcap
 from .chat import ChatEncoder, Conversation, Message
 from .cpu_linear import PackedWeights
 from .engine import KeptHead, check_supported, reference_logits, tree_logits
@@ -94,6 +95,11 @@ class Guard:
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
+        if ignores_softcap(model):
+            raise ValueError(
+                f"{spec.name}: this transformers lets {type(model).__name__} run on sdpa, which ignores its attention "
+                "softcap: load it with attn_implementation='eager'"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
@@ -146,6 +152,8 @@ class Guard:
             trust_remote_code=False,  # else transformers asks on the terminal
             **source,
         )
+        if ignores_softcap(model):
+            model.set_attn_implementation("eager")
         return cls(model, tokenizer, spec, check=check)
 
     @classmethod

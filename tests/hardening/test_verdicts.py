@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from star.builders import make_guard
+from star.builders import make_guard, make_model, make_spec, make_tokenizer
 
-from fastdss import star_scores
+from fastdss import Guard, star_scores
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -34,3 +34,13 @@ def test_one_prefix_without_a_score_fails_the_row_and_no_other(impl: str) -> Non
     assert all(scores.scores[i].isfinite().all() for i in (0, 2))
     if impl == "reference":
         assert scores.scores[1][0].isfinite(), "the flag must not wait for the first prefix"
+
+
+def test_a_guard_whose_own_attention_drops_its_softcap_is_refused() -> None:
+    """What transformers 5.17 does with Gemma2 unless told otherwise: the guard would answer with another model's mind."""
+    tokenizer = make_tokenizer()
+    model = make_model("gemma2", len(tokenizer))
+    Guard(model, tokenizer, make_spec())
+    model.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match=r"sdpa, which ignores its attention softcap.*attn_implementation='eager'"):
+        Guard(model, tokenizer, make_spec())

@@ -116,7 +116,10 @@ ARCHITECTURES = {
 def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):
     """A random model of three layers with grouped-query heads; the windows of Mistral and Gemma2 cut into the text."""
     torch.manual_seed(seed)
-    return ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
+    model = ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
+    if architecture == "gemma2":
+        model.set_attn_implementation("eager")  # transformers 5.17 would choose sdpa, which drops the softcap
+    return model
 
 
 def make_guard(
