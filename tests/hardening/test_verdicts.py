@@ -37,7 +37,7 @@ def test_one_prefix_without_a_score_fails_the_row_and_no_other(impl: str) -> Non
 
 
 def test_a_guard_whose_own_attention_drops_its_softcap_is_refused() -> None:
-    """What transformers 5.17 does with Gemma2 unless told otherwise: the guard would answer with another model's mind."""
+    """What transformers 5.17 does with Gemma2 unless told otherwise: its verdicts are those of another model."""
     tokenizer = make_tokenizer()
     model = make_model("gemma2", len(tokenizer))
     Guard(model, tokenizer, make_spec())
