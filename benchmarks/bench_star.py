@@ -192,7 +192,7 @@ def plot(rows: list[dict], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    figure, axis = pyplot.subplots(figsize=(8.5, 4.2))
     cases = sorted({(row["boundaries"], row["words"]) for row in rows})
     limits = [
         max(row["tokens"] for row in of_case) / min(row["tokens"] for row in of_case)
@@ -211,9 +211,9 @@ def plot(rows: list[dict], path: Path) -> None:
         yscale="log", xlabel="boundaries", ylabel=f"speed ({BASE} = 1)",
         title=f"{row['shape']}, {row['layers']} layers, {row['dtype']}, {row['chip']}, {row['threads']} threads",
     )  # fmt: skip
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def case(text: str) -> tuple[int, int]:
