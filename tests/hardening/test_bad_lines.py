@@ -1,4 +1,4 @@
-"""Rows that are wrong together: ids that occur twice, objects that name a column twice."""
+"""Rows and runs that could be taken for one another: ids, names of columns, cache entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastdss.corpus.rows import FailedRow, Row, read_rows
-from fastdss.corpus.run import make_plan
+from fastdss.corpus.run import _entry, make_plan
 
 
 def test_ids_that_occur_twice() -> None:
@@ -32,3 +32,24 @@ def test_an_object_that_names_a_column_twice_is_no_row(tmp_path: Path) -> None:
     assert [type(row) for row in found] == [Row, FailedRow, FailedRow, Row]
     for row in found[1:3]:
         assert "not a line of JSON: a name occurs twice in an object" in row.reason
+
+
+IDENTITY = {
+    "guard": "someone/guard", "revision": "abc", "template_hash": "sha256:1", "scoring_version": 1,
+    "options": {"every": 5, "unit": "word", "max_tokens": None, "sharpen": 1.0, "dtype": "auto", "max_bytes": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"revision": "abd"}, {"template_hash": "sha256:2"}, {"scoring_version": 2}]
+    + [{"options": IDENTITY["options"] | {name: 7}} for name in IDENTITY["options"]],
+    ids=str,
+)
+def test_a_cache_entry_follows_everything_that_scores_depend_on(change: dict[str, Any]) -> None:
+    assert _entry(IDENTITY | change) != _entry(IDENTITY)
+
+
+def test_a_cache_entry_does_not_follow_the_guards_name() -> None:
+    """The same bytes in another folder are the same guard; other bytes under the same name are not."""
+    assert _entry(IDENTITY | {"guard": "/tmp/copy"}) == _entry(IDENTITY)
