@@ -73,13 +73,14 @@ class KeptHead:
     def layers(self, runner: Runner, budget: int) -> Saved:
         """Per layer, keys and values ``[Hkv, len(ids), d]`` of the model as it is now."""
         parameters = [(id(p), version(p)) for p in runner.body.parameters()]
-        if self._store is None or parameters != self._parameters or not self._replays(runner, self._store):
+        store, self._store = self._store, None  # a forward that fails leaves nothing behind
+        if store is None or parameters != self._parameters or not self._replays(runner, store):
             store = KVStore(len(self.ids))
             _compute(runner, store, self.ids, 0, budget)
             if self.ids:
                 self._replays(runner, store)  # what later replays are compared with
-            self._store, self._parameters = store, parameters
-        return self._store.layers
+        self._store, self._parameters = store, parameters
+        return store.layers
 
     def _replays(self, runner: Runner, store: KVStore) -> bool:
         """Compute the last token once more; whether its keys and values stayed what they were."""

@@ -165,6 +165,24 @@ def test_models_made_in_inference_mode_have_no_versions() -> None:
         assert_like_reference(guard, BATCH)
 
 
+def test_a_replay_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wrote keys of the changed model over the last token's; a comparison with them would see no change."""
+    guard = make_guard()
+    star_scores(guard, ONE)
+    put_a_hook(guard)
+    run = Runner.run
+
+    def broken(self: Runner, segments: list, store: object) -> None:
+        run(self, segments, store)
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(Runner, "run", broken)
+    with pytest.raises(RuntimeError, match="lost"):
+        star_scores(guard, ONE)
+    monkeypatch.setattr(Runner, "run", run)
+    assert_like_reference(guard, ONE)
+
+
 def test_a_stream_begins_with_the_kept_head(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = make_guard()
     star_scores(guard, ONE)
