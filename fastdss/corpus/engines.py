@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,10 @@ def place_in_job() -> tuple[int, int]:
 
 
 def run_datasets(job: Job) -> None:
-    """``Dataset.map`` over shards in ``workers`` processes, each of which stores its own."""
+    """``Dataset.map`` over shards in ``workers`` new processes, each of which stores its own.
+
+    Scripts need ``if __name__ == "__main__"``, as wherever Python starts processes.
+    """
     import pyarrow as pa
     from datasets import Dataset
 
@@ -81,15 +85,29 @@ def run_datasets(job: Job) -> None:
                 stream.write(pa.RecordBatch.from_pylist([shard.pack()], schema=schema))
                 rows += len(shard.rows)
         packed = Dataset.from_file(path)
-        packed.map(
-            _ScoreAndStore(job.scorer, job.shards),
-            with_rank=True,
-            num_proc=min(job.workers, len(packed)) if job.workers else None,
-            remove_columns=["rows"],
-            load_from_cache_file=False,
-            new_fingerprint="scored",
-        )
+        with _fresh_processes():
+            packed.map(
+                _ScoreAndStore(job.scorer, job.shards),
+                with_rank=True,
+                num_proc=min(job.workers, len(packed)) if job.workers else None,
+                remove_columns=["rows"],
+                load_from_cache_file=False,
+                new_fingerprint="scored",
+            )
     job.report(rows)
+
+
+@contextmanager
+def _fresh_processes() -> Iterator[None]:
+    """Workers of ``datasets`` start from nothing: forks of a process that has used torch hang, or have no GPU."""
+    import multiprocess
+
+    method = multiprocess.get_start_method(allow_none=True)
+    multiprocess.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocess.set_start_method(method, force=True)
 
 
 @dataclass(frozen=True)

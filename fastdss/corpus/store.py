@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from .rows import Columns, FailedRow, Row, Source, read_rows
 
@@ -186,7 +187,7 @@ def write_atomically(path: Path, content: Any) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")  # process ids repeat on other hosts
     try:
         with temporary.open("wb") as file:
             yield file

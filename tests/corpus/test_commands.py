@@ -1,6 +1,5 @@
 """`fastdss score` and `fastdss merge` with the real tiny guard, from the shell to a training set."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -21,20 +20,22 @@ pq = pytest.importorskip("pyarrow.parquet", reason="needs the [score] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [score] extra")
 
 
+ROWS = [{"prompt": row.prompt, "response": row.response} for row in training_conversations(12, 12, seed=3)]
+
+
 @pytest.fixture
 def source(tmp_path):
-    rows = [{"prompt": row.prompt, "response": row.response} for row in training_conversations(24, 24, seed=3)]
-    return write_jsonl(tmp_path / "rows.jsonl", rows)
+    return write_jsonl(tmp_path / "rows.jsonl", ROWS)
 
 
 def score(source, out, *more):
-    return ["score", str(source), "--guard", "tiny", "--out", str(out), "--shard-rows", "8", "--quiet", *more]
+    return ["score", str(source), "--guard", "tiny", "--out", str(out), "--shard-rows", "4", "--quiet", *more]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, capsys, end):
     assert main(score(source, tmp_path / "undisturbed")) == 0
-    assert "48 rows scored, 0 failed" in capsys.readouterr().out
+    assert "24 rows scored, 0 failed" in capsys.readouterr().out
     expected, out = content_of(tmp_path / "undisturbed"), tmp_path / "ended"
     gemm = load_manifest(tmp_path / "undisturbed")["numerics"]["gemm"]  # measured; another run may measure otherwise
     start = (
@@ -68,7 +69,7 @@ def test_an_interrupt_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--every", "0"], "every: expected a positive integer"),
-        (["--prompt-column", "question"], "none of the 48 rows is a conversation"),
+        (["--prompt-column", "question"], "none of the 24 rows is a conversation"),
         (["--engine", "ranks"], "torchrun"),
         (["--shard-rows", "0"], "shard_rows"),
         (["--guard", "/no/such/folder/llama-guard-3"], "/no/such/folder"),
@@ -84,22 +85,22 @@ def test_bad_arguments_end_in_one_line(source, tmp_path, capsys, monkeypatch, ar
     assert "Traceback" not in error
 
 
-@pytest.fixture
-def finished(source, tmp_path):
-    """48 readable rows, one that the tiny guard refuses, one that holds no conversation."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """24 readable rows, one that the tiny guard refuses, one that holds no conversation."""
+    folder = tmp_path_factory.mktemp("finished")
     refused = {"messages": [{"role": r, "content": f"some {r} text"} for r in ("system", "user", "assistant")]}
-    with source.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in (refused, {"prompt": "no response"}))
-    assert main(score(source, tmp_path / "out")) == 0
-    return tmp_path / "out"
+    source = write_jsonl(folder / "rows.jsonl", [*ROWS, refused, {"prompt": "no response"}])
+    assert main(score(source, folder / "out")) == 0
+    return folder / "out"
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-@pytest.mark.parametrize(("failed", "rows"), [("drop", 48), ("zero", 49)])
+@pytest.mark.parametrize(("failed", "rows"), [("drop", 24), ("zero", 25)])
 def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, failed, rows):
     file = tmp_path / f"merged.{suffix}"
     assert main(["merge", str(finished), "--out", str(file), "--failed", failed]) == 0
-    assert f"{rows} rows, {50 - rows} without scores left out" in capsys.readouterr().out
+    assert f"{rows} rows, {26 - rows} without scores left out" in capsys.readouterr().out
     kind = {"parquet": "parquet", "jsonl": "json"}[suffix]
     merged = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     scores = {row.id: row for row in read_scores(finished)}
@@ -112,9 +113,9 @@ def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, fa
     prepared = prepare_dss_dataset(merged, Guard.tiny().tokenizer, template=plain)
     assert len(prepared) == rows
     lowest = [min(w for w, label in zip(r["token_weights"], r["labels"], strict=True) if label >= 0) for r in prepared]
-    assert min(lowest[:48]) < 0.5 < max(lowest[:48])  # half of the rows are poisoned
+    assert min(lowest[:24]) < 0.5 < max(lowest[:24])  # half of the rows are poisoned
     if failed == "zero":
-        last = prepared[48]
+        last = prepared[24]
         assert {w for w, label in zip(last["token_weights"], last["labels"], strict=True) if label >= 0} == {0.0}
 
 
@@ -140,10 +141,11 @@ def test_merge_refuses_what_would_lose_data(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_engines_agree_on_the_tiny_guard(source, tmp_path):
-    here = score_dataset(source, tmp_path / "here", StarScorer("tiny", gemm="default"), shard_rows=16)
-    score_dataset(source, tmp_path / "there", StarScorer("tiny", gemm="default"), shard_rows=16, engine="datasets")
-    assert here["counts"]["scored"] == 48
+def test_engines_agree_on_the_tiny_guard(tmp_path):
+    rows, scorer = ROWS[8:16], StarScorer("tiny", gemm="default")
+    here = score_dataset(rows, tmp_path / "here", scorer, shard_rows=4)
+    score_dataset(rows, tmp_path / "there", scorer, shard_rows=4, engine="datasets", workers=2)
+    assert here["counts"]["scored"] == 8
     for one, other in zip(read_scores(tmp_path / "here"), read_scores(tmp_path / "there"), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-6)
         assert (one.id, one.ends, one.flags) == (other.id, other.ends, other.flags)
