@@ -1,7 +1,8 @@
 """What a training step costs: plain SFT, the released STAR-DSS, and fastdss, on the same model, batch and machine.
 
     python benchmarks/bench_train.py                          # a model of SmolLM2-135M's shape, on a CPU
-    python benchmarks/bench_train.py --layers 4 --threads 1   # the same with 4 layers, on a busy machine
+    python benchmarks/bench_train.py --model smollm2          # SmolLM2-135M-Instruct itself, as the demo finds it
+    python benchmarks/bench_train.py --layers 4 --threads 1   # 4 layers of its shape, on a busy machine
     python benchmarks/bench_train.py --head-only --tokens 8192 --hidden 4096 --vocab 128256   # Llama-3-8B's head
 
 Times: one process, rounds of all variants in turn. Memory: a process for each variant, its peak over two steps. One
@@ -34,10 +35,11 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from fastdss.demo.policy import load_policy
 from fastdss.enable import enable_dss
 from fastdss.losses import dss_loss, live_rows, weighted_ce
 
-RESULTS = Path(__file__).parent / "results" / "train.jsonl"
+RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("sft", "released", "trl", "fastdss", "fastdss-live")
 Step = Callable[[], Tensor]
 
@@ -194,6 +196,8 @@ def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 def load(name: str | None, layers: int) -> Any:
     """The named model, or one with the shape of SmolLM2-135M and random weights: time does not depend on them."""
+    if name == "smollm2":
+        return load_policy(None, "cpu", "fp32").model
     if name is not None:
         return transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     torch.manual_seed(0)
@@ -250,14 +254,16 @@ def child(argv: list[str], *extra: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--model", help="folder or Hub id (default: SmolLM2-135M's shape, random weights)")
+    parser.add_argument("--model", help="smollm2, a folder or a Hub id (default: SmolLM2-135M's shape, random)")
     parser.add_argument("--layers", type=int, default=30, help="of the random model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--head-only", action="store_true", help="only the loss, from hidden states on")
@@ -266,6 +272,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precision", choices=["bf16", "fp32"], default="bf16" if torch.cuda.is_available() else "fp32"
@@ -287,14 +294,14 @@ def main() -> None:
         "transformers": transformers.__version__, "commit": commit(),
         "shape": [args.hidden, args.vocab] if args.head_only else args.model or f"SmolLM2-135M's, {args.layers} layers",
     }  # fmt: skip
-    report(fixed, timed, memory)
+    report(args.out, fixed, timed, memory)
 
 
-def report(fixed: dict[str, Any], timed: dict[str, Any], memory: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
+def report(out: Path, fixed: dict[str, Any], timed: dict[str, Any], memory: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     base = statistics.median(timed["sft"]["times"]) if "sft" in timed else None
     print(f"{'variant':14} {'median':>9} {'p20':>9} {'p80':>9} {'x sft':>6} {'step memory':>12} {'loss':>9}")
-    with RESULTS.open("a") as file:
+    with (out / "train.jsonl").open("a") as file:
         for name, found in timed.items():
             times = sorted(found["times"])
             median, low, high = statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5]
