@@ -141,6 +141,7 @@ def test_merge_refuses_what_would_lose_data(tmp_path):
     assert source.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_engines_agree_on_the_tiny_guard(tmp_path):
     rows, scorer = ROWS[8:16], StarScorer("tiny", gemm="default")
     here = score_dataset(rows, tmp_path / "here", scorer, shard_rows=4)
