@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
@@ -25,9 +28,11 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     - anything else SFTTrainer takes, trained without shaping.
 
     ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
-    aligned columns. Shaped batches log ce, kl, token_weight and share_below_half in place of TRL's entropy,
-    mean_token_accuracy and num_tokens, which need logits.
+    aligned columns. Shaped batches log num_tokens as TRL does, and ce, kl, token_weight and share_below_half in place
+    of its entropy and mean_token_accuracy, which need logits.
     """
+
+    _seen_tokens: Tensor | None = None  # on the device, since the last log
 
     def __init__(
         self, model: Any, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any
@@ -78,6 +83,20 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 dataset = pack_dataset(dataset, args.max_length)
                 dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return dataset
+
+    def _add_up(self, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
+        super()._add_up(outputs, inputs, num_items)
+        if self.model is not None and self.model.training:
+            mask = inputs.get("attention_mask")  # none where rows are packed: nothing is padding
+            count = torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
+            self._seen_tokens = count if self._seen_tokens is None else self._seen_tokens + count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._seen_tokens is not None:
+            self._total_train_tokens += int(self.accelerator.reduce(self._seen_tokens, reduction="sum"))
+            self._seen_tokens = None
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
         if not isinstance(dataset, Dataset):

@@ -84,7 +84,7 @@ def test_scored_conversations_are_prepared_as_by_hand(tmp_path, scored, prepared
 
 @pytest.mark.parametrize("options", [{}, {"padding_free": True}, {"packing": True, "max_length": 256}])
 def test_padding_flattening_and_packing_agree(tmp_path, prepared, tokenizer, options):
-    made = trainer(tmp_path, prepared, tokenizer, **options)
+    made = trainer(tmp_path, prepared, tokenizer, max_steps=3, **options)
     assert isinstance(made.data_collator, DSSCollator)
     assert made.data_collator.padding_free == bool(options)
     if "packing" in options:
@@ -97,6 +97,8 @@ def test_padding_flattening_and_packing_agree(tmp_path, prepared, tokenizer, opt
     entry = made.state.log_history[-2]
     assert entry["ce"] + entry["kl"] == pytest.approx(entry["loss"], abs=1e-3)
     assert "entropy" not in entry
+    if "packing" not in options:  # three steps of two rows are all of them once
+        assert entry["num_tokens"] == sum(map(len, prepared["input_ids"]))
 
 
 def test_truncation_cuts_all_columns(tmp_path, prepared, tokenizer):
