@@ -84,8 +84,8 @@ def enable_dss(
     returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``: see ``dss_loss``.
     check: compare one token's logits with the model's own; needs real weights (not the meta device).
 
-    Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning and DataParallel, ``ValueError``
-    where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
+    Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
+    ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
     """
     if kl not in LABEL_KL + FULL_KL:
         raise ValueError(f"kl: expected one of {LABEL_KL + FULL_KL}, got {kl!r}")
@@ -93,6 +93,12 @@ def enable_dss(
         raise ValueError(f"kl_scale: expected a number >= 0, got {kl_scale!r}")
     bare = bare_model(model)
     backbone(bare)
+    ranks = getattr(bare, "tp_size", None) or 1
+    if ranks > 1:
+        raise TypeError(
+            f"tensor parallelism splits this {type(bare).__name__} over {ranks} ranks, its head too: call dss_loss "
+            "yourself with the local rows of the head and group=, or shard by FSDP2 or ZeRO-3 instead"
+        )
     settings = DSSSettings(kl, float(kl_scale), impl, chunk_bytes)
     if isinstance(bare, _DSSModel):
         bare.__dict__[_SETTINGS] = settings

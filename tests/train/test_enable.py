@@ -261,6 +261,10 @@ def test_errors_say_what_was_expected():
         enable_dss(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="DataParallel"):
         enable_dss(nn.DataParallel(tiny_model()))
+    split = tiny_model()
+    split._tp_size = 2  # as transformers' tp_plan="auto" leaves it
+    with pytest.raises(TypeError, match="tensor parallelism splits this LlamaForCausalLM over 2 ranks, its head too"):
+        enable_dss(split)
     with torch.device("meta"):
         meta = AutoModelForCausalLM.from_config(tiny_model().config)
     with pytest.raises(ValueError, match="meta device"):
