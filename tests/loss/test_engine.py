@@ -166,6 +166,20 @@ def test_a_second_backward_is_right_and_a_double_backward_refused(reduction: str
         torch.autograd.grad(loss, head, create_graph=True)
 
 
+def test_a_gradient_changed_in_place_cannot_spoil_a_second_backward() -> None:
+    """In full precision autograd hands out the very tensor it saved: torch's version check has to see the change."""
+    p = make_problem(9, 8, 20, torch.float32)
+    head = p.lm_head.clone().requires_grad_()
+    loss = weighted_ce(p.hidden, head, p.labels)
+    loss.backward(retain_graph=True)
+    once = head.grad.clone()
+    head.grad.mul_(3)  # .grad is a copy as long as the graph lives
+    assert torch.equal(torch.autograd.grad(loss, head, retain_graph=True)[0], once)
+    torch.autograd.grad(loss, head, retain_graph=True)[0].mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, head)
+
+
 def test_tied_embeddings_add_their_gradients() -> None:
     p = make_problem(9, 8, 20, torch.float64)
     tied = p.lm_head.clone().requires_grad_()
