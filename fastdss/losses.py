@@ -84,9 +84,9 @@ def weighted_ce(
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
     ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
-    gradient to it, any upstream factor included and never rounded to 16 bit, and lm_head itself gets None. For
-    accumulation over micro-batches. No other [V, D] tensor exists then; the logits are computed once more in backward,
-    where the factor is known (four GEMMs instead of three, as with ``reduction="none"``).
+    gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. No
+    other [V, D] tensor exists then, and the logits are computed once more in backward, where the factor is known (four
+    GEMMs instead of three, as with ``reduction="none"``).
 
     Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.

@@ -12,6 +12,7 @@ from fastdss import dss_loss, token_logprobs, weighted_ce
 from fastdss.losses import live_rows
 
 from .cases import KLS, Problem, make_problem, run, truth
+from .test_main_grad import accumulate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +45,15 @@ def test_more_than_two_to_the_31_logits_in_one_slab() -> None:
     logp = token_logprobs(hidden, head, labels, chunk_bytes=n * v * 4)
     last = torch.log_softmax(hidden[-3:].double() @ head.double().T, 1).gather(1, labels[-3:, None])[:, 0]
     assert_tokens_close(logp[-3:], last, precision=torch.float32)
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_micro_batches_add_up_in_main_grad(kl: str) -> None:
+    """Here dZ is bf16 and only its sums are fp32: the rule for 16-bit gradients, over several chunks a micro-batch."""
+    problem = on_gpu(make_problem(33, 64, 32000, torch.bfloat16))
+    main_grad = torch.zeros(32000, 64, device="cuda")
+    accumulate(problem, kl, main_grad, chunk_bytes=4 * 32000 * 8)
+    assert_gradient_close(main_grad, truth(problem, kl).d_head, precision=torch.bfloat16)
 
 
 @pytest.fixture
