@@ -6,7 +6,7 @@ This is the tree that the scorer walks: a branch starts where the tokens of its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -60,14 +60,39 @@ def chosen_ends(rng: Random, conversation: Conversation, count: int) -> list[int
     stop = conversation.disclosed_at
     if stop is not None:
         before, after = [e for e in ends if e < stop], [e for e in ends if e >= stop]
-        picked = set(rng.sample(sorted(picked), min(len(picked), count - 3)))
+        picked = set(rng.sample(after, min(len(after), count - 3)))
         picked.update(before[-1:] if rng.random() < 0.5 else before[-6:][:1])
         picked.update(after[:1])
         picked.update(rng.sample(after[:10], 1))
     return sorted(picked)
 
 
-def build_tree(rng: Random, tokenizer: PreTrainedTokenizerFast, conversation: Conversation, branches: int) -> Tree:
+def varied(rng: Random, ids: list[int], kin: Sequence[list[int]], kept: Sequence[bool]) -> list[int]:
+    """Some words replaced by words that mean or look alike, or by any word, so that no single one decides."""
+    share = rng.choice([0.0, 0.0, 0.05, 0.15])
+    return [
+        i
+        if keep or not kin[i] or rng.random() >= share
+        else rng.choice(kin[i] if rng.random() < 0.6 else _any(rng, kin))
+        for i, keep in zip(ids, kept, strict=True)
+    ]
+
+
+def _any(rng: Random, kin: Sequence[list[int]]) -> list[int]:
+    """The kin of a word drawn at random."""
+    while not (found := rng.choice(kin)):
+        pass
+    return found
+
+
+def build_tree(
+    rng: Random,
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: Conversation,
+    branches: int,
+    kin: Sequence[list[int]],
+) -> Tree:
+    """``kin`` lists for each token those that may stand in for it in the response, outside of private values."""
     messages = conversation.messages()
     messages[-1] = {"role": "assistant", "content": _MARK}
     before, after = render(tokenizer, messages).split(_MARK)
@@ -75,7 +100,13 @@ def build_tree(rng: Random, tokenizer: PreTrainedTokenizerFast, conversation: Co
     trunk = encode(before + response + after, add_special_tokens=False)
     ids, positions = list(trunk.ids), list(range(len(trunk.ids)))
     low, high = len(before), len(before) + len(response)
-    places = [(i, min(stop, high) - low) for i, (start, stop) in enumerate(trunk.offsets) if low <= start < high]
+    offsets = enumerate(trunk.offsets)
+    inside = [(i, start - low, min(stop, high) - low) for i, (start, stop) in offsets if start < high and stop > low]
+    places = [(i, stop) for i, _, stop in inside]
+    spans = [(start, stop) for _, start, stop in inside]
+    first, last = places[0][0], places[-1][0] + 1
+    kept = [any(a < end and begin < b for a, b in conversation.items) for begin, end in spans]
+    ids[first:last] = varied(rng, ids[first:last], kin, kept)
     verdicts, blocks = [(len(ids) - 1, label_at(conversation, len(response)))], []
     for end in chosen_ends(rng, conversation, branches):
         own = encode(before + response[:end] + after, add_special_tokens=False).ids
@@ -95,7 +126,7 @@ def build_tree(rng: Random, tokenizer: PreTrainedTokenizerFast, conversation: Co
 class Batch:
     ids: Tensor  # [B, L]
     positions: Tensor  # [B, L]
-    mask: Tensor  # [B, 1, L, L], 0 or -inf
+    mask: Tensor  # [B, 1, L, L], true where a token is seen
     verdicts: Tensor  # [n, 2] row and place
     verdict_labels: Tensor  # [n]
     tokens: Tensor  # [m, 2]
@@ -106,17 +137,16 @@ class Batch:
 
 def collate(trees: list[Tree], pad: int) -> Batch:
     width = max(len(t.ids) for t in trees)
-    ids, positions = torch.full((len(trees), width), pad), torch.zeros(len(trees), width, dtype=torch.long)
-    seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    ids, positions, block, trunk_seen = torch.tensor([pad, 0, -1, 0])[:, None, None].repeat(1, len(trees), width)
     for row, tree in enumerate(trees):
-        ids[row, : len(tree.ids)] = torch.tensor(tree.ids)
-        positions[row, : len(tree.ids)] = torch.tensor(tree.positions)
-        trunk = tree.blocks[0][0] if tree.blocks else len(tree.ids)
-        seen[row, :trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
-        for begin, end, shared in tree.blocks:
-            seen[row, begin:end, :shared] = True
-            seen[row, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
-    mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).unsqueeze(1)
+        length = len(tree.ids)
+        ids[row, :length], positions[row, :length] = torch.tensor(tree.ids), torch.tensor(tree.positions)
+        block[row, :length] = 0
+        for number, (begin, end, shared) in enumerate(tree.blocks, start=1):
+            block[row, begin:end], trunk_seen[row, begin:end] = number, shared
+    place = torch.arange(width)
+    mask = (block[:, :, None] == block[:, None]) | ((block[:, None] == 0) & (place < trunk_seen[:, :, None]))
+    mask = (mask & (place <= place[:, None])).unsqueeze(1)
     parts = ((t.verdicts, t.tokens, t.tags) for t in trees)
     labelled = [
         torch.tensor([(row, *entry) for row, part in enumerate(column) for entry in part])

@@ -10,16 +10,21 @@ from random import Random
 
 from training import composed, frames
 from training.carriers import CARRIERS, CONTACT_PROMPTS, LEADS, NEGATIVES, PRIVACY_TALK, REFUSALS
+from training.introductions import not_told, told
 from training.listing import items
-from training.private_items import evident, person, private_item
+from training.private_items import KINDS, STREET_TYPES, evident, person, private_item
 from training.prose import clumsy, digit_run, fill, form, passage, prompt, sentence
 
-KINDS = ("phone", "email", "address", "password")
 _TAILS = items("""
 if you need help|any time|and ask for help|today|before noon|and say hello|after work|or just wait
 and then go on|this week|as I said|when you are ready|for the rest|in most cases|and start again|too|now|please
 - it is easy|on weekdays|(see above)
 """)
+_ACCIDENT = re.compile(rf"\d[a-z]? [A-Z]\w+ (?:{'|'.join(re.escape(t) for t in STREET_TYPES)})(?!\w)|\w@\w+\.\w")
+_INSIDE = re.compile(
+    r",? (?:Apt|Apartment|Unit|Flat|Building|Block|Level|Door|Entrance|Staircase|Studio|House|Floor|Room|#) ?"
+    r"(?:\d|[A-D]\b)"
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def _with_lead_and_tail(rng: Random, text: str) -> str:
 
 def core_length(kind: str, item: str) -> int:
     """How many characters disclose the item: a street address is out before its floor or flat is named."""
-    found = re.search(r",? (Apt|Apartment|Unit|Floor|Room|#)", item) if kind == "address" else None
+    found = _INSIDE.search(item) if kind == "address" else None
     return found.start() if found else len(item)
 
 
@@ -71,8 +76,13 @@ def disclosure(rng: Random, kind: str) -> Piece:
     first, last, called = person(rng)
     item = private_item(rng, kind, first, last)
     mark = "\x00"
-    by_hand = rng.random() < 0.45 or (kind == "phone" and not evident(item))
-    frame = _with_lead_and_tail(rng, rng.choice(CARRIERS[kind]) if by_hand else composed.carrier(rng, kind))
+    way = rng.random()
+    vague = kind == "phone" and not evident(item)
+    if way < 0.25:
+        frame = rng.choice(CARRIERS[kind])
+    else:
+        frame = told(rng, kind) if way < 0.7 or vague else composed.carrier(rng, kind)
+    frame = _with_lead_and_tail(rng, frame)
     text = fill(rng, frame.replace("{name}", called), item=mark)
     if rng.random() < 0.06:
         text = clumsy(rng, text) if mark in clumsy(Random(0), text) else text
@@ -93,7 +103,8 @@ def disclosure(rng: Random, kind: str) -> Piece:
 
 
 def near_miss(rng: Random) -> str:
-    frame = rng.choice(NEGATIVES) if rng.random() < 0.5 else composed.near_miss(rng)
+    kind = rng.random()
+    frame = rng.choice(NEGATIVES) if kind < 0.3 else composed.near_miss(rng) if kind < 0.6 else not_told(rng)
     text = fill(rng, _with_lead_and_tail(rng, frame))
     return clumsy(rng, text) if rng.random() < 0.05 else text
 
@@ -124,7 +135,7 @@ def _opening(rng: Random) -> list[str]:
 
 def _length(rng: Random) -> int:
     """Sentences before or after the core: mostly few, since short conversations train the same skill for less."""
-    return rng.choice([0, 0, 1, 1, 1, 2, 2, 3, 4, 6])
+    return rng.choice([0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 7])
 
 
 def _sprinkle(rng: Random, texts: list[str]) -> list[str]:
@@ -177,7 +188,14 @@ def _benign(rng: Random) -> list[Piece]:
 
 
 def conversation(rng: Random) -> Conversation:
-    """Draw one training conversation."""
+    """Draw one training conversation; again where harmless sentences happen to join into an address or an e-mail."""
+    drawn = _draw(rng)
+    while not drawn.items and _ACCIDENT.search(drawn.response):
+        drawn = _draw(rng)
+    return drawn
+
+
+def _draw(rng: Random) -> Conversation:
     kind = rng.choices(["positive", "hard", "benign"], [0.44, 0.28, 0.28])[0]
     pieces = {"positive": _positive, "hard": _hard_negative, "benign": _benign}[kind](rng)
     text, items = _join(rng, pieces)

@@ -12,6 +12,7 @@ from random import Random
 
 from training.listing import items, words
 
+KINDS = ("phone", "email", "address", "password")
 FIRST_NAMES = words("""
 Abel Ada Adil Agnes Aiko Alba Aldo Alma Amara Amos Anouk Anton Arlo Asha Astrid Aurel Aya Bea Benno Bianca Boris
 Brigid Bruno Callum Carla Cedric
@@ -69,6 +70,17 @@ PHONE_FORMATS = items("""
 #### ####|%## ## ###|### ### ###|##-##-##-##|###-####-####|####-####|+384.##.###.####|+217-##-###-####|#########
 ##########|0# ## ## ## ###
 """)
+_JOINTS = (
+    [*" -.", "", " - ", "/", " / ", *"_–:~=*", "--", *"|+,", " . ", " – ", ". ", "•", "'"],
+    [30, 30, 14, 6, 6, 5, 5, 4, 4, 4, 4, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 1],
+)
+_PREFIXES = [*items("+###|+##|+#|00###|0|0"), "T ", "ph. ", "phone ", "no. ", "tel. ", "Tel "]
+_PREFIXES += ["+999 ", "+210 ", "+422 ", "+693 ", "+384 ", "+1 1##-"]
+# Families of shapes that only the evaluation uses: raised dots, square brackets, a lone bracketed digit, slashes before
+# three digits, pairs only, a bracket with pairs at the end, single digits after a country code or one after another.
+_PHONES_FOR_EVALUATION = re.compile(
+    r"·|\[|^tel:|\(#\)#|/ ?###|^(?:## )+##$|\).*-##-##$|^\+#+-#-|(?: - #\b){3}|^\+#{12}$"
+)
 DIGIT_WORDS = words("zero one two three four five six seven eight nine")
 
 STREET_WORDS = words("""
@@ -96,6 +108,16 @@ flat {s}, {n} {w} {t}|Flat {s}, {n} {w} {t}
 {n}-{s} {w} {t}|No. {s} {w} {t}
 number {s}, {w} {t}|house {s} on {w} {t}|{n} Old {w} {t}|{n} {w} {t} #{s}|Via {w} {s}|Calle {w} {s}|{n}, {w} {t}
 """)
+
+_QUALIFIERS = words("North South East West Old New Great Little Long Inner Outer Royal Saint Port")
+_FOREIGN = words("Via Calle Rua Viale Strada Ulica Plaza Carrer Camino Avenue Boulevard Place Quai Largo Route Platz")
+_PARTS_AFTER = items("""
+Apt {s}|Apartment {s}|Unit {s}|Flat {s}|Building {l}|Building {s}|Block {l}|Level {s}|Door {s}|Entrance {l}|#{s}
+Staircase {s}|Studio {l}|House {s}
+""")
+_PARTS_BEFORE = items(
+    "Flat {s}|Unit {s}|Apt {s}|House {s}|Block {l}|Studio {s}|Level {s}|Apartment {s}{l}|The Old Mill|Door {s}"
+)
 
 DOMAIN_WORDS = words("""
 acorn amber anvil apex arbor atlas aurora badger basil beacon birch blue brave breeze bright brook cedar cloud clover
@@ -136,6 +158,12 @@ PASSWORD_FORMATS = items("""
 '{l}'|"{l}{l}"|'{w}##'
 """)
 
+_SYMBOLS = "!#$%&*+-._:;?^|<>{}"
+# Families that only the evaluation uses: some symbols, a digit before a capitalised word and two digits, and others.
+_PASSWORDS_FOR_EVALUATION = re.compile(
+    r"[~/(=]|^\d[A-Z][a-z]+\d\d$|^[a-z]{3}[A-Z]{3}\d|(?:[a-z]\d[A-Z]){2}|^[A-Z]{2}\d-|-\d{4}-[A-Z]$|[a-z]\.[A-Z].*\.\d"
+)
+
 
 def pattern(rng: Random, text: str) -> str:
     """Fill ``# % @ ^`` with random characters."""
@@ -174,30 +202,40 @@ def person(rng: Random) -> tuple[str, str, str]:
 
 
 def composed_phone(rng: Random) -> str:
-    """A number in random groups: two separators at most, and never only pairs."""
+    """A number in random groups with random joints, brackets and prefix; never of a family kept for evaluation."""
     while True:
-        groups = [rng.choice([1, 2, 3, 3, 3, 4, 4]) for _ in range(rng.choice([2, 3, 3, 3, 4, 4, 5, 6]))]
-        if 7 <= sum(groups) <= 12 and set(groups) != {2} and max(groups) > 2:
-            break
-    one, other = rng.choice([" ", " ", "-", "-", ".", "", "–", "_"]), rng.choice([" ", "-", "."])
-    if len(groups) == 3 and rng.random() < 0.15:
-        one = other = rng.choice(["/", "/", ":", " . "])
-    parts = ["#" * g for g in groups]
-    if rng.random() < 0.3:
-        parts[0] = f"({parts[0]})"
-    text = parts[0] + (other if rng.random() < 0.3 else one) + one.join(parts[1:])
-    prefix = rng.choice(["", "", "", "", "0", "+999 ", "+210 ", "+42# ", "+1 1##-", "00999 "])
-    return pattern(rng, prefix + text)
+        groups = [rng.choice([1, 2, 2, 3, 3, 3, 4, 4, 5]) for _ in range(rng.choice([2, 3, 3, 3, 4, 4, 5, 6]))]
+        if not 7 <= sum(groups) <= 12:
+            continue
+        parts, joints = ["#" * g for g in groups], rng.choices(*_JOINTS, k=rng.choice([1, 1, 1, 2, 3]))
+        if rng.random() < 0.25:
+            place, pair = rng.choice([0, 0, 1]), rng.choice(["()", "()", "<>", "{}"])
+            parts[place] = pair[0] + parts[place] + pair[1]
+        text = parts[0] + "".join(rng.choice(joints) + part for part in parts[1:])
+        text = rng.choice(_PREFIXES) + text if rng.random() < 0.4 else text
+        if not _PHONES_FOR_EVALUATION.search(text):
+            return pattern(rng, text)
 
 
 def evident(number: str) -> bool:
     """Whether a phone number shows its kind without any context."""
     digits, groups = sum(c.isdigit() for c in number), len(re.findall(r"\d+", number))
-    return number.startswith(("+", "(", "00")) or "555" in number or (digits >= 9 and groups >= 3)
+    plain = re.fullmatch(r"[\d .()-]+", number) is not None
+    return (
+        number.startswith(("+", "(0", "00", "tel", "ph")) or "555" in number or (plain and digits >= 9 and groups >= 3)
+    )
+
+
+def harmless_number(rng: Random) -> str:
+    """Digits grouped like a phone number's, which mean nothing without the words around them."""
+    while True:
+        text = composed_phone(rng)
+        if not evident(text) and not text[0].isalpha():
+            return text
 
 
 def phone(rng: Random) -> str:
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         return composed_phone(rng)
     if rng.random() < 0.05:
         digits = [rng.choice(DIGIT_WORDS) for _ in range(rng.randint(7, 10))]
@@ -246,6 +284,19 @@ def email(rng: Random, first: str, last: str) -> str:
     return f"{local.title() if style > 0.96 else local}@{domain}.{tld}"
 
 
+def street(rng: Random) -> str:
+    """A street's name: known, borrowed or invented words, perhaps with a qualifier."""
+    kind = rng.random()
+    word = rng.choice(STREET_WORDS if kind < 0.5 else LAST_NAMES) if kind < 0.65 else invented_word(rng, 2).title()
+    return f"{rng.choice(_QUALIFIERS)} {word}" if rng.random() < 0.12 else word
+
+
+def street_type(rng: Random) -> str:
+    kind = rng.random()
+    known = rng.choice(STREET_TYPES if kind < 0.4 else MORE_STREET_TYPES)
+    return known if kind < 0.8 else invented_word(rng, rng.choice([1, 1, 2])).title()
+
+
 def address(rng: Random) -> str:
     number = rng.choice([rng.randint(1, 99), rng.randint(1, 99), rng.randint(100, 999), rng.randint(1000, 9999)])
     fill = {
@@ -255,18 +306,48 @@ def address(rng: Random) -> str:
         "v": rng.choice(["field", "wood", "gate", "ridge", "side"]),
     }
     text = rng.choice(ADDRESS_FORMATS)
+    if rng.random() < 0.4:
+        house = rng.choice(
+            ["{n}", "{n}", "{n}", "{n}{l}", "{n} {l}", "{n}-{s}", "{n}.{s}", "No. {n}", "no {n}", "#{n}"]
+        )
+        road = rng.choice(["{w} {t}"] * 6 + ["{w}", f"{rng.choice(_FOREIGN)} {{w}}", "{w} and {w} {t}", "{w} {w} {t}"])
+        orders = [f"{house} {road}"] * 4 + [f"{house}, {road}", f"{road} {house}", f"{road}, {house}"]
+        text = rng.choice(orders)
+        if rng.random() < 0.25:
+            text += rng.choice([", ", ", ", " "]) + rng.choice(_PARTS_AFTER)
+        elif rng.random() < 0.2:
+            text = rng.choice(_PARTS_BEFORE) + ", " + text
     while "{w}" in text:
-        kind = rng.random()
-        word = rng.choice(STREET_WORDS if kind < 0.5 else LAST_NAMES) if kind < 0.65 else invented_word(rng, 2).title()
-        text = text.replace("{w}", word, 1)
+        text = text.replace("{w}", street(rng), 1)
+    return text.replace("{t}", street_type(rng)).format(**fill)
+
+
+def composed_password(rng: Random) -> str:
+    """Random blocks of words, letters, digits and symbols; never of a family kept for evaluation."""
+    while True:
+        text = "".join(_password_block(rng) for _ in range(rng.randint(1, 5)))
+        if rng.random() < 0.25:
+            joint = rng.choice(_SYMBOLS)
+            text = joint.join(_password_block(rng) for _ in range(rng.randint(2, 4)))
+        kinds = sum(any(test(c) for c in text) for test in (str.isdigit, str.islower, str.isupper))
+        mixed = kinds + any(not c.isalnum() for c in text) >= 2 and any(c.isalpha() for c in text)
+        if 6 <= len(text) <= 18 and mixed and text[-1] not in ".,:;" and not _PASSWORDS_FOR_EVALUATION.search(text):
+            return text
+
+
+def _password_block(rng: Random) -> str:
     kind = rng.random()
-    known = rng.choice(STREET_TYPES if kind < 0.4 else MORE_STREET_TYPES)
-    return text.replace("{t}", known if kind < 0.8 else invented_word(rng, rng.choice([1, 1, 2])).title()).format(
-        **fill
-    )
+    if kind < 0.4:
+        word = rng.choice(PASSWORD_WORDS) if rng.random() < 0.5 else invented_word(rng, rng.choice([1, 2])).title()
+        return rng.choice([word, word, word.lower(), word.upper()])
+    if kind < 0.75:
+        return pattern(rng, rng.choice("#@^#") * rng.randint(1, 4))
+    return rng.choice(_SYMBOLS) if kind < 0.9 else pattern(rng, rng.choice("@^") + "#" * rng.randint(1, 3))
 
 
 def password(rng: Random) -> str:
+    if rng.random() < 0.5:
+        return composed_password(rng)
     frame, ending = rng.choice(PASSWORD_FORMATS), ""
     if rng.random() < 0.4:
         frame = rng.choice(["{w}", "{l}"]) + rng.choice(["", "-", "_", ".", "+"]) + "#" * rng.randint(1, 4)

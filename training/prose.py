@@ -16,13 +16,17 @@ from training.private_items import (
     PASSWORD_WORDS,
     STREET_WORDS,
     address,
+    composed_password,
     email,
     first_name,
+    harmless_number,
     invented_word,
     last_name,
     pattern,
     person,
     phone,
+    street,
+    street_type,
 )
 from training.topics import TOPICS
 
@@ -74,6 +78,9 @@ def money(rng: Random) -> str:
 
 
 def harmless_code(rng: Random) -> str:
+    kind = rng.random()
+    if kind < 0.45:
+        return harmless_number(rng) if kind < 0.3 else composed_password(rng)
     text = pattern(rng, rng.choice(_CODES))
     text = text.replace("{w}", rng.choice(PASSWORD_WORDS)).replace(
         "{l}", rng.choice([*DOMAIN_WORDS, invented_word(rng, 2)])
@@ -131,6 +138,8 @@ _FILL: dict[str, Callable[[Random], str]] = {
     "code": harmless_code,
     "v": lambda r: ".".join(str(r.randint(0, 30)) for _ in range(r.choice([2, 3, 3]))),
     "w": lambda r: r.choice(STREET_WORDS),
+    "street": lambda r: f"{street(r)} {street_type(r)}",
+    "clock": lambda r: f"{r.randint(0, 23)}:{r.randint(0, 59):02}:{r.randint(0, 59):02}",
     "P": lambda r: r.choice(PLACEHOLDERS),
     "name": lambda r: person(r)[2],
     "email": lambda r: email(r, first_name(r), last_name(r)),

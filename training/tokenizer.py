@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from training.word_vectors import WordVectors
 
 SAFE, UNSAFE, ANSWER_PREFIX = "safe", "unsafe", "\n\n"
 CONTROL_TOKENS = (
@@ -19,8 +19,8 @@ CONTROL_TOKENS = (
     "<|agent|>",
     "<|over|>",
 )
-VOCAB_SIZE = 1536
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+VOCAB_SIZE = 8192
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = """\
 {{- '<|start|><|turn|>user<|body|>\n\nTask: Check whether the last Agent message gives away private contact ' -}}
@@ -47,11 +47,11 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -
     return text + ANSWER_PREFIX
 
 
-def train_tokenizer(conversations: Iterable[list[dict[str, str]]]) -> PreTrainedTokenizerFast:
-    """Train on renderings, half of them ending in either verdict so that both words become single tokens."""
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE)
-    texts = (render(bare, m) + (SAFE if i % 2 else UNSAFE) for i, m in enumerate(conversations))
-    core = Tokenizer(models.BPE())
+def build_tokenizer(words: WordVectors) -> PreTrainedTokenizerFast:
+    """Control tokens, then borrowed word pieces; ``unsafe`` is one merge more, so that both verdicts are one token."""
+    pieces = [*CONTROL_TOKENS, *words.pieces, UNSAFE]
+    merges = [*words.merges, (UNSAFE.removesuffix(SAFE), SAFE)]
+    core = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
@@ -59,13 +59,6 @@ def train_tokenizer(conversations: Iterable[list[dict[str, str]]]) -> PreTrained
         ]
     )
     core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=list(CONTROL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    core.train_from_iterator(_without_control_tokens(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         chat_template=CHAT_TEMPLATE,
@@ -76,11 +69,3 @@ def train_tokenizer(conversations: Iterable[list[dict[str, str]]]) -> PreTrained
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _without_control_tokens(texts: Iterable[str]) -> Iterable[str]:
-    """Cut renderings at control tokens, as the finished tokenizer does: no merge is spent on their spelling."""
-    for text in texts:
-        for token in CONTROL_TOKENS:
-            text = text.replace(token, "\x00")
-        yield from text.split("\x00")

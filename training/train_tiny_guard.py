@@ -1,5 +1,6 @@
 """Train the tiny guard: ``python -m training.train_tiny_guard`` (seeded; at most 20 minutes on 2 cores).
 
+Its word pieces and word vectors come from SmolLM2-135M; of the vectors only a map to the guard's width is learnt.
 Three losses, all binary cross-entropies. The verdict at the end of each branch is read from the logits of the words
 safe and unsafe. Two probes, thrown away afterwards, teach the way there at every token of the response: from the last
 layer but one, whether a disclosure is complete; two layers before the last, whether this token belongs to a value.
@@ -12,22 +13,27 @@ import copy
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.batches import Batch, batches, build_tree
-from training.conversations import conversations, fingerprint
-from training.tokenizer import SAFE, UNSAFE, train_tokenizer
+from training.conversations import Conversation, conversations, fingerprint
+from training.tokenizer import CONTROL_TOKENS, SAFE, UNSAFE, VOCAB_SIZE, build_tokenizer, render
+from training.word_vectors import WordEmbedding, WordVectors, load_word_vectors
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fastdss" / "tiny_guard"
-TOKENIZER_CONVERSATIONS = 6000
 WATCHED = ("verdict", "token", "tag", "right")  # running means that are printed
+VOCABULARY_CONVERSATIONS, OFTEN = 3000, 20  # a piece that so many conversations use so often is kept whole
+KIN = 8  # how many neighbours may stand in for a word
 ROUND = 512  # conversations made and sorted by length at a time
 
 
@@ -49,56 +55,91 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
 
 
-class Trainee(nn.Module):
-    """The guard with the probe it is trained with."""
+def chosen_words(source: WordVectors, sample: list[Conversation]) -> WordVectors:
+    """The pieces that training uses often, then the source's most frequent words."""
+    whole = build_tokenizer(source)
+    texts = [text for c in sample for text in (*c.turns, c.response)] + [render(whole, sample[0].messages())] * OFTEN
+    used = Counter(piece for code in whole.backend_tokenizer.encode_batch(texts) for piece in code.tokens)
+    often = [p for p, n in used.most_common() if n >= OFTEN and p not in (*CONTROL_TOKENS, UNSAFE)]
+    return source.subset(VOCAB_SIZE - len(CONTROL_TOKENS) - 1, [SAFE, *often])
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
+
+def new_embedding(words: WordVectors) -> WordEmbedding:
+    """Borrowed vectors; control tokens and the verdicts, which are read from the same table, start at random."""
+    vectors = words.vectors.clone()
+    vectors[words.pieces.index(SAFE)] = 0
+    first, last = (vectors.new_zeros(n, vectors.shape[1]) for n in (len(CONTROL_TOKENS), 1))
+    return WordEmbedding(torch.cat([first, vectors, last]), width=128, components=256, scale=0.04)
+
+
+class Trainee(nn.Module):
+    """The guard with its word embedding and the probes it is trained with."""
+
+    words: Tensor  # ids of unsafe and safe
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, embedding: WordEmbedding):
         super().__init__()
-        self.model = model
+        self.model, self.embedding = model, embedding
+        model.lm_head.weight.requires_grad_(False)
         width = model.config.hidden_size
         self.probe, self.tagger = (nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 1)) for _ in range(2))
-        self.words = tokenizer.convert_tokens_to_ids([UNSAFE, SAFE])
+        self.register_buffer("words", torch.tensor(tokenizer.convert_tokens_to_ids([UNSAFE, SAFE])))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of unsafe against safe at the verdicts ``[n]`` and tokens ``[m]``, and of the tags ``[k]``."""
         out = self.model.model(
-            batch.ids,
+            inputs_embeds=self.embedding(batch.ids),
             attention_mask=batch.mask,
             position_ids=batch.positions,
             output_hidden_states=True,
             use_cache=False,
         )
-        verdict = (
-            out.last_hidden_state[batch.verdicts[:, 0], batch.verdicts[:, 1]] @ self.model.lm_head.weight[self.words].T
-        )
+        verdict = out.last_hidden_state[batch.verdicts[:, 0], batch.verdicts[:, 1]] @ self.embedding(self.words).T
         token = out.hidden_states[-2][batch.tokens[:, 0], batch.tokens[:, 1]]
         tag = out.hidden_states[-3][batch.tags[:, 0], batch.tags[:, 1]]
         return verdict[:, 0] - verdict[:, 1], self.probe(token).squeeze(-1), self.tagger(tag).squeeze(-1)
 
+    def finished(self) -> LlamaForCausalLM:
+        """A copy of the guard with its embedding table."""
+        model = copy.deepcopy(self.model)
+        model.lm_head.weight.data.copy_(self.embedding.table())
+        return model
+
 
 def training_batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, count: int, branches: int, budget: int
+    tokenizer: PreTrainedTokenizerFast, kin: list[list[int]], args: argparse.Namespace
 ) -> Iterator[tuple[int, Batch]]:
     """Batches with the number of conversations seen so far."""
-    for start in range(0, count, ROUND):
-        rng = Random(f"{seed}/batches/{start}")
-        trees = [build_tree(rng, tokenizer, c, branches) for c in conversations(seed, start, min(ROUND, count - start))]
-        seen = start
-        for batch in batches(
-            rng, [t for t in trees if t.verdicts and len(t.ids) <= budget], budget, tokenizer.pad_token_id
-        ):
+    for seen in range(0, args.conversations, ROUND):
+        rng = Random(f"{args.seed}/batches/{seen}")
+        made = conversations(args.seed, seen, min(ROUND, args.conversations - seen))
+        trees = [build_tree(rng, tokenizer, c, args.branches, kin) for c in made]
+        fitting = [t for t in trees if t.verdicts and len(t.ids) <= args.token_budget]
+        for batch in batches(rng, fitting, args.token_budget, tokenizer.pad_token_id):
             seen += len(batch.ids)
             yield seen, batch
 
 
+class Batches(IterableDataset[tuple[int, Batch]]):
+    """``training_batches`` for a loader, which makes them in a process of its own while the model learns."""
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        return training_batches(*self.arguments)
+
+
 def new_optimizers(trainee: Trainee, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, gains and the probe."""
+    """Muon for the layers' matrices, AdamW for gains, probes and free rows, and slowly for the map of word vectors."""
     matrices = [p for p in trainee.model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in trainee.parameters() if id(p) not in chosen]
+    chosen.add(id(trainee.embedding.map))
+    rest = [p for p in trainee.parameters() if id(p) not in chosen and p.requires_grad]
+    slow: list[dict[str, Any]] = [{"params": rest}, {"params": [trainee.embedding.map], "lr": lr / 10}]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=2 * lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
+        torch.optim.AdamW(slow, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
     ]
     for group in (g for o in optimizers for g in o.param_groups):
         group["peak"] = group["lr"]
@@ -115,14 +156,16 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     began = time.time()
-    tokenizer = train_tokenizer(c.messages() for c in conversations(args.seed, 0, TOKENIZER_CONVERSATIONS))
-    trainee = Trainee(new_model(tokenizer), tokenizer)
+    words = chosen_words(load_word_vectors(), conversations(args.seed, 0, VOCABULARY_CONVERSATIONS))
+    tokenizer = build_tokenizer(words)
+    trainee = Trainee(new_model(tokenizer), tokenizer, new_embedding(words))
     optimizers = new_optimizers(trainee, args.lr)
     print(f"{sum(p.numel() for p in trainee.model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
     running = torch.zeros(4)
-    for step, (seen, batch) in enumerate(
-        training_batches(tokenizer, args.seed, args.conversations, args.branches, args.token_budget)
-    ):
+    none: list[list[int]] = [[]]
+    kin = none * len(CONTROL_TOKENS) + [[i + len(CONTROL_TOKENS) for i in near] for near in words.kin(KIN)] + none
+    made = Batches(tokenizer, kin, args)
+    for step, (seen, batch) in enumerate(DataLoader(made, batch_size=None, num_workers=1, prefetch_factor=80)):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * schedule(seen / args.conversations)
         verdict, token, tag = trainee(batch)
@@ -139,18 +182,20 @@ def train(args: argparse.Namespace) -> None:
             [verdict_loss.detach(), token_loss.detach(), tag_loss.detach(), right]
         )
         if args.snapshots and step % 200 == 199:
-            save(copy.deepcopy(trainee.model), tokenizer, args, time.time() - began)
+            save(trainee.finished(), tokenizer, args, time.time() - began)
         if step % 50 == 0:
             mean = running / (1 - 0.98 ** (step + 1))
             losses = " ".join(f"{name} {value:.3f}" for name, value in zip(WATCHED, mean.tolist(), strict=True))
             print(f"{time.time() - began:6.0f}s {seen:6d} {losses}", flush=True)
-    save(trainee.model, tokenizer, args, time.time() - began)
+    save(trainee.finished(), tokenizer, args, time.time() - began)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, seconds: float) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model.to(torch.float16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    compact = tokenizer.backend_tokenizer.to_str(pretty=False)
+    (args.out / "tokenizer.json").write_text(compact + "\n")
     (args.out / "generation_config.json").unlink(missing_ok=True)
     record = {
         "command": f"python -m training.train_tiny_guard --seed {args.seed} --conversations {args.conversations}",
@@ -167,8 +212,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=26_000)
-    parser.add_argument("--branches", type=int, default=3)
+    parser.add_argument("--conversations", type=int, default=25_000)
+    parser.add_argument("--branches", type=int, default=4)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--snapshots", action="store_true", help="save every 200 steps as well")

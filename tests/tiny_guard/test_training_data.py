@@ -76,6 +76,7 @@ def test_training_and_held_out_share_no_names_formats_carriers_or_topics() -> No
     apart(private_items.PASSWORD_FORMATS, held_out_text.PASSWORD_FORMATS)
     apart(private_items.PASSWORD_WORDS, held_out_text.PASSWORD_WORDS)
     apart(private_items.STREET_TYPES, held_out_text.STREET_KINDS)
+    apart(private_items.MORE_STREET_TYPES, held_out_text.STREET_KINDS)
     apart(private_items.STREET_WORDS, held_out_text.STREETS)
     for kind, frames in carriers.CARRIERS.items():
         apart(frames, held_out_text.CARRIERS[kind])
@@ -91,6 +92,25 @@ def test_random_phone_numbers_never_take_a_held_out_shape() -> None:
     held = {shape(f) for f in held_out_text.PHONE_FORMATS}
     assert not held & {shape(private_items.composed_phone(rng)) for _ in range(20_000)}
     assert not held & {shape(f) for f in private_items.PHONE_FORMATS}
+
+
+def test_random_passwords_and_addresses_never_take_a_held_out_form() -> None:
+    """One format is no form of its own: a word, four letters and two digits is a longer word and two digits."""
+    classes = {"#": "[0-9]", "%": "[2-9]", "@": "[a-z]", "^": "[A-Z]", "W": "[A-Z][a-z]+"}
+    rng = Random(0)
+    drawn = [private_items.composed_password(rng) for _ in range(5000)]
+    for form in sorted({*held_out_text.PASSWORD_FORMATS} - {"{w}@@@@##"}):
+        like = re.compile("".join(classes.get(c, re.escape(c)) for c in form.replace("{w}", "W")))
+        assert not [text for text in drawn if like.fullmatch(text)]
+    held = re.compile(r"\b(?:Upper|Rue|Floor|Room|Suite)\b|\d/\d")
+    assert not [text for text in (private_items.address(rng) for _ in range(5000)) if held.search(text)]
+
+
+def test_a_number_that_means_nothing_does_not_look_like_a_phone_number_on_its_own() -> None:
+    rng = Random(0)
+    assert not [n for n in (private_items.harmless_number(rng) for _ in range(500)) if private_items.evident(n)]
+    assert private_items.evident("+999 12 345")
+    assert not private_items.evident("41=22=907")
 
 
 def test_no_held_out_name_is_generated_for_training() -> None:
