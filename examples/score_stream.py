@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> StarStream:
     parser.add_argument("--every", type=int, default=2)
     parser.add_argument("--unit", default="word", choices=["word", "token", "sentence", "character"])
     parser.add_argument("--tokens", type=int, default=80)
+    parser.add_argument("--temperature", type=float, default=0.5)
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -49,7 +50,9 @@ def main(argv: list[str] | None = None) -> StarStream:
     stream = Guard.tiny().stream(args.prompt, every=args.every, unit=args.unit)
     stop = StopWhenUnsafe(stream, tokenizer, inputs["input_ids"].shape[1], args.threshold)
     torch.manual_seed(0)
-    model.generate(**inputs, max_new_tokens=args.tokens, do_sample=True, stopping_criteria=StoppingCriteriaList([stop]))
+    criteria = StoppingCriteriaList([stop])
+    sampling = {"do_sample": True, "temperature": args.temperature}
+    model.generate(**inputs, **sampling, max_new_tokens=args.tokens, stopping_criteria=criteria)
     stopped = any(score < args.threshold for score in stream.scores)
     if not stopped:
         stream.close()

@@ -34,7 +34,7 @@ def policy(tmp_path_factory) -> str:
 
 
 def run(example, policy: str, threshold: str, *options: str):
-    size = ["--tokens", "60", "--every", "1"]
+    size = ["--tokens", "60", "--every", "1", "--temperature", "1"]
     return example.main(["--model", policy, "--prompt", "Hello", "--threshold", threshold, *size, *options])
 
 
