@@ -153,7 +153,17 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "train": lambda data, out: ["train", "--data", str(data), "--model", str(data), "--out", str(out), "--cpu"],
     "report": lambda data, out: ["report", str(data)],
     "merge": lambda data, out: ["merge", str(data), "--out", str(out / "m.jsonl")],
-    "config": lambda data, out: ["train", "--config", str(data), "--data", "x.jsonl", "--model", "m"],
+    "config": lambda data, out: [
+        "train",
+        "--config",
+        str(data),
+        "--data",
+        "x.jsonl",
+        "--model",
+        "m",
+        "--out",
+        str(out),
+    ],
 }
 BOMBS = {
     "empty": b"",

@@ -32,7 +32,7 @@ objectives = st.fixed_dictionaries(
         "logit_scale": st.floats(0.05, 4),
         "softcap": st.floats(1, 50),
         "ref_logit_scale": st.floats(0.05, 4),
-        "kl_scale": st.floats(0, 3),
+        "kl_scale": st.just(0.0) | st.floats(1e-6, 3),
         "reduction": st.sampled_from(["mean", "sum"]),
     },
 )
