@@ -97,8 +97,9 @@ def align(
     end_of_turn: bool = True,
     max_length: int | None = None,
     truncation_side: str = "right",
+    first_row: int = 0,
 ) -> TokenWeights:
-    """See ``StarScores.token_weights``."""
+    """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
     if across not in _ACROSS:
         raise ValueError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
     if truncation_side not in ("left", "right"):
@@ -107,7 +108,7 @@ def align(
         raise ValueError(f"max_length: expected a positive integer, got {max_length}")
     encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
     rows, truncated = [], []
-    for index, item in enumerate(scored):
+    for index, item in enumerate(scored, first_row):
         try:
             _check_scored(item)
             row = _align_row(encoder, item, _ACROSS[across], end_of_turn)

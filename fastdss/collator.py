@@ -190,7 +190,7 @@ def prepare_dss_dataset(
 
     def tokenised(rows: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, list]]:
         read = [_read_scored(index, row) for index, row in enumerate(rows, first)]
-        aligned = align(read, tokenizer, max_length=max_length, **options)
+        aligned = align(read, tokenizer, max_length=max_length, first_row=first, **options)
         return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
 
     def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:

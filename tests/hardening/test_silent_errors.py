@@ -11,7 +11,7 @@ from loss.cases import make_problem, reference_arguments
 from star.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 from torch import Tensor
 
-from fastdss import Guard, dss_loss, star_scores, token_logprobs, weighted_ce
+from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
 from fastdss.engine import tree_logits
 from fastdss.losses import live_rows
 from fastdss.prefix_tree import build_tree
@@ -188,3 +188,12 @@ def test_batch_of_the_builders_is_what_these_tests_think(guard: Guard) -> None:
     """The guard tells the rows apart: a constant guard would make every equality above true."""
     scores = torch.cat(star_scores(guard, BATCH).scores)
     assert scores.max() - scores.min() > 1e-2
+
+
+def test_a_row_far_into_a_data_set_is_called_by_its_own_number() -> None:
+    """Preparation maps a thousand rows at a time; row 1001 was called row 1."""
+    datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
+    rows = [{"prompt": "a", "response": "Yes.", "scores": [0.5], "ends": [4]}] * 1003
+    rows[1001] = rows[1001] | {"response": "Yes, and more."}
+    with pytest.raises(ValueError, match="row 1001: the last boundary is 4, but the response's text ends at 14"):
+        prepare_dss_dataset(datasets.Dataset.from_list(rows), make_tokenizer())
