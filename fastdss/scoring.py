@@ -163,7 +163,8 @@ def star_scores(
     rows, histories, responses = _read(batch, turns)
     cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
     forests = [
-        [_tree(guard, i, histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))] for guard in guards
+        [_tree(guard, rows[i], histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))]
+        for guard in guards
     ]
     kept = [
         min(tree.num_prefixes // guard.readouts for guard, tree in zip(guards, trees, strict=True))

@@ -197,3 +197,11 @@ def test_a_row_far_into_a_data_set_is_called_by_its_own_number() -> None:
     rows[1001] = rows[1001] | {"response": "Yes, and more."}
     with pytest.raises(ValueError, match="row 1001: the last boundary is 4, but the response's text ends at 14"):
         prepare_dss_dataset(datasets.Dataset.from_list(rows), make_tokenizer())
+
+
+def test_errors_about_a_turn_name_the_row_of_the_batch(guard: Guard) -> None:
+    """With turns="all" a row of the batch becomes several results; an error is about the batch."""
+    turns = [{"role": role, "content": "Hi."} for role in ("user", "assistant", "user", "assistant")]
+    long = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "word " * 2000}]
+    with pytest.raises(ValueError, match=r"row 1: \d+ tokens exceed"):
+        star_scores(guard, {"messages": [turns, long]}, turns="all")
