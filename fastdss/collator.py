@@ -49,7 +49,7 @@ class DSSCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = self._names(examples)
-        columns = {name: [torch.as_tensor(e[name], dtype=_COLUMNS[name][0]) for e in examples] for name in names}
+        columns = {name: [_column(index, name, e[name]) for index, e in enumerate(examples)] for name in names}
         documents = [self._documents(index, example) for index, example in enumerate(examples)]
         if not self.padding_free and any(len(lengths) > 1 for lengths in documents):
             raise ValueError("packed examples (seq_lengths) need padding_free=True")
@@ -100,6 +100,14 @@ class DSSCollator:
         for index, row in enumerate(rows):
             joined[index, : len(row)] = row
         return joined
+
+
+def _column(index: int, name: str, values: Any) -> Tensor:
+    dtype = _COLUMNS[name][0]
+    tensor = torch.as_tensor(values)
+    if dtype == torch.long and tensor.is_floating_point() and tensor.numel():
+        raise TypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
+    return tensor.to(dtype)
 
 
 def _without_firsts(labels: Tensor, lengths: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ from star.builders import BATCH, make_guard, make_model, make_spec, make_tokeniz
 from torch import Tensor
 
 from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
+from fastdss.collator import DSSCollator
 from fastdss.engine import tree_logits
 from fastdss.losses import live_rows
 from fastdss.prefix_tree import build_tree
@@ -205,3 +206,11 @@ def test_errors_about_a_turn_name_the_row_of_the_batch(guard: Guard) -> None:
     long = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "word " * 2000}]
     with pytest.raises(ValueError, match=r"row 1: \d+ tokens exceed"):
         star_scores(guard, {"messages": [turns, long]}, turns="all")
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels"])
+def test_ids_that_are_no_integers_are_not_rounded(name: str) -> None:
+    row: dict[str, Any] = {"input_ids": [1, 2], "labels": [1, 2], "token_weights": [1, 0.5]}
+    assert DSSCollator(0)([row])["token_weights"].dtype == torch.float32
+    with pytest.raises(TypeError, match=f"example 1: {name} must be integers, got torch.float32"):
+        DSSCollator(0)([row, row | {name: [1.5, 2.0]}])
