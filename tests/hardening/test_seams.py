@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from loss.cases import make_problem, run
 from star.builders import make_guard, make_tokenizer
 
-from fastdss import StarScores, star_scores
+from fastdss import StarScores, chunked, star_scores
 from fastdss.collator import DSSCollator, pack
 
-LIKE_THE_TAIL = "\n\n<END CONVERSATION>\n\nFirst line: safe or else. "
+BEGUN, LIKE_THE_TAIL = "You can call her\n\n", "<END CONVERSATION>\n\nFirst line: safe or else. "
 
 
 def batch_of(guard: Any, text: str) -> torch.Tensor:
@@ -25,11 +26,11 @@ def test_a_fork_keeps_its_own_keys() -> None:
     """Its text goes on like the template's tail, so it builds on tokens that the other stream has overwritten since."""
     guard = make_guard()
     stream = guard.stream("Hello", every=1)
-    stream.append("You can call her ")
+    stream.append(BEGUN)
     fork = stream.fork()
     stream.append("later today, or not at all. ")
     scores = fork.append(LIKE_THE_TAIL)
-    expected = batch_of(guard, "You can call her " + LIKE_THE_TAIL)
+    expected = batch_of(guard, BEGUN + LIKE_THE_TAIL)
     assert len(scores) == len(expected) - 4
     torch.testing.assert_close(torch.tensor(scores), expected[4:], rtol=0, atol=1e-6)
 
@@ -82,3 +83,23 @@ def test_whitespace_that_the_policys_template_strips_moves_no_score() -> None:
             seen += tokenizer.decode([index])
             assert weight == pytest.approx(0.9 if len(seen) <= len("You can") else 0.2), seen
     assert seen == "You can call her today."
+
+
+@pytest.mark.parametrize("chunk_rows", [5, 8, 1000])
+def test_the_references_product_runs_on_rows_with_a_kl_weight_only(
+    chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a chunk holds both kinds, or comes after the last row that has one."""
+    problem = make_problem(40, 16, 64, torch.float32)
+    rows: list[int] = []
+    real = chunked._project
+
+    def counting(x: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
+        rows.append(x.shape[0])
+        real(x, head, out)
+
+    monkeypatch.setattr(chunked, "_project", counting)
+    run(problem, "reverse", chunk_bytes=2 * 4 * 64 * chunk_rows)
+    counts = problem.labels != -100
+    assert sum(rows) == int(counts.sum()) + int((counts & (problem.star < 1)).sum())
+    assert len(rows) > 4 or chunk_rows == 1000

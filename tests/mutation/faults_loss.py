@@ -51,7 +51,7 @@ COMPACTION_AND_CHUNKS = [
     Fault("chunk loop", CHUNKED, "for start in range(0, self.count, size):",
           "for start in range(0, max(self.count - 1, 1), size):", CHUNKS),
     Fault("chunk loop", CHUNKED, "min(max(self.kl_rows - start, 0), span.stop - start)",
-          "min(self.kl_rows, span.stop - start)", CHUNKS),
+          "min(self.kl_rows, span.stop - start)", "tests/hardening/test_seams.py"),
     Fault("chunk loop", CHUNKED, "else slice(span.start, span.start + with_ref)", "else slice(0, with_ref)",
           f"{ENGINE} -k live_rows_and_no_compaction"),
     Fault("dW accumulation", CHUNKED, "beta=0 if first else 1", "beta=0", CHUNKS),

@@ -29,7 +29,7 @@ FAULTS = [
     Fault("enable", "fastdss/enable.py", "loss = loss + model.router_aux_loss_coef", "loss = loss + 0",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
     Fault("reference", "fastdss/trainer.py", "with bare_peft(model).disable_adapter() if adapter else nullcontext():",
-          "with nullcontext():", "tests/train/test_trainer.py -k adapter_switched_off"),
+          "with nullcontext():", "tests/train/test_train_command.py -k 'every_kind_of_reference and forward'"),
     Fault("reference", "fastdss/reference.py", "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
     Fault("reference", "fastdss/reference.py",
           "split = answers[0, : sum(lengths)].split(lengths) if packed else answers",
