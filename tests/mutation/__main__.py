@@ -1,6 +1,7 @@
 """``python -m tests.mutation``: plant every fault, one after the other, and print which test caught it.
 
---only WORD plants those whose area or file holds it; --write puts the table into tests/mutation/table.md.
+--only WORD plants those whose area or file holds it; --survivors those that the table does not call caught; --write
+puts the outcomes into tests/mutation/table.md, where those of other faults stay.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ TABLE = Path(__file__).parent / "table.md"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="WORD", help="faults whose area or file holds WORD")
+    parser.add_argument("--survivors", action="store_true", help="only faults that the table does not call caught")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     parser.add_argument("--trust", action="store_true", help="do not run the tests without faults first")
     args = parser.parse_args()
     faults = [fault for fault in FAULTS if args.only in fault.area or args.only in fault.file]
+    if args.survivors:
+        faults = [fault for fault in faults if not known().get(_about(fault), "").startswith("`")]
     if gone := stale(FAULTS):
         print("stale:", *gone, sep="\n  ", file=sys.stderr)
         return 2
@@ -48,7 +52,10 @@ def main() -> int:
 
 
 def table(found: list[tuple[Fault, Outcome]]) -> str:
-    """The outcomes as Markdown: how many per area, then one line per fault."""
+    """The outcomes as Markdown, new ones and those known before: how many per area, then one line per fault."""
+    said = known()
+    for fault, result in found:
+        said[_about(fault)] = f"`{result.by}`" if result.caught else f"survived: {fault.survives or 'no reason yet'}"
     lines = [
         "# Planted faults and the tests that catch them",
         "",
@@ -58,15 +65,24 @@ def table(found: list[tuple[Fault, Outcome]]) -> str:
         "| area | planted | caught |",
         "|---|---|---|",
     ]
-    for area in dict.fromkeys(fault.area for fault, _ in found):
-        caught = [result.caught for fault, result in found if fault.area == area]
-        lines.append(f"| {area} | {len(caught)} | {sum(caught)} |")
-    lines.append(f"| **all** | **{len(found)}** | **{sum(result.caught for _, result in found)}** |")
+    outcomes = [(fault, said.get(_about(fault), "not planted yet")) for fault in FAULTS]
+    for area in [*dict.fromkeys(fault.area for fault in FAULTS), ""]:
+        those = [says for fault, says in outcomes if not area or fault.area == area]
+        caught = sum(says.startswith("`") for says in those)
+        lines.append(f"| {area or '**all**'} | {len(those)} | {caught} |")
     lines += ["", "| area | file | instead of | stands | caught by |", "|---|---|---|---|---|"]
-    for fault, result in found:
-        by = f"`{result.by}`" if result.caught else f"survived: {fault.survives or 'no reason yet'}"
-        lines.append(f"| {fault.area} | {fault.file} | {_code(fault.old)} | {_code(fault.new)} | {by} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"{_about(fault)}{says} |" for fault, says in outcomes)]) + "\n"
+
+
+def known() -> dict[str, str]:
+    """What the table says of each fault, by the cells that describe it."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []
+    cut = [(line.rpartition(" | ")[0] + " | ", line.rpartition(" | ")[2].removesuffix(" |")) for line in lines]
+    return {about: says for about, says in cut if about.count(" | ") >= 4}
+
+
+def _about(fault: Fault) -> str:
+    return f"| {fault.area} | {fault.file} | {_code(fault.old)} | {_code(fault.new)} | "
 
 
 def _short(code: str) -> str:
