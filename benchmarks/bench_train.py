@@ -18,6 +18,8 @@ fastdss-live    DSS (reverse KL) against a live reference's hidden states
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import gc
 import importlib.util
 import json
@@ -194,10 +196,16 @@ def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
     return {name: value.to(device) for name, value in batch.items()} | {"kl_rows": live.kl_rows}
 
 
+@functools.cache
+def packaged_smollm2() -> Any:
+    """Read once: unpacking its 4-bit weights takes longer than a step."""
+    return load_policy(None, "cpu", "fp32").model
+
+
 def load(name: str | None, layers: int) -> Any:
     """The named model, or one with the shape of SmolLM2-135M and random weights: time does not depend on them."""
     if name == "smollm2":
-        return load_policy(None, "cpu", "fp32").model
+        return copy.deepcopy(packaged_smollm2())
     if name is not None:
         return transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     torch.manual_seed(0)
