@@ -8,7 +8,7 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: install install-dev demo test lint bench clean
+.PHONY: install install-dev demo test test-slow mutation oldest lint lock sbom bench clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -24,7 +24,7 @@ $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[train,viz,dev]"
+	$(PIP) -e ".[train,score,viz,dev]"
 	touch $@
 
 demo: $(VENV)/.demo
@@ -36,15 +36,39 @@ test: lint
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
 	$(PYTEST) tests/compiled
 
+# Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers that is supported.
+test-slow: $(VENV)/.dev
+	$(PIP) -e ".[scale]"
+	$(PY) -m pytest -q -m slow tests benchmarks
+
+mutation: $(VENV)/.dev
+	$(PY) -m tests.mutation --write
+
+oldest:
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/pip install --quiet torch==2.13.0 transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.7.1
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/test_causal_lm.py
+
 lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# What the tests run with, by hash; and what is installed here, as CycloneDX.
+lock:
+	uv pip compile pyproject.toml -c constraints.txt --extra demo --extra train --extra score --extra scale --extra viz \
+		--extra dev --generate-hashes --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command "make lock" --no-annotate -o requirements.lock
+
+sbom: $(VENV)/.dev
+	$(PIP) cyclonedx-bom
+	$(VENV)/bin/cyclonedx-py environment $(VENV) --output-reproducible -o sbom.json
+
 bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_loss.py
 	$(PY) benchmarks/bench_star.py
+	$(PY) benchmarks/bench_corpus.py
 	$(PY) benchmarks/bench_train.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .oldest build dist *.egg-info
