@@ -57,7 +57,10 @@ def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, ca
 
 
 def test_an_interrupt_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(FakeScorer, "score_rows", lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupt(*_):  # not by a signal: started in the background, a process ignores SIGINT
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeScorer, "score_rows", interrupt)
     monkeypatch.setattr(scorer, "StarScorer", lambda guard, **options: FakeScorer(guard))
     assert main(score(source, tmp_path / "out")) == 130
     error = capsys.readouterr().err
