@@ -18,6 +18,7 @@ _HOME = {
     "weighted_ce": "losses",
     "StarScores": "scoring",
     "star_scores": "scoring",
+    "AnswerField": "guard",
     "Guard": "guard",
     "GuardSpec": "guard",
     "StarStream": "stream",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .corpus.scorer import StarScorer as StarScorer
     from .enable import disable_dss as disable_dss
     from .enable import enable_dss as enable_dss
+    from .guard import AnswerField as AnswerField
     from .guard import Guard as Guard
     from .guard import GuardSpec as GuardSpec
     from .losses import DSSLoss as DSSLoss
