@@ -161,6 +161,7 @@ def train(args: argparse.Namespace) -> None:
     trainee = Trainee(new_model(tokenizer), tokenizer, new_embedding(words))
     optimizers = new_optimizers(trainee, args.lr)
     print(f"{sum(p.numel() for p in trainee.model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    rarity = torch.tensor(args.unsafe_weight)
     running = torch.zeros(4)
     none: list[list[int]] = [[]]
     kin = none * len(CONTROL_TOKENS) + [[i + len(CONTROL_TOKENS) for i in near] for near in words.kin(KIN)] + none
@@ -169,7 +170,7 @@ def train(args: argparse.Namespace) -> None:
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * schedule(seen / args.conversations)
         verdict, token, tag = trainee(batch)
-        verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels)
+        verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels, pos_weight=rarity)
         token_loss = F.binary_cross_entropy_with_logits(token, batch.token_labels)
         tag_loss = F.binary_cross_entropy_with_logits(tag, batch.tag_labels)
         (verdict_loss + token_loss + 2 * tag_loss).backward()
@@ -212,7 +213,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=25_000)
+    parser.add_argument("--conversations", type=int, default=36_000)
+    parser.add_argument(
+        "--unsafe-weight",
+        type=float,
+        default=0.4,
+        help="of unsafe verdicts, which training shows more often than life does",
+    )
     parser.add_argument("--branches", type=int, default=4)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
