@@ -55,9 +55,10 @@ parentheses 95 % intervals (Wilson; for the AUC a bootstrap over conversations).
 """
 _FOOT = """
 The generators of the held-out text were written by the authors of the training's, and were read while these were being
-improved. Models were compared on `--count 150 --seed 0`, on which this one does a little better; the numbers above are of a
-seed that was used once, for this model. Other text will do worse: expect false alarms on unusual strings of digits or symbols, and misses on formats
-and phrasings unlike the training's. Responses of more than about 200 words were not in the training data.
+improved. Models were compared on `--count 150 --seed 0`, on which this one does a little better; the numbers above are
+of a seed that was used once, for this model. Other text will do worse: expect false alarms on unusual strings of digits
+or symbols, and misses on formats and phrasings unlike the training's. Responses of more than about 200 words were not
+in the training data.
 """
 
 
