@@ -28,7 +28,9 @@ def test_a_leak_is_seen() -> None:
 
     def leaking(count: int):
         for i in range(count):
-            kept.append(mmap.mmap(-1, 1 << 20))  # not from the heap, which may hold free pages that are resident already
+            kept.append(
+                mmap.mmap(-1, 1 << 20)
+            )  # not from the heap, which may hold free pages that are resident already
             kept[-1].write(b"x" * (1 << 20))  # untouched pages are not resident
             yield i + 1
 
