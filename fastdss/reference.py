@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_settings, enable_dss
+from .files import write_atomically
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 1"
@@ -138,24 +139,14 @@ class _Cache:
         return _from_first(lambda: self._read(self._path(rows), [len(row["input_ids"]) for row in rows]))
 
     def store(self, rows: list[Mapping[str, Any]], answers: list[Tensor]) -> None:
-        """Write to a temporary file, then rename: a part is there whole or not at all."""
+        """A part is there whole or not at all."""
         if _rank() != 0:
             return
         from safetensors.torch import save
 
         values = torch.cat(answers)
         content = save({"logprobs": values}, metadata={"format": _FORMAT, "sha256": _digest(values)})
-        path = self._path(rows)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(self._path(rows), content)
 
     def _path(self, rows: list[Mapping[str, Any]]) -> Path:
         content = hashlib.sha256(self.model.encode())

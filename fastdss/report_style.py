@@ -58,7 +58,7 @@ svg.chart{display:block;width:100%;height:auto;overflow:visible}
 .band.advice{fill:var(--keep)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3em 1.3em;padding:0;margin:.2em 0 .8em;font-size:.88rem}
 .legend svg{width:26px;height:8px;margin-right:.45em;vertical-align:middle}
-.chip{display:inline-block;font-size:.76rem;font-weight:600;border-radius:99px;padding:.1em .65em;
+.chip{display:inline-block;white-space:nowrap;font-size:.76rem;font-weight:600;border-radius:99px;padding:.1em .65em;
   margin:0 .35em .2em 0;background:var(--rail);color:var(--quiet)}
 .chip.good{color:var(--good)}
 .chip.bad{color:var(--bad)}

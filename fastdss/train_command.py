@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .boundaries import UNITS
+
 _CHOICES = {
-    "unit": ("word", "token", "sentence", "character"),
+    "unit": UNITS,
     "kl": ("k1", "k2", "k3", "reverse", "forward"),
     "method": ("lora", "full"),
     "precision": ("auto", "bf16", "fp32"),

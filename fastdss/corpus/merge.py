@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from .rows import Row, Source
-from .store import ScoredRow, joined, load_manifest, replacing
+from .store import ScoredRow, joined, load_manifest
 
 FAILED = ("drop", "zero")
 _ROWS_AT_ONCE = 1024

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-from uuid import uuid4
+from typing import Any
 
+from ..files import write_atomically
 from .rows import Columns, FailedRow, Row, Source, read_rows
 
 MANIFEST = "manifest.json"
@@ -176,32 +176,6 @@ def _schema() -> Any:
             ("error", pa.string()),
         ]
     )
-
-
-def write_atomically(path: Path, content: Any) -> None:
-    """``path.write_bytes(content)``, see ``replacing``."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")  # process ids repeat on other hosts
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -17,6 +16,7 @@ import torch
 
 from fastdss import Guard, StarScores, __version__, star_scores
 from fastdss.align import IGNORE
+from fastdss.files import write_atomically
 
 from .arms import Arm, choose_arms, labelled_scores
 from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, held_out_prompts, training_conversations
@@ -136,8 +136,10 @@ def run(settings: Settings) -> Demo:
         for arm in arms:
             outcome.runs.append(_run_arm(arm, outcome, tools, progress))
             outcome.seconds = time.perf_counter() - started
-            _write(json_path, json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n")
-            _write(page_path, as_page(outcome))  # after every arm, so that an interrupted run leaves what it found
+            write_atomically(json_path, (json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n").encode())
+            write_atomically(
+                page_path, as_page(outcome).encode()
+            )  # after every arm, so that an interrupted run leaves what it found
     print(as_text(outcome))
     print(f"\nPage: {page_path}\nNumbers: {json_path}")
     return outcome
@@ -260,12 +262,6 @@ def check_writable(out: str) -> tuple[Path, Path]:
         if not existed:
             path.unlink()
     return page_path, json_path
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Progress:

@@ -20,7 +20,8 @@ def write_report(
     scores alone, but sources that are named must fit (``ValueError``). ``limit`` caps the scored rows and the failed
     rows on the page; the charts count all. The page is replaced in one step.
     """
-    from fastdss.corpus.store import joined, load_manifest, read_scores, write_atomically
+    from fastdss.corpus.store import joined, load_manifest, read_scores
+    from fastdss.files import write_atomically
 
     from .data import collect
     from .page import score_page
