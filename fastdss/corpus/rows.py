@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..chat import Conversation, check_conversation
 
 MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 _ROWS_AT_ONCE = 64
+_LONGEST_RECORD = 1 << 28  # characters of CSV; a quote that is not closed makes one record of all that follows
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
@@ -75,6 +76,8 @@ def read_rows(
     position over all sources. A row of more than ``max_bytes`` is a ``FailedRow``. Raises ``ValueError`` for sources
     that are missing, of another kind, or without the columns.
     """
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes: expected at least 1, got {max_bytes}")
     position = 0
     for source in expand(sources):
         for record in _records(source, columns, max_bytes):
@@ -91,7 +94,7 @@ def expand(sources: Sequence[Source]) -> list[Source]:
             found.append(source)
             continue
         if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            splits = sorted(split.name for split in path.iterdir() if (split / "state.json").is_file())
             raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of their folders")
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         if not files:
@@ -153,22 +156,84 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadable]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         names = _present(path, file.schema_arrow.names, columns)
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
-            yield from batch.to_pylist()
+            try:
+                records = batch.to_pylist()
+            except (ValueError, OverflowError):
+                records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
+            yield from records
 
 
-def _csv(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+def _alone(batch: Any) -> Mapping[str, Any] | _Unreadable:
+    """The record of a batch of one; Arrow holds bytes that are no text and dates that Python has not."""
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeError as error:
+        reason = _without_text(error)
+    except (ValueError, OverflowError) as error:
+        reason = f"a value that Python cannot hold ({type(error).__name__})"
+    return _Unreadable(reason, hashlib.sha256(batch.serialize()).hexdigest())
+
+
+class _Lines:
+    """Lines of a CSV file, and those of the present record, which end where the caller says so."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self.path, self.file = path, file
+        self.record: list[str] = []
+        self.size = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(_LONGEST_RECORD)
+        self.size += len(line)
+        if self.size >= _LONGEST_RECORD:
+            raise ValueError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
+        if not line:
+            raise StopIteration
+        self.record.append(line)
+        return line
+
+    def end_record(self) -> str:
+        """SHA-256 of the record, after which another begins."""
+        whole = "".join(self.record).encode("utf-8", "surrogateescape")
+        self.record.clear()
+        self.size = 0
+        return hashlib.sha256(whole).hexdigest()
+
+
+def _csv(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadable]:
     limit = csv.field_size_limit(2**31 - 1)  # the row's own cap comes after the fields are known
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file)
-            _present(path, reader.fieldnames or (), columns)
-            yield from reader
+            lines = _Lines(path, file)
+            reader = csv.reader(lines, strict=True)
+            try:
+                names = next(reader, [])
+            except csv.Error as error:
+                raise ValueError(f"{path}: its header is no record of CSV: {error}") from None
+            _present(path, names, columns)
+            lines.end_record()
+            while True:
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield _Unreadable(f"not a record of CSV: {error}", lines.end_record())
+                    continue
+                digest = lines.end_record()
+                if len(fields) == len(names):
+                    yield dict(zip(names, fields, strict=True))
+                elif fields:  # an empty line is no record
+                    yield _Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest)
     finally:
         csv.field_size_limit(limit)
 
@@ -177,13 +242,19 @@ def _saved(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(path))
-    yield from dataset.select_columns(_present(path, dataset.column_names, columns))
+    try:
+        yield from dataset.select_columns(_present(path, dataset.column_names, columns))
+    except UnicodeError as error:
+        raise ValueError(f"{path}: {_without_text(error)}") from None
 
 
 def _present(path: Path, names: Iterable[str], columns: Columns) -> list[str]:
     """The columns to read; ``ValueError`` where there is no conversation in them."""
     names = list(names)
     present = [name for name in columns.names if name in names]
+    for name in present:
+        if names.count(name) > 1:  # which of them counts, readers decide differently
+            raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}")
     if columns.messages not in present and not {columns.prompt, columns.response} <= set(present):
         raise ValueError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}")
     return present
@@ -197,8 +268,9 @@ def _row(position: int, record: Mapping[str, Any] | _Unreadable, columns: Column
     if isinstance(record, _Unreadable):
         return FailedRow(str(position), f"row {position}: {record.reason}", record.digest)
     given = record.get(columns.id)
-    row_id = str(position) if given is None or given == "" else str(given)
+    row_id = str(position)
     try:
+        row_id = row_id if given is None or given == "" else str(given)
         size = len(row_id.encode()) if len(row_id) <= 1000 else max_bytes + len(row_id)
         turns = check_conversation(position, _messages(record, columns))
         size += sum(len(turn["content"].encode()) for turn in turns)
@@ -206,12 +278,20 @@ def _row(position: int, record: Mapping[str, Any] | _Unreadable, columns: Column
             raise ValueError(_too_long(size, max_bytes))
         if turns[-1]["role"] != "assistant":
             raise ValueError(f"the last turn must be the assistant's, it is the {turns[-1]['role']}'s")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         reason = _without_text(error)
         reason = reason if reason.startswith("row ") else f"row {position}: {reason}"
-        raw = repr([record.get(name) for name in columns.names]).encode("utf-8", "surrogatepass")
-        return FailedRow(_plain(row_id, position), reason, hashlib.sha256(raw).hexdigest())
+        return FailedRow(_plain(row_id, position), reason, _record_hash(record, columns))
     return Row(row_id, turns[:-1], turns[-1]["content"], content_hash(turns))
+
+
+def _record_hash(record: Mapping[str, Any], columns: Columns) -> str:
+    values = [record.get(name) for name in columns.names]
+    try:
+        raw = repr(values)
+    except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
+        raw = repr([type(value).__name__ for value in values])
+    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _messages(record: Mapping[str, Any], columns: Columns) -> Any:

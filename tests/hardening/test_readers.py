@@ -1,0 +1,113 @@
+"""Files that a reader could take for other rows than they hold: each is an error, of its row where that is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdss.corpus import rows
+from fastdss.corpus.rows import FailedRow, Row, read_rows
+
+HEADER, GOOD = b"prompt,response\n", b"Hi,Hello\n"
+
+
+def outcomes(*sources: Any) -> list[str]:
+    """The response of each row, or why there is none."""
+    return [row.response if isinstance(row, Row) else row.reason.partition(": ")[2] for row in read_rows(sources)]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"Hi,Hello, you\n", "3 fields under a header of 2"),  # a comma without quotes: the text went on
+        (b"Hi\n", "1 fields under a header of 2"),
+        (b'Hi,"Hello"you\n', "not a record of CSV: ',' expected after '\"'"),
+        (b'Hi,"Hello\n', "not a record of CSV: unexpected end of data"),  # the file was cut: the text may go on
+    ],
+)
+def test_a_record_of_csv_that_does_not_fit_fails_alone(tmp_path: Path, record: bytes, reason: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + GOOD + b"\n" + record + (b"" if b'"Hello\n' in record else GOOD))
+    assert outcomes(path) == ["Hello", reason, "Hello"][: 2 if "end of data" in reason else 3]
+
+
+def test_bad_records_of_csv_have_hashes_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + b"a,b,c\na,b,d\n" + b'"a\nb"c\n' + b'"a\xff"c\n')
+    found = list(read_rows([path]))
+    assert all(isinstance(row, FailedRow) for row in found)
+    assert len({row.content_hash for row in found}) == 4
+
+
+def test_a_quote_that_is_never_closed_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_LONGEST_RECORD", 1000)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + GOOD * 500 + b'Hi,"Hello\n' + GOOD * 500)
+    with pytest.raises(ValueError, match=r"rows\.csv: a record of 1000 characters or more; is a quote not closed"):
+        list(read_rows([path]))
+    path.write_bytes(HEADER + GOOD * 500 + b"x" * 2000)  # nor does a line
+    with pytest.raises(ValueError, match="a record of 1000 characters or more"):
+        list(read_rows([path]))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name(tmp_path: Path, kind: str) -> None:
+    """Readers disagree on which one counts; columns that nobody reads may be called what they like."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for names, wrong in ((["prompt", "response", "response"], True), (["prompt", "response", "x", "x"], False)):
+        path = tmp_path / f"rows.{kind}"
+        if kind == "csv":
+            path.write_text(f"{','.join(names)}\n{','.join(names)}\n")
+        else:
+            pq.write_table(pa.Table.from_arrays([pa.array([name]) for name in names], names=names), path)
+        if wrong:
+            with pytest.raises(ValueError, match=rf"rows\.{kind}: 2 columns are named 'response'"):
+                list(read_rows([path]))
+        else:
+            assert outcomes(path) == ["response"]
+
+
+def test_what_parquet_holds_and_python_does_not_fails_alone(tmp_path: Path) -> None:
+    """Bytes that are no text in a column of text, and a date of the year 146,000 as an id."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffb")])
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["Hi"] * 3, "response": texts}), path)
+    assert outcomes(path) == ["a", "not valid UTF-8 (position 0)", "b"]
+    ids = pa.array([0, 2**62, 1], pa.timestamp("us"))
+    pq.write_table(pa.table({"prompt": ["Hi"] * 3, "response": ["a", "b", "c"], "id": ids}), path)
+    assert outcomes(path) == ["a", "a value that Python cannot hold (OverflowError)", "c"]
+    hashes = [row.content_hash for row in read_rows([path])]
+    assert len(set(hashes)) == 3
+
+
+def test_values_that_cannot_be_written_down_fail_alone() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    good, number = {"prompt": "Hi", "response": "Hello"}, 10**5000
+    for bad in ({"id": number}, {"id": deep}, {"response": number}, {"prompt": number}, {"messages": [deep]}):
+        first, reason, last = outcomes([good, good | bad, good])
+        assert (first, last) == ("Hello", "Hello")
+        assert len(reason) < 200
+
+
+@pytest.mark.parametrize("limit", [0, -1, -2])
+def test_a_limit_that_leaves_no_row(tmp_path: Path, limit: int) -> None:
+    """-1 read no line of a file, and the run finished with 0 rows."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "Hi", "response": "Hello"}\n')
+    with pytest.raises(ValueError, match=f"max_bytes: expected at least 1, got {limit}"):
+        list(read_rows([path], max_bytes=limit))
+
+
+def test_splits_that_do_not_say_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "state.json").write_text("{}")
+    for content in ("{}", "[]", "{"):
+        (tmp_path / "dataset_dict.json").write_text(content)
+        with pytest.raises(ValueError, match="holds the splits train: give one of their folders"):
+            list(read_rows([tmp_path]))
