@@ -22,7 +22,18 @@ def add_score(commands: Any) -> None:
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="JSONL, Parquet or CSV files, or folders of datasets or such files")
     add(
-        "--guard", required=True, metavar="ID|PATH", help="guard model: a Hub id, a folder, or 'tiny' (contact details)"
+        "--guard",
+        required=True,
+        action="append",
+        metavar="ID|PATH",
+        help="guard model: a Hub id, a folder, or 'tiny' (contact details); several: give it several times",
+    )
+    add("--combine", choices=("mean", "min"), default="mean", help="how several guards' scores become one")
+    add(
+        "--turns",
+        choices=("last", "all"),
+        default="last",
+        help="judge the last turn, or every assistant's as row ID#TURN",
     )
     add("--out", required=True, metavar="DIR", help="folder for the scores; finished parts in it are used")
     add("--every", type=int, default=5, help="units per scored chunk")
@@ -70,6 +81,7 @@ def _score(args: argparse.Namespace) -> None:
 
     scorer = StarScorer(
         args.guard,
+        combine=args.combine,
         every=args.every,
         unit=args.unit,
         max_tokens=args.max_tokens,
@@ -85,6 +97,7 @@ def _score(args: argparse.Namespace) -> None:
             scorer,
             engine=args.engine,
             columns=Columns(args.prompt_column, args.response_column, args.messages_column, args.id_column),
+            turns=args.turns,
             shard_rows=args.shard_rows,
             max_bytes=args.max_bytes,
             workers=args.workers,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
-from .rows import Row, Source
+from .rows import Row, Source, expand
 from .store import ScoredRow, joined, load_manifest
 
 FAILED = ("drop", "zero")
@@ -43,7 +43,8 @@ def merge(
     manifest = load_manifest(folder)
     if not manifest["finished"]:
         raise ValueError(f"{folder} is not finished; run the same fastdss score command again")
-    if any(item["path"] == str(path.resolve()) for item in manifest["inputs"]):
+    read = [item["path"] for item in manifest["inputs"]] if sources is None else expand(sources)
+    if any(isinstance(source, str | Path) and Path(source).resolve() == path.resolve() for source in read):
         raise ValueError(f"{path} is the input of these scores; write to another file")
     done = Merged()
     records = _records(joined(folder, sources), failed, done)

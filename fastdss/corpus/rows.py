@@ -10,13 +10,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..chat import Conversation, check_conversation
 
 MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
+TURNS = ("last", "all")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 _ROWS_AT_ONCE = 64
 _LONGEST_RECORD = 1 << 28  # characters of CSV; a quote that is not closed makes one record of all that follows
@@ -83,6 +84,28 @@ def read_rows(
         for record in _records(source, columns, max_bytes):
             yield _row(position, record, columns, max_bytes)
             position += 1
+
+
+def judged(rows: Iterable[Row | FailedRow], turns: str) -> Iterator[Row | FailedRow]:
+    """The responses of conversations that a guard judges: the last turns (``turns="last"``, ``rows`` as they are), or
+    every assistant's turn after what came before it (``"all"``).
+
+    With ``"all"``, the row of turn ``t`` (counted from 0 over all messages) of conversation ``id`` is ``id#t``; a
+    conversation that could not be read is one row, ``id#0``. What stands before the last ``#`` is always the
+    conversation's id, so rows of unlike conversations never share one.
+    """
+    if turns not in TURNS:
+        raise ValueError(f"turns: expected one of {', '.join(TURNS)}, got {turns!r}")
+    for row in rows:
+        if turns == "last":
+            yield row
+        elif isinstance(row, FailedRow):
+            yield replace(row, id=f"{row.id}#0")
+        else:
+            chat = [*row.history, {"role": "assistant", "content": row.response}]
+            for t, turn in enumerate(chat):
+                if turn["role"] == "assistant":
+                    yield Row(f"{row.id}#{t}", chat[:t], turn["content"], content_hash(chat[: t + 1]))
 
 
 def expand(sources: Sequence[Source]) -> list[Source]:

@@ -9,7 +9,7 @@ import platform
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .engines import ENGINES, Job, Shard, place_in_job
-from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, Source, expand, read_rows
+from .rows import COLUMNS, MAX_BYTES, TURNS, Columns, FailedRow, Row, Source, expand, judged, read_rows
 from .scorer import Report, Scorer
 from .store import Shards, load_manifest, only_writer, read_scores, shard_name, write_manifest
 
@@ -41,6 +41,7 @@ def score_dataset(
     *,
     engine: str = "local",
     columns: Columns = COLUMNS,
+    turns: str = "last",
     shard_rows: int = SHARD_ROWS,
     max_bytes: int = MAX_BYTES,
     workers: int | None = None,
@@ -54,6 +55,9 @@ def score_dataset(
     was damaged since is set aside and scored again. Another guard, template or option makes another cache entry;
     edited or appended rows cost their own shards only.
 
+    turns: ``"last"`` judges each conversation's last turn, ``"all"`` every assistant's turn, as a row of its own with
+    the conversation's id and the turn's position for an id, ``ID#TURN``; see ``rows.judged``.
+
     engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
     process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data with one
     GPU each, or half a CPU where there is none, on the cluster that Ray finds.
@@ -63,6 +67,8 @@ def score_dataset(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    if turns not in TURNS:
+        raise ValueError(f"turns: expected one of {', '.join(TURNS)}, got {turns!r}")
     if shard_rows < 1:
         raise ValueError(f"shard_rows: expected a positive integer, got {shard_rows}")
     sources = expand(_several(source))
@@ -71,8 +77,8 @@ def score_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder, rank=rank, ranks=ranks), _saying_what_is_kept(folder):
         identity = scorer.identity()
-        identity["options"] = identity["options"] | {"max_bytes": max_bytes}
-        plan = make_plan(read_rows(sources, columns, max_bytes=max_bytes), shard_rows)
+        identity["options"] = identity["options"] | {"turns": turns, "max_bytes": max_bytes}
+        plan = make_plan(read_rows(sources, columns, max_bytes=max_bytes), shard_rows, turns)
         manifest = _manifest(sources, columns, identity, plan, shard_rows) | {"numerics": _numerics(folder, identity)}
         shards = Shards(folder / manifest["entry"])
         shards.prepare(alone=ranks == 1)
@@ -84,7 +90,8 @@ def score_dataset(
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), progress) as report:
-                work = _work(read_rows(sources, columns, max_bytes=max_bytes), plan, shard_rows, missing)
+                rows = judged(read_rows(sources, columns, max_bytes=max_bytes), turns)
+                work = _work(rows, plan, shard_rows, missing)
                 ENGINES[engine](Job(work, scorer, shards, workers, report))
         if all(shards.path(name).exists() for name in plan.names):
             manifest |= {"counts": _counts(folder), "finished": True}
@@ -92,27 +99,30 @@ def score_dataset(
     return manifest
 
 
-def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int) -> Plan:
-    """Names and sizes of the shards; ids that occur twice are found on disk, so that memory stays flat."""
+def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, turns: str = "last") -> Plan:
+    """Names and sizes of the shards of ``judged(rows, turns)``; ids that occur twice among ``rows`` are found on disk,
+    so that memory stays flat."""
     names, sizes = [], []
     reason, readable = "", 0
-    with sqlite3.connect("") as seen:  # a temporary file that nobody else sees
-        seen.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, position INTEGER) WITHOUT ROWID")
-        position = 0
-        for part in _parts(rows, shard_rows):
-            for row in part:
-                _remember(seen, row.id, position)
-                position += 1
-                readable += isinstance(row, Row)
-                reason = reason or (row.reason if isinstance(row, FailedRow) else "")
+    with closing(sqlite3.connect("")) as seen:  # a temporary file that nobody else sees
+        for part in _parts(judged(_once(rows, seen), turns), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))
-    seen.close()
+            readable += sum(isinstance(row, Row) for row in part)
+            reason = reason or next((row.reason for row in part if isinstance(row, FailedRow)), "")
     if not names:
         raise ValueError("the input has no rows")
     if not readable:
         raise ValueError(f"none of the {sum(sizes)} rows is a conversation; {reason}")
     return Plan(names, sizes)
+
+
+def _once(rows: Iterable[Row | FailedRow], seen: sqlite3.Connection) -> Iterator[Row | FailedRow]:
+    """The same rows; ``ValueError`` at an id that was there before."""
+    seen.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, position INTEGER) WITHOUT ROWID")
+    for position, row in enumerate(rows):
+        _remember(seen, row.id, position)
+        yield row
 
 
 def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:

@@ -1,31 +1,27 @@
-"""The unit of work of every engine: a picklable callable that scores a batch of rows with one guard."""
+"""The unit of work of every engine: a picklable callable that scores a batch of rows with its guards."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..boundaries import UNITS
+from .guards import GuardSource
 from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, read_rows
 from .store import ScoredRow
 
 if TYPE_CHECKING:
     from ..guard import Guard, GuardSpec
 
+    GuardLike = str | Path | Guard
+
 SCORING_VERSION = 1  # raised when the same guard and options give other scores than before
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
-_GUARD_FILES = {".json", ".jinja", ".safetensors", ".model", ".txt"}
 _NAMED_ROW = re.compile(r"row (\d+)\b[:,]? *")
-_PROBES = [
-    [{"role": role, "content": f"{role} {turn}"} for turn in range(turns) for role in ("user", "assistant")]
-    for turns in (1, 2)
-]
 
 Report = Callable[[int], None]  # told how many rows are new
 
@@ -49,18 +45,21 @@ class StarScorer:
 
     A batch maps columns to values: ``prompt`` (text or messages) and ``response``, or ``messages``. The result holds
     one value per row: P(safe) of each prefix [K], its character ends [K], flags, and why a row has no scores, else
-    None. A row that cannot be scored has empty scores and the flag ``"failed"``, and takes no other row down.
+    None. A row that cannot be scored has empty scores and the flag ``"failed"``, and takes no other row down. Of
+    ``messages`` the last turn is judged; every assistant's turn is ``score_dataset``'s ``turns="all"``.
 
-    guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), or a loaded ``Guard``. Named guards load
-    on the first batch, in the process that scores, so that the scorer pickles as a few strings; ``spec``, ``revision``
-    (of a Hub id) and ``dtype`` say how, see ``Guard.from_pretrained``. ``every``, ``unit``, ``max_tokens``,
+    guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
+    whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
+    that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec`` and
+    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. ``every``, ``unit``, ``max_tokens``,
     ``sharpen``, ``impl``, ``gemm``, ``budget``: see ``star_scores``. device: ``"auto"``, the current GPU, else the CPU.
 
     It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
     """
 
-    guard: str | Path | Guard
+    guard: GuardLike | Sequence[GuardLike]
     _: KW_ONLY
+    combine: str = "mean"
     every: int = 5
     unit: str = "word"
     max_tokens: int | None = None
@@ -74,7 +73,8 @@ class StarScorer:
     budget: int | None = None
     columns: Columns = COLUMNS
     max_bytes: int = MAX_BYTES
-    _loaded: Guard | None = field(default=None, init=False, repr=False, compare=False)
+    _sources: list[GuardSource] = field(init=False, repr=False, compare=False)
+    _loaded: list[Guard] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:
@@ -83,10 +83,21 @@ class StarScorer:
             raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens: expected a positive integer, got {self.max_tokens}")
+        guards: list[GuardLike] = []
+        if isinstance(self.guard, str) or not isinstance(self.guard, Sequence):
+            guards.append(self.guard)
+        else:
+            guards.extend(self.guard)
+        if not guards:
+            raise ValueError("guard: expected at least one, got none")
         how = {"spec": self.spec, "revision": self.revision, "dtype": None if self.dtype == "auto" else self.dtype}
         given = [name for name, value in how.items() if value is not None]
-        if given and (self.guard == "tiny" or not isinstance(self.guard, str | Path)):
+        if given and any(guard == "tiny" or not isinstance(guard, str | Path) for guard in guards):
             raise ValueError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
+        of_one = [name for name in given if name != "dtype"]
+        if len(guards) > 1 and of_one:
+            raise ValueError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
+        self._sources = [GuardSource(guard, self.spec, self.revision, self.dtype) for guard in guards]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         columns = {
@@ -114,23 +125,21 @@ class StarScorer:
         return [found[index] for index in range(len(rows))]
 
     def identity(self) -> dict[str, Any]:
-        """Guard (name, revision, template hash) and options. Pins a Hub id to the commit found now.
+        """Guard, revision, template hash (``GuardSource.identity``) and options; of several guards lists, in order.
 
-        ``revision`` is the Hub's commit, or a SHA-256 over the folder's configuration, tokenizer and weights, every
-        byte of them: a guard trained further has files of the same names and sizes. Reading them costs less than
-        loading the model. What moves scores by rounding alone (impl, gemm, budget, device) is left out.
+        What moves scores by rounding alone (impl, gemm, budget, device) is left out.
         """
-        name, revision, encoder, spec = self._described()
-        rendered = [_rendered(encoder, probe) for probe in _PROBES]
-        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("name", "messages", "note")}
+        found = [source.identity() for source in self._sources]
+        name, revision, template = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
         return {
             "guard": name,
             "revision": revision,
-            "template_hash": _sha256(json.dumps([rendered, asked], default=str).encode()),
+            "template_hash": template,
             "options": {
                 "every": self.every,
                 "unit": self.unit,
                 "max_tokens": self.max_tokens,
+                "combine": self.combine if len(found) > 1 else None,
                 "sharpen": self.sharpen,
                 "dtype": self.dtype,
             },
@@ -144,31 +153,21 @@ class StarScorer:
         self._load()
         return {"gemm": self.gemm}
 
-    def _load(self) -> Guard:
+    def _load(self) -> list[Guard]:
         if self._loaded is None:
-            import torch
-
             from ..cpu_linear import eligible_layers, onednn_is_faster
-            from ..guard import Guard
             from ..scoring import star_scores
 
-            guard = self.guard
-            if guard == "tiny":
-                guard = Guard.tiny()
-            elif not isinstance(guard, Guard):
-                guard = Guard.from_pretrained(str(guard), spec=self.spec, revision=self.revision, dtype=self.dtype)
-            if guard is not self.guard:
-                device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-                guard.model.to(device)
+            guards = [source.load(self.device) for source in self._sources]
             if self.gemm == "auto":
-                layers = eligible_layers(guard.model)
+                layers = [layer for guard in guards for layer in eligible_layers(guard.model)]
                 self.gemm = "onednn" if layers and onednn_is_faster(layers) else "default"
-            star_scores(guard, {"prompt": ["Hello"], "response": ["Hi."]}, **self._options())  # refuses bad options
-            self._loaded = guard
+            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, **self._options())  # refuses bad options
+            self._loaded = guards
         return self._loaded
 
     def _options(self) -> dict[str, Any]:
-        names = ("every", "unit", "max_tokens", "sharpen", "impl", "gemm", "budget")
+        names = ("every", "unit", "max_tokens", "combine", "sharpen", "impl", "gemm", "budget")
         return {name: getattr(self, name) for name in names}
 
     def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
@@ -196,33 +195,6 @@ class StarScorer:
             else ScoredRow(row.id, row.content_hash, scores.tolist(), ends, sorted(flags), None)
             for row, scores, ends, flags in zip(rows, star.scores, star.ends, star.flags, strict=True)
         ]
-
-    def _described(self) -> tuple[str, str, Any, GuardSpec]:
-        """Name, revision, chat encoder and spec, without loading a named guard's weights."""
-        from ..chat import ChatEncoder
-        from ..guard import Guard
-        from ..specs import TINY, choose_spec, find_spec, read_config
-
-        if isinstance(self.guard, Guard):
-            return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoder, self.guard.spec
-        from transformers import AutoTokenizer
-
-        name = str(self.guard)
-        source = str(Path(__file__).parents[1] / "tiny_guard") if name == "tiny" else name
-        config = read_config(source, revision=self.revision)
-        if Path(source).is_dir():
-            revision = _folder_hash(Path(source))
-        else:
-            if not config.get("_commit_hash"):
-                raise ValueError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
-            revision = self.revision = str(config["_commit_hash"])
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
-        spec = TINY if name == "tiny" else find_spec(self.spec) if isinstance(self.spec, str) else self.spec
-        spec = spec or choose_spec([name], config, tokenizer.chat_template)
-        encoder = ChatEncoder(
-            tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
-        )
-        return name, revision, encoder, spec
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:
@@ -264,36 +236,3 @@ def _reason(error: Exception, row: Row) -> str:
 def _quotes(message: str, row: Row) -> bool:
     words = {word for turn in row.history for word in turn["content"].split()} | set(row.response.split())
     return any(len(word) > 8 and word in message for word in words)
-
-
-def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
-    try:
-        return encoder.render([conversation], generation_prompt=True)[0]
-    except ValueError:
-        return None  # a template for one exchange only
-
-
-def _folder_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.suffix in _GUARD_FILES and path.is_file())
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"guard: {folder} has no .safetensors file; other weights are not loaded")
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _weights_hash(guard: Guard) -> str:
-    import torch
-
-    digest = hashlib.sha256(guard.tokenizer.backend_tokenizer.to_str().encode() if guard.tokenizer.is_fast else b"")
-    digest.update(guard.model.config.to_json_string().encode())
-    for name, tensor in sorted(guard.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from .rows import Columns, FailedRow, Row, Source, read_rows
+from .rows import Columns, FailedRow, Row, Source, judged, read_rows
 
 MANIFEST = "manifest.json"
 
@@ -76,7 +76,7 @@ def read_scores(folder: str | Path) -> Iterator[ScoredRow]:
 
 
 def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row, ScoredRow]]:
-    """``zip(read_rows(sources), read_scores(folder))``, each pair with the same ``content_hash``.
+    """``zip(judged(read_rows(sources), turns), read_scores(folder))``, each pair with the same ``content_hash``.
 
     sources: the scored input, by default where the manifest says it was. A row that could not be read has an empty
     history and response; its score says why. Raises ``ValueError`` where the input was edited or reordered since.
@@ -86,7 +86,8 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
             raise ValueError(f"{folder}: its input was no file; pass it as sources")
-    rows = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
+    read = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
+    rows = judged(read, manifest["options"].get("turns", "last"))  # older manifests have no turns
     scored = read_scores(folder)
     for score in scored:
         row = next(rows, None)

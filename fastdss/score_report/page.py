@@ -82,7 +82,8 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
 
 
 def _run(manifest: Mapping[str, Any]) -> str:
-    revision = str(manifest["revision"]).removeprefix("sha256:")[:12]  # whole among the facts at the end
+    given = manifest["revision"]  # a list where there are several guards; whole among the facts at the end
+    revision = [str(one).removeprefix("sha256:")[:12] for one in (given if isinstance(given, list) else [given])]
     facts = {"guard": manifest["guard"], "revision": revision, **manifest["options"]}
     shown = (f"{escape(k.replace('_', ' '))} <b>{escape(v)}</b>" for k, v in _facts(facts).items() if v != "–")
     return f'<p class="quiet run">{" · ".join(shown)}</p>'

@@ -56,6 +56,32 @@ def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, ca
     assert content_of(out) == expected
 
 
+def test_two_guards_and_every_turn_from_the_shell_to_a_merged_file(tmp_path, capsys):
+    turns = [
+        {"role": r, "content": text}
+        for row in ROWS[:2]
+        for r, text in (("user", row["prompt"]), ("assistant", row["response"]))
+    ]
+    source, out = (
+        write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "messages": turns[:2]}, {"id": "b", "messages": turns[2:]}]),
+        tmp_path / "out",
+    )
+    more = ["--guard", "tiny", "--combine", "min", "--turns", "all"]
+    assert main(score(source, out, *more)) == 0
+    manifest = load_manifest(out)
+    assert manifest["guard"] == ["tiny", "tiny"]
+    assert (manifest["options"]["combine"], manifest["options"]["turns"]) == ("min", "all")
+    assert main(["merge", str(out), "--out", str(tmp_path / "merged.parquet")]) == 0
+    assert pq.read_table(tmp_path / "merged.parquet")["id"].to_pylist() == ["a#1", "b#1"]
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "guard <b>tiny, tiny</b>" in page
+    assert "combine <b>min</b>" in page
+    assert "turns <b>all</b>" in page
+    short = manifest["revision"][0].removeprefix("sha256:")[:12]
+    assert f"revision <b>{short}, {short}</b>" in page
+
+
 def test_an_interrupt_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
     def interrupt(*_):  # not by a signal: started in the background, a process ignores SIGINT
         raise KeyboardInterrupt
@@ -132,6 +158,10 @@ def test_merge_refuses_what_would_lose_data(tmp_path):
         merge(tmp_path / "out", tmp_path / "merged.csv")
     with pytest.raises(ValueError, match="failed: expected one of drop, zero"):
         merge(tmp_path / "out", tmp_path / "merged.parquet", failed="safe")
+    elsewhere = write_jsonl(tmp_path / "elsewhere.jsonl", conversations(5))
+    with pytest.raises(ValueError, match="is the input of these scores"):
+        merge(tmp_path / "out", elsewhere, sources=[elsewhere])
+    assert elsewhere.read_bytes() == before
     write_jsonl(source, conversations(5, first=1))
     with pytest.raises(ValueError, match="not what was scored"):
         merge(tmp_path / "out", tmp_path / "merged.parquet")

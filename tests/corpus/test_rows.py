@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from fastdss.corpus.rows import Columns, FailedRow, Row, read_rows
+from fastdss.corpus.rows import Columns, FailedRow, Row, content_hash, judged, read_rows
 from tests.corpus.fakes import CANARY, conversations, write_jsonl
 
 pa = pytest.importorskip("pyarrow", reason="needs the [score] extra")
@@ -120,6 +120,28 @@ def test_sources_that_are_none(tmp_path):
             list(read_rows([tmp_path / name]))
     with pytest.raises(TypeError, match="read twice"):
         list(read_rows([iter(ROWS)]))
+
+
+def test_a_header_of_csv_that_is_none_is_an_error_of_the_file(tmp_path):
+    (tmp_path / "rows.csv").write_text('"prompt"x,response\nHi,Hello\n')
+    with pytest.raises(ValueError, match=r"rows\.csv: its header is no record of CSV"):
+        list(read_rows([tmp_path / "rows.csv"]))
+
+
+def test_every_turn_is_a_row_after_what_came_before_it():
+    chat = [{"role": r, "content": f"{r} {i}"} for i, r in enumerate(("assistant", "user", "assistant", "assistant"))]
+    records = [{"id": "a#1", "messages": chat}, {"id": "a#1#2", "prompt": "x"}, {"id": "a", "messages": chat[:1]}]
+    read = list(read_rows([records]))
+    assert list(judged(read, "last")) == read
+    first, third, fourth, failed, alone = judged(read, "all")
+    assert [row.id for row in (first, third, fourth, failed, alone)] == ["a#1#0", "a#1#2", "a#1#3", "a#1#2#0", "a#0"]
+    assert (first.history, first.response) == ([], "assistant 0")
+    assert (third.history, third.response) == (chat[:2], "assistant 2")
+    assert third.content_hash == content_hash(chat[:3])  # as if the conversation had ended there
+    assert (fourth.history, fourth.content_hash) == (chat[:3], read[0].content_hash)
+    assert failed.reason == read[1].reason
+    with pytest.raises(ValueError, match="turns: expected one of last, all, got 'first'"):
+        list(judged(read, "first"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])

@@ -12,7 +12,7 @@ import pytest
 
 from fastdss.corpus import run as run_module
 from fastdss.corpus.run import score_dataset
-from fastdss.corpus.store import load_manifest, read_scores
+from fastdss.corpus.store import joined, load_manifest, read_scores
 from tests.corpus.fakes import CANARY, FakeScorer, content_of, conversations, write_jsonl
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
@@ -252,3 +252,41 @@ def test_datasets_map_gives_the_same_bytes(source, tmp_path, undisturbed):
     out = tmp_path / "out"
     score_dataset(source, out, FakeScorer(), engine="datasets", workers=2, shard_rows=7)
     assert content_of(out) == undisturbed
+
+
+def dialogues(count):
+    """``count`` conversations of two exchanges, and one of which nothing can be judged."""
+    asked = [[f"Question {i}?", f"First {i} in words.", "And?", f"Then {i} in more words."] for i in range(count)]
+    chats = [[{"role": ("user", "assistant")[t % 2], "content": x} for t, x in enumerate(turns)] for turns in asked]
+    return [{"id": f"chat-{i}", "messages": chat} for i, chat in enumerate(chats)] + [{"id": "bad", "prompt": "x"}]
+
+
+def test_every_turn_is_scored_resumed_and_joined(tmp_path):
+    source, out = write_jsonl(tmp_path / "rows.jsonl", dialogues(10)), tmp_path / "out"
+    score_dataset(source, out, FakeScorer(), shard_rows=7)
+    last = {row.id: row for row in read_scores(out)}
+    manifest = score_dataset(source, out, FakeScorer(), turns="all", shard_rows=7)
+    assert manifest["options"]["turns"] == "all"
+    assert manifest["counts"] == {"rows": 21, "scored": 20, "failed": 1, "flags": {"failed": 1}}
+    expected = content_of(out)
+    every = list(read_scores(out))
+    assert [row.id for row in every] == [f"chat-{i}#{t}" for i in range(10) for t in (1, 3)] + ["bad#0"]
+    for i in range(10):  # the last turn's score does not depend on which other turns are judged
+        assert every[2 * i + 1].scores == last[f"chat-{i}"].scores
+    responses = [row.response for row, _ in joined(out)]
+    assert responses[:3] == ["First 0 in words.", "Then 0 in more words.", "First 1 in words."]
+    shards_in(out)[1].unlink()
+    scorer = FakeScorer()
+    score_dataset(source, out, scorer, turns="all", shard_rows=7)
+    assert scorer.seen == [row.id for row in every[7:14]]
+    assert content_of(out) == expected
+    score_dataset(source, out, FakeScorer(broken=True), shard_rows=7)  # the last turns are still there
+
+
+def test_ids_that_occur_twice_are_found_though_their_turns_differ(tmp_path):
+    chat = dialogues(1)[0]["messages"]
+    rows = [{"id": "a", "messages": chat[:2]}, {"id": "a", "messages": [{"role": "system", "content": "x"}, *chat[:2]]}]
+    with pytest.raises(ValueError, match="rows 0 and 1 have the same id 'a'"):
+        score_dataset(rows, tmp_path, FakeScorer(broken=True), turns="all")
+    with pytest.raises(ValueError, match="turns: expected one of last, all, got 'first'"):
+        score_dataset(rows[:1], tmp_path, FakeScorer(broken=True), turns="first")

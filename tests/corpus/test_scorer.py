@@ -56,6 +56,58 @@ def test_a_batch_has_the_scores_of_star_scores(guard):
     assert scored["error"] == [None] * 3
 
 
+@pytest.fixture(scope="module")
+def doubter():
+    """The tiny guard with its head turned round: safe where the other says unsafe, by a smaller margin."""
+    doubter = Guard.tiny()
+    with torch.no_grad():
+        doubter.model.get_output_embeddings().weight.mul_(-0.25)
+    return doubter
+
+
+@pytest.mark.parametrize("combine", ["mean", "min"])
+def test_several_guards_give_what_star_scores_gives_of_them(guard, doubter, combine):
+    star = star_scores([guard, doubter], columns(GOOD), combine=combine)
+    scored = StarScorer(["tiny", doubter], combine=combine)(columns(GOOD))
+    for row in range(len(GOOD)):
+        assert scored["scores"][row] == pytest.approx(star.scores[row].tolist(), abs=1e-6)
+    assert scored["ends"] == star.ends
+    assert scored["scores"] != StarScorer("tiny")(columns(GOOD))["scores"]
+
+
+def test_identity_of_several_guards_names_each_and_how_they_combine(guard, doubter):
+    one, both = StarScorer("tiny").identity(), StarScorer(["tiny", doubter]).identity()
+    assert StarScorer(["tiny"]).identity() == one == StarScorer("tiny", combine="min").identity()
+    assert both["guard"] == ["tiny", doubter.spec.name]
+    assert both["revision"][0] == one["revision"] != both["revision"][1]
+    assert both["template_hash"] == [one["template_hash"]] * 2
+    assert both["options"] == one["options"] | {"combine": "mean"}
+    others = [StarScorer([doubter, "tiny"]), StarScorer(["tiny", doubter], combine="min"), StarScorer(["tiny", "tiny"])]
+    keys = [json.dumps(key(scorer)) for scorer in [StarScorer("tiny"), StarScorer(["tiny", doubter]), *others]]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_several_guards_cannot_have(guard):
+    with pytest.raises(ValueError, match="guard: expected at least one, got none"):
+        StarScorer([])
+    with pytest.raises(ValueError, match="revision: of one guard, got 2"):
+        StarScorer(["some/guard", "other/guard"], revision="main")
+    with pytest.raises(ValueError, match="dtype: only for a guard that is loaded"):
+        StarScorer(["some/guard", guard], dtype="bfloat16")
+    with pytest.raises(ValueError, match="combine"):
+        StarScorer([guard, guard], combine="max")(columns(GOOD))
+
+
+def test_one_guard_that_fails_fails_the_row(guard):
+    broken = Guard.tiny()
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+    for combine in ("mean", "min"):
+        scored = StarScorer([guard, broken], combine=combine)(columns(GOOD[:1]))
+        assert scored["scores"] == [[]]
+        assert scored["error"] == ["the guard's logits are not finite"]
+
+
 def test_a_reason_that_would_quote_the_row_names_the_error_alone(guard, monkeypatch):
     scorer = StarScorer(guard)
     scorer(columns(GOOD))

@@ -1,0 +1,124 @@
+"""A guard before it is loaded: what its scores depend on, read without its weights in memory, and how it loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..guard import Guard, GuardSpec
+
+_GUARD_FILES = {".json", ".jinja", ".safetensors", ".model", ".txt"}
+_PROBES = [
+    [{"role": role, "content": f"{role} {turn}"} for turn in range(turns) for role in ("user", "assistant")]
+    for turns in (1, 2)
+]
+
+
+class GuardIdentity(NamedTuple):
+    """``name`` is for people; scores depend on the other two."""
+
+    name: str
+    revision: str
+    template_hash: str
+
+
+@dataclass
+class GuardSource:
+    """``"tiny"``, a Hub id, a folder, or a loaded ``Guard``; the other fields say how a named one loads."""
+
+    guard: str | Path | Guard
+    spec: GuardSpec | str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+
+    def identity(self) -> GuardIdentity:
+        """Name, revision and template hash. Pins a Hub id to the commit found now.
+
+        ``revision`` is the Hub's commit, or a SHA-256 over the folder's configuration, tokenizer and weights, every
+        byte of them: a guard trained further has files of the same names and sizes. Reading them costs less than
+        loading the model.
+        """
+        name, revision, encoder, spec = self._described()
+        rendered = [_rendered(encoder, probe) for probe in _PROBES]
+        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("name", "messages", "note")}
+        return GuardIdentity(name, revision, _sha256(json.dumps([rendered, asked], default=str).encode()))
+
+    def load(self, device: str) -> Guard:
+        """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded one as it is, where it is."""
+        import torch
+
+        from ..guard import Guard
+
+        if isinstance(self.guard, Guard):
+            return self.guard
+        name = str(self.guard)
+        if name == "tiny":
+            guard = Guard.tiny()
+        else:
+            guard = Guard.from_pretrained(name, spec=self.spec, revision=self.revision, dtype=self.dtype)
+        guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        return guard
+
+    def _described(self) -> tuple[str, str, Any, GuardSpec]:
+        """Name, revision, chat encoder and spec, without loading a named guard's weights."""
+        from ..chat import ChatEncoder
+        from ..guard import Guard
+        from ..specs import TINY, choose_spec, find_spec, read_config
+
+        if isinstance(self.guard, Guard):
+            return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoder, self.guard.spec
+        from transformers import AutoTokenizer
+
+        name = str(self.guard)
+        source = str(Path(__file__).parents[1] / "tiny_guard") if name == "tiny" else name
+        config = read_config(source, revision=self.revision)
+        if Path(source).is_dir():
+            revision = _folder_hash(Path(source))
+        else:
+            if not config.get("_commit_hash"):
+                raise ValueError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
+            revision = self.revision = str(config["_commit_hash"])
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
+        spec = TINY if name == "tiny" else find_spec(self.spec) if isinstance(self.spec, str) else self.spec
+        spec = spec or choose_spec([name], config, tokenizer.chat_template)
+        encoder = ChatEncoder(
+            tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
+        )
+        return name, revision, encoder, spec
+
+
+def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
+    try:
+        return encoder.render([conversation], generation_prompt=True)[0]
+    except ValueError:
+        return None  # a template for one exchange only
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in _GUARD_FILES and path.is_file())
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise ValueError(f"guard: {folder} has no .safetensors file; other weights are not loaded")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _weights_hash(guard: Guard) -> str:
+    import torch
+
+    digest = hashlib.sha256(guard.tokenizer.backend_tokenizer.to_str().encode() if guard.tokenizer.is_fast else b"")
+    digest.update(guard.model.config.to_json_string().encode())
+    for name, tensor in sorted(guard.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
