@@ -69,7 +69,7 @@ class Batch:
         self.ce_weight, self.kl_weight, self.counts = row_weights(
             labels, scores, name, ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=accumulate
         )
-        self.labels = _shifted(labels, shift, ignore_index).reshape(-1).long()
+        self.labels = _shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
         self.hidden, self.lm_head = hidden.reshape(-1, hidden.shape[-1]), lm_head
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             vocab_size = lm_head.shape[0] * (1 if group is None else group.size())
@@ -83,7 +83,8 @@ class Batch:
         if not ref_logprobs.is_floating_point():
             raise TypeError(f"ref_logprobs must be floating point, got {ref_logprobs.dtype}")
         _check_devices(self.hidden, ref_logprobs=ref_logprobs)
-        return Reference(_shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1).to(self.ce_weight.dtype))
+        logprobs = _shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
+        return Reference(logprobs.to(self.ce_weight.dtype).contiguous())
 
     def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> Reference:
         _check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
@@ -104,7 +105,7 @@ class Batch:
             None,
             ref_hidden.detach().reshape(-1, ref_hidden.shape[-1]).to(dtype),
             ref_lm_head.detach().to(dtype),
-            None if ref_bias is None else ref_bias.detach(),
+            None if ref_bias is None else ref_bias.detach().contiguous(),
         )
 
     def check_main_grad(self, main_grad: Tensor) -> None:
@@ -127,7 +128,7 @@ class Batch:
             return count.clamp(min=1)
         if not isinstance(num_items, Tensor):
             return num_items
-        there = num_items.to(count.device, non_blocking=True)
+        there = num_items.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())
         return torch.where((there == 0) & (count == 0), 1, there)
 
     def _check_rows(self, index: Tensor, kl_rows: int) -> None:
@@ -173,13 +174,13 @@ class Batch:
         _check_objective(objective)
         index, kl_rows = options.rows if isinstance(options.rows, tuple) else (options.rows, -1)
         if index is not None:
-            self._check_rows(index, kl_rows if objective.full_kl else -1)
+            self._check_rows(index, kl_rows if objective.full_kl or reference.hidden is not None else -1)
         if options.chunk_bytes is not None and options.chunk_bytes <= 0:
             raise ValueError(f"chunk_bytes must be positive, got {options.chunk_bytes}")
         return LossCall(
             hidden=self.hidden,
             lm_head=self.lm_head,
-            bias=bias,
+            bias=None if bias is None else bias.contiguous(),
             labels=self.labels,
             ce_weight=self.ce_weight,
             kl_weight=self.kl_weight,
@@ -212,7 +213,7 @@ def row_weights(
 
     A negative weight becomes NaN: where a check would make the host wait, the loss itself tells.
     """
-    counts = _shifted(labels, shift, ignore_index).reshape(-1) != ignore_index
+    counts = _shifted(labels.long(), shift, ignore_index).reshape(-1) != ignore_index
     if scores is None:
         return counts.to(dtype), None, counts
     if scores.shape != labels.shape:
@@ -231,6 +232,8 @@ def row_weights(
 
 def _shifted(x: Tensor, shift: bool, fill: int) -> Tensor:
     """``x[..., 1:]`` with ``fill`` at the end: hidden states meet the token that follows them."""
+    if shift and not x.dim():
+        raise ValueError("shift=True needs a token axis, but labels is a single one")
     return F.pad(x[..., 1:], (0, 1), value=fill) if shift and x.shape[-1] else x
 
 
@@ -338,6 +341,8 @@ def check_num_items(num_items: int | float | Tensor | None) -> None:
     on_host = not isinstance(num_items, Tensor) or (
         num_items.device.type == "cpu" and not torch.compiler.is_compiling()
     )
+    if isinstance(num_items, Tensor) and num_items.numel() != 1:
+        raise ValueError(f"num_items must be one number, got {_sizes(num_items)}")
     if num_items is None or not on_host:
         return
     value = float(num_items)

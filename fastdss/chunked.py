@@ -32,7 +32,7 @@ class LossCall(NamedTuple):
     hidden: Tensor  # [N, D]
     lm_head: Tensor  # [V, D]
     bias: Tensor | None  # [V]
-    labels: Tensor  # [N] int64, over the whole vocabulary
+    labels: Tensor  # [N] int64, over the whole vocabulary; like all vectors here contiguous, as the kernels read them
     ce_weight: Tensor  # [N] fp32/fp64, 0 at labels that do not count
     kl_weight: Tensor | None  # [N]
     ref_logprobs: Tensor | None  # [N]
@@ -156,9 +156,7 @@ def _run_chunks(
     new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
     d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None
     new_head = call.hidden.new_empty if plan.count else call.hidden.new_zeros  # the first chunk fills it
-    d_head = main_grad
-    if head_grad and main_grad is None:
-        d_head = new_head(call.lm_head.shape, dtype=accumulate)
+    d_head = new_head(call.lm_head.shape, dtype=accumulate) if head_grad and main_grad is None else main_grad
     d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=accumulate) if bias_grad else None
     token_ce, token_kl = (call.hidden.new_zeros(call.labels.shape, dtype=accumulate) for _ in range(2))
     head = call.lm_head.to(call.compute_dtype)
@@ -174,8 +172,10 @@ def _run_chunks(
         if with_ref:
             assert call.ref_hidden is not None
             assert call.ref_lm_head is not None
+            assert inputs.kl_weight is not None
+            unused = None if plan.trusted else inputs.kl_weight[:with_ref] == 0
             ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
-            x_ref = _gather(call.ref_hidden, ref_rows, None if dead is None else dead[:with_ref], call.ref_hidden.dtype)
+            x_ref = _gather(call.ref_hidden, ref_rows, unused, call.ref_hidden.dtype)
             _project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])
         grad = hidden_grad or head_grad or bias_grad
         gradient, ce, kl = _pass_rows(call, objective, shard, logits, ref_slab[:with_ref], inputs, grad)

@@ -13,8 +13,6 @@ see needs no mask.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +20,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from .configs import PrefixConfig
-from .primitives import tanh
+from .primitives import on_device_of, tanh
 
 LOG2E = tl.constexpr(1.4426950408889634)
 TILE_COLUMNS = 9  # first token, end, base of the slot, then least and greatest limit, run start and position
@@ -216,7 +214,7 @@ def launch_prefix_attention_fwd(
     group, value_dim = heads // key.shape[0], value.shape[2]
     shared = heads_per_program(group, config)
     (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
-    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+    with on_device_of(query):
         prefix_attention_fwd_kernel[(heads // shared, len(tiles) // TILE_COLUMNS)](
             query, key, value, *store, limits, runs, tiles, out,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),

@@ -1,7 +1,18 @@
-"""Small jitted pieces that more than one kernel needs."""
+"""Small pieces that more than one kernel needs."""
 
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit

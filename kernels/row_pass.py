@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from .configs import row_pass_config
-from .primitives import expm1, load_logits
+from .primitives import expm1, load_logits, on_device_of
 
 # Codes of Objective.kl, in this order
 KL_CODES = {"none": 0, "k1": 1, "k2": 2, "k3": 3, "reverse": 4, "forward": 5}
@@ -78,7 +78,7 @@ def finish_row(
     token_ce = (1.0 - SMOOTHING) * nll + SMOOTHING * (lse - mean_logit) + Z_LOSS * lse * lse
     prob = ce_weight * (1.0 + 2.0 * Z_LOSS * lse)
     label = -ce_weight * (1.0 - SMOOTHING)
-    token_kl = nll * 0.0
+    token_kl = tl.zeros_like(nll)
     if KL > 0 and KL < REVERSE:
         distance = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
         if KL == 1:
@@ -129,7 +129,7 @@ def write_gradient(
                 grad += kl_factor * prob * (diff - mean_diff)
             else:
                 grad -= kl_factor * tl.exp(ref_logits - ref_lse)
-        is_label = columns == local_label
+        is_label = mask & (columns == local_label)  # the next rank's first labels lie where the last block ends
         grad = tl.where(is_label, grad + label_term, grad)
         if SOFTCAP is not None:
             slope = logits / SOFTCAP
@@ -287,12 +287,13 @@ def launch_row_pass_fwd(
     count, width = logits.shape
     token_ce, token_kl, lost = (logits.new_empty(count) for _ in range(3))
     if count:
-        row_pass_fwd_kernel[(count,)](
-            logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
-            lost, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0), out.stride(0),
-            KL_CODES[kl], label_smoothing, z_loss, *scales, grad,
-            **_launch_options(logits, ref_logits is not None, config),
-        )  # fmt: skip
+        with on_device_of(logits):
+            row_pass_fwd_kernel[(count,)](
+                logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
+                lost, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0), out.stride(0),
+                KL_CODES[kl], label_smoothing, z_loss, *scales, grad,
+                **_launch_options(logits, ref_logits is not None, config),
+            )  # fmt: skip
     return token_ce, token_kl, lost
 
 
@@ -313,11 +314,12 @@ def launch_row_stats_fwd(
     count, width = logits.shape
     stats = logits.new_empty(5, count)
     if count:
-        row_stats_fwd_kernel[(count,)](
-            logits, ref_logits, bias, ref_bias, labels, stats, width, vocab_start, logits.stride(0),
-            0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), KL_CODES[kl], with_mean, *scales,
-            **_launch_options(logits, ref_logits is not None, config),
-        )  # fmt: skip
+        with on_device_of(logits):
+            row_stats_fwd_kernel[(count,)](
+                logits, ref_logits, bias, ref_bias, labels, stats, width, vocab_start, logits.stride(0),
+                0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), KL_CODES[kl], with_mean, *scales,
+                **_launch_options(logits, ref_logits is not None, config),
+            )  # fmt: skip
     return stats
 
 
@@ -339,9 +341,10 @@ def launch_row_gradient_bwd(
     count, width = logits.shape
     lost = logits.new_empty(count)
     if count:
-        row_gradient_bwd_kernel[(count,)](
-            logits, ref_logits, out, bias, ref_bias, labels, factors, lost, width, vocab_start, logits.stride(0),
-            0 if ref_logits is None else ref_logits.stride(0), out.stride(0), factors.stride(0), KL_CODES[kl], *scales,
-            **_launch_options(logits, ref_logits is not None, config),
-        )  # fmt: skip
+        with on_device_of(logits):
+            row_gradient_bwd_kernel[(count,)](
+                logits, ref_logits, out, bias, ref_bias, labels, factors, lost, width, vocab_start, logits.stride(0),
+                0 if ref_logits is None else ref_logits.stride(0), out.stride(0), factors.stride(0), KL_CODES[kl],
+                *scales, **_launch_options(logits, ref_logits is not None, config),
+            )  # fmt: skip
     return lost

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from fastdss.kernels.row_pass import launch_row_pass_fwd
+from fastdss.kernels.row_pass import launch_row_gradient_bwd, launch_row_pass_fwd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss.cases import KLS, SHAPES, make_problem, run, truth
 from numerics import assert_gradient_close, assert_tokens_close
 
+from fastdss import dss_loss, live_rows, weighted_ce
 from fastdss.chunked import _overlay
 from fastdss.objective import Objective, RowInputs, torch_row_pass
 
@@ -93,6 +94,45 @@ def test_a_narrower_gradient_lies_over_its_own_logits(kl: str, block: int) -> No
     torch.testing.assert_close(out.float(), twin, rtol=2**-10, atol=1e-7)
     entry = out.gather(1, labels[:, None])[:, 0].float() + lost
     torch.testing.assert_close(entry, twin.gather(1, labels[:, None])[:, 0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("label", [40, 63, 64, -1])
+def test_a_label_of_another_rank_loses_nothing(label: int) -> None:
+    """The first labels of the next rank lie where the last block of this slice is padding."""
+    slab = torch.randn(1, 64)[:, :40]
+    factors = torch.tensor([slab.logsumexp(1).item(), 0, 0, 0.3, -0.3001, 0, 0])[:, None]
+    lost = launch_row_gradient_bwd(
+        slab, None, _overlay(slab, torch.float16), torch.tensor([label]), factors, bias=None, ref_bias=None,
+        vocab_start=0, kl="none", scales=(1.0, None, 1.0, None), config=(64, 4),
+    )  # fmt: skip
+    assert not lost.any()
+
+
+def test_strided_vectors_are_read_as_they_lie() -> None:
+    p = make_problem(8, 8, 20, torch.float32)
+    twice = {name: getattr(p, name).repeat_interleave(2)[::2] for name in ("labels", "star", "ref_logprobs", "bias")}
+    losses = []
+    for vectors in (twice, {name: vector.contiguous() for name, vector in twice.items()}):
+        loss = dss_loss(
+            p.hidden, p.lm_head, vectors["labels"].clamp(min=0), vectors["star"] * 0.9, bias=vectors["bias"],
+            ref_logprobs=vectors["ref_logprobs"], impl="triton",
+        )  # fmt: skip
+        losses.append(loss.loss)
+    assert torch.equal(*losses)
+    ignored = twice["labels"][:1].expand(8)  # stride 0
+    once = weighted_ce(p.hidden, p.lm_head, ignored.contiguous(), impl="triton")
+    assert torch.equal(weighted_ce(p.hidden, p.lm_head, ignored, impl="triton"), once)
+
+
+def test_ignored_tokens_have_no_kl_whatever_rows_hold() -> None:
+    p = make_problem(8, 8, 20, torch.float32)
+    options: dict[str, Any] = {"kl": "reverse", "ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head}
+    live = live_rows(p.labels, p.star, kl_scale=0.5)
+    rows = live._replace(index=torch.cat([live.index, torch.tensor([5])]))
+    assert p.labels[5] == -100
+    got = dss_loss(p.hidden, p.lm_head, p.labels, p.star, rows=rows, impl="triton", **options)
+    expected = dss_loss(p.hidden, p.lm_head, p.labels, p.star, impl="torch", **options)
+    assert_tokens_close(got.token_kl, expected.token_kl.double(), precision=torch.float32)
 
 
 @pytest.mark.parametrize("kl", ["none", "k1", "forward"])

@@ -62,6 +62,8 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (ce, {"reduction": "avg"}, ValueError, "reduction must be .* got 'avg'"),
     (ce, {"reduction": "sum", "num_items": 3}, ValueError, "num_items goes with reduction='mean', got .*'sum'"),
     (ce, {"num_items": 0}, ValueError, "num_items must be positive, got 0"),
+    (ce, {"num_items": torch.ones(9)}, ValueError, r"num_items must be one number, got \[9\]"),
+    (ce, {"hidden": H[0], "labels": Y[0], "weights": S[0], "shift": True}, ValueError, "shift=True needs a token axis"),
     (ce, {"impl": "cuda"}, ValueError, "impl must be .* got 'cuda'"),
     (ce, {"impl": "triton"}, ValueError, "impl='triton' needs a CUDA or ROCm device, but hidden is on cpu"),
     (ce, {"chunk_bytes": 0}, ValueError, "chunk_bytes must be positive, got 0"),
@@ -195,7 +197,25 @@ def test_leading_dimensions_are_free() -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
     labels = Y.clamp(min=0)
-    assert torch.equal(ce(labels=labels.to(dtype)), ce(labels=labels))
+    for shift in (False, True):  # an unsigned type cannot hold what fills the end
+        assert torch.equal(ce(labels=labels.to(dtype), shift=shift), ce(labels=labels, shift=shift))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_num_items_as_a_tensor_of_any_kind_leaves_a_scalar(dtype: torch.dtype) -> None:
+    expected = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items=7)
+    for items in (torch.tensor([7]), torch.tensor([7.0], dtype=torch.float64), torch.tensor(7.0, dtype=torch.float64)):
+        got = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items=items)
+        assert (got.shape, got.dtype) == ((), torch.float32)
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_rows_made_without_kl_scale_are_refused(kl: str) -> None:
+    """They hold every position, but say that the reference counts at none: its log-probabilities would all be 0."""
+    rows = live_rows(Y, S.clamp(0.1, 0.9))
+    with pytest.raises(ValueError, match="kl_rows leave out position 0"):
+        dss(star=S.clamp(0.1, 0.9), rows=rows, kl=kl, ref_logprobs=None, ref_hidden=H, ref_lm_head=W)
 
 
 def test_impossible_values_under_compile_make_the_loss_nan() -> None:

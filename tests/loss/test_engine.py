@@ -112,6 +112,25 @@ def test_live_rows_and_no_compaction_agree_with_the_default(kl: str, how: str, c
     assert_gradient_close(actual.d_hidden, expected.d_hidden, precision=torch.float32)
 
 
+@pytest.mark.parametrize("kl", ["k2", "reverse", "forward"])
+@pytest.mark.parametrize("options", [{"rows": torch.arange(5)}, {"compact": False}], ids=["index", "not compact"])
+def test_the_reference_says_nothing_where_its_weight_is_zero(kl: str, options: dict[str, Any]) -> None:
+    """Rows without a KL weight meet the reference where nobody sorted them out; a NaN there must not get through."""
+    p = make_problem(5, 8, 20, torch.float32)
+    star = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.3])
+    results = []
+    for fill in (0.0, torch.nan):
+        hidden, head = (t.clone().requires_grad_() for t in (p.hidden, p.lm_head))
+        ref_hidden = torch.where(star[:, None] == 1, fill, p.ref_hidden)
+        loss = dss_loss(
+            hidden, head, p.labels.clamp(min=0), star, kl=kl, ref_hidden=ref_hidden, ref_lm_head=p.ref_lm_head,
+            **options,
+        )  # fmt: skip
+        results.append((loss.loss.detach(), *torch.autograd.grad(loss.loss, (hidden, head))))
+    for clean, spoilt in zip(*results, strict=True):
+        assert torch.equal(clean, spoilt)
+
+
 def test_live_rows_puts_kl_rows_first() -> None:
     labels, star = torch.tensor([3, -100, 4, 5, 6]), torch.tensor([1.0, 0.5, 0.2, 0.0, 1.0])
     live = live_rows(labels, star, kl_scale=0.5)
