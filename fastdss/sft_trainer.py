@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_dataset
+from .enable import bare_model
 from .losses import KL
 from .trainer import ShapedTraining, enabled_settings
 
@@ -29,7 +30,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
 
     ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
     aligned columns. Shaped batches log num_tokens as TRL does, and ce, kl, token_weight and share_below_half in place
-    of its entropy and mean_token_accuracy, which need logits.
+    of its entropy and mean_token_accuracy: the loss's op returns neither, and a second product with the head would cost
+    half as much as the loss. They are left out, not zero; ``metric_for_best_model="eval_ce"`` serves instead.
     """
 
     _seen_tokens: Tensor | None = None  # on the device, since the last log
@@ -46,6 +48,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         # before SFTTrainer puts its own fused head on the instance, which then wraps ours
         settings = enabled_settings(model, kl, kl_scale, reference)
         super().__init__(model, *args, **kwargs)
+        if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
+            bare_model(self.model).router_aux_loss_coef = self.router_aux_loss_coef
         own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
@@ -107,6 +111,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
             raise ValueError(f"{name}: formatting_func would change the text that was scored: leave it unset")
         if args.completion_only_loss is False:
             raise ValueError(f"{name}: only responses have weights, so completion_only_loss=False has no meaning here")
+        if args.loss_type != "nll":
+            raise ValueError(f"{name}: the shaped loss takes the place of loss_type={args.loss_type!r}: leave it 'nll'")
         if packing and (args.max_length is None or args.packing_strategy != "bfd"):
             raise ValueError(
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "

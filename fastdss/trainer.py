@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from .losses import KL
 from .objective import FULL_KL
 
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
-_SUMS = ("ce", "kl", "weight", "below", "labels", "batches")
+_SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
 
 class ShapedTraining:
@@ -37,6 +36,11 @@ class ShapedTraining:
         parallel = getattr(self.accelerator, "parallelism_config", None)
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
             raise ValueError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+        settings, collator = dss_settings(self.model), self.data_collator
+        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and settings is not None and settings.kl_scale:
+            raise ValueError(
+                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={settings.kl_scale} needs: give it the same"
+            )
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             args.accelerator_config.dispatch_batches = False  # dispatching cuts tensors that have no batch dimension
         self._dss_reference = self._prepared_reference(reference)
@@ -73,7 +77,27 @@ class ShapedTraining:
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
+        if outputs.aux_loss is not None and num_items_in_batch is not None:
+            loss = loss + self._auxiliary_excess(outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
+        """What takes the MoE auxiliary loss, a mean per micro-batch, from a sum over micro-batches and ranks to a mean.
+
+        Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
+        """
+        scaled = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
+        times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
+
+    def prediction_step(
+        self: Any, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Trainer's own for shaped batches: TRL's reads logits, finds none and leaves ``compute_metrics`` out."""
+        if "token_weights" in inputs:
+            return Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[arg-type]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[misc]
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -84,7 +108,8 @@ class ShapedTraining:
         was_training = reference.training
         reference.eval()
         try:
-            with bare_peft(model).disable_adapter() if adapter else nullcontext():
+            # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+            with bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast():
                 hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
@@ -119,6 +144,7 @@ class ShapedTraining:
                 (weights.double() * counts).sum(),
                 (counts & (weights < 0.5)).sum().double(),
                 count.double(),
+                torch.zeros_like(count).double() if outputs.aux_loss is None else outputs.aux_loss.double(),
                 torch.ones_like(count).double(),
             ]
         )
@@ -133,12 +159,15 @@ class ShapedTraining:
             return {}
         total = dict(zip(_SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         labels = max(total["labels"], 1.0)
-        return {
+        found = {
             "ce": total["ce"] / labels,
             "kl": total["kl"] / labels,
             "token_weight": total["weight"] / labels,
             "share_below_half": total["below"] / labels,
         }
+        return found | (
+            {"aux_loss": total["aux"] / total["batches"]} if total["aux"] else {}
+        )  # never 0 where it exists
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
@@ -179,8 +208,8 @@ class DSSTrainer(ShapedTraining, Trainer):
 
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
-    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``; in evaluation
-    with the prefix ``eval_``.
+    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
+    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``.
     """
 
     def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:

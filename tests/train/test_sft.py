@@ -155,9 +155,72 @@ def test_a_model_is_loaded_by_name(tmp_path, prepared, tokenizer):
         ({"packing": True, "max_length": 256, "packing_strategy": "wrapped"}, "packing_strategy='bfd'"),
         ({"completion_only_loss": False}, "completion_only_loss=False"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"loss_type": "dft"}, "takes the place of loss_type='dft'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_options_that_would_misalign_are_refused(tmp_path, prepared, tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, prepared, tokenizer, **options)
+
+
+def test_compute_metrics_gets_the_labels_logprobs(tmp_path, prepared, tokenizer):
+    """TRL's own step hands on logits only, and without any Trainer would leave compute_metrics out in silence."""
+
+    def compute(prediction):
+        logprobs = prediction.predictions[prediction.label_ids != -100]
+        return {"token_ce": -float(logprobs.mean()), "tokens": len(logprobs)}
+
+    made = DSSSFTTrainer(
+        policy(),
+        args=config(tmp_path),
+        train_dataset=prepared,
+        eval_dataset=prepared,
+        processing_class=tokenizer,
+        compute_metrics=compute,
+    )
+    metrics, batch = made.evaluate(), DSSCollator(0)(list(prepared))
+    batch["token_weights"].fill_(1)
+    with torch.no_grad():
+        assert metrics["eval_token_ce"] == pytest.approx(enable_dss(policy())(**batch).ce.item(), abs=1e-5)
+    assert metrics["eval_tokens"] == (batch["labels"] != -100).sum()
+
+
+def test_metrics_that_need_logits_are_logged_where_they_exist_and_nowhere_else(tmp_path, prepared, tokenizer):
+    """Shaped and plain data in turn: neither zeros nor the other's values, and an error where one is depended on."""
+    plain = prepared.select_columns(["input_ids", "labels"])
+    made = DSSSFTTrainer(
+        policy(),
+        args=config(tmp_path, eval_strategy="steps", eval_steps=1),
+        train_dataset=prepared,
+        eval_dataset={"plain": plain, "shaped": prepared},
+        processing_class=tokenizer,
+    )
+    made.train()
+    history, needs_logits = made.state.log_history, ("entropy", "mean_token_accuracy")
+    for prefix, expected in (("eval_plain", True), ("eval_shaped", False), ("", False)):
+        entries = [entry for entry in history if (f"{prefix}_loss" if prefix else "loss") in entry]
+        assert len(entries) == 2
+        for entry in entries:
+            logged = [name for name in needs_logits if any(name in key for key in entry)]
+            assert logged == (list(needs_logits) if expected else []), (prefix, entry)
+            assert ("ce" in entry or f"{prefix}_ce" in entry) == (not expected)
+    args = config(tmp_path, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, save_strategy="best")
+    args.metric_for_best_model = "eval_mean_token_accuracy"
+    made = DSSSFTTrainer(policy(), args=args, train_dataset=prepared, eval_dataset=prepared, processing_class=tokenizer)
+    with pytest.raises(KeyError, match="eval_mean_token_accuracy"):
+        made.train()
+
+
+def test_trls_coefficient_of_the_auxiliary_loss(tmp_path, prepared, tokenizer):
+    """SFTConfig's coefficient reaches the loss, and aux_loss is logged as TRL logs it for the same data unshaped."""
+    logs = []
+    for data, cls in ((prepared, DSSSFTTrainer), (prepared.select_columns(["input_ids", "labels"]), trl.SFTTrainer)):
+        model = tiny_model("Mixtral", dtype=torch.float32, vocab_size=320)
+        args = config(tmp_path, router_aux_loss_coef=0.7, max_steps=1, shuffle_dataset=False, learning_rate=0.0)
+        made = cls(model, args=args, train_dataset=data, processing_class=tokenizer)
+        made.train()
+        logs.append(made.state.log_history[0])
+    shaped, own = logs
+    assert shaped["aux_loss"] == pytest.approx(own["aux_loss"], rel=1e-5)
+    assert shaped["loss"] == pytest.approx(shaped["ce"] + shaped["kl"] + 0.7 * shaped["aux_loss"], abs=1e-4)

@@ -94,6 +94,22 @@ def test_four_times_two_is_one_times_eight(tmp_path):
     assert_same_weights(trained[0][0], by_hand(tiny_model(), rows(), 2, 8))
 
 
+def test_the_auxiliary_loss_of_experts_is_a_mean_over_micro_batches(tmp_path):
+    """The same micro-batch twice is the batch once: a sum over micro-batches would double the auxiliary loss."""
+    trained = []
+    for accumulation in (1, 2):
+        model = tiny_model("Mixtral")
+        args = arguments(tmp_path, gradient_accumulation_steps=accumulation, max_steps=1)
+        trainer = InOrder(model=model, args=args, train_dataset=rows(4) * accumulation, eval_dataset=rows(4))
+        trainer.train()
+        trained.append((model, trainer.state.log_history[0]))
+    assert_same_weights(trained[0][0], trained[1][0], 1e-12)
+    for _, entry in trained:
+        total = entry["ce"] + entry["kl"] + 0.1 * entry["aux_loss"]
+        assert entry["loss"] == pytest.approx(total, abs=1e-6)
+    assert "eval_aux_loss" in trainer.evaluate()
+
+
 def test_logs_are_means_over_labels(tmp_path):
     data = rows()
     trainer = InOrder(model=tiny_model(), args=arguments(tmp_path, learning_rate=0.0), train_dataset=data)
@@ -235,6 +251,24 @@ def test_mixed_precision_and_gradient_checkpointing(tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     restored = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     assert restored(**tiny_batch(dtype=torch.float32)).loss.isfinite()
+
+
+def test_a_live_reference_computes_in_the_policys_precision(tmp_path):
+    """The model against a copy of itself: in another precision their KL would be rounding, not zero."""
+    model = tiny_model(dtype=torch.float32)
+    args = arguments(tmp_path, bf16=True, learning_rate=0.0, max_steps=1)
+    options = {"kl": "reverse", "reference": copy.deepcopy(model)}
+    trainer = InOrder(model=model, args=args, train_dataset=rows(4, COLUMNS[:3]), **options)
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-7)
+
+
+def test_a_collator_that_leaves_out_needed_rows_is_refused():
+    """Its live rows would drop every token of weight 0, and with the full KL every term."""
+    with pytest.raises(ValueError, match=r"leaves out rows that kl_scale=0\.5 needs"):
+        DSSTrainer(
+            model=tiny_model(), args=arguments("unused"), train_dataset=rows(), data_collator=DSSCollator(0, kl_scale=0)
+        )
 
 
 def test_settings_said_once():
