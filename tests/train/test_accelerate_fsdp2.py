@@ -1,0 +1,83 @@
+"""DSSTrainer under the FSDP2 of accelerate: two ranks over gloo take the steps of one process.
+
+accelerate leaves FSDP off where ranks have no GPU and trains by DDP in silence. So the ranks here say that they have
+one; everything after that (units, hooks, accumulation, optimizer) is accelerate's own, as the example's file asks.
+"""
+
+# ruff: noqa: E402 - imports below would fail without the extra
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_distributed import WORLD, in_order
+from tiny_models import assert_same, tiny_model
+
+accelerate = pytest.importorskip("accelerate", reason="needs the [train] extra")
+
+from fastdss.trainer import DSSTrainer
+
+CONFIG = Path(__file__).parents[2] / "examples" / "accelerate_fsdp2.yaml"
+CASES = {"head of its own": "Llama", "tied head": "Qwen3"}
+
+
+def launched_environment():
+    """What ``accelerate launch --config_file`` would put into the ranks' environment."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(CONFIG), "--mixed_precision", "no", "train.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if "FSDP" in name}
+
+
+def trained(family, folder):
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def make():  # after the arguments, which have just made the state
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return tiny_model(family)
+
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ddp_backend": "gloo"}
+    weights, logs = in_order(DSSTrainer, folder, make, **options)
+    sharded = all(hasattr(weight, "full_tensor") for weight in weights.values())
+    return {name: weight.full_tensor() for name, weight in weights.items() if sharded}, logs
+
+
+def work(rank, folder, environment):
+    torch.set_num_threads(1)
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
+    warnings.filterwarnings("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        torch.save({name: trained(family, folder) for name, family in CASES.items()}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(str(folder), launched_environment()), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_the_file_asks_for_fsdp2():
+    environment = launched_environment()
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    assert environment["FSDP_VERSION"] == "2"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_two_ranks_take_the_steps_of_one(results, name, tmp_path):
+    weights, logs = in_order(DSSTrainer, tmp_path, lambda: tiny_model(CASES[name]), per_device_train_batch_size=8)
+    for rank in range(WORLD):
+        found, found_logs = results[rank][name]
+        assert found, "nothing was sharded"
+        assert_same(found, weights, 1e-8)
+        for ours, expected in zip(found_logs, logs, strict=True):
+            assert ours == pytest.approx(expected, abs=1e-6)
