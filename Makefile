@@ -8,7 +8,7 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: install install-dev demo test test-slow mutation oldest lint lock sbom bench clean
+.PHONY: install install-dev demo test test-slow mutation oldest lint fuzz lock sbom bench clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -46,7 +46,9 @@ mutation: $(VENV)/.dev
 
 oldest:
 	$(PYTHON) -m venv .oldest
-	.oldest/bin/pip install --quiet torch==2.13.0 transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.7.1
+	.oldest/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.7.1
+	.oldest/bin/python -c "import torch, transformers as t; print('torch', torch.__version__, 'transformers', t.__version__)"
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/test_causal_lm.py
 
 lint: $(VENV)/.dev
@@ -54,15 +56,28 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# What the tests run with, by hash; and what is installed here, as CycloneDX.
-lock:
-	uv pip compile pyproject.toml -c constraints.txt --extra demo --extra train --extra score --extra scale --extra viz \
-		--extra dev --generate-hashes --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		--custom-compile-command "make lock" --no-annotate -o requirements.lock
+# Coverage-guided fuzzing of what reads strangers' files and of the command line, FUZZ seconds each.
+FUZZ ?= 150
+fuzz: $(VENV)/.dev
+	$(PIP) atheris
+	for target in csv jsonl parquet arguments; do \
+		$(PY) -m tests.hardening.fuzz $$target -max_total_time=$(FUZZ) || exit 1; done
 
-sbom: $(VENV)/.dev
-	$(PIP) cyclonedx-bom
-	$(VENV)/bin/cyclonedx-py environment $(VENV) --output-reproducible -o sbom.json
+# What the tests run with, by hash; and what is installed here, as CycloneDX. Their tools stay outside both.
+.tools/.made:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check uv cyclonedx-bom
+	touch $@
+
+lock: .tools/.made
+	.tools/bin/uv pip compile --quiet pyproject.toml -c constraints.txt --extra demo --extra train --extra score \
+		--extra scale --extra viz --extra dev --generate-hashes --only-binary :all: --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" --no-annotate -o requirements.lock
+	@echo "requirements.lock: $$(grep -c '^[a-z].*==' requirements.lock) packages"
+
+sbom: .tools/.made $(VENV)/.dev
+	.tools/bin/cyclonedx-py environment $(VENV) --output-reproducible -o sbom.json
+	@$(PY) -c "import json; print('sbom.json:', len(json.load(open('sbom.json'))['components']), 'packages')"
 
 bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_loss.py
@@ -71,4 +86,4 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_train.py
 
 clean:
-	rm -rf $(VENV) .oldest build dist *.egg-info
+	rm -rf $(VENV) .oldest .tools build dist *.egg-info

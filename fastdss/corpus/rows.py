@@ -180,16 +180,20 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadable]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        names = _present(path, file.schema_arrow.names, columns)
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
-            try:
-                records = batch.to_pylist()
-            except (ValueError, OverflowError):
-                records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
-            yield from records
+    try:
+        with pq.ParquetFile(path) as file:
+            names = _present(path, file.schema_arrow.names, columns)
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+                try:
+                    records = batch.to_pylist()
+                except (ValueError, OverflowError):
+                    records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
+                yield from records
+    except (pa.ArrowException, UnicodeError) as error:  # not all of which are ValueErrors
+        raise ValueError(f"{path}: not to be read as Parquet: {_without_text(error)}") from None
 
 
 def _alone(batch: Any) -> Mapping[str, Any] | _Unreadable:

@@ -111,3 +111,21 @@ def test_splits_that_do_not_say_what_they_are(tmp_path: Path) -> None:
         (tmp_path / "dataset_dict.json").write_text(content)
         with pytest.raises(ValueError, match="holds the splits train: give one of their folders"):
             list(read_rows([tmp_path]))
+
+
+def test_a_parquet_file_that_arrow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the fuzzer: not all of Arrow's errors are ValueErrors, and a column's name need not be text."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["Hi"], "response": ["Hello"], "canary": [1]}), path)
+    path.write_bytes(path.read_bytes().replace(b"canary", b"canar\xff"))
+    with pytest.raises(ValueError, match=r"rows\.parquet: not to be read as Parquet: not valid UTF-8") as caught:
+        list(read_rows([path]))
+    assert "xff" not in str(caught.value)
+
+    def refuse(path: Path) -> None:
+        raise pa.ArrowNotImplementedError("Integers with less than 8 bits not implemented")
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(ValueError, match="not to be read as Parquet: Integers with less than 8 bits"):
+        list(read_rows([path]))
