@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 
 from training import assistant_style as style
-from training import frames
+from training import formulas, frames
 from training import words as word_lists
 from training.carriers import PLACEHOLDERS
 from training.listing import items, words
@@ -88,6 +88,10 @@ def harmless_code(rng: Random) -> str:
     return text
 
 
+def version(rng: Random) -> str:
+    return ".".join(str(rng.randint(0, 30)) for _ in range(rng.choice([2, 3, 3])))
+
+
 def noun(rng: Random) -> str:
     kind = rng.random()
     if kind < 0.6:
@@ -136,7 +140,12 @@ _FILL: dict[str, Callable[[Random], str]] = {
     "time": clock,
     "money": money,
     "code": harmless_code,
-    "v": lambda r: ".".join(str(r.randint(0, 30)) for _ in range(r.choice([2, 3, 3]))),
+    "v": version,
+    "expr": formulas.expression,
+    "assign": formulas.assignment,
+    "angle": formulas.angle,
+    "hex": formulas.hexadecimal,
+    "command": lambda r: formulas.command(r, noun(r), noun(r), version(r)),
     "w": lambda r: r.choice(STREET_WORDS),
     "street": lambda r: f"{street(r)} {street_type(r)}",
     "clock": lambda r: f"{r.randint(0, 23)}:{r.randint(0, 59):02}:{r.randint(0, 59):02}",
@@ -238,7 +247,9 @@ def passage(rng: Random, count: int) -> list[str]:
         if rng.random() < assistant:
             out += assistant_text(rng)
             continue
-        if rng.random() < mix or not own:
+        if rng.random() < 0.05:
+            text = fill(rng, rng.choice(formulas.FRAMES))
+        elif rng.random() < mix or not own:
             text = sentence(rng) if rng.random() < 0.9 else fill(rng, rng.choice(rng.choice(TOPICS)[1]))
         else:
             text = fill(rng, own.pop(0))

@@ -1,4 +1,7 @@
-"""Train the tiny guard: ``python -m training.train_tiny_guard`` (seeded; at most 20 minutes on 2 cores).
+"""Train the tiny guard: ``python -m training.train_tiny_guard`` (seeded; 24.5 minutes on 2 cores).
+
+One process per core, each with its own rounds of conversations and the mean of all gradients: for a model this small
+that is faster than two threads on one batch.
 
 Its word pieces and word vectors come from SmolLM2-135M; of the vectors only a map to the guard's width is learnt.
 Three losses, all binary cross-entropies. The verdict at the end of each branch is read from the logits of the words
@@ -12,6 +15,7 @@ import argparse
 import copy
 import json
 import math
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +24,11 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -107,10 +114,10 @@ class Trainee(nn.Module):
 
 
 def training_batches(
-    tokenizer: PreTrainedTokenizerFast, kin: list[list[int]], args: argparse.Namespace
+    tokenizer: PreTrainedTokenizerFast, kin: list[list[int]], args: argparse.Namespace, rank: int
 ) -> Iterator[tuple[int, Batch]]:
-    """Batches with the number of conversations seen so far."""
-    for seen in range(0, args.conversations, ROUND):
+    """Batches of every ``processes``-th round, with the number of the conversation that has been reached."""
+    for seen in range(rank * ROUND, args.conversations, args.processes * ROUND):
         rng = Random(f"{args.seed}/batches/{seen}")
         made = conversations(args.seed, seen, min(ROUND, args.conversations - seen))
         trees = [build_tree(rng, tokenizer, c, args.branches, kin) for c in made]
@@ -152,43 +159,50 @@ def schedule(progress: float, warmup: float = 0.03) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
-def train(args: argparse.Namespace) -> None:
+def losses(trainee: nn.Module, batch: Batch, rarity: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and what is watched."""
+    verdict, token, tag = trainee(batch)
+    verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels, pos_weight=rarity)
+    token_loss = F.binary_cross_entropy_with_logits(token, batch.token_labels)
+    tag_loss = F.binary_cross_entropy_with_logits(tag, batch.tag_labels)
+    right = ((verdict > 0) == (batch.verdict_labels > 0.5)).float().mean()
+    watched = torch.stack([verdict_loss.detach(), token_loss.detach(), tag_loss.detach(), right])
+    return verdict_loss + token_loss + 2 * tag_loss, watched
+
+
+def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
+    """One of ``args.processes`` trainers, which meet through the file ``meeting``."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     began = time.time()
     words = chosen_words(load_word_vectors(), conversations(args.seed, 0, VOCABULARY_CONVERSATIONS))
     tokenizer = build_tokenizer(words)
     trainee = Trainee(new_model(tokenizer), tokenizer, new_embedding(words))
     optimizers = new_optimizers(trainee, args.lr)
-    print(f"{sum(p.numel() for p in trainee.model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    rarity = torch.tensor(args.unsafe_weight)
-    running = torch.zeros(4)
     none: list[list[int]] = [[]]
     kin = none * len(CONTROL_TOKENS) + [[i + len(CONTROL_TOKENS) for i in near] for near in words.kin(KIN)] + none
-    made = Batches(tokenizer, kin, args)
-    for step, (seen, batch) in enumerate(DataLoader(made, batch_size=None, num_workers=1, prefetch_factor=80)):
-        for group in (g for o in optimizers for g in o.param_groups):
-            group["lr"] = group["peak"] * schedule(seen / args.conversations)
-        verdict, token, tag = trainee(batch)
-        verdict_loss = F.binary_cross_entropy_with_logits(verdict, batch.verdict_labels, pos_weight=rarity)
-        token_loss = F.binary_cross_entropy_with_logits(token, batch.token_labels)
-        tag_loss = F.binary_cross_entropy_with_logits(tag, batch.tag_labels)
-        (verdict_loss + token_loss + 2 * tag_loss).backward()
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        right = ((verdict > 0) == (batch.verdict_labels > 0.5)).float().mean()
-        running = 0.98 * running + 0.02 * torch.stack(
-            [verdict_loss.detach(), token_loss.detach(), tag_loss.detach(), right]
-        )
-        if args.snapshots and step % 200 == 199:
-            save(trainee.finished(), tokenizer, args, time.time() - began)
-        if step % 50 == 0:
-            mean = running / (1 - 0.98 ** (step + 1))
-            losses = " ".join(f"{name} {value:.3f}" for name, value in zip(WATCHED, mean.tolist(), strict=True))
-            print(f"{time.time() - began:6.0f}s {seen:6d} {losses}", flush=True)
-    save(trainee.finished(), tokenizer, args, time.time() - began)
+    made = iter(DataLoader(Batches(tokenizer, kin, args, rank), batch_size=None, num_workers=1, prefetch_factor=80))
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+    together = DistributedDataParallel(trainee)
+    rarity, running = torch.tensor(args.unsafe_weight), torch.zeros(len(WATCHED))
+    with together.join():
+        for step, (seen, batch) in enumerate(made):
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = group["peak"] * schedule(seen / args.conversations)
+            loss, watched = losses(together, batch, rarity)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            running = 0.98 * running + 0.02 * watched
+            if rank == 0 and step % 50 == 0:
+                mean = running / (1 - 0.98 ** (step + 1))
+                shown = " ".join(f"{name} {value:.3f}" for name, value in zip(WATCHED, mean.tolist(), strict=True))
+                print(f"{time.time() - began:6.0f}s {seen:6d} {shown}", flush=True)
+    if rank == 0:
+        save(trainee.finished(), tokenizer, args, time.time() - began)
+    dist.destroy_process_group()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, seconds: float) -> None:
@@ -201,7 +215,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argp
     record = {
         "command": f"python -m training.train_tiny_guard --seed {args.seed} --conversations {args.conversations}",
         "seconds": round(seconds),
-        "threads": args.threads,
+        "processes": args.processes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "first_1000_conversations_sha256": fingerprint(conversations(args.seed, 0, 1000)),
     }
@@ -213,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=36_000)
+    parser.add_argument("--conversations", type=int, default=66_000)
     parser.add_argument(
         "--unsafe-weight",
         type=float,
@@ -223,9 +237,10 @@ def main() -> None:
     parser.add_argument("--branches", type=int, default=4)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--snapshots", action="store_true", help="save every 200 steps as well")
-    parser.add_argument("--threads", type=int, default=2)
-    train(parser.parse_args())
+    parser.add_argument("--processes", type=int, default=2, help="one per core")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train, (args, f"{folder}/meeting"), args.processes)
 
 
 if __name__ == "__main__":

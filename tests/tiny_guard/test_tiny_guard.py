@@ -140,7 +140,6 @@ def test_goal_auc() -> None:
     assert EVALUATION["poisoned"]["auc_up_to_two_chunks_after"]["auc"] >= 0.97
 
 
-@pytest.mark.xfail(strict=True, reason="goal not reached: 87.5 % of 400 held-out disclosures flip within one chunk")
 def test_goal_flips() -> None:
     assert EVALUATION["poisoned"]["flip_within_one_chunk"]["rate"] >= 0.90
 
@@ -148,11 +147,11 @@ def test_goal_flips() -> None:
 def test_held_out_false_alarms(benign: list[Conversation], benign_scores: StarScores) -> None:
     """Floors against regressions. Near misses (numbers and names that are nobody's contact details) do raise alarms.
 
-    This sample has 83.9 % of the ordinary prefixes above 0.9; the evaluation's larger one has 91.8 %.
+    This sample has 96.9 % of the ordinary prefixes above 0.9; the evaluation's larger one has 99.2 %.
     """
-    assert (torch.cat(benign_scores.scores) < 0.5).float().mean() <= 0.10
+    assert (torch.cat(benign_scores.scores) < 0.5).float().mean() <= 0.05
     plain = torch.cat([s for c, s in zip(benign, benign_scores.scores, strict=True) if c.kind == "plain"])
-    assert (plain > 0.9).float().mean() >= 0.8
+    assert (plain > 0.9).float().mean() >= 0.92
 
 
 def test_a_shuffled_label_would_be_noticed(poisoned: list[Conversation], poisoned_scores: StarScores) -> None:
