@@ -16,6 +16,7 @@ LOSS_INPUTS, ENGINE, EXACT = "loss/test_bad_inputs.py", "loss/test_engine.py", "
 SILENT, EXTREMES, CANARY = "hardening/test_silent_errors.py", "hardening/test_extremes.py", "hardening/test_canary.py"
 GUARD_INPUTS, STAR, INJECTION = "star/test_inputs.py", "star/test_exact.py", "star/test_injection.py"
 RUN, STORE, ROWS = "corpus/test_run.py", "corpus/test_store.py", "corpus/test_rows.py"
+READERS = "hardening/test_readers.py"
 SCORER, TIME, LINES = "corpus/test_scorer.py", "hardening/test_hostile_sizes.py", "hardening/test_bad_lines.py"
 
 LOSS = {
@@ -103,6 +104,12 @@ SECURITY = {
     "data is passed as variables only": f"{INJECTION}::test_control_strings_stay_text",
     "row ids never become paths": f"{RUN}::test_hostile_ids_never_become_paths",
     "caps on bytes per row": f"{ROWS}::test_bad_rows_fail_alone_with_a_reason_that_never_quotes_them",
+    "caps on bytes of what never ends": f"{READERS}::"
+    "test_a_quote_that_is_never_closed_does_not_fill_memory",
+    "records that readers take differently": f"{READERS}::test_a_record_of_csv_that_does_not_fit_fails_alone",
+    "names that occur twice: columns": f"{READERS}::test_two_columns_of_one_name",
+    "names that occur twice: JSON": f"{LINES}::test_an_object_that_names_a_column_twice_is_no_row",
+    "bytes that are no text: Parquet": f"{READERS}::test_what_parquet_holds_and_python_does_not_fails_alone",
     "caps on tokens per row": f"{GUARD_INPUTS}::test_longer_than_the_context_is_an_error_or_a_recorded_truncation",
     "a response of 10 MB ends in a clear error": f"{GUARD_INPUTS}::"
     "test_a_response_of_ten_megabytes_ends_in_a_clear_error",

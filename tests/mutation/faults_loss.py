@@ -39,6 +39,8 @@ ROW_FORMULAS = [
 ]  # fmt: skip
 
 COMPACTION_AND_CHUNKS = [
+    Fault("compaction", "fastdss/chunked.py", "unused = None if plan.trusted else inputs.kl_weight[:with_ref] == 0",
+          "unused = None if dead is None else dead[:with_ref]", "tests/loss/test_engine.py -k weight_is_zero"),
     Fault("compaction", CHUNKED, "live = has_kl | (ce_weight != 0)", "live = ce_weight != 0", DSS),
     Fault("compaction", CHUNKED, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS),
     Fault("compaction", CHUNKED, "return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)", "return x",
@@ -92,6 +94,10 @@ OPS_AND_ARGUMENTS = [
 ]  # fmt: skip
 
 TRITON_ROW_PASS = [
+    Fault("Triton row pass", "kernels/row_pass.py", "is_label = mask & (columns == local_label)",
+          "is_label = columns == local_label", f"{ROWS} -k another_rank"),
+    Fault("Triton row pass", "kernels/row_pass.py", "token_kl = tl.zeros_like(nll)", "token_kl = nll * 0.0",
+          f"{ROWS} -k whatever_rows_hold"),
     Fault("Triton row pass", ROW_PASS, "total = total * shrink + tl.sum(weight, axis=0)",
           "total = total + tl.sum(weight, axis=0)", f"{ROWS} -k narrower"),
     Fault("Triton row pass", ROW_PASS, "diff_sum = diff_sum * shrink + tl.sum(weight * diff, axis=0)",

@@ -1,4 +1,4 @@
-"""Faults in the collator, the enabled model, the trainers, the reference and its cache, and stored scores."""
+"""Faults in the collator, the enabled model, the trainers, the reference and its cache, readers, and stored scores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .fault import Fault
 COLLATOR = "tests/train/test_collator.py"
 ENABLE = "tests/train/test_enable.py"
 REFERENCE = "tests/train/test_reference.py"
+READERS = "tests/hardening/test_readers.py"
 CORPUS = "fastdss/corpus"
 
 FAULTS = [
@@ -28,8 +29,8 @@ FAULTS = [
           f"{ENABLE} -k aligned_with_labels"),
     Fault("enable", "fastdss/enable.py", "loss = loss + model.router_aux_loss_coef", "loss = loss + 0",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
-    Fault("reference", "fastdss/trainer.py", "with bare_peft(model).disable_adapter() if adapter else nullcontext():",
-          "with nullcontext():", "tests/train/test_train_command.py -k 'every_kind_of_reference and forward'"),
+    Fault("reference", "fastdss/trainer.py", "bare_peft(model).disable_adapter() if adapter else self.acc", "self.acc",
+          "tests/train/test_train_command.py -k 'every_kind_of_reference and forward'"),
     Fault("reference", "fastdss/reference.py", "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
     Fault("reference", "fastdss/reference.py",
           "split = answers[0, : sum(lengths)].split(lengths) if packed else answers",
@@ -43,9 +44,9 @@ FAULTS = [
           f"{REFERENCE} -k other_weights"),
     Fault("cache keys", "fastdss/reference.py", 'metadata.get("sha256") == _digest(values) and', "",
           f"{REFERENCE} -k damaged"),
-    Fault("cache keys", f"{CORPUS}/scorer.py", "{path.name}\\0{hashlib.file_digest(file, 'sha256').hexdigest()}",
+    Fault("cache keys", f"{CORPUS}/guards.py", "{path.name}\\0{hashlib.file_digest(file, 'sha256').hexdigest()}",
           "{path.name}\\0{path.stat().st_size}", "tests/corpus/test_scorer.py -k every_byte"),
-    Fault("cache keys", f"{CORPUS}/scorer.py", "json.dumps([rendered, ", "json.dumps([None, ",
+    Fault("cache keys", f"{CORPUS}/guards.py", "json.dumps([rendered, ", "json.dumps([None, ",
           "tests/corpus/test_scorer.py -k 'identity_follows or every_byte'"),
     Fault("cache keys", f"{CORPUS}/run.py", 'if name != "guard"}', 'if name != "revision"}',
           "tests/hardening/test_bad_lines.py -k entry"),
@@ -57,4 +58,22 @@ FAULTS = [
           "tests/hardening/test_fuzz.py -k content_hash"),
     Fault("cache keys", f"{CORPUS}/store.py", "row is None or row.content_hash != score.content_hash",
           "row is None", "tests/corpus/test_store.py -k another_input"),
+    Fault("cache keys", f"{CORPUS}/run.py", '{"turns": turns, "max_bytes"', '{"max_bytes"',
+          "tests/corpus/test_run.py -k every_turn"),
+    Fault("readers", f"{CORPUS}/rows.py", "if len(fields) == len(names):", "if len(fields) >= len(names):",
+          f"{READERS} -k record_of_csv"),
+    Fault("readers", f"{CORPUS}/rows.py", "dict(zip(names, fields, strict=True))",
+          "dict(zip(names, fields[::-1], strict=True))", "tests/corpus/test_rows.py -k every_format"),
+    Fault("readers", f"{CORPUS}/rows.py", "csv.reader(lines, strict=True)", "csv.reader(lines)",
+          f"{READERS} -k record_of_csv"),
+    Fault("readers", f"{CORPUS}/rows.py", "names.count(name) > 1", "names.count(name) > 2",
+          f"{READERS} -k two_columns"),
+    Fault("readers", f"{CORPUS}/rows.py", "if self.size >= _LONGEST_RECORD:", "if not self.file:",
+          f"{READERS} -k never_closed"),
+    Fault("readers", f"{CORPUS}/rows.py", "        self.size = 0\n        return", "        return",
+          f"{READERS} -k never_closed"),
+    Fault("readers", f"{CORPUS}/rows.py", "batch.slice(i, 1)", "batch.slice(0, 1)", f"{READERS} -k parquet_holds"),
+    Fault("readers", f"{CORPUS}/rows.py", "if max_bytes < 1:", "if max_bytes < -1:", f"{READERS} -k leaves_no_row"),
+    Fault("readers", f"{CORPUS}/rows.py", "if len(record) < len(pairs):", "if not record:",
+          "tests/hardening/test_bad_lines.py -k names_a_column_twice"),
 ]  # fmt: skip
