@@ -59,7 +59,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument(
         "--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the GEMMs; weights are fp32"
     )
-    demo.add_argument("--steps", type=int, default=22, help="training steps per arm")
+    demo.add_argument("--steps", type=int, default=24, help="training steps per arm")
     demo.add_argument("--batch-size", type=int, default=8, help="conversations per step")
     demo.add_argument("--learning-rate", type=float, default=2e-4, help="of AdamW")
     demo.add_argument("--kl-scale", type=float, default=0.5, help="lambda of the loss")

@@ -42,7 +42,7 @@ class Settings:
     policy: str | None = None
     device: str = "auto"
     precision: str = "auto"
-    steps: int = 22
+    steps: int = 24
     batch_size: int = 8
     learning_rate: float = 2e-4
     kl_scale: float = 0.5

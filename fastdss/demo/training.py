@@ -25,7 +25,7 @@ ACCEPT = 0.5  # a static filter keeps a response whose whole-response score reac
 
 @dataclass(frozen=True)
 class Recipe:
-    steps: int = 22
+    steps: int = 24
     batch_size: int = 8
     learning_rate: float = 2e-4
     warmup: int = 4
