@@ -44,6 +44,8 @@ def test_bad_records_of_csv_have_hashes_of_their_own(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_LONGEST_RECORD", 1000)
     path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + GOOD * 500)
+    assert len(list(read_rows([path]))) == 500  # the limit is a record's, not the file's
     path.write_bytes(HEADER + GOOD * 500 + b'Hi,"Hello\n' + GOOD * 500)
     with pytest.raises(ValueError, match=r"rows\.csv: a record of 1000 characters or more; is a quote not closed"):
         list(read_rows([path]))
