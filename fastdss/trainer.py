@@ -165,9 +165,9 @@ class ShapedTraining:
             "token_weight": total["weight"] / labels,
             "share_below_half": total["below"] / labels,
         }
-        return found | (
-            {"aux_loss": total["aux"] / total["batches"]} if total["aux"] else {}
-        )  # never 0 where it exists
+        if total["aux"]:  # never 0 where there are experts
+            found["aux_loss"] = total["aux"] / total["batches"]
+        return found
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""

@@ -136,10 +136,9 @@ def run(settings: Settings) -> Demo:
         for arm in arms:
             outcome.runs.append(_run_arm(arm, outcome, tools, progress))
             outcome.seconds = time.perf_counter() - started
+            # after every arm, so that an interrupted run leaves what it found
             write_atomically(json_path, (json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n").encode())
-            write_atomically(
-                page_path, as_page(outcome).encode()
-            )  # after every arm, so that an interrupted run leaves what it found
+            write_atomically(page_path, as_page(outcome).encode())
     print(as_text(outcome))
     print(f"\nPage: {page_path}\nNumbers: {json_path}")
     return outcome

@@ -11,8 +11,8 @@ from training.train_tiny_guard import last_layer_at
 def test_last_layer_at_chosen_places_is_the_whole_layer_there() -> None:
     """Rows with unlike counts of places, one with none; grouped heads; values and gradients in float64."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4)
-    config.num_key_value_heads = 2
+    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").model.double()
     layer = model.layers[0]
     x = torch.randn(4, 9, 16, dtype=torch.float64, requires_grad=True)
