@@ -27,7 +27,8 @@ from fastdss.demo.arms import Arm, labelled_scores
 from fastdss.demo.conversations import HeldOut, held_out_prompts, training_conversations
 from fastdss.demo.evaluate import evaluate, wilson
 from fastdss.demo.policy import Policy, load_policy, stack
-from fastdss.demo.run import Settings, versions
+from fastdss.demo.run import versions
+from fastdss.demo.settings import Settings
 from fastdss.demo.training import Recipe, Row, encode_rows, star_weights, train
 
 RESULTS = Path(__file__).parent / "results"

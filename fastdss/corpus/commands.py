@@ -17,7 +17,6 @@ def add_score(commands: Any) -> None:
         description="Writes a guard's P(safe) for every prefix of every response. Whatever interrupts it, the same "
         "command goes on where it stopped; rows that cannot be scored are recorded with the reason and never count as "
         "safe. Several GPUs: torchrun --nproc-per-node N -m fastdss score ... --engine ranks; a cluster: --engine ray.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="JSONL, Parquet or CSV files, or folders of datasets or such files")
@@ -61,7 +60,6 @@ def add_merge(commands: Any) -> None:
         help="join scores and conversations to one file to train on",
         description="Writes conversations with their scores to one Parquet or JSONL file, as prepare_dss_dataset reads "
         "it. Raises an error if the input was edited since it was scored.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", metavar="DIR", help="what fastdss score wrote")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .parquet or .jsonl file")

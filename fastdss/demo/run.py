@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,60 +22,11 @@ from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, he
 from .evaluate import Count, Result, evaluate, wilson
 from .page import as_json, as_page, as_text
 from .policy import Policy, load_policy, stack
+from .settings import Settings
 from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
 
-QUICK = 6  # how much less work --quick does
 EVALUATION = 6  # training steps that one evaluation takes as long as, for the time left
 PREPARATION = 12
-LEAST = {"steps": 1, "batch_size": 2, "every": 1, "rows": 4, "prompts": 2, "new_tokens": 1, "layers": 0, "kl_scale": 0}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the outcome, and where it goes."""
-
-    out: str = "demo_report.html"
-    seed: int = 0
-    arms: tuple[str, ...] = ("none", "sft", "rs", "dss-k2", "dss-reverse")
-    verdicts: tuple[str, ...] = ("guard", "labelled")
-    policy: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    steps: int = 24
-    batch_size: int = 8
-    learning_rate: float = 2e-4
-    kl_scale: float = 0.5
-    layers: int | None = None
-    every: int = 5
-    rows: int = 96
-    prompts: int = 56
-    new_tokens: int = 48
-    threads: int | None = None
-    quick: bool = False
-
-    def checked(self) -> Settings:
-        """With --quick applied and "auto" resolved; raises ``ValueError`` before anything is loaded."""
-        chosen = self
-        if self.quick:
-            smaller = {
-                name: max(4, getattr(self, name) // QUICK) for name in ("steps", "rows", "prompts", "new_tokens")
-            }
-            chosen = replace(self, **smaller)
-        for name, least in LEAST.items():
-            value = getattr(chosen, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
-        choose_arms(self.arms, self.verdicts)
-        return replace(chosen, device=device)
 
 
 @dataclass

@@ -25,8 +25,8 @@ ACCEPT = 0.5  # a static filter keeps a response whose whole-response score reac
 
 @dataclass(frozen=True)
 class Recipe:
-    steps: int = 24
-    batch_size: int = 8
+    steps: int
+    batch_size: int
     learning_rate: float = 2e-4
     warmup: int = 4
     clip: float = 1.0

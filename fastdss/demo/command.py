@@ -1,0 +1,68 @@
+"""The command line of the demonstration: `fastdss demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+
+from .settings import Settings
+
+
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="score poisoned conversations, fine-tune a small model in several ways, and compare what it learned",
+        description="Scores generated conversations with the small guard that ships with fastdss, fine-tunes a small "
+        "language model on them in several ways, and shows on held-out prompts which of them leak.",
+    )
+    demo.add_argument("--out", default=Settings.out, metavar="FILE", help="the page; results go to FILE with .json")
+    demo.add_argument(
+        "--seed", type=int, default=Settings.seed, help="of the data, their order and the held-out prompts"
+    )
+    demo.add_argument(
+        "--arms",
+        default=",".join(Settings.arms),
+        metavar="LIST",
+        help="of none, sft, rs, dss-<k1|k2|k3|reverse|forward>",
+    )
+    demo.add_argument(
+        "--settings",
+        dest="verdicts",
+        default=",".join(Settings.verdicts),
+        metavar="LIST",
+        help="whose verdicts: guard, labelled",
+    )
+    demo.add_argument("--policy", metavar="PATH|ID", help="model to fine-tune (default: SmolLM2-135M-Instruct)")
+    demo.add_argument("--device", default=Settings.device, help="auto, cpu, cuda, ...")
+    demo.add_argument(
+        "--precision",
+        default=Settings.precision,
+        choices=("auto", "bf16", "fp32"),
+        help="of the GEMMs; weights are fp32",
+    )
+    demo.add_argument("--steps", type=int, default=Settings.steps, help="training steps per arm")
+    demo.add_argument("--batch-size", type=int, default=Settings.batch_size, help="conversations per step")
+    demo.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="of AdamW")
+    demo.add_argument("--kl-scale", type=float, default=Settings.kl_scale, help="lambda of the loss")
+    demo.add_argument(
+        "--layers", type=int, help="how many of the top layers learn; 0: everything (default: half of them)"
+    )
+    demo.add_argument("--every", type=int, default=Settings.every, help="words per scored chunk")
+    demo.add_argument("--rows", type=int, default=Settings.rows, help="training conversations, half of them poisoned")
+    demo.add_argument("--prompts", type=int, default=Settings.prompts, help="held-out prompts; 4 in 7 ask for advice")
+    demo.add_argument("--new-tokens", type=int, default=Settings.new_tokens, help="longest generated answer")
+    demo.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch chooses)")
+    demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
+    demo.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    # Threads that spin while they wait made a step up to 8 times slower next to another program on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # libgomp reads it when torch loads, which is below
+    from .run import run
+
+    given = {item.name: getattr(args, item.name) for item in fields(Settings)}
+    lists = {name: tuple(filter(None, given[name].split(","))) for name in ("arms", "verdicts")}
+    run(Settings(**given | lists))
