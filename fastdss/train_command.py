@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,11 @@ _CHOICES = {
     "method": ("lora", "full"),
     "precision": ("auto", "bf16", "fp32"),
 }
+_LEAST = {
+    **dict.fromkeys(("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps"), 1),
+    **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "save_steps", "seed"), 0),
+}
+_LARGEST_SEED = 2**32 - 1  # numpy's
 
 
 def _set(default: Any, text: str) -> Any:
@@ -64,6 +70,14 @@ class TrainSettings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"{name}: expected a number of at least {least}, got {value}")
+        if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
+            raise ValueError(f"max_steps: expected a positive number, or -1, got {self.max_steps}")
+        if self.seed > _LARGEST_SEED:
+            raise ValueError(f"seed: expected at most {_LARGEST_SEED}, got {self.seed}")
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"eval_share: expected a share in [0, 1), got {self.eval_share}")
 
@@ -78,13 +92,20 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
         import yaml
 
         try:
-            values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+            text = Path(config).read_text(encoding="utf-8")
+            values = yaml.safe_load(text)
+            named = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
             raise ValueError(f"{config}{where}: not a YAML file of settings ({type(error).__name__})") from None
+        values = {} if values is None else values
         if not isinstance(values, dict):
             raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
+        names = [] if named is None else [key.value for key, _ in named.value]
+        for name in names:
+            if names.count(name) > 1:  # YAML would take the last
+                raise ValueError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
     for name, value in values.items():
@@ -100,6 +121,8 @@ def _typed(name: str, value: Any, kind: type) -> Any:
             return float(value)  # YAML reads 5e-6 as text
         except ValueError:
             pass
+        except OverflowError:
+            raise ValueError(f"{name}: expected float, got an integer beyond the largest float") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
     return value

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["fastdss"]):
     from fastdss.corpus.rows import read_rows
     from fastdss.score_report import command
 
-from .test_fuzz import sensible
+from .outcomes import sensible
 
 SEEDS = {
     "jsonl": [b'{"prompt": "a", "response": "b", "id": 1}\n', b'{"messages": [{"role": "user", "content": "a"}]}\n'],

@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
-from fastdss.chat import check_conversation
 from fastdss.cli import main
 from fastdss.corpus.rows import FailedRow, Row, content_hash, read_rows
 from fastdss.train_command import read_settings
 
-LONG = settings().max_examples > 100
-quick = settings(
-    max_examples=settings().max_examples if LONG else 120,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+from .outcomes import sensible
+
+quick = settings(examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 words = st.text(st.characters(exclude_categories=[]), max_size=12)  # lone surrogates, NUL and all
 leaf = st.none() | st.booleans() | st.integers() | st.floats() | words
@@ -50,17 +48,6 @@ line = st.one_of(
         [b"", b"\xef\xbb\xbf", b"\x00", b"[" * 5000, b'{"a":' * 3000, b"NaN", b"1e999", b"\xff\xfe{", b"9" * 5000]
     ),
 )
-
-
-def sensible(rows: list[Row | FailedRow]) -> None:
-    for row in rows:
-        assert len(row.id) <= 1000
-        row.id.encode()
-        assert len(row.content_hash) == 64
-        if isinstance(row, Row):
-            assert check_conversation(0, [*row.history, {"role": "assistant", "content": row.response}])
-        else:
-            assert row.reason.startswith("row ")
 
 
 @quick

@@ -7,22 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from loss.cases import KLS, make_problem, run, truth
 from numerics import assert_gradient_close, assert_tokens_close
+from profiles import examples
 from star.builders import ARCHITECTURES, CHAT_TEMPLATE, TEMPLATE, TOKENIZERS, make_guard, make_spec, make_tokenizer
 
 from fastdss import Guard, dss_loss, star_scores
 from fastdss.losses import live_rows
-
-LONG = settings().max_examples > 100
-
-
-def examples(count: int) -> settings:
-    """``count`` of them in a normal run, the profile's number in the long one."""
-    return settings(max_examples=settings().max_examples if LONG else count)
-
 
 objectives = st.fixed_dictionaries(
     {},

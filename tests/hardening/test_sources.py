@@ -50,3 +50,18 @@ def test_what_is_never_called(path: Path) -> None:
 def test_the_lint_finds_what_it_is_for(source: str) -> None:
     assert len(faults(source)) == 1
     assert faults("AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)") == []
+
+
+def test_no_property_test_escapes_the_profile() -> None:
+    """A number of examples or a seed of its own would keep ``--hypothesis-profile=long`` out of a test."""
+    tests = Path(__file__).parents[1]
+    own = {"max_examples", "derandomize", "deadline"}
+    sources = {path: path.read_text(encoding="utf-8") for path in tests.rglob("*.py") if path.name != "profiles.py"}
+    found = [
+        f"{path.relative_to(tests)}, line {node.lineno}"
+        for path, source in sources.items()
+        if "from hypothesis import" in source and path.name != "conftest.py"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and own & {keyword.arg for keyword in node.keywords}
+    ]
+    assert found == []

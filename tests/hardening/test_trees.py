@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from star.builders import ARCHITECTURES, make_model
 
 from fastdss.engine import reference_logits, tree_logits
@@ -47,7 +48,7 @@ tokens = st.lists(st.integers(1, 3), min_size=1, max_size=14)  # three tokens: b
 forests = st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=1, max_size=4)
 
 
-@settings(max_examples=max(60, settings().max_examples if settings().max_examples > 100 else 0))
+@examples(60)
 @given(forests=forests, seed=st.integers(0, 3), budget=st.integers(1, 40), store=st.integers(1, 60),
        architecture=st.sampled_from(sorted(ARCHITECTURES)))  # fmt: skip
 def test_any_forest(forests: list[Lists], seed: int, budget: int, store: int, architecture: str) -> None:

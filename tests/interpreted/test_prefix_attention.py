@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from fastdss.kernels.configs import PrefixConfig, prefix_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_tokens_close
+from profiles import examples
 from torch import Tensor
 
 from fastdss.attention import KVStore, PrefixPlan, attend_in_order
@@ -116,7 +117,7 @@ def test_16_bit(dtype: torch.dtype) -> None:
     check(Shape(window=37), dtype)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@examples(8)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=6),
     st.integers(8, 80),

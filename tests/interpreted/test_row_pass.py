@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from fastdss.kernels.row_pass import launch_row_gradient_bwd, launch_row_pass_fwd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss.cases import KLS, SHAPES, make_problem, run, truth
 from numerics import assert_gradient_close, assert_tokens_close
+from profiles import examples
 
 from fastdss import dss_loss, live_rows, weighted_ce
 from fastdss.chunked import _overlay
@@ -142,7 +143,7 @@ def test_nothing_is_lost_in_full_precision(kl: str) -> None:
     assert torch.equal(lost, torch.zeros_like(lost))
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@examples(15)
 @given(
     n=st.integers(1, 9),
     v=st.integers(2, 140),

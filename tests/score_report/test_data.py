@@ -5,8 +5,9 @@ import math
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from fastdss.score_report.charts import STEPS, bars, heat
 from fastdss.score_report.data import TEXT_LIMIT, collect, columns, detail, page_row, script_data, utf16_ends
@@ -85,7 +86,7 @@ def test_memory_is_that_of_the_rows_kept():
     assert peak < 2e6
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@examples(200)
 @given(st.recursive(st.text(alphabet=st.characters(codec=None)), lambda inner: st.lists(inner, max_size=4)))
 def test_script_data_is_inert_and_says_the_same(value):
     text = script_data(value)

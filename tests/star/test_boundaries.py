@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from fastdss.boundaries import find_ends, tidy_ends
 from fastdss.chat import token_offsets
@@ -42,8 +43,8 @@ def test_an_unknown_unit_is_an_error():
         ends("a", unit="line")
 
 
+@examples(200)
 @given(st.text(max_size=60), st.integers(1, 7), st.sampled_from(["word", "token", "sentence", "character"]))
-@settings(max_examples=200, derandomize=True, deadline=None)
 def test_ends_are_ascending_never_after_whitespace_and_cover_the_text(text, every, unit):
     text = text.encode("utf-8", "ignore").decode()
     found = ends(text, every, unit)

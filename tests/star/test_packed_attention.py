@@ -10,8 +10,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from fastdss.attention import KVStore, PrefixPlan, attend_in_order
 from fastdss.packed_attention import (
@@ -67,7 +68,7 @@ def random_tree(draw: random.Random, alike: bool = False) -> PrefixTree:
     return PrefixTree(list(range(size)), starts, tails)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(seed=st.integers(0, 2**32), budget=st.integers(1, 60), longest=st.integers(1, 30), alike=st.booleans())
 def test_scheduled_micro_batches(seed: int, budget: int, longest: int, alike: bool) -> None:
     """Trunks, equal prompts, branches by descending start, pieces of cut segments: one wave, unless tails branch."""
@@ -83,7 +84,7 @@ def test_scheduled_micro_batches(seed: int, budget: int, longest: int, alike: bo
         first += sum(len(segment.ids) for segment in batch)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@examples(300)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(1, 5), st.sets(st.integers(0, 2))),
@@ -115,7 +116,7 @@ def test_pieces_of_one_segment_are_one_run() -> None:
     assert find_runs(pieces) == [Run((0,), 2, 0, 7), Run((0,), 5, 7, 8)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 20))
 def test_tiles(seed: int, size: int) -> None:
     """Every token in one tile, none mixes slots, the extremes are those of its tokens, the longest come first."""

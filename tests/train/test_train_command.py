@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -125,11 +126,39 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
         ({"data": "x", "model": "m", "learning_rate": "fast"}, "learning_rate: expected float, got 'fast'"),
         ({"data": "x", "model": "m", "learning": 1}, "unknown setting 'learning'"),
         ({"data": "x", "model": "m", "eval_share": 1.0}, r"eval_share: expected a share in \[0, 1\)"),
+        # escaped as an OverflowError, with a traceback
+        (
+            {"data": "x", "model": "m", "learning_rate": 10**400},
+            "learning_rate: .* an integer beyond the largest float",
+        ),
+        ({"data": "x", "model": "m", "max_steps": 0}, "max_steps: expected a positive number, or -1, got 0"),
+        ({"data": "x", "model": "m", "seed": 2**32}, "seed: expected at most 4294967295, got 4294967296"),
+        # each of these ended in NaN weights, or in an error after the data had been scored
+        ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
+        ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
+        ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
+        ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
+        ({"data": "x", "model": "m", "logging_steps": 0}, "logging_steps: expected a number of at least 1, got 0"),
     ],
 )
 def test_settings_that_make_no_sense(given, message):
     with pytest.raises(ValueError, match=message):
         read_settings(given)
+
+
+def test_a_setting_that_a_file_gives_twice(tmp_path):
+    """YAML takes the last one in silence; flags win over the file, that is what they are for."""
+    config = tmp_path / "run.yaml"
+    config.write_text("data: x\nmodel: m\nepochs: 1\nepochs: 30\n")
+    with pytest.raises(ValueError, match=r"run\.yaml: 'epochs' is set 2 times"):
+        read_settings({}, str(config))
+    config.write_text("data: x\nmodel: m\nepochs: 1\n")
+    assert read_settings({"epochs": 3.0}, str(config)).epochs == 3
+    config.write_text("[]")
+    with pytest.raises(ValueError, match="expected a mapping of settings, got list"):
+        read_settings({"data": "x", "model": "m"}, str(config))
+    config.write_text("")
+    assert read_settings({"data": "x", "model": "m"}, str(config)).epochs == 3
 
 
 @pytest.mark.parametrize(
