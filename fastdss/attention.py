@@ -72,7 +72,7 @@ class PrefixPlan:
     store: KVStore
     attend: Callable[..., Tensor]
     bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
-    layers_seen: set[int] = field(default_factory=set)
+    windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
     packed: Any = None  # what attend_by_kernel computes once for all layers
 
     def band(self, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
@@ -164,7 +164,9 @@ def prefix_attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None or not getattr(module, "is_causal", True):
         raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
-    fastdss_plan.layers_seen.add(layer)
+    if layer in fastdss_plan.windows:  # the store would keep the last call's keys for all of them
+        raise ValueError(f"{name} attends more than once in a layer; use impl='reference'")
+    fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap)
     return out, None

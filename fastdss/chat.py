@@ -1,18 +1,21 @@
 """Conversations to token ids through a chat template, with content kept literal.
 
 Fine-tuning data is written by strangers. A response that spells ``<|eot_id|>`` must reach the model as those ten
-characters, never as the token that ends a turn. Every control string found in content is therefore broken in two
-before the template is rendered, the pieces are tokenised apart, and the number of control tokens in the result is
-compared with that of the same conversation with harmless content.
+characters, never as the token that ends a turn. Every control string found in content is therefore broken in two by a
+mark before the template is rendered, the mark is a token of a copy of the tokenizer and dropped from the result, and
+the number of control tokens there is compared with that of the same conversation with harmless content. (Tokenizers
+that begin every piece after a special token with a blank, as Llama 2's did, put one where the mark was.)
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
+from transformers import AddedToken
 
 Message = dict[str, Any]
 Conversation = list[Message]
@@ -21,6 +24,11 @@ MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of
 _ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte-fallback pieces: ordinary text may need them
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
+
+
+def _is_blank(text: str) -> bool:
+    """Whether a token is blanks only, as Gemma's runs of them are: nothing that a template alone may write."""
+    return text.replace("▁", " ").isspace()
 
 
 class RefusedByTemplate(ValueError, TemplateError):
@@ -57,13 +65,14 @@ class ChatEncoder:
         self.template_kwargs = dict(template_kwargs or {})
         self.messages = messages
         controls = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-        controls = {text: index for text, index in controls.items() if len(text) > 1 and not text.isspace()}
+        controls = {text: index for text, index in controls.items() if len(text) > 1 and not _is_blank(text)}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         unknown = getattr(tokenizer, "unk_token", None)  # like bytes, what ordinary text may come to
         plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
         self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
         self._expected: dict[tuple, int] = {}
+        self._marking: dict[str, Any] = {}
 
     def control_strings(self, text: str) -> list[str]:
         """The control strings that ``text`` spells out."""
@@ -92,10 +101,7 @@ class ChatEncoder:
     ) -> list[list[int]]:
         """Token ids of each rendering; raises ``ValueError`` where content would still yield a control token."""
         texts, mark = self._rendered(conversations, generation_prompt, suffix)
-        if mark is None:
-            rows = self.tokenize(texts)
-        else:
-            rows = [[index for piece in text.split(mark) for index in self.tokenize([piece])[0]] for text in texts]
+        rows = self.tokenize(texts, mark)
         for row, (chat, ids) in enumerate(zip(conversations, rows, strict=True)):
             self._check_controls(row, chat, ids, generation_prompt, suffix)
         return rows
@@ -110,25 +116,25 @@ class ChatEncoder:
         for row, (chat, text) in enumerate(zip(chats, texts, strict=True)):
             if not text.endswith(tail):
                 raise ValueError("the chat template ends differently after different responses")
-            open_text = text.removesuffix(tail)
-            pieces = open_text.split(mark) if mark else [open_text]
-            rows.append([index for piece in pieces for index in self.tokenize([piece])[0]])
+            rows += self.tokenize([text.removesuffix(tail)], mark)
             self._check_controls(row, chat, rows[-1] + after, False, "")
         return rows
 
     def encode_with_offsets(self, conversation: Conversation, *, generation_prompt: bool = False) -> Encoding:
         """One rendering with each token's character span; needs a fast tokenizer."""
-        (marked,), mark = self._rendered([conversation], generation_prompt, "")
+        (text,), mark = self._rendered([conversation], generation_prompt, "")
+        tokenizer, dropped = self._with_mark(mark)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        text = ""
-        for piece in marked.split(mark) if mark else [marked]:
-            piece_ids, piece_offsets = token_offsets(self.tokenizer, piece)
-            ids += piece_ids
-            offsets += [(len(text) + start, len(text) + end) for start, end in piece_offsets]
-            text += piece
+        marks = 0
+        for index, (start, end) in zip(*token_offsets(tokenizer, text), strict=True):
+            if index == dropped:
+                marks += 1
+            else:
+                ids.append(index)
+                offsets.append((start - marks, end - marks))
         self._check_controls(0, conversation, ids, generation_prompt, "")
-        return Encoding(text, ids, offsets)
+        return Encoding(text.replace(mark, "") if mark else text, ids, offsets)
 
     def frame(self, history: Conversation) -> tuple[str, str]:
         """The text before and after the response in a rendering of ``history`` and one assistant turn."""
@@ -146,9 +152,22 @@ class ChatEncoder:
         """Whether a token id is one that only the template may write."""
         return index in self._control_ids
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts as they are, without further special tokens."""
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    def tokenize(self, texts: list[str], mark: str | None = None) -> list[list[int]]:
+        """Token ids of texts as they are, without further special tokens; ``mark`` breaks tokens and yields none."""
+        tokenizer, dropped = self._with_mark(mark)
+        rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return rows if mark is None else [[index for index in row if index != dropped] for row in rows]
+
+    def _with_mark(self, mark: str | None) -> tuple[Any, int | None]:
+        """The tokenizer, or a copy of it to which ``mark`` is a control token, and that token's id."""
+        if mark is None:
+            return self.tokenizer, None
+        if mark not in self._marking:
+            twin = copy.deepcopy(self.tokenizer)
+            twin.add_tokens(AddedToken(mark, normalized=False, special=True), special_tokens=True)
+            self._marking[mark] = twin
+        twin = self._marking[mark]
+        return twin, twin.convert_tokens_to_ids(mark)
 
     def _rendered(
         self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str

@@ -30,7 +30,7 @@ class Runner:
         self.head = lm_head(model)
         self.device = next(self.body.parameters()).device
         self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
-        self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.config = model.config.get_text_config(decoder=True)
         self.bands: dict[tuple, Tensor] = {}
 
     def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
@@ -49,13 +49,24 @@ class Runner:
             use_cache=False,
             fastdss_plan=plan,
         ).last_hidden_state
-        if len(plan.layers_seen) != self.num_layers:
-            raise ValueError(
-                f"{type(self.body).__name__}: {len(plan.layers_seen)} of {self.num_layers} layers attend through "
-                "transformers' attention registry; use impl='reference'"
-            )
+        self._check_layers(plan, max(positions))
         picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
+
+    def _check_layers(self, plan: PrefixPlan, last: int) -> None:
+        """Every layer must have attended, and been told of the window that the model's own mask would apply."""
+        name, layers = type(self.body).__name__, self.config.num_hidden_layers
+        if len(plan.windows) != layers:
+            raise ValueError(
+                f"{name}: {len(plan.windows)} of {layers} layers attend through transformers' attention registry; "
+                "use impl='reference'"
+            )
+        window, kinds = getattr(self.config, "sliding_window", None), getattr(self.config, "layer_types", None)
+        slides = [
+            told is None and (not kinds or kinds[layer] == "sliding_attention") for layer, told in plan.windows.items()
+        ]
+        if window and last >= window and any(slides):
+            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use impl='reference'")
 
 
 class KeptHead:
@@ -198,10 +209,11 @@ def check_supported(model: Any, longest: int) -> None:
     if strange:
         raise ValueError(f"{name} has layers of type {sorted(strange)}; use impl='reference'")
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {p.get("rope_type") for p in (rope, *(v for v in rope.values() if isinstance(v, dict)))}
-    native = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    if kinds & {"dynamic", "longrope"} and longest > native:
-        raise ValueError(
-            f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so prefixes of "
-            f"a text of {longest} tokens share nothing; use impl='reference'"
-        )
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            if longest > native:
+                raise ValueError(
+                    f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so "
+                    f"prefixes of a text of {longest} tokens share nothing; use impl='reference'"
+                )

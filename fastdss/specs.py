@@ -88,6 +88,7 @@ QWEN3_GUARD_GEN = GuardSpec(
 )
 QWEN3_GUARD_STREAM = GuardSpec(
     "Qwen3Guard-Stream",
+    template_kwargs={"enable_thinking": False},
     messages=without_system,
     safe="Safe",
     unsafe="Unsafe",

@@ -2,7 +2,7 @@
 
 Such a checkpoint holds a Qwen3 backbone and, for the response, ``risk_level_category_pre`` (D -> P, no bias), an RMS
 norm and ``risk_level_head`` (P -> classes, no bias). They are built here from public parts of transformers, so that no
-remote code runs; the heads for the user's turn and for categories are not loaded.
+remote code runs; the heads for the user's turn, for categories and for words are not loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TokenHeadModel(Qwen3PreTrainedModel):
         self.risk_level_category_layernorm = Qwen3RMSNorm(config.guard_inner_size, eps=config.rms_norm_eps)
         self.risk_level_head = nn.Linear(config.guard_inner_size, config.num_risk_level, bias=False)
         self.model.register_forward_hook(self._project)
-        self._keys_to_ignore_on_load_unexpected = [r"^category_head", r"^query_"]
+        self._keys_to_ignore_on_load_unexpected = [r"^category_head", r"^query_", r"^lm_head"]
         self.post_init()
 
     def _project(self, module: nn.Module, args: Any, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:

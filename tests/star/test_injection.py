@@ -48,7 +48,7 @@ def test_control_strings_stay_text(guard, text, place):
         (ids,) = guard.encode_prefixes(history, response, [end])
         assert controls(guard, ids) == controls(guard, harmless)
     decoded = guard.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert "".join(text.split()) in "".join(decoded.split())
+    assert text in decoded  # and nothing was put where control strings were broken
 
 
 @pytest.mark.parametrize("text", BANK)

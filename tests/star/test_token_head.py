@@ -39,6 +39,7 @@ def write_checkpoint(folder: Path, **changes) -> dict[str, torch.Tensor]:
         weights[f"{side}risk_level_category_layernorm.weight"] = torch.rand(INNER) + 0.5
         weights[f"{side}risk_level_head.weight"] = torch.randn(3, INNER)
         weights[f"{side}category_head.weight"] = torch.randn(classes, INNER)
+    weights["lm_head.weight"] = torch.randn(len(tokenizer), _SHAPE["hidden_size"])  # as the largest, which ties nothing
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer.save_pretrained(folder)
@@ -71,6 +72,11 @@ def test_it_is_found_by_its_architecture_and_reads_the_responses_head(checkpoint
     safe = (norm @ weights["risk_level_head.weight"].T).softmax(-1)[0].item()
     scores = star_scores(guard, {"prompt": ["Hello"], "response": ["You can"]})
     assert scores.scores[0].tolist() == pytest.approx([safe], abs=1e-6)
+
+
+def test_nothing_is_missing_from_the_checkpoint_and_what_is_left_out_is_known(checkpoint) -> None:
+    _, found = TokenHeadModel.from_pretrained(str(checkpoint[0]), output_loading_info=True)
+    assert not any(found.values()), found
 
 
 def test_scores_equal_one_forward_per_prefix_and_the_stream(guard) -> None:
