@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in commands.choices.values():
         command.formatter_class = _Defaults
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
     try:
         return int(args.run(args) or 0)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +139,8 @@ def _records(source: Source, columns: Columns, max_bytes: int) -> Iterator[Mappi
     kind = "datasets" if path.is_dir() else _SUFFIXES.get(path.suffix)
     if kind is None:
         raise ValueError(f"{path}: expected one of {', '.join(_SUFFIXES)} or a folder")
+    if not path.is_dir() and not path.is_file():  # what was read once from a pipe would never come again
+        raise ValueError(f"{path}: expected a file that can be read twice, not a pipe or device")
     if kind == "jsonl":
         yield from _jsonl(path, max_bytes)
     else:
@@ -148,7 +151,7 @@ def _jsonl(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadab
     with path.open("rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
             file.seek(0)
-        while line := file.readline(max_bytes + 1):
+        while line := file.readline(min(max_bytes + 1, sys.maxsize)):
             digest, size = hashlib.sha256(line), len(line)
             if size > max_bytes and not line.endswith(b"\n"):
                 while more := file.readline(1 << 20):
@@ -265,14 +268,19 @@ def _csv(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadab
         csv.field_size_limit(limit)
 
 
-def _saved(path: Path, columns: Columns) -> Iterator[Mapping[str, Any]]:
+def _saved(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadable]:
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(path))
-    try:
-        yield from dataset.select_columns(_present(path, dataset.column_names, columns))
-    except UnicodeError as error:
-        raise ValueError(f"{path}: {_without_text(error)}") from None
+    dataset = dataset.select_columns(_present(path, dataset.column_names, columns))
+    raw = dataset.with_format("arrow")
+    for start in range(0, len(dataset), _ROWS_AT_ONCE):
+        places = range(start, min(start + _ROWS_AT_ONCE, len(dataset)))
+        try:
+            records = list(dataset.select(places))
+        except (ValueError, OverflowError):
+            records = [_alone(raw[i : i + 1].combine_chunks().to_batches()[0]) for i in places]
+        yield from records
 
 
 def _present(path: Path, names: Iterable[str], columns: Columns) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -65,15 +66,12 @@ def score_dataset(
     Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    if turns not in TURNS:
-        raise ValueError(f"turns: expected one of {', '.join(TURNS)}, got {turns!r}")
-    if shard_rows < 1:
-        raise ValueError(f"shard_rows: expected a positive integer, got {shard_rows}")
-    sources = expand(_several(source))
+    _check(engine, turns, shard_rows, workers)
+    given, folder = _several(source), Path(out)
+    if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
+        raise ValueError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
+    sources = expand(given)
     rank, ranks = place_in_job() if engine == "ranks" else (0, 1)
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder, rank=rank, ranks=ranks), _saying_what_is_kept(folder):
         identity = scorer.identity()
@@ -97,6 +95,15 @@ def score_dataset(
             manifest |= {"counts": _counts(folder), "finished": True}
             write_manifest(folder, manifest)
     return manifest
+
+
+def _check(engine: str, turns: str, shard_rows: int, workers: int | None) -> None:
+    for name, value, known in (("engine", engine, tuple(ENGINES)), ("turns", turns, TURNS)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    for name, number in (("shard_rows", shard_rows), ("workers", workers)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {number}")
 
 
 def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, turns: str = "last") -> Plan:
@@ -136,7 +143,7 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
 
 def _parts(rows: Iterable[Row | FailedRow], size: int) -> Iterator[list[Row | FailedRow]]:
     rows = iter(rows)
-    while part := list(islice(rows, size)):
+    while part := list(islice(rows, min(size, sys.maxsize))):
         yield part
 
 

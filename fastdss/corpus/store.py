@@ -26,6 +26,7 @@ from ..files import write_atomically
 from .rows import Columns, FailedRow, Row, Source, judged, read_rows
 
 MANIFEST = "manifest.json"
+_HOLDS = ("columns", "counts", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
 
 
 class DamagedShard(ValueError):
@@ -46,7 +47,8 @@ class ScoredRow:
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged."""
+    """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged, and
+    ``TypeError`` where it is something else's."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -54,6 +56,8 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no scores: there is no {MANIFEST}") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); score again, finished shards are used") from error
+    if not isinstance(manifest, dict) or any(name not in manifest for name in _HOLDS):
+        raise TypeError(f"{path} was not written by fastdss score; use another folder")
     return manifest
 
 
@@ -141,7 +145,7 @@ class Shards:
 
         path = self.path(name)
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
                 table = file.read()
             table.validate(full=True)
             rows = [ScoredRow(**record) for record in table.to_pylist()]

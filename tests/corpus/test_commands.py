@@ -38,9 +38,8 @@ def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, ca
     assert "24 rows scored, 0 failed" in capsys.readouterr().out
     expected, out = content_of(tmp_path / "undisturbed"), tmp_path / "ended"
     gemm = load_manifest(tmp_path / "undisturbed")["numerics"]["gemm"]  # measured; another run may measure otherwise
-    start = (
-        "import sys; from fastdss.corpus import scorer; from fastdss.cli import main; from functools import partial;"
-    )
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs ignore it
+    start += "from fastdss.corpus import scorer; from fastdss.cli import main; from functools import partial;"
     start += f"scorer.StarScorer = partial(scorer.StarScorer, gemm={gemm!r}); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", start, *score(source, out)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

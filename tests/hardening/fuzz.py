@@ -20,6 +20,7 @@ with atheris.instrument_imports(include=["fastdss"]):
     from fastdss import cli
     from fastdss.corpus import commands
     from fastdss.corpus.rows import read_rows
+    from fastdss.demo import command as demo
     from fastdss.score_report import command
 
 from .outcomes import sensible
@@ -61,7 +62,7 @@ def arguments(data: bytes) -> None:
         mock.patch.object(commands, "_score", nothing),
         mock.patch.object(commands, "_merge", nothing),
         mock.patch.object(command, "_run", nothing),
-        mock.patch.object(cli, "_demo", nothing),
+        mock.patch.object(demo, "_demo", nothing),
         mock.patch.dict(sys.modules, {"fastdss.train_run": mock.Mock(run=nothing)}),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

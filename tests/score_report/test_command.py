@@ -32,6 +32,7 @@ def folder(tmp_path):
     manifest = MANIFEST | {
         "inputs": [{"path": str(source)}],
         "entry": "entry",
+        "finished": True,
         "shards": [name],
         "counts": {"scored": 3},
         "columns": {},
