@@ -8,7 +8,7 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: install install-dev demo test test-slow mutation oldest lint fuzz lock sbom bench clean
+.PHONY: install install-dev demo test test-slow mutation oldest lint fuzz sanitize lock sbom bench clean
 
 install: $(VENV)/.demo
 install-dev: $(VENV)/.dev
@@ -62,6 +62,18 @@ fuzz: $(VENV)/.dev
 	$(PIP) atheris
 	for target in csv jsonl parquet arguments; do \
 		$(PY) -m tests.hardening.fuzz $$target -max_total_time=$(FUZZ) || exit 1; done
+
+# The tests of the kernels under NVIDIA's checkers, on a GPU; racecheck: make sanitize CHECKERS=racecheck. Left out are
+# tests of time, of memory, of CUDA graphs and of waiting, which the checkers change.
+SANITIZER ?= compute-sanitizer
+CHECKERS  ?= memcheck synccheck
+UNCHECKED  = thousand or reruns or graph or memory or synchronisation or wait_for_nothing or fifty_steps
+sanitize: $(VENV)/.dev
+	@command -v $(SANITIZER) >/dev/null || { echo "make sanitize: there is no $(SANITIZER); the CUDA toolkit has it" >&2; exit 1; }
+	@$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make sanitize: torch finds no GPU')"
+	for tool in $(CHECKERS); do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
+			$(PY) -m pytest -q -m gpu -k "not ($(UNCHECKED))" tests/loss tests/star tests/hardening || exit 1; done
 
 # What the tests run with, by hash; and what is installed here, as CycloneDX. Their tools stay outside both.
 .tools/.made:
