@@ -123,6 +123,9 @@ def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
         raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, use_safetensors=True)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
     if lora:
         from peft import LoraConfig, get_peft_model
 

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import scored_rows, tiny_model, tiny_tokenizer
 
 from fastdss import train_run
 from fastdss.corpus.scorer import StarScorer
 from fastdss.train_command import TrainSettings, add_train, read_settings
-from fastdss.train_run import read_scored, run, score_rows
+from fastdss.train_run import load_model, read_scored, run, score_rows
 
 for extra in ("accelerate", "datasets", "peft"):
     pytest.importorskip(extra, reason="needs the [train] extra")
@@ -184,6 +185,26 @@ def test_data_that_cannot_be_read(files, tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         run(settings(files, tmp_path / "out", data=str(tmp_path / name)))
+
+
+def test_a_tokenizer_larger_than_the_model(files, tmp_path):
+    """Escaped as an IndexError of torch once the first such token came."""
+    tiny_model(vocab_size=100).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model: its tokenizer has 320 tokens, its embedding 100 rows"):
+        load_model(settings(files, tmp_path / "out", model=str(tmp_path)), bf16=False)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_that_are_not_finite_are_never_trained(files, tmp_path, method):
+    """One NaN in a model of half precision: an error before the first step."""
+    model = tiny_model(vocab_size=320, max_position_embeddings=512).half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="off by nan"):
+        run(settings(files, tmp_path, model=str(tmp_path / "model"), method=method))
 
 
 def test_rows_without_scores_are_left_out(files, tmp_path, caplog):
