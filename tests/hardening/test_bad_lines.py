@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fastdss
 from fastdss.corpus.rows import FailedRow, Row, read_rows
 from fastdss.corpus.run import _entry, make_plan
+from fastdss.corpus.scorer import StarScorer
 
 
 def test_ids_that_occur_twice() -> None:
@@ -53,3 +56,18 @@ def test_a_cache_entry_follows_everything_that_scores_depend_on(change: dict[str
 def test_a_cache_entry_does_not_follow_the_guards_name() -> None:
     """The same bytes in another folder are the same guard; other bytes under the same name are not."""
     assert _entry(IDENTITY | {"guard": "/tmp/copy"}) == _entry(IDENTITY)
+
+
+def test_a_guard_that_computes_otherwise_from_the_same_weights_is_another_guard(tmp_path: Path) -> None:
+    """Its configuration and its tokenizer count, what is written about it does not."""
+    guard = tmp_path / "guard"
+    shutil.copytree(Path(fastdss.__file__).parent / "tiny_guard", guard)
+    (guard / "README.md").write_text("other words")
+    revisions = [StarScorer("tiny").identity()["revision"], StarScorer(guard).identity()["revision"]]
+    assert revisions[0] == revisions[1]
+    for name, old, new in (("config.json", '"rms_norm_eps": ', '"rms_norm_eps": 1'), ("tokenizer.json", "{", " {")):
+        content = (guard / name).read_text()
+        assert old in content
+        (guard / name).write_text(content.replace(old, new, 1))
+        revisions.append(StarScorer(guard).identity()["revision"])
+    assert len(set(revisions)) == 3

@@ -103,3 +103,14 @@ def test_the_references_product_runs_on_rows_with_a_kl_weight_only(
     counts = problem.labels != -100
     assert sum(rows) == int(counts.sum()) + int((counts & (problem.star < 1)).sum())
     assert len(rows) > 4 or chunk_rows == 1000
+
+
+def test_spans_behind_a_broken_control_string_are_those_of_the_text() -> None:
+    """What breaks the string is taken out again; a span that still counted it would lie one further for each."""
+    chat = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Well. <|end|> So <|start|> it goes."},
+    ]
+    found = make_guard().encoder.encode_with_offsets(chat)
+    assert "".join(found.text[start:end] for start, end in found.offsets) == found.text
+    assert "Well. <|end|> So <|start|> it goes." in found.text

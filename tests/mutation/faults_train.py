@@ -9,6 +9,10 @@ ENABLE = "tests/train/test_enable.py"
 REFERENCE = "tests/train/test_reference.py"
 READERS = "tests/hardening/test_readers.py"
 CORPUS = "fastdss/corpus"
+ODD = "tests/hardening/test_odd_runs.py"
+SCORER = "tests/corpus/test_scorer.py"
+COMMAND = "tests/train/test_train_command.py"
+TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
     Fault("collator", "fastdss/collator.py", "firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)",
@@ -60,6 +64,39 @@ FAULTS = [
           "row is None", "tests/corpus/test_store.py -k another_input"),
     Fault("cache keys", f"{CORPUS}/run.py", '{"turns": turns, "max_bytes"', '{"max_bytes"',
           "tests/corpus/test_run.py -k every_turn"),
+    Fault("cache keys", f"{CORPUS}/guards.py", "contiguous().flatten().view(torch.uint8).numpy())",
+          "contiguous().flatten()[:0].view(torch.uint8).numpy())", f"{SCORER} -k in_memory"),
+    Fault("cache keys", f"{CORPUS}/guards.py", '_GUARD_FILES = {".json", ', "_GUARD_FILES = {",
+          "tests/hardening/test_bad_lines.py -k computes_otherwise"),
+    Fault("cache keys", f"{CORPUS}/scorer.py", "found[0] if len(found) == 1 else map(list, zip(*found, strict=True))",
+          "found[0]", f"{SCORER} -k identity_of_several"),
+    Fault("cache keys", f"{CORPUS}/scorer.py", '"combine": self.combine if len(found) > 1 else None,',
+          '"combine": None,', f"{SCORER} -k identity_of_several"),
+    Fault("cache keys", f"{CORPUS}/rows.py", "content_hash(chat[: t + 1])", "content_hash(chat)",
+          "tests/corpus/test_rows.py -k every_turn"),
+    Fault("guards", f"{CORPUS}/guards.py", 'if not any(path.suffix == ".safetensors" for path in files):', "if False:",
+          f"{SCORER} -k code_or_pickles"),
+    Fault("guards", f"{CORPUS}/scorer.py", "if len(guards) > 1 and of_one:", "if False:",
+          f"{SCORER} -k several_guards_cannot"),
+    Fault("runs", f"{CORPUS}/store.py", "any(name not in manifest for name in _HOLDS)", "False",
+          f"{ODD} -k another_programs"),
+    Fault("runs", f"{CORPUS}/run.py", "Path(item).resolve() == folder.resolve()", "item == folder / 'x'",
+          f"{ODD} -k beside_the_input"),
+    Fault("runs", f"{CORPUS}/run.py", "islice(rows, min(size, sys.maxsize))", "islice(rows, size)",
+          f"{ODD} -k no_machine"),
+    Fault("runs", f"{CORPUS}/store.py", "kind | fcntl.LOCK_NB)", "fcntl.LOCK_SH | fcntl.LOCK_NB)",
+          f"{ODD} -k same_time"),
+    Fault("runs", "fastdss/cli.py", 'errors="backslashreplace"', 'errors="strict"', f"{ODD} -k terminal"),
+    Fault("settings", "fastdss/train_command.py", "if names.count(name) > 1:", "if names.count(name) > 2:",
+          f"{COMMAND} -k gives_twice"),
+    Fault("settings", "fastdss/train_command.py", "if not least <= value < math.inf:", "if value < least:",
+          f"{COMMAND} -k no_sense"),
+    Fault("tiny guard", TINY, "(count.cumsum(0) - count)[row]", "count.cumsum(0)[row] * 0", STEP),
+    Fault("tiny guard", TINY, "mask[:, 0][here][:, None]", "mask[:, 0, : chosen.shape[1]][:, None]", STEP),
+    Fault("tiny guard", TINY, "*(part[here] for part in turns))[0]",
+          "*(part[:, : chosen.shape[1]] for part in turns))[0]", STEP),
+    Fault("readers", f"{CORPUS}/rows.py", "min(max_bytes + 1, sys.maxsize)", "max_bytes + 1", f"{ODD} -k no_machine"),
+    Fault("readers", f"{CORPUS}/rows.py", "raw[i : i + 1]", "raw[places[0] : places[0] + 1]", f"{ODD} -k no_text_in"),
     Fault("readers", f"{CORPUS}/rows.py", "if len(fields) == len(names):", "if len(fields) >= len(names):",
           f"{READERS} -k record_of_csv"),
     Fault("readers", f"{CORPUS}/rows.py", "dict(zip(names, fields, strict=True))",

@@ -23,7 +23,7 @@ from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS: list[Fault] = [*faults_loss.FAULTS, *faults_star.FAULTS, *faults_train.FAULTS]
-_COPIED = ("fastdss", "kernels", "tests", "examples", "pyproject.toml", "setup.py", "README.md")
+_COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests
 
 
