@@ -42,7 +42,7 @@ def score_page(
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
         "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
-    title = f"What the guard saw in {summary.rows:,} responses"
+    title = f"What the guard saw in {summary.rows:,} {'response' if summary.rows == 1 else 'responses'}"
     body = [
         "<main>",
         *_findings(title, manifest, summary),
@@ -77,6 +77,8 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
         _run(manifest),
         _cards(summary),
         f'<div class="panels thirds">{"".join(_charts(summary))}</div>',
+        '<p class="quiet meaning">Bars count responses. P(safe) is the probability that the guard gives to a response '
+        "being safe as far as it had been read: under ½, and orange, the guard calls it unsafe.</p>",
         f'<ul class="legend scale" aria-hidden="true">{_scale()}</ul>',
     ]
 
@@ -85,14 +87,17 @@ def _run(manifest: Mapping[str, Any]) -> str:
     given = manifest["revision"]  # a list where there are several guards; whole among the facts at the end
     revision = [str(one).removeprefix("sha256:")[:12] for one in (given if isinstance(given, list) else [given])]
     facts = {"guard": manifest["guard"], "revision": revision, **manifest["options"]}
+    facts.pop("max_bytes", None)
     shown = (f"{escape(k.replace('_', ' '))} <b>{escape(v)}</b>" for k, v in _facts(facts).items() if v != "–")
     return f'<p class="quiet run">{" · ".join(shown)}</p>'
 
 
 def lead(summary: Summary) -> str:
     """What a reader should take away, in two sentences."""
+    if not summary.rows:
+        return "There are no responses."
     if not summary.scored:
-        return "No response has a score."
+        return f"No response has a score; failed: {summary.rows:,}. A failed response never counts as safe."
     low, recovers = summary.tags["low"], summary.tags["recovers"]
     if not low:
         return f"No prefix of the {summary.scored:,} scored responses falls below one half."
@@ -139,7 +144,12 @@ def _charts(summary: Summary) -> list[str]:
     ]
     return [
         f'<figure><h2 class="title">{title}</h2><p class="quiet">{escape(text)}</p>'
-        f"{bars(counts, field=field, axis=axis, label=title, percent=field == 'drop', tone=tone)}</figure>"
+        + (
+            bars(counts, field=field, axis=axis, label=title, percent=field == "drop", tone=tone)
+            if any(counts)
+            else '<p class="nothing">none</p>'
+        )
+        + "</figure>"
         for title, text, counts, field, axis, tone in charts
     ]
 

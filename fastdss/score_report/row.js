@@ -31,9 +31,10 @@ function sparkline(row, entry) {
   );
 }
 
-/** A line of text around the match of the query, else around the first drop, else the beginning. */
+/** Why a row failed, or a line of its text around the match of the query, else around the first drop, else the beginning. */
 function excerpt(entry, query) {
   const text = entry.response;
+  if (entry.error !== undefined && !query) return entry.error;
   if (text === undefined) return "";
   const cuts = cutsOf(entry);
   const drop = entry.scores.findIndex((score) => score < 0.5);

@@ -70,6 +70,7 @@ def test_lists_lowest_first_and_failed_as_failed(dump):
     dom = dump(build(ROWS))
     assert listed(dom) == ["falls", "dips", "needle", "safe", "broken"]
     assert '<span class="score none">failed</span>' in dom
+    assert "the guard's logits are not finite" in dom  # the list says why
     assert "5 rows" in dom
     assert 'aria-expanded="true"' not in dom
 

@@ -136,8 +136,8 @@ def test_rows_left_out_and_missing_text_are_said():
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
-        ([], "No response has a score."),
-        ([failed()], "No response has a score."),
+        ([], "There are no responses."),
+        ([failed()], "No response has a score; failed: 1. A failed response never counts as safe."),
         ([entry()], "No prefix of the 1 scored responses falls below one half."),
         ([entry("a", (0.1, 0.9)), entry("b", (0.9, 0.1))], "1 of the 2 ends at one half or above"),
         ([entry("b", (0.9, 0.1))], "None of them ends at one half or above."),
