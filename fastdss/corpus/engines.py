@@ -123,15 +123,16 @@ class _ScoreAndStore:
 
 
 def run_ray(job: Job) -> None:
-    """``ray.data`` over shards, ``map_batches`` with a pool of actors; the driver stores what they return.
+    """``ray.data`` over shards, ``map_batches`` with a pool of actors; this process stores what they return.
 
     All missing rows go to Ray's object store first, which spills to disk. Ray starts a dead actor anew and gives it its
-    shard again. An actor of one whole CPU per CPU would leave none for
-    reading, and the job would hang: they take half a CPU.
+    shard again. Connected through ``ray://``, where Ray Data cannot stream, an actor in the cluster drives the pipeline
+    and hands its results over one by one; fastdss must be installed there.
     """
     try:
         import ray
         import ray.data
+        import ray.util.client
     except ImportError as error:
         raise RuntimeError(f"engine='ray' needs Ray: pip install 'fastdss[scale]' ({error})") from error
     import pyarrow as pa
@@ -142,19 +143,46 @@ def run_ray(job: Job) -> None:
     blocks: list[Any] = [ray.put(pa.Table.from_pylist([shard.pack()], schema=schema)) for shard in job.work]
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     actors = min(job.workers or gpus or cpus or 1, len(blocks))
+    records: Iterator[Mapping[str, Any]]
+    if ray.util.client.ray.is_connected():
+        remote: Any = ray.remote(num_cpus=0)(_Pipeline)
+        pipeline = remote.remote(blocks, job.scorer, actors, bool(gpus))
+        records = iter(lambda: ray.get(pipeline.next.remote()), None)
+    else:
+        records = _scored_by_actors(blocks, job.scorer, actors, bool(gpus))
+    for record in records:
+        rows = [ScoredRow(**row) for row in json.loads(record["rows"])]
+        job.shards.write(record["name"], rows)
+        job.report(len(rows))
+
+
+def _scored_by_actors(blocks: list[Any], scorer: Scorer, actors: int, gpus: bool) -> Iterator[Mapping[str, Any]]:
+    """Packed shards, scored, as they are ready.
+
+    An actor of one whole CPU per CPU would leave none for reading, and the job would hang: they take half a CPU.
+    """
+    import ray.data
+
     scored = ray.data.from_arrow_refs(blocks).map_batches(
         _Actor,
-        fn_constructor_args=(job.scorer,),
+        fn_constructor_args=(scorer,),
         compute=ray.data.ActorPoolStrategy(size=actors),
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=1 if gpus else None,
         num_cpus=None if gpus else 0.5,
     )
-    for record in scored.iter_rows():
-        rows = [ScoredRow(**row) for row in json.loads(record["rows"])]
-        job.shards.write(record["name"], rows)
-        job.report(len(rows))
+    return iter(scored.iter_rows())
+
+
+class _Pipeline:
+    """``_scored_by_actors`` in the cluster, one record per call and None after the last."""
+
+    def __init__(self, blocks: list[Any], scorer: Scorer, actors: int, gpus: bool) -> None:
+        self.records = _scored_by_actors(blocks, scorer, actors, gpus)
+
+    def next(self) -> Mapping[str, Any] | None:
+        return next(self.records, None)
 
 
 class _Actor:
