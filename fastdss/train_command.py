@@ -35,6 +35,8 @@ class TrainSettings:
     data: str = _set("", "JSONL, Parquet or CSV file with prompt and response, or messages")
     model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
     guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
+    revision: str = _set("", "commit, tag or branch of the model on the Hub")
+    guard_revision: str = _set("", "commit, tag or branch of the guard on the Hub")
     out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")
     every: int = _set(5, "units per scored chunk")
     unit: str = _set("word", "what a chunk counts")

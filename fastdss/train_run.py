@@ -55,6 +55,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     tokenizer.save_pretrained(out / "model")
     found = {
         "settings": asdict(settings),
+        "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
         "rows": {"read": read, "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
         "scores": score_summary(scored),
         "before": before,
@@ -74,7 +75,8 @@ def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
     from .corpus.run import score_dataset
     from .corpus.scorer import StarScorer
 
-    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, device=device)
+    revision = settings.guard_revision or None
+    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, revision=revision, device=device)
     score_dataset(settings.data, folder, scorer, progress=True)
 
 
@@ -118,11 +120,12 @@ def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     lora = settings.method == "lora"
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    at = settings.revision or "main"
+    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=at)
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, revision=at, dtype=dtype, use_safetensors=True)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")

@@ -16,7 +16,8 @@ LOSS_INPUTS, ENGINE, EXACT = "loss/test_bad_inputs.py", "loss/test_engine.py", "
 SILENT, EXTREMES, CANARY = "hardening/test_silent_errors.py", "hardening/test_extremes.py", "hardening/test_canary.py"
 GUARD_INPUTS, STAR, INJECTION = "star/test_inputs.py", "star/test_exact.py", "star/test_injection.py"
 RUN, STORE, ROWS = "corpus/test_run.py", "corpus/test_store.py", "corpus/test_rows.py"
-READERS = "hardening/test_readers.py"
+READERS, ODD = "hardening/test_readers.py", "hardening/test_odd_runs.py"
+COMMAND = "train/test_train_command.py"
 SCORER, TIME, LINES = "corpus/test_scorer.py", "hardening/test_hostile_sizes.py", "hardening/test_bad_lines.py"
 
 LOSS = {
@@ -86,6 +87,17 @@ RUNS = {
     "unwritable output: error before the model loads": f"{RUN}::test_unwritable_output_is_found_before_the_guard_loads",
     "edited data: found by content hash": f"{RUN}::test_edited_and_appended_rows_cost_their_own_shards",
     "reordered data": f"{STORE}::test_joined_refuses_another_input",
+    "another guard on the same folder at the same time": f"{ODD}::"
+    "test_another_guard_on_the_same_folder_at_the_same_time",
+    "a clock that goes back": f"{ODD}::test_a_clock_that_goes_back_costs_nothing",
+    "input that is somebody else's": f"{ODD}::test_the_input_is_left_as_it_was",
+    "input that can be read once only": f"{ODD}::test_a_pipe_is_not_waited_for",
+    "folders of any name, behind a link": f"{ODD}::test_an_out_folder_behind_a_link_is_that_folder",
+    "names that are no text": f"{ODD}::test_folders_and_files_of_any_name",
+    "another program's folder": f"{ODD}::test_another_programs_manifest_is_neither_read_nor_replaced",
+    "settings without sense": f"{COMMAND}::test_settings_that_make_no_sense",
+    "a policy smaller than its tokenizer": f"{COMMAND}::test_a_tokenizer_larger_than_the_model",
+    "a policy with NaN weights": f"{COMMAND}::test_weights_that_are_not_finite_are_never_trained",
     "reference cache damaged": "train/test_reference.py::test_damaged_parts_are_set_aside",
     "reference cache and a full disk": "train/test_reference.py::test_a_full_disk_leaves_no_half_written_part",
 }
@@ -100,6 +112,11 @@ SECURITY = {
     "no pickle: guards of a data set": f"{SCORER}::test_guards_with_code_or_pickles_are_refused",
     "trust_remote_code=False everywhere, no pickle in the code": "hardening/test_sources.py::test_what_is_never_called",
     "revisions can be pinned and are recorded": f"{RUN}::test_manifest_says_what_was_scored",
+    "revisions can be pinned and are recorded, the policy": f"{COMMAND}::test_revisions_are_pinned_and_recorded",
+    "caps on rows: memory does not grow with them": f"{ROWS}::test_memory_does_not_grow_with_the_rows",
+    "bytes that are no text: saved data sets": f"{ODD}::test_bytes_that_are_no_text_in_a_saved_data_set",
+    "cache keys: the guard's configuration and tokenizer": f"{LINES}::"
+    "test_a_guard_that_computes_otherwise_from_the_same_weights_is_another_guard",
     "templates render in the sandbox": f"{CANARY}::test_templates",
     "data is passed as variables only": f"{INJECTION}::test_control_strings_stay_text",
     "row ids never become paths": f"{RUN}::test_hostile_ids_never_become_paths",

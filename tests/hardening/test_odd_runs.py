@@ -114,9 +114,11 @@ def test_a_clock_that_goes_back_costs_nothing(tmp_path: Path) -> None:
     """What is finished is known by content: times of files and folders, past or to come, mean nothing."""
     data, out = rows_file(tmp_path), tmp_path / "out"
     score_dataset(data, out, FakeScorer(), shard_rows=2)
+    before = content_of(out)
     for when, path in enumerate((data, *out.rglob("*"))):
         os.utime(path, (0, 0) if when % 2 else (2**33, 2**33))
     score_dataset(data, out, FakeScorer(broken=True), shard_rows=2)
+    assert content_of(out) == before
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "5", "null", '"x"', '{"name": "my app", "icons": []}'])

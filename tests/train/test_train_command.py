@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import scored_rows, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import train_run
 from fastdss.corpus.scorer import StarScorer
@@ -185,6 +186,28 @@ def test_data_that_cannot_be_read(files, tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         run(settings(files, tmp_path / "out", data=str(tmp_path / name)))
+
+
+def test_revisions_are_pinned_and_recorded(files, tmp_path, monkeypatch):
+    """Of model and tokenizer; a guard that comes with fastdss or lies in a folder has none."""
+    asked = []
+    for loader in (AutoTokenizer, AutoModelForCausalLM):
+        real = loader.from_pretrained
+
+        def load(*args, real=real, **options):
+            asked.append(options.get("revision"))
+            loaded = real(*args, **options)
+            if hasattr(loaded, "config"):
+                loaded.config._commit_hash = "0123abc"
+            return loaded
+
+        monkeypatch.setattr(loader, "from_pretrained", load)
+    found = run(settings(files, tmp_path, revision="v1.2", max_steps=1))
+    assert asked.count("v1.2") == 2
+    assert found["model_commit"] == "0123abc"
+    assert found["settings"]["revision"] == "v1.2"
+    with pytest.raises(ValueError, match="revision: only for a guard that is loaded by id"):
+        score_rows(settings(files, tmp_path, guard_revision="v1"), tmp_path / "scores", "cpu")
 
 
 def test_a_tokenizer_larger_than_the_model(files, tmp_path):
