@@ -16,7 +16,8 @@ def add_score(commands: Any) -> None:
         help="score every chunk of every response in a data set with a guard model",
         description="Writes a guard's P(safe) for every prefix of every response. Whatever interrupts it, the same "
         "command goes on where it stopped; rows that cannot be scored are recorded with the reason and never count as "
-        "safe. Several GPUs: torchrun --nproc-per-node N -m fastdss score ... --engine ranks; a cluster: --engine ray.",
+        "safe. Several GPUs: torchrun --nproc-per-node N -m fastdss score ... --engine ranks; a cluster: --engine ray "
+        "and Ray's address in RAY_ADDRESS.",
     )
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="JSONL, Parquet or CSV files, or folders of datasets or such files")

@@ -21,6 +21,7 @@ MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
 TURNS = ("last", "all")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 _ROWS_AT_ONCE = 64
+_NAMING = "say which by columns=, or --prompt-column, --response-column, --messages-column"
 _LONGEST_RECORD = 1 << 28  # characters of CSV; a quote that is not closed makes one record of all that follows
 
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -291,7 +292,7 @@ def _present(path: Path, names: Iterable[str], columns: Columns) -> list[str]:
         if names.count(name) > 1:  # which of them counts, readers decide differently
             raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}")
     if columns.messages not in present and not {columns.prompt, columns.response} <= set(present):
-        raise ValueError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}")
+        raise ValueError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}; {_NAMING}")
     return present
 
 

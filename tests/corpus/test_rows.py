@@ -112,7 +112,7 @@ def test_sources_that_are_none(tmp_path):
         "absent.jsonl": "does not exist",
         "rows.txt": "expected one of",
         "empty": "holds no",
-        "rows.csv": "expected 'messages', or 'prompt' and 'response'; it has question, answer",
+        "rows.csv": "'prompt' and 'response'; it has question, answer; say which by columns=, or --prompt-column",
         "splits": "holds the splits train",
     }
     for name, message in cases.items():
