@@ -93,6 +93,19 @@ def test_weights_of_exactly_zero_and_one(kl: str) -> None:
     assert torch.equal(one.kl, torch.zeros_like(one.kl))
 
 
+@pytest.mark.parametrize("kl", KLS)
+def test_minus_zero_is_zero(kl: str) -> None:
+    """As a weight, and as the log-probability of a reference that is certain: the same bits, rows left out or not."""
+    problem = make_problem(24, 8, 20, torch.float32)
+    found = []
+    for zero in (0.0, -0.0):
+        star, certain = problem.star.clone(), problem.ref_logprobs.clone()
+        star[::2], certain[::3] = zero, zero
+        outcome = run(type(problem)(**(vars(problem) | {"star": star, "ref_logprobs": certain})), kl)
+        found.append([*outcome.loss, outcome.d_hidden, outcome.d_head])
+    assert all(torch.equal(plus, minus) for plus, minus in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("tiny", [2.0**-149, 2.0**-130, 2.0**-126])
 def test_denormal_numbers(tiny: float) -> None:
     """A denormal weight is a weight: its row is computed and its share is not NaN. Denormal states are states."""

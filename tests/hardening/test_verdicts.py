@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from star.builders import make_guard, make_model, make_spec, make_tokenizer
+from star.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 
 from fastdss import Guard, star_scores
 
@@ -44,3 +44,26 @@ def test_a_guard_whose_own_attention_drops_its_softcap_is_refused() -> None:
     model.config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match=r"sdpa, which ignores its attention softcap.*attn_implementation='eager'"):
         Guard(model, tokenizer, make_spec())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_guard_of_half_precision_with_one_bad_weight_fails_every_row(dtype: torch.dtype) -> None:
+    guard = make_guard(dtype=dtype, check=False)
+    with torch.no_grad():
+        guard.model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    scores = star_scores(guard, BATCH)
+    assert all("failed" in flags for flags in scores.flags)
+    assert torch.cat(scores.scores).isnan().all()
+
+
+@pytest.mark.parametrize("change", ["tied", "wider"])
+def test_heads_of_another_make(change: str) -> None:
+    """Embeddings that are the head's weight, and a vocabulary padded beyond the tokenizer's."""
+    tokenizer = make_tokenizer()
+    model = make_model("llama", len(tokenizer) + (777 if change == "wider" else 0))
+    if change == "tied":
+        model.config.tie_word_embeddings = True
+        model.lm_head.weight = model.model.embed_tokens.weight
+    guard = Guard(model, tokenizer, make_spec())
+    tree, naive = (torch.cat(star_scores(guard, BATCH, every=1, impl=impl).scores) for impl in ("tree", "reference"))
+    torch.testing.assert_close(tree, naive, rtol=0, atol=1e-6)
