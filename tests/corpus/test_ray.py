@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # a Ray cluster takes 20 s to start on two busy c
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

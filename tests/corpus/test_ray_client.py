@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -56,7 +58,8 @@ def test_a_cluster_reached_through_ray_client_gives_the_same_bytes(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | shared
     head = [*(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2")]
     head += [f"--port={port}", f"--ray-client-server-port={client}", "--node-ip-address=127.0.0.1"]
-    head += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    kept = tempfile.mkdtemp()  # not Ray's own folder, where later runs look for a cluster; sockets need a short path
+    head += ["--include-dashboard=false", "--object-store-memory=100000000", f"--temp-dir={kept}"]
     cluster = subprocess.Popen(head, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     command = [sys.executable, "-c", THROUGH_THE_CLIENT, str(source), str(out)]
     through = environment | {"RAY_ADDRESS": f"ray://127.0.0.1:{client}"}
@@ -66,5 +69,6 @@ def test_a_cluster_reached_through_ray_client_gives_the_same_bytes(tmp_path):
     finally:
         cluster.terminate()
         cluster.wait(timeout=60)
+        shutil.rmtree(kept, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert content_of(out) == content_of(tmp_path / "here")
