@@ -189,7 +189,7 @@ def torch_row_pass(
             z_ref, _ = _transform(
                 ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
             )
-        local, sums = _local_stats(z, z_ref, part.labels - vocab_start, objective, vocab_size)
+        local, sums = _local_stats(z, z_ref, part, vocab_start, objective, vocab_size)
         stats = combine(local) if combine else local
         token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
         if grad:
@@ -224,18 +224,20 @@ def _softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
 
     The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
     pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
-    entry: max p = exp(max z - lse).
+    entry: max p = exp(max z - lse). Where every entry is -inf, logsumexp is too, and z a softmax of no consequence.
     """
     peak = z.amax(dim=1)
+    z[:, 0].masked_fill_(peak == -math.inf, 0)
     torch.softmax(z, dim=1, out=z)
     total = z.sum(dim=1)
     return peak - (z.amax(dim=1) / total).log(), total
 
 
 def _local_stats(
-    z: Tensor, z_ref: Tensor | None, local_labels: Tensor, objective: Objective, vocab_size: int
+    z: Tensor, z_ref: Tensor | None, rows: RowInputs, vocab_start: int, objective: Objective, vocab_size: int
 ) -> tuple[RowStats, _SliceSums]:
     """Statistics of one vocabulary slice. ``z`` becomes p, ``z_ref`` becomes z - z_ref (reverse) or q (forward)."""
+    local_labels = rows.labels - vocab_start
     mine = (local_labels >= 0) & (local_labels < z.shape[1])
     column = torch.where(mine, local_labels, 0).unsqueeze(1)
     label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
@@ -245,7 +247,10 @@ def _local_stats(
         return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None)
     reverse = objective.kl == "reverse"
     diff = z - z_ref
-    diff.masked_fill_((z if reverse else z_ref) == -math.inf, 0)  # an impossible token (bias -inf) adds nothing
+    silent = (z if reverse else z_ref) == -math.inf  # an impossible token (bias -inf) adds nothing
+    if rows.kl_weight is not None:
+        silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
+    diff.masked_fill_(silent, 0)
     ref_lse, ref_total = _softmax_(z_ref)
     lse, total = _softmax_(z)
     mean_diff = torch.linalg.vecdot(z, diff) / total if reverse else torch.linalg.vecdot(z_ref, diff) / ref_total

@@ -64,7 +64,8 @@ def row_sums(
     mean_diff = tl.zeros((), ACC)
     if ref_row_ptr is not None:
         ref_lse = ref_peak + tl.log(ref_total)
-        mean_diff = diff_sum / (total if KL == REVERSE else ref_total)
+        drawn = total if KL == REVERSE else ref_total
+        mean_diff = diff_sum / tl.where(drawn == 0.0, 1.0, drawn)  # every token of this rank's slice may be impossible
     return lse, logit_sum, ref_lse, mean_diff
 
 
@@ -126,7 +127,7 @@ def write_gradient(
             ref_logits = load_logits(ref_row_ptr, ref_bias_ptr, columns, mask, REF_SCALE, REF_SOFTCAP, ACC)
             if KL == REVERSE:
                 diff = tl.where(logits == float("-inf"), 0.0, logits - ref_logits)
-                grad += kl_factor * prob * (diff - mean_diff)
+                grad += tl.where(kl_factor == 0.0, 0.0, kl_factor * prob * (diff - mean_diff))
             else:
                 grad -= kl_factor * tl.exp(ref_logits - ref_lse)
         is_label = mask & (columns == local_label)  # the next rank's first labels lie where the last block ends

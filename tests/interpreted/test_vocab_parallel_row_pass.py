@@ -4,4 +4,4 @@ from loss.test_vocab_parallel import spawn
 
 
 def test_a_vocabulary_split_over_two_ranks() -> None:
-    spawn("_split_vocabulary", "triton")
+    spawn("vocabulary", "triton")

@@ -200,3 +200,20 @@ def test_an_impossible_token_costs_nothing() -> None:
         got, expected = (torch.autograd.grad(x.loss, head)[0] for x in (full, short))
         assert_tokens_close(full.token_kl, short.token_kl, precision=torch.float64)
         assert_gradient_close(got, expected, precision=torch.float64)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_reference_may_rule_out_tokens_where_the_kl_does_not_count(compact: bool) -> None:
+    """KL(p || q) is infinite in every row; times a weight of 0 it is 0, in the gradients too, not 0 * inf = NaN."""
+    p = make_problem(17, 24, 67, torch.float64)
+    ref_bias = torch.zeros(67).double()
+    ref_bias[3] = -torch.inf
+    leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+    reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head, "ref_bias": ref_bias}
+    shaped = dss_loss(*leaves, p.labels, torch.ones(17), kl="reverse", compact=compact, **reference)
+    plain = weighted_ce(*leaves, p.labels)
+    assert_tokens_close(shaped.loss.detach(), plain.detach(), precision=torch.float64)
+    for got, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (shaped.loss, plain)), strict=True):
+        assert_gradient_close(got, expected, precision=torch.float64)
+    counts = dss_loss(*leaves, p.labels, torch.zeros(17), kl="reverse", compact=compact, **reference)
+    assert counts.loss.isposinf()

@@ -44,6 +44,33 @@ def _split_vocabulary(rank: int, impl: str) -> None:
             assert_gradient_close(gradients[2], expected.d_bias[mine], precision=torch.float64)
 
 
+def _masked_slice(rank: int, impl: str) -> None:
+    """The last rank holds nothing but padding, which a bias of -inf rules out, in policy and reference."""
+    p = make_problem(17, 24, 68, torch.float64)
+    labels = p.labels.where(p.labels < 34, 0)
+    padding = torch.zeros(68).double()
+    padding[34:] = -torch.inf
+    mine, words = slice(rank * 34, (rank + 1) * 34), slice(0, 34)
+    for kl in ("k2", "reverse", "forward"):
+        results = []
+        for part, bias, group in ((mine, padding[mine], dist.group.WORLD), (words, None, None)):
+            leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head[part])]
+            reference: dict[str, Any] = {"ref_logprobs": p.ref_logprobs}
+            if kl != "k2":
+                reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[part], "ref_bias": bias}
+            loss = dss_loss(
+                *leaves, labels, p.star.double(), bias=bias, kl=kl, impl=impl, group=group, **reference
+            ).loss
+            results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+        (loss, d_hidden, d_head), expected = results
+        assert_tokens_close(loss, expected[0], precision=torch.float64)
+        assert_gradient_close(d_hidden, expected[1], precision=torch.float64)
+        if rank:
+            assert torch.equal(d_head, torch.zeros_like(d_head))
+        else:
+            assert_gradient_close(d_head, expected[2], precision=torch.float64)
+
+
 class _Head(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -74,8 +101,13 @@ def _fsdp2(rank: int) -> None:
         weighted_ce(p.hidden, module.proj.weight, p.labels)
 
 
-def _both(rank: int, impl: str) -> None:
+def vocabulary(rank: int, impl: str) -> None:
     _split_vocabulary(rank, impl)
+    _masked_slice(rank, impl)
+
+
+def _both(rank: int, impl: str) -> None:
+    vocabulary(rank, impl)
     _fsdp2(rank)
 
 
