@@ -1,0 +1,56 @@
+"""The last layer is left after its attention, but for the verdicts; where that cannot be, the log says so."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import fastdss.engine
+from fastdss import star_scores
+
+from .builders import ARCHITECTURES, BATCH, make_guard
+
+
+def rows_of_mlps(guard) -> tuple[list[int], list[torch.Tensor]]:
+    """How many tokens went through each layer's MLP, and the scores."""
+    layers, counts = guard.model.model.layers, [0] * len(guard.model.model.layers)
+
+    def count(index: int):
+        def hook(module, args) -> None:
+            counts[index] += args[0].shape[-2]
+
+        return hook
+
+    hooks = [layer.mlp.register_forward_pre_hook(count(i)) for i, layer in enumerate(layers)]
+    try:
+        return counts, star_scores(guard, BATCH, every=3).scores
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_mlp_sees_little_more_than_the_verdicts(architecture, monkeypatch):
+    """A forward without a verdict, such as a template's head, finishes one token."""
+    (*others, last), scores = rows_of_mlps(make_guard(architecture))
+    verdicts = sum(map(len, scores))
+    assert verdicts <= last < min(others) / 4
+    monkeypatch.setattr(fastdss.engine, "find_last_layer", lambda body, count: None)
+    (*others, last), whole = rows_of_mlps(make_guard(architecture))
+    assert last == others[0]
+    assert max((a - b).abs().max().item() for a, b in zip(scores, whole, strict=True)) <= 1e-6
+
+
+def test_a_last_layer_with_hooks_runs_whole_and_the_log_says_so(caplog):
+    """What hangs on it (accelerate's offloading, a user's probe) must see the run that it would see."""
+    expected = star_scores(make_guard("llama"), BATCH, every=3).scores
+    guard, seen = make_guard("llama"), []
+    hook = guard.model.model.layers[-1].register_forward_hook(lambda layer, args, out: seen.append(out))
+    with caplog.at_level(logging.INFO, logger="fastdss.last_layer"):
+        scores = star_scores(guard, BATCH, every=3).scores
+    hook.remove()
+    assert "the last layer is computed for all tokens" in caplog.text
+    assert seen
+    assert max((a - b).abs().max().item() for a, b in zip(scores, expected, strict=True)) <= 1e-6
