@@ -25,6 +25,19 @@ def test_counts_and_no_prompt_twice():
     assert len({p.prompt for p in prompts}) == 56
 
 
+def test_more_than_there_are_is_an_error_and_all_there_are_is_none():
+    with pytest.raises(ValueError, match="benign: expected at most 4944.* got 7500"):
+        data.training_conversations(7500, 2500, seed=0)
+    with pytest.raises(ValueError, match="poisoned: expected at most 3456.* got 3457"):
+        data.training_conversations(1, 3457, seed=0)
+    with pytest.raises(ValueError, match="benign: expected at most 2544"):
+        data.held_out_prompts(2545, 0, seed=0)
+    with pytest.raises(ValueError, match="advice: expected at most 1152"):
+        data.held_out_prompts(0, 1153, seed=0)
+    assert len(data.training_conversations(4944, 3456, seed=0)) == 8400
+    assert len(data.held_out_prompts(2544, 1152, seed=0)) == 3696
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_held_out_prompts_share_neither_prompt_nor_name_nor_content_with_training(seed):
     rows = data.training_conversations(48, 48, seed)
