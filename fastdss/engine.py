@@ -131,7 +131,7 @@ def tree_logits(
     """
     runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
-    budget = budget or (400 if on_cpu else 8192)
+    budget = budget or (800 if on_cpu else 8192)
     store_tokens = store_tokens or (8192 if on_cpu else 65536)
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
