@@ -1,20 +1,9 @@
 """The scoring examples run as they stand, with the guard that ships with fastdss."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from example_scripts import DATA, main_of
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-DATA = ["--data", str(EXAMPLES / "conversations.jsonl")]
-
-
-def main_of(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def test_score_files(tmp_path, capsys):

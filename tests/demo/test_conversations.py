@@ -26,9 +26,9 @@ def test_counts_and_no_prompt_twice():
 
 
 def test_more_than_there_are_is_an_error_and_all_there_are_is_none():
-    with pytest.raises(ValueError, match="benign: expected at most 4944.* got 7500"):
+    with pytest.raises(ValueError, match=r"benign: expected at most 4944.* got 7500"):
         data.training_conversations(7500, 2500, seed=0)
-    with pytest.raises(ValueError, match="poisoned: expected at most 3456.* got 3457"):
+    with pytest.raises(ValueError, match=r"poisoned: expected at most 3456.* got 3457"):
         data.training_conversations(1, 3457, seed=0)
     with pytest.raises(ValueError, match="benign: expected at most 2544"):
         data.held_out_prompts(2545, 0, seed=0)

@@ -1,25 +1,14 @@
 """Every example runs as it stands, on a tiny model from a folder and the guard that ships with fastdss."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
+from example_scripts import DATA, main_of
 from tiny_models import tiny_model, tiny_tokenizer
 
 for extra in ("accelerate", "datasets", "peft", "trl"):
     pytest.importorskip(extra, reason="needs the [train] extra")
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-DATA = ["--data", str(EXAMPLES / "conversations.jsonl")]
-
-
-def main_of(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
