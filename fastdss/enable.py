@@ -92,6 +92,8 @@ def enable_dss(
     if not kl_scale >= 0:
         raise ValueError(f"kl_scale: expected a number >= 0, got {kl_scale!r}")
     bare = bare_model(model)
+    if any(cls.__name__ == "DeepSpeedEngine" for cls in type(bare).__mro__):
+        raise TypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
     backbone(bare)
     ranks = getattr(bare, "tp_size", None) or 1
     if ranks > 1:

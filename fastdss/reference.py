@@ -19,6 +19,7 @@ from torch import Tensor
 from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_settings, enable_dss
 from .files import write_atomically
+from .zero3 import layers_gathered
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 1"
@@ -115,7 +116,7 @@ def _answering(model: Any) -> Iterator[None]:
         enable_dss(model)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), layers_gathered(bare_model(model)):
             yield
     finally:
         model.train(was_training)
@@ -195,11 +196,21 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
 
 def _weights_digest(model: Any) -> str:
     content = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
         content.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
         content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return content.hexdigest()
+
+
+def _zero3_local(name: str, tensor: Tensor) -> Tensor:
+    """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
+    if not hasattr(tensor, "ds_id") or tensor.numel():
+        return tensor
+    share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
+    if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
+        raise ValueError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
+    return share
 
 
 class _Bar:

@@ -259,6 +259,9 @@ def test_errors_say_what_was_expected():
         enable_dss(tiny_model(), kl_scale=-1)
     with pytest.raises(TypeError, match="backbone"):
         enable_dss(nn.Linear(2, 2))
+    engine = type("DeepSpeedEngine", (nn.Module,), {})()
+    with pytest.raises(TypeError, match=r"got a DeepSpeedEngine: pass engine\.module"):
+        enable_dss(engine)
     with pytest.raises(TypeError, match="DataParallel"):
         enable_dss(nn.DataParallel(tiny_model()))
     split = tiny_model()

@@ -1,5 +1,7 @@
 """Reference log-probabilities: those of the full logits, the same from the cache, after a crash and after damage."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import own_logits, tiny_batch, tiny_model
@@ -137,6 +139,21 @@ def test_a_full_disk_leaves_no_half_written_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         reference_logprobs(model, rows, cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_zero3_split_have_a_hash_of_their_shares():
+    """ZeRO-3 leaves empty placeholders: two checkpoints must not share a hash, or one would get the other's answers."""
+    model = tiny_model()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.ds_tensor = number, parameter.detach().clone().flatten()
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+    before = reference._weights_digest(model)
+    assert reference._weights_digest(model) == before
+    model.lm_head.weight.ds_tensor[0] += 1
+    assert reference._weights_digest(model) != before
+    model.lm_head.weight.ds_tensor.status = SimpleNamespace(name="NOT_AVAILABLE")
+    with pytest.raises(ValueError, match=r"lm_head\.weight are swapped out.* model_id="):
+        reference._weights_digest(model)
 
 
 def test_errors():
