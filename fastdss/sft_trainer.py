@@ -96,10 +96,13 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
             self._seen_tokens = count if self._seen_tokens is None else self._seen_tokens + count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._seen_tokens is not None:
-            self._total_train_tokens += int(self.accelerator.reduce(self._seen_tokens, reduction="sum"))
-            self._seen_tokens = None
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if "loss" in logs or "train_loss" in logs:  # on every rank: one that saw none adds 0, the others wait for it
+            seen, self._seen_tokens = self._seen_tokens, None
+            seen = torch.zeros((), dtype=torch.long, device=self.args.device) if seen is None else seen
+            total = int(self.accelerator.reduce(seen, reduction="sum"))
+            if total:
+                self._total_train_tokens += total
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:

@@ -28,9 +28,15 @@ class ShapedTraining:
         """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
         args = self.args
         if args.label_smoothing_factor or self.compute_loss_func is not None:
-            raise ValueError("label_smoothing_factor and compute_loss_func never see token_weights: leave them unset")
+            raise ValueError(
+                "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
+                f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
+            )
         if args.use_liger_kernel:
-            raise ValueError("use_liger_kernel replaces the model's forward and with it DSS: leave it False")
+            raise ValueError(
+                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, "
+                f"got {args.use_liger_kernel!r}"
+            )
         if args.n_gpu > 1:
             raise ValueError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
         parallel = getattr(self.accelerator, "parallelism_config", None)
@@ -153,11 +159,16 @@ class ShapedTraining:
         self._dss_sums[training] = sums if known is None else known + sums
 
     def _take_metrics(self: Any, training: bool) -> dict[str, float]:
-        """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen."""
+        """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen.
+
+        A rank that saw none adds zeros: the others wait for it.
+        """
         sums, self._dss_sums[training] = self._dss_sums[training], None
         if sums is None:
-            return {}
+            sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
         total = dict(zip(_SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        if not total["batches"]:
+            return {}
         labels = max(total["labels"], 1.0)
         found = {
             "ce": total["ce"] / labels,

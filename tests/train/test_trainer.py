@@ -283,8 +283,9 @@ def test_settings_said_once():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"args": {"label_smoothing_factor": 0.1}}, ValueError, "label_smoothing_factor"),
-        ({"compute_loss_func": lambda *_: 0}, ValueError, "compute_loss_func"),
+        ({"args": {"label_smoothing_factor": 0.1}}, ValueError, "label_smoothing_factor.* got 0.1 and None"),
+        ({"compute_loss_func": max}, ValueError, "compute_loss_func.* got 0.0 and <built-in function max>"),
+        ({"args": {"use_liger_kernel": True}}, ValueError, "use_liger_kernel.* got True"),
         ({"kl": "reverse"}, ValueError, "needs reference="),
         ({"reference": "adapter"}, TypeError, "needs a PEFT model, got LlamaForCausalLM"),
         ({"reference": 7}, TypeError, "expected None, 'adapter' or a model, got int"),
