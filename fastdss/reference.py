@@ -199,7 +199,7 @@ def _weights_digest(model: Any) -> str:
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
         content.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
-        content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 
