@@ -24,14 +24,13 @@ from .attention import Attended, PrefixPlan
 def find_last_layer(body: nn.Module, count: int) -> nn.Module | None:
     """The last of a backbone's ``count`` decoder layers; None, and a line in the log, where it cannot be left early.
 
-    That is: it stands in no list of ``count`` modules, or hooks on it must see all of its run.
+    That is: it stands in no list of ``count`` modules, or what hangs on it must see all of its run.
     """
     for module in body.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and _attends_as(module[-1], count - 1):
             layer = module[-1]
-            hooked = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
-            hooked = hooked or layer._compiled_call_impl is not None
-            if not hooked:
+            swapped = "forward" in vars(layer) or layer._compiled_call_impl is not None
+            if not (swapped or layer._forward_hooks or layer._forward_pre_hooks):
                 return layer
     logging.getLogger(__name__).info("%s: the last layer is computed for all tokens", type(body).__name__)
     return None
