@@ -151,12 +151,13 @@ class Batch:
         ):
             if weight is None:
                 continue
-            missing = (weight != 0).index_fill(0, there, False)
+            seen = torch.zeros_like(self.labels).index_add_(0, there, torch.ones_like(there))
+            wrong = (weight != 0) & (seen != 1)  # left out, or counted twice, which the host has refused already
             if not on_host:
-                self.ce_weight = self.ce_weight.masked_fill(missing.any(), math.nan)
-            elif missing.any():
+                self.ce_weight = self.ce_weight.masked_fill(wrong.any(), math.nan)
+            elif wrong.any():
                 raise ValueError(
-                    f"{name} leave out position {int(missing.nonzero()[0])}, which has a weight: make them with "
+                    f"{name} leave out position {int(wrong.nonzero()[0])}, which has a weight: make them with "
                     "live_rows from the same labels, weights, kl_scale and shift"
                 )
 
@@ -343,6 +344,8 @@ def check_num_items(num_items: int | float | Tensor | None) -> None:
     )
     if isinstance(num_items, Tensor) and num_items.numel() != 1:
         raise ValueError(f"num_items must be one number, got {_sizes(num_items)}")
+    if isinstance(num_items, Tensor) and num_items.requires_grad:
+        raise ValueError("num_items requires a gradient, but the loss treats it as a constant: pass num_items.detach()")
     if num_items is None or not on_host:
         return
     value = float(num_items)

@@ -7,7 +7,7 @@ whatever the parameters' dtype: per-token values stay exact, and dW does not dep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
+from .vocab_shard import VocabShard
 
 # Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about
 # 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. A CPU re-reads dW, and upcasts a 16-bit head, per chunk, and
@@ -97,44 +98,6 @@ def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int
     return order[:count], kl_rows
 
 
-class VocabShard(NamedTuple):
-    """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
-
-    start: int
-    size: int  # of the whole vocabulary
-    group: torch.distributed.ProcessGroup | None
-
-    @staticmethod
-    def of(call: LossCall) -> VocabShard:
-        width = call.lm_head.shape[0]
-        if not call.group:
-            return VocabShard(0, width, None)
-        group = torch.distributed.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
-        return VocabShard(group.rank() * width, group.size() * width, group)
-
-    def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
-        return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
-
-    def combine(self, local: RowStats, reverse: bool) -> RowStats:
-        """Statistics of the whole vocabulary from every rank's slice: one maximum and one sum over the group."""
-        dist = torch.distributed
-        lses = torch.stack([t for t in (local.lse, local.ref_lse) if t is not None])
-        peaks = lses.clone()
-        dist.all_reduce(peaks, dist.ReduceOp.MAX, group=self.group)
-        shares = (lses - peaks).exp()
-        drawn_from = shares[0 if reverse else -1]  # mean_diff is an expectation under p (reverse) or q (forward)
-        optional = [local.mean_logit, None if local.mean_diff is None else drawn_from * local.mean_diff]
-        sums = torch.stack([*shares, local.label_logit, *(t for t in optional if t is not None)])
-        dist.all_reduce(sums, group=self.group)
-        lse, *ref_lse = peaks + sums[: len(shares)].log()
-        label_logit, *rest = sums[len(shares) :]
-        mean_logit = rest.pop(0) if local.mean_logit is not None else None
-        if local.mean_diff is None:
-            return RowStats(lse, label_logit, mean_logit, None, None)
-        mean_diff = rest.pop(0) / sums[0 if reverse else 1]
-        return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
-
-
 def run_chunks(
     call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None = None
 ) -> LossResult:
@@ -151,7 +114,7 @@ def _run_chunks(
 ) -> LossResult:
     objective = Objective.decode(call.objective)
     accumulate = torch.float64 if call.compute_dtype == torch.float64 else torch.float32
-    shard = VocabShard.of(call)
+    shard = VocabShard.of(call.lm_head, call.group)
     plan = plan_rows(call, objective.full_kl)
     new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
     d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None

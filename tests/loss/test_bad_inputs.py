@@ -62,6 +62,12 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (ce, {"reduction": "avg"}, ValueError, "reduction must be .* got 'avg'"),
     (ce, {"reduction": "sum", "num_items": 3}, ValueError, "num_items goes with reduction='mean', got .*'sum'"),
     (ce, {"num_items": 0}, ValueError, "num_items must be positive, got 0"),
+    (
+        ce,
+        {"num_items": torch.tensor(3.0, requires_grad=True)},
+        ValueError,
+        r"num_items requires a gradient.*detach\(\)",
+    ),
     (ce, {"num_items": torch.ones(9)}, ValueError, r"num_items must be one number, got \[9\]"),
     (ce, {"hidden": H[0], "labels": Y[0], "weights": S[0], "shift": True}, ValueError, "shift=True needs a token axis"),
     (ce, {"impl": "cuda"}, ValueError, "impl must be .* got 'cuda'"),
@@ -225,6 +231,10 @@ def test_impossible_values_under_compile_make_the_loss_nan() -> None:
     assert compiled(H, W, at(Y, 0, 11), S + 0.1).isnan()
     assert compiled(H, W, Y, at(S, 0, -0.5)).isnan()
     assert compiled(H, W, Y, at(S, 0, float("inf"))).isnan()
+    everything = torch.arange(9)
+    assert not compiled(H, W, Y, S, rows=everything.flip(0)).isnan()
+    assert compiled(H, W, Y, S, rows=everything[1:]).isnan()
+    assert compiled(H, W, Y, S, rows=torch.cat([everything, everything[:1]])).isnan()
 
 
 def test_kl_scale_zero_needs_no_reference_work() -> None:

@@ -13,6 +13,8 @@ import torch.multiprocessing as mp
 from numerics import assert_gradient_close, assert_tokens_close
 
 from fastdss import dss_loss, weighted_ce
+from fastdss.objective import RowStats
+from fastdss.vocab_shard import VocabShard
 
 from .cases import KLS, make_problem, truth
 
@@ -71,6 +73,17 @@ def _masked_slice(rank: int, impl: str) -> None:
             assert_gradient_close(d_head, expected[2], precision=torch.float64)
 
 
+def _unequal_shares(rank: int) -> None:
+    """As DTensor splits a vocabulary that the ranks do not divide: label 40 would mean another word on each rank."""
+    p = make_problem(17, 24, 67, torch.float64)
+    mine = slice(0, 34) if rank == 0 else slice(34, 67)
+    with pytest.raises(ValueError, match="every rank must hold equally many rows of lm_head, got 33 to 34"):
+        weighted_ce(p.hidden, p.lm_head[mine], p.labels.clamp(max=60), group=dist.group.WORLD)
+    flaw = torch.tensor(torch.nan if rank else 0.0)  # on a GPU one rank's flaw reaches every rank's loss
+    stats = RowStats(torch.zeros(3), torch.zeros(3), None, None, None)
+    assert VocabShard(0, 67, dist.group.WORLD, flaw).combine(stats, reverse=False).lse.isnan().all()
+
+
 class _Head(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +121,7 @@ def vocabulary(rank: int, impl: str) -> None:
 
 def _both(rank: int, impl: str) -> None:
     vocabulary(rank, impl)
+    _unequal_shares(rank)
     _fsdp2(rank)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .fault import Fault
 
 OBJECTIVE, CHUNKED, INPUTS = "fastdss/objective.py", "fastdss/chunked.py", "fastdss/_inputs.py"
+SHARD = "fastdss/vocab_shard.py"
 ROW_PASS, ATTENTION = "kernels/row_pass.py", "kernels/prefix_attention.py"
 EXACT = "tests/loss/test_exact.py"
 DSS = f"{EXACT} -k test_dss_loss"
@@ -65,10 +66,10 @@ COMPACTION_AND_CHUNKS = [
           "pass", f"{EXACT} -k as_on_a_gpu"),
     Fault("dX", CHUNKED, "    if gradient.lost is None:\n        exact", "    if False:\n        exact",
           f"{EXACT} -k sixteen_bit_inputs"),
-    Fault("vocab parallel", CHUNKED, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
-    Fault("vocab parallel", CHUNKED, "VocabShard(group.rank() * width,", "VocabShard(0,", RANKS),
+    Fault("vocab parallel", SHARD, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
+    Fault("vocab parallel", SHARD, "VocabShard(group.rank() * width,", "VocabShard(0,", RANKS),
     Fault("vocab parallel", CHUNKED, "if d_hidden is not None and shard.group is not None:", "if False:", RANKS),
-    Fault("vocab parallel", CHUNKED, "shares = (lses - peaks).exp()", "shares = torch.ones_like(lses)", RANKS),
+    Fault("vocab parallel", SHARD, "shares = (lses - peaks).exp()", "shares = torch.ones_like(lses)", RANKS),
     Fault("vocab parallel", OBJECTIVE, "share = (local.lse - stats.lse).exp()", "share = torch.ones_like(local.lse)",
           RANKS),
 ]  # fmt: skip
@@ -85,8 +86,7 @@ OPS_AND_ARGUMENTS = [
     Fault("weights", INPUTS, "count = self.counts.sum()", "count = (self.ce_weight != 0).sum()", DSS),
     Fault("weights", INPUTS, "F.pad(x[..., 1:], (0, 1), value=fill)", "F.pad(x[..., :-1], (1, 0), value=fill)",
           f"{ENGINE} -k shift_pairs"),
-    Fault("weights", INPUTS, "missing = (weight != 0).index_fill(0, there, False)",
-          "missing = torch.zeros_like(weight, dtype=torch.bool)",
+    Fault("weights", INPUTS, "wrong = (weight != 0) & (seen != 1)", "wrong = (weight != 0) & (seen > 1)",
           "tests/hardening/test_silent_errors.py -k rows_of_another_batch"),
     Fault("weights", INPUTS, "kl_rows if objective.full_kl or reference.hidden is not None else -1",
           "kl_rows if objective.full_kl else -1", f"{BAD} -k without_kl_scale"),

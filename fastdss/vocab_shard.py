@@ -1,0 +1,65 @@
+"""A head whose rows are split over the ranks of a process group: which part is here, what ranks tell each other.
+
+Every rank sees all tokens and its own slice of the vocabulary. Softmax, label and expectations are sums over the
+vocabulary, so one maximum and one sum over the group make every rank's statistics whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .objective import Objective, RowStats
+
+
+class VocabShard(NamedTuple):
+    """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
+
+    start: int
+    size: int  # of the whole vocabulary
+    group: torch.distributed.ProcessGroup | None
+    flaw: Tensor | None  # [] 0, or NaN where the ranks hold unequally many rows
+
+    @staticmethod
+    def of(lm_head: Tensor, group_name: str) -> VocabShard:
+        """The shard of ``lm_head``. Unequal ones are a ValueError on a CPU; a GPU does not wait: a NaN loss."""
+        width = lm_head.shape[0]
+        if not group_name:
+            return VocabShard(0, width, None, None)
+        dist = torch.distributed
+        group = dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[arg-type]
+        widths = torch.full((2,), width, device=lm_head.device)
+        widths[1:].neg_()
+        dist.all_reduce(widths, dist.ReduceOp.MAX, group=group)
+        most, least = widths[0], -widths[1]
+        if lm_head.device.type == "cpu" and most != least:
+            raise ValueError(f"group: every rank must hold equally many rows of lm_head, got {least} to {most}")
+        flaw = torch.zeros((), device=lm_head.device).masked_fill(most != least, math.nan)
+        return VocabShard(group.rank() * width, group.size() * width, group, flaw)
+
+    def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
+        return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
+
+    def combine(self, local: RowStats, reverse: bool) -> RowStats:
+        """Statistics of the whole vocabulary from every rank's slice: one maximum and one sum over the group."""
+        dist = torch.distributed
+        lses = torch.stack([t for t in (local.lse, local.ref_lse) if t is not None])
+        lses = lses if self.flaw is None else lses + self.flaw
+        peaks = lses.clone()
+        dist.all_reduce(peaks, dist.ReduceOp.MAX, group=self.group)
+        shares = (lses - peaks).exp()
+        drawn_from = shares[0 if reverse else -1]  # mean_diff is an expectation under p (reverse) or q (forward)
+        optional = [local.mean_logit, None if local.mean_diff is None else drawn_from * local.mean_diff]
+        sums = torch.stack([*shares, local.label_logit, *(t for t in optional if t is not None)])
+        dist.all_reduce(sums, group=self.group)
+        lse, *ref_lse = peaks + sums[: len(shares)].log()
+        label_logit, *rest = sums[len(shares) :]
+        mean_logit = rest.pop(0) if local.mean_logit is not None else None
+        if local.mean_diff is None:
+            return RowStats(lse, label_logit, mean_logit, None, None)
+        mean_diff = rest.pop(0) / sums[0 if reverse else 1]
+        return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
