@@ -118,17 +118,26 @@ def fastdss_loss(x: Inputs) -> Tensor:
 
 def full_logits(x: Inputs) -> Tensor:
     """The paper's formulation: full fp32 logits, of both models where the KL sums over the vocabulary."""
+    return _full_logits(x, x.star, 1 - x.star)
+
+
+def full_logits_unweighted(x: Inputs) -> Tensor:
+    """What the peers that take no weights compute."""
+    return _full_logits(x, torch.ones_like(x.star), torch.ones_like(x.star))
+
+
+def _full_logits(x: Inputs, ce_weight: Tensor, kl_weight: Tensor) -> Tensor:
     wide = torch.promote_types(x.hidden.dtype, torch.float32)
     log_p = F.linear(x.hidden, x.head).to(wide).log_softmax(-1)
     counts = x.labels != -100
     logp = log_p.gather(1, x.labels.clamp(min=0)[:, None])[:, 0]
-    loss = -x.star * logp
+    loss = -ce_weight * logp
     if x.case.loss == "k2":
-        loss = loss + (1 - x.star) * KL_SCALE * (logp - x.ref_logprobs) ** 2 / 2
+        loss = loss + kl_weight * KL_SCALE * (logp - x.ref_logprobs) ** 2 / 2
     elif x.case.loss == "reverse":
         with torch.no_grad():
             log_q = F.linear(x.ref_hidden, x.ref_head).to(wide).log_softmax(-1)
-        loss = loss + (1 - x.star) * KL_SCALE * (log_p.exp() * (log_p - log_q)).sum(-1)
+        loss = loss + kl_weight * KL_SCALE * (log_p.exp() * (log_p - log_q)).sum(-1)
     return torch.where(counts, loss, 0).sum() / counts.sum()
 
 
@@ -159,9 +168,8 @@ def cut_cross_entropy(x: Inputs) -> Tensor:
         from cut_cross_entropy import linear_cross_entropy
     except ImportError as error:
         raise Unavailable("cut-cross-entropy is not installed") from error
-    if not x.hidden.is_cuda:
-        raise Unavailable("cut-cross-entropy's kernels need a GPU")
-    return _weighted(x, linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none"))
+    impl = "cce" if x.hidden.is_cuda else "torch_compile"  # its kernels need a GPU
+    return _weighted(x, linear_cross_entropy(x.hidden, x.head, x.labels, reduction="none", impl=impl))
 
 
 def _liger(x: Inputs) -> Any:
@@ -196,7 +204,7 @@ def quack(x: Inputs) -> Tensor:
     try:
         from quack.linear_cross_entropy import chunked_linear_cross_entropy
     except ImportError as error:
-        raise Unavailable("quack-kernels is not installed") from error
+        raise Unavailable(f"quack-kernels cannot be imported: {error}") from error
     if x.case.loss != "ce":
         raise Unavailable("no KL term")
     return chunked_linear_cross_entropy(x.hidden, x.head, x.labels, reduction="mean")
@@ -215,3 +223,8 @@ METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "liger CE + JSD, large chunks (unweighted)": partial(liger_composed, chunks=LARGE_CHUNKS),
     "quack (unweighted)": quack,
 }
+
+
+def truth_of(name: str) -> Callable[[Inputs], Tensor]:
+    """What ``METHODS[name]`` is checked against, in float64."""
+    return full_logits_unweighted if "unweighted" in name else full_logits
