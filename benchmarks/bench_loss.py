@@ -1,6 +1,7 @@
 """Time and memory of the losses against eager PyTorch and other fused losses, in one process, on one set of inputs.
 
     python benchmarks/bench_loss.py           # the grid of the device at hand; rows and plot to benchmarks/results/
+    python benchmarks/bench_loss.py --keep    # goes on where a run on this device and commit was interrupted
     python benchmarks/bench_loss.py --tune    # row-pass configurations (GPU only)
 
 Every method is checked against float64 on 128 rows of the same problem before it is timed. Methods take turns within
@@ -15,11 +16,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +198,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def tune() -> None:
+def kept_rows(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run on the same device and commit."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if all(row[key] == facts[key] for key in ("device", "commit", "versions"))]
+
+
+def case_of(row: dict[str, Any]) -> Case:
+    return Case(**{field.name: row[field.name] for field in fields(Case)})
+
+
+def tune(out: Path) -> None:
     """Time every row-pass configuration on this GPU: what kernels/configs.py should hold."""
     from fastdss.kernels.configs import ROW_PASS_CANDIDATES
     from fastdss.kernels.row_pass import launch_row_pass_fwd
 
     backend = "hip" if torch.version.hip else "cuda"
+    facts = environment("cuda")
     for has_ref in (False, True):
         for width in (128256, 262144):
             logits = torch.randn(1024, width, device="cuda")
@@ -221,6 +235,9 @@ def tune() -> None:
                 best = statistics.median(timed(launch, True) for _ in range(20))
                 moved = logits.numel() * 4 * (3 if has_ref else 2)
                 print(f"{kl} V={width} {config}: {best * 1e3:.3f} ms, {moved / best / 1e12:.2f} TB/s")
+                row = {"tune": "row pass", "kl": kl, "v": width, **config._asdict(), "median_s": best}
+                with (out / "row_pass_tune.jsonl").open("a") as file:
+                    file.write(json.dumps(row | {"bytes": moved} | facts) + "\n")
 
 
 def main() -> None:
@@ -229,22 +246,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help=f"of {list(METHODS)}")
     parser.add_argument("--case", type=int, nargs="*", help="positions in the grid")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep rows of this device and commit, leave out their cases"
+    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later than this")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.tune:
         if not torch.cuda.is_available():
             parser.error("--tune needs a GPU")
-        return tune()
+        args.out.mkdir(parents=True, exist_ok=True)
+        return tune(args.out)
     grid = CPU_GRID if args.device == "cpu" else GPU_GRID
     grid = grid if args.case is None else [grid[i] for i in args.case]
     facts = environment(args.device)
     print(facts)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"loss_{args.device}"
-    rows = []
-    with (args.out / f"{name}.jsonl").open("w") as file:
-        for case in grid:
+    name, start = f"loss_{args.device}", time.monotonic()
+    path = args.out / f"{name}.jsonl"
+    rows = kept_rows(path, facts) if args.keep else []
+    done = {case_of(row) for row in rows}
+    todo = [case for case in grid if case not in done]
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        while todo and time.monotonic() - start < args.seconds:
+            case = todo.pop(0)
             print(case)
             found = measure(case, args.device, args.rounds, args.methods)
             show(found)
@@ -252,6 +279,8 @@ def main() -> None:
             file.writelines(json.dumps(row | facts) + "\n" for row in found)
             file.flush()
     plot(rows, args.out / f"{name}.png")
+    if todo:
+        sys.exit(f"time is over, {len(todo)} cases are left: the same command with --keep goes on")
 
 
 if __name__ == "__main__":
