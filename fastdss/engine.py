@@ -53,8 +53,7 @@ class Runner:
                 fastdss_plan=plan,
             ).last_hidden_state
         self._check_layers(plan, max(positions))
-        own = range(len(rows)) if plan.rows is not None else rows  # where the verdicts are in what came out
-        picked = hidden[0, torch.tensor(own, dtype=torch.long, device=hidden.device)]
+        picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
 
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:

@@ -42,9 +42,9 @@ def _attends_as(layer: nn.Module, index: int) -> bool:
 
 @contextmanager
 def at_rows(layer: nn.Module | None, plan: PrefixPlan, rows: list[int], tokens: int) -> Iterator[None]:
-    """Let ``layer`` give only ``rows`` of its ``tokens`` for a while, which ``plan.rows`` then says.
+    """Let ``layer`` finish only ``rows`` of its ``tokens`` for a while; the others come out as zeros.
 
-    Where a tensor that it is given has not the shape ``[1, tokens, …]``, it gives all.
+    Where a tensor that it is given has not the shape ``[1, tokens, …]``, it finishes all.
     """
     if layer is None or len(rows) == tokens:
         yield
@@ -63,7 +63,8 @@ def _forward(whole: Callable, plan: PrefixPlan, rows: Tensor, tokens: int, *args
     plan.rows = rows
     with suppress(Attended):
         whole(*args, **kwargs)
-    return whole(*(_at(value, rows) for value in args), **{name: _at(value, rows) for name, value in kwargs.items()})
+    kept = whole(*(_at(value, rows) for value in args), **{name: _at(value, rows) for name, value in kwargs.items()})
+    return _spread(kept, rows, tokens)
 
 
 def _has_rows(value: Any, tokens: int) -> bool:
@@ -78,3 +79,12 @@ def _at(value: Any, rows: Tensor) -> Any:
     if isinstance(value, tuple):
         return tuple(_at(part, rows) for part in value)
     return value[:, rows.to(value.device)] if isinstance(value, Tensor) else value
+
+
+def _spread(value: Any, rows: Tensor, tokens: int) -> Any:
+    """The opposite of ``_at``: some backbones give their result the shape of their input."""
+    if isinstance(value, tuple):
+        return tuple(_spread(part, rows, tokens) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    return value.new_zeros(1, tokens, *value.shape[2:]).index_copy_(1, rows.to(value.device), value)

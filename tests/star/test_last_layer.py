@@ -6,11 +6,13 @@ import logging
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import fastdss.engine
-from fastdss import star_scores
+from fastdss import Guard, star_scores
+from fastdss.last_layer import find_last_layer
 
-from .builders import ARCHITECTURES, BATCH, make_guard
+from .builders import ARCHITECTURES, BATCH, make_guard, make_spec, make_tokenizer
 
 
 def rows_of_mlps(guard) -> tuple[list[int], list[torch.Tensor]]:
@@ -54,3 +56,16 @@ def test_a_last_layer_with_hooks_runs_whole_and_the_log_says_so(caplog):
     assert "the last layer is computed for all tokens" in caplog.text
     assert seen
     assert max((a - b).abs().max().item() for a, b in zip(scores, expected, strict=True)) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_bigcode"])
+def test_a_backbone_that_gives_its_result_the_shape_of_its_input(kind):
+    """It has one row for every token, finished or not."""
+    tokenizer = make_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.18}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+    guard = Guard(model, tokenizer, make_spec())
+    assert find_last_layer(model.transformer, 2) is model.transformer.h[-1]
+    tree, naive = (star_scores(guard, BATCH, every=3, impl=impl).scores for impl in ("tree", "reference"))
+    assert max((a - b).abs().max().item() for a, b in zip(tree, naive, strict=True)) <= 1e-6

@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, **changes) -> dict[str, torch.Tensor]:
     for side, classes in (("", 8), ("query_", 9)):
         weights[f"{side}risk_level_category_pre.weight"] = torch.randn(INNER, _SHAPE["hidden_size"]) * 0.3
         weights[f"{side}risk_level_category_layernorm.weight"] = torch.rand(INNER) + 0.5
-        weights[f"{side}risk_level_head.weight"] = torch.randn(3, INNER)
+        weights[f"{side}risk_level_head.weight"] = torch.randn(3, INNER) * 0.5  # fp32 rounding stays below 1e-6
         weights[f"{side}category_head.weight"] = torch.randn(classes, INNER)
     weights["lm_head.weight"] = torch.randn(len(tokenizer), _SHAPE["hidden_size"])  # as the largest, which ties nothing
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
