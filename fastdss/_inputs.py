@@ -145,6 +145,7 @@ class Batch:
                 raise ValueError(f"rows must lie in [0, {total}), got {int(low)} to {int(high)}")
             if index.unique().numel() != index.numel():
                 raise ValueError("rows must not repeat")
+        flaws = []
         for name, weight, there in (
             ("rows", self.ce_weight, index),
             ("kl_rows", self.kl_weight, index if kl_rows < 0 else index[:kl_rows]),
@@ -153,13 +154,15 @@ class Batch:
                 continue
             seen = torch.zeros_like(self.labels).index_add_(0, there, torch.ones_like(there))
             wrong = (weight != 0) & (seen != 1)  # left out, or counted twice, which the host has refused already
-            if not on_host:
-                self.ce_weight = self.ce_weight.masked_fill(wrong.any(), math.nan)
-            elif wrong.any():
+            flaws.append(wrong)
+            if on_host and wrong.any():
                 raise ValueError(
                     f"{name} leave out position {int(wrong.nonzero()[0])}, which has a weight: make them with "
                     "live_rows from the same labels, weights, kl_scale and shift"
                 )
+        if not on_host:
+            wrong = flaws[0] if len(flaws) == 1 else flaws[0] | flaws[1]
+            self.ce_weight = self.ce_weight.masked_fill(wrong.any(), math.nan)
 
     def call(
         self,

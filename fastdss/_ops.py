@@ -198,6 +198,33 @@ def _(*args: Any) -> tuple[Tensor, Tensor]:
     return d_hidden, new(call.lm_head.shape[:1] if needs[2] else (0,), dtype=bias_dtype)
 
 
+class MainGradSum(torch.autograd.Function):
+    """:func:`summed_loss` whose backward adds the head's gradient to a buffer that autograd does not see."""
+
+    @staticmethod
+    def forward(ctx: Any, main_grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
+        ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
+        ctx.needs, ctx.dtypes = needs, [None if t is None else t.dtype for t in args[:3]]
+        total, token_ce, token_kl, *gradients = summed_loss(*args, needs)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(token_ce, token_kl)
+        ctx.set_materialize_grads(False)
+        return total, token_ce, token_kl
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _refuse_double_backward()
+        if grad is None:
+            return (None,) * (5 + len(_NO_GRADIENTS))
+        d_hidden, d_head, d_bias = ctx.saved_tensors
+        ctx.main_grad.addcmul_(d_head, grad)
+        found = [
+            scaled(t, grad, dtype) if need else None
+            for t, need, dtype in zip((d_hidden, d_bias), ctx.needs[::2], ctx.dtypes[::2], strict=True)
+        ]
+        return None, None, found[0], None, found[1], *_NO_GRADIENTS
+
+
 class MainGradLoss(torch.autograd.Function):
     """:func:`token_loss` whose backward adds the head's gradient to a buffer that autograd does not see."""
 

@@ -208,18 +208,16 @@ def _pass_rows(
     count, with_ref = logits.shape[0], ref.shape[0]
     dtype = _gradient_dtype(call, logits.dtype)
     out = logits if dtype == logits.dtype else _overlay(logits, dtype) if call.impl == "triton" else None
-    ce, kl, lost = logits.new_zeros((3, count)).unbind()
+    parts = []
     for part, ref_logits in ((slice(0, with_ref), ref), (slice(with_ref, count), None)):
         if part.start == part.stop:
             continue
         rows = RowInputs(*(None if t is None else t[part] for t in inputs))  # type: ignore[arg-type]
         if call.impl == "triton":
             assert out is not None
-            ce[part], kl[part], lost[part] = triton_row_pass(
-                call, objective, shard, logits[part], ref_logits, out[part], rows, grad
-            )
+            parts.append(triton_row_pass(call, objective, shard, logits[part], ref_logits, out[part], rows, grad))
         else:
-            ce[part], kl[part] = torch_row_pass(
+            terms = torch_row_pass(
                 logits[part],
                 ref_logits,
                 rows,
@@ -231,6 +229,8 @@ def _pass_rows(
                 combine=shard.combiner(objective),
                 grad=grad,
             )
+            parts.append((*terms, terms[0]))  # the third is of use only where a kernel rounds
+    ce, kl, lost = parts[0] if len(parts) == 1 else (torch.cat(pair) for pair in zip(*parts, strict=True))
     local = inputs.labels - shard.start
     labels = torch.where((local >= 0) & (local < logits.shape[1]), local, 0)
     if out is None:

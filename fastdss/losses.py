@@ -84,9 +84,9 @@ def weighted_ce(
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
     ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
-    gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. No
-    other [V, D] tensor exists then, and the logits are computed once more in backward, where the factor is known (four
-    GEMMs instead of three, as with ``reduction="none"``).
+    gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. The
+    gradient waits for that factor in a [V, D] tensor of its own. With ``reduction="none"`` no such tensor exists: the
+    logits are computed once more in backward, where the factor is known, four GEMMs instead of three.
 
     Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
@@ -94,7 +94,8 @@ def weighted_ce(
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
-    return _reduce(call, batch, reduction, num_items, main_grad)[0]
+    run = _run(call, batch, reduction, num_items, main_grad)
+    return _reduce(run.loss, batch, reduction, run.items)
 
 
 def dss_loss(
@@ -164,7 +165,11 @@ def dss_loss(
         if kl in LABEL_KL:
             reference = Reference(_logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference)))
     call = batch.call(spec, options, bias=bias, reference=reference)
-    return DSSLoss(*_reduce(call, batch, reduction, num_items, main_grad))
+    run = _run(call, batch, reduction, num_items, main_grad)
+    assert run.call.kl_weight is not None
+    weighted = _ops.times(run.call.ce_weight, run.token_ce), _ops.times(run.call.kl_weight, run.token_kl)
+    loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
+    return DSSLoss(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(
@@ -246,36 +251,47 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
     return _ops.token_loss(*reference)[0]
 
 
-def _reduce(
+class _Run(NamedTuple):
+    """What the op made of a call, and what is left to do."""
+
+    loss: Tensor  # [N], or [] where its gradients are known already
+    token_ce: Tensor  # [N]
+    token_kl: Tensor  # [N]
+    call: LossCall
+    items: int | float | Tensor | None  # what sums are still to be divided by
+
+
+def _run(
     call: LossCall, batch: Batch, reduction: str, num_items: int | Tensor | None, main_grad: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the op and reduce: the fields of :class:`DSSLoss`."""
+) -> _Run:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items is not None and reduction != "mean":
         raise ValueError(f"num_items goes with reduction='mean', got reduction={reduction!r}")
     check_num_items(num_items)
+    items: int | float | Tensor | None = None
     if reduction == "mean":
         call, items = _divided(call, batch.items(num_items))
+    parameters = (call.hidden, call.lm_head, call.bias)
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
     if main_grad is not None:
         batch.check_main_grad(main_grad)
+    if main_grad is not None and reduction == "none":
         loss, token_ce, token_kl = _ops.MainGradLoss.apply(main_grad, *call)
+    elif main_grad is not None:
+        loss, token_ce, token_kl = _ops.MainGradSum.apply(main_grad, needs, *call)
     elif reduction == "none":
         loss, token_ce, token_kl = _ops.token_loss(*call)
     else:
-        parameters = (call.hidden, call.lm_head, call.bias)
-        needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
         loss, token_ce, token_kl, *_ = _ops.summed_loss(*call, needs)
-    ce, kl = _ops.times(call.ce_weight, token_ce), torch.zeros_like(token_kl)
-    if call.kl_weight is not None:
-        kl = _ops.times(call.kl_weight, token_kl)
+    return _Run(loss, token_ce, token_kl, call, items)
+
+
+def _reduce(term: Tensor, batch: Batch, reduction: str, items: int | float | Tensor | None) -> Tensor:
     if reduction == "none":
-        loss, ce, kl = (t.view(batch.shape) for t in (loss, ce, kl))
-    else:
-        loss, ce, kl = loss.sum(), ce.sum(), kl.sum()
-    if reduction == "mean" and items is not None:
-        loss, ce, kl = loss / items, ce / items, kl / items
-    return loss, ce, kl, token_ce.view(batch.shape), token_kl.view(batch.shape)
+        return term.view(batch.shape)
+    total = term.sum() if term.dim() else term
+    return total if items is None else total / items
 
 
 def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:

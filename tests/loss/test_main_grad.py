@@ -11,7 +11,7 @@ from numerics import assert_gradient_close, assert_tokens_close
 from fastdss import dss_loss, weighted_ce
 
 from .cases import KLS, Problem, make_problem, reference_arguments, truth
-from .test_engine import Largest
+from .test_engine import Largest, _count_gemm_rows
 
 PARTS = (slice(0, 7), slice(7, 20), slice(20, 33))  # three micro-batches of unequal size
 
@@ -58,31 +58,47 @@ def test_any_upstream_factor_counts() -> None:
         assert_gradient_close(main_grad, expected.d_head, precision=torch.float64)
 
 
-def test_no_other_tensor_of_the_heads_size_exists() -> None:
+@pytest.mark.parametrize(("reduction", "others", "gemms"), [("mean", 1, 1), ("none", 0, 2)])
+def test_what_it_costs(reduction: str, others: int, gemms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum keeps its gradient until the factor is known; tokens compute the logits again and need no such tensor."""
     p = make_problem(33, 8, 640, torch.float32)
-    main_grad = torch.zeros(640, 8)
+    main_grad, rows = torch.zeros(640, 8), _count_gemm_rows(monkeypatch)
     with Largest(watched=(640, 8)) as seen:
         hidden, head = p.hidden.requires_grad_(), p.lm_head.requires_grad_()
-        weighted_ce(hidden, head, p.labels, chunk_bytes=4 * 8 * 640, main_grad=main_grad).backward()
-    assert seen.made == 0
+        options = {"reduction": reduction, "chunk_bytes": 4 * 8 * 640, "main_grad": main_grad}
+        weighted_ce(hidden, head, p.labels, **options).sum().backward()
+    assert seen.made == others
+    assert sum(rows) == gemms * int((p.labels != -100).sum())
     assert main_grad.any()
+
+
+def test_a_second_backward_adds_once_more() -> None:
+    p = make_problem(9, 8, 20, torch.float64)
+    main_grad = torch.zeros_like(p.lm_head)
+    loss = weighted_ce(p.hidden, p.lm_head.requires_grad_(), p.labels, main_grad=main_grad)
+    loss.backward(retain_graph=True)
+    once = main_grad.clone()
+    loss.backward()
+    assert torch.equal(main_grad, 2 * once)
 
 
 def test_a_forward_without_gradients_leaves_the_buffer_alone() -> None:
     p = make_problem(9, 8, 20, torch.float32)
     main_grad = torch.zeros(20, 8)
-    with torch.no_grad():
-        weighted_ce(p.hidden, p.lm_head, p.labels, main_grad=main_grad)
+    with torch.no_grad(), Largest(watched=(20, 8)) as seen:
+        weighted_ce(p.hidden, p.lm_head.requires_grad_(), p.labels, main_grad=main_grad)
+    assert seen.made == 0  # nor is a gradient computed for nothing
     weighted_ce(p.hidden, p.lm_head.requires_grad_(), p.labels, main_grad=main_grad)
     assert not main_grad.any()
 
 
-def test_compiled_it_adds_the_same() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_it_adds_the_same(reduction: str) -> None:
     p = make_problem(9, 8, 20, torch.float32)
     buffers = [torch.zeros(20, 8), torch.zeros(20, 8)]
 
     def step(hidden: torch.Tensor, head: torch.Tensor, main_grad: torch.Tensor) -> torch.Tensor:
-        return weighted_ce(hidden * 2, head, p.labels, main_grad=main_grad)
+        return weighted_ce(hidden * 2, head, p.labels, main_grad=main_grad, reduction=reduction).sum()
 
     gradients = []
     for function, buffer in zip((step, torch.compile(step, fullgraph=True, backend="aot_eager")), buffers, strict=True):

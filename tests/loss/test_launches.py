@@ -1,0 +1,80 @@
+"""How many kernels one call launches on a GPU: at N = 512 each costs as much as the row pass of a hundred tokens.
+
+The device "meta" takes the code path of a GPU without computing anything, so its operations can be counted here; it
+also shows that this path's 16-bit products, their ``out_dtype=`` and ``out=`` fit together.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdss import _inputs, _ops, chunked, dss_loss, weighted_ce
+from fastdss.losses import LiveRows
+
+N, D, V = 512, 64, 1000
+WITHOUT_KERNEL = {
+    *("view", "_unsafe_view", "t", "transpose", "slice", "select", "expand", "unsqueeze", "squeeze", "detach", "alias"),
+    *("as_strided", "split", "unbind", "new_empty", "empty_like", "empty"),
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that a GPU would run, inside our op as well, which makes both gradients here."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fastdss":
+            with self:
+                return getattr(_ops, func._opname)._init_fn(*args[:-1], [True, True, False])
+        result = func(*args, **(kwargs or {}))
+        same = any(result is a for a in args) and not func._schema.is_mutable  # to() of what is so already
+        self.count += func._opname not in WITHOUT_KERNEL and not same
+        return result
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row_pass(call: Any, objective: Any, shard: Any, logits: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+        return torch.zeros_like(logits[:, 0]), *logits.new_empty(2, logits.shape[0]).unbind()
+
+    monkeypatch.setattr(chunked, "triton_row_pass", row_pass)  # one operation, as one kernel
+    monkeypatch.setattr(_inputs, "choose_impl", lambda impl, device: "triton")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta has none
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+def launches(kl: str, rows: bool, chunk_bytes: int | None = None) -> int:
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    hidden, head = new(N, D, dtype=torch.bfloat16), new(V, D, dtype=torch.bfloat16)
+    labels, star, index = new(N, dtype=torch.int64), new(N), new(400, dtype=torch.int64)
+    options: dict[str, Any] = {"rows": LiveRows(index, 400)} if rows else {"compact": False}
+    options["chunk_bytes"] = chunk_bytes
+    with Launches() as seen:
+        if kl == "none":
+            weighted_ce(hidden, head, labels, star, **options)
+        elif kl == "reverse":
+            dss_loss(hidden, head, labels, star, kl=kl, ref_hidden=hidden, ref_lm_head=head, **options)
+        else:
+            dss_loss(hidden, head, labels, star, kl=kl, ref_logprobs=star, **options)
+    return seen.count
+
+
+@pytest.mark.parametrize(
+    ("kl", "rows", "most"), [("none", False, 36), ("none", True, 49), ("k2", True, 83), ("reverse", True, 86)]
+)
+def test_a_call_launches_no_more_than_it_did(like_a_gpu: None, kl: str, rows: bool, most: int) -> None:
+    """Forward with both gradients; backward adds one kernel for each, which scales and rounds it."""
+    assert launches(kl, rows) <= most
+
+
+def test_a_further_chunk_costs_few(like_a_gpu: None) -> None:
+    one, two = (launches("k2", True, chunk_bytes) for chunk_bytes in (None, 256 * 4 * 1024))
+    assert 0 < two - one <= 28
