@@ -17,6 +17,7 @@ from fastdss.objective import RowStats
 from fastdss.vocab_shard import VocabShard
 
 from .cases import KLS, make_problem, truth
+from .combinations import check, covering_cases
 
 RANKS = 2
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
@@ -117,6 +118,8 @@ def _fsdp2(rank: int) -> None:
 def vocabulary(rank: int, impl: str) -> None:
     _split_vocabulary(rank, impl)
     _masked_slice(rank, impl)
+    for case in covering_cases():
+        check(case, impl=impl, group=dist.group.WORLD, rank=rank, ranks=RANKS)
 
 
 def _both(rank: int, impl: str) -> None:
