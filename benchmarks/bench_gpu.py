@@ -4,14 +4,14 @@
     python benchmarks/bench_gpu.py --plan       # what it would run, and for how long at most; needs no GPU
 
 Each step is a command of this repository with a limit; an overdue one is ended. What a finished step measured is not
-measured again: the same command goes on where it was interrupted or ran out of time, until the commit or the GPU is
-another one. gpu_steps.jsonl says how each step ended. Peers take part where they are installed:
+measured again: the same command goes on where it was interrupted or ran out of time, until the commit, the GPU or a
+version is another one. gpu_steps.jsonl says how each step ended. Peers take part where they are installed:
 pip install --no-deps liger-kernel cut-cross-entropy quack-kernels.
 
 By arithmetic, nothing here having met a GPU yet: one GEMM of the head's first shape (8192 x 4096 x 128256) is 8.6
 TFLOP, 20 ms at 420 TFLOP/s (60 % of an H100's dense bf16); all methods of a case together some 60 of them, 1.2 s a
 round; with 3 rounds, warm-up, memory run and check 7 s, and 10 to 20 s of torch.compile and autotuning. The 7 cases
-whose targets the issue names thus take 2 to 3 minutes, the other 15 as long again; those that do not fit wait.
+that have targets thus take 2 to 3 minutes, the other 15 as long again; those that do not fit wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_loss import environment
+from bench_loss import environment, kept_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -59,13 +59,6 @@ STEPS = (
 )  # fmt: skip
 
 
-def finished(path: Path, facts: dict[str, Any]) -> set[str]:
-    """Names of steps that ended well on this GPU and commit."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    same = [row for row in rows if (row["device"], row["commit"]) == (facts["device"], facts["commit"])]
-    return {row["step"] for row in same if row["ended"] == "well"}
-
-
 def run(step: Step, seconds: float) -> str:
     """How the step ended: "well", "overdue" or "exit N"."""
     try:
@@ -79,7 +72,8 @@ def measure(steps: tuple[Step, ...], minutes: float, out: Path, facts: dict[str,
     """Run what is not finished, in order, while there is time; how each step ended. Its row is written at once."""
     path, end = out / "gpu_steps.jsonl", time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    done, ended = finished(path, facts), {}
+    done = {row["step"] for row in kept_rows(path, facts) if row["ended"] == "well"}
+    ended: dict[str, str] = {}
     for step in steps:
         start = time.monotonic()
         if step.name in done or end - start < 1:

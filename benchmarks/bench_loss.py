@@ -199,7 +199,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def kept_rows(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier run on the same device and commit."""
+    """Rows of earlier runs on the same device and commit."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [row for row in rows if all(row[key] == facts[key] for key in ("device", "commit", "versions"))]
 

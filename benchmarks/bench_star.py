@@ -170,7 +170,8 @@ def bench(args: argparse.Namespace) -> list[dict]:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
-    vllm, rows = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None, []
+    vllm = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None
+    facts, rows = environment(args), []  # the commit that runs, whatever is committed meanwhile
     for words, boundaries in args.case:
         trees = make_trees(words, boundaries, args.responses, model.config.vocab_size)
         todo = ways(model, vllm, trees, max(1, boundaries // args.sampled), args.budget)
@@ -179,7 +180,7 @@ def bench(args: argparse.Namespace) -> list[dict]:
         for way, times in zip(todo, measure(todo, args.device, args.repeats), strict=True):
             row = {"words": words, "boundaries": boundaries, "responses": args.responses, "way": way.name}
             row |= {"tokens": way.tokens, "sampled": way.sampled, "max_error": errors.get(way.name)}
-            rows.append(row | times | environment(args))
+            rows.append(row | times | facts)
         base, plain = (next(r for r in rows[-len(todo) :] if r["way"] == name) for name in (BASE, PLAIN))
         for row in rows[-len(todo) :]:
             row |= {f"speedup{key[:-2]}": base[key] / row[key] for key in ("median_s", "cpu_s")}

@@ -92,7 +92,9 @@ summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
 
 def _is_one(factor: Tensor) -> bool:
     """As far as the host can tell without waiting for a GPU, or being traced."""
-    return type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1
+    if torch.compiler.is_compiling() or type(factor) is not Tensor:
+        return False
+    return factor.device.type == "cpu" and factor.item() == 1
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
@@ -204,25 +206,16 @@ class MainGradSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, main_grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
         ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
-        ctx.needs, ctx.dtypes = needs, [None if t is None else t.dtype for t in args[:3]]
-        total, token_ce, token_kl, *gradients = summed_loss(*args, needs)
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(token_ce, token_kl)
-        ctx.set_materialize_grads(False)
-        return total, token_ce, token_kl
+        output = summed_loss(*args, needs)
+        _save_summed(ctx, (*args, [needs[0], False, needs[2]]), output)
+        return output[:3]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _refuse_double_backward()
-        if grad is None:
-            return (None,) * (5 + len(_NO_GRADIENTS))
-        d_hidden, d_head, d_bias = ctx.saved_tensors
-        ctx.main_grad.addcmul_(d_head, grad)
-        found = [
-            scaled(t, grad, dtype) if need else None
-            for t, need, dtype in zip((d_hidden, d_bias), ctx.needs[::2], ctx.dtypes[::2], strict=True)
-        ]
-        return None, None, found[0], None, found[1], *_NO_GRADIENTS
+        found = _summed_backward(ctx, grad)
+        if grad is not None:
+            ctx.main_grad.addcmul_(ctx.saved_tensors[1], grad)
+        return None, None, *found[:-1]
 
 
 class MainGradLoss(torch.autograd.Function):

@@ -95,8 +95,9 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
 
         try:
             text = Path(config).read_text(encoding="utf-8")
-            values = yaml.safe_load(text)
-            named = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = yaml.SafeLoader(text)
+            named = loader.get_single_node()
+            values = {} if named is None else loader.construct_document(named)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
@@ -104,7 +105,7 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
         values = {} if values is None else values
         if not isinstance(values, dict):
             raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
-        names = [] if named is None else [key.value for key, _ in named.value]
+        names = [key.value for key, _ in named.value] if values else []
         for name in names:
             if names.count(name) > 1:  # YAML would take the last
                 raise ValueError(f"{config}: {name!r} is set {names.count(name)} times")

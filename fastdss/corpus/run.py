@@ -61,8 +61,8 @@ def score_dataset(
 
     engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
     process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data with one
-    GPU each, or half a CPU where there is none, on the cluster that Ray
-    finds (``RAY_ADDRESS``, ``ray://`` too; fastdss and the guard must be there), else on this machine.
+    GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``, ``ray://`` too;
+    fastdss and the guard must be there), else on this machine.
 
     Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
     ``out`` cannot be written (before the guard loads) or the disk is full.

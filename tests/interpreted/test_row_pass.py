@@ -9,7 +9,7 @@ import torch
 from fastdss.kernels.row_pass import launch_row_gradient_bwd, launch_row_pass_fwd
 from hypothesis import given
 from hypothesis import strategies as st
-from loss.cases import KLS, SHAPES, make_problem, run, truth
+from loss.cases import KLS, SHAPES, check_ruled_out_where_the_kl_does_not_count, make_problem, run, truth
 from numerics import assert_gradient_close, assert_tokens_close
 from profiles import examples
 
@@ -64,18 +64,9 @@ def test_upstream_gradients_per_token(kl: str) -> None:
     assert_gradient_close(actual.d_head, expected.d_head, precision=torch.float32)
 
 
-def test_a_reference_may_rule_out_tokens_where_the_kl_does_not_count() -> None:
-    """0 * inf: the torch pass has the same test, in tests/loss."""
-    p = make_problem(17, 24, 67, torch.float64)
-    ref_bias = torch.zeros(67).double()
-    ref_bias[3] = -torch.inf
-    leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
-    reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head, "ref_bias": ref_bias}
-    shaped = dss_loss(*leaves, p.labels, torch.ones(17), kl="reverse", compact=False, impl="triton", **reference)
-    plain = weighted_ce(*leaves, p.labels)
-    assert_tokens_close(shaped.loss.detach(), plain.detach(), precision=torch.float64)
-    for got, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (shaped.loss, plain)), strict=True):
-        assert_gradient_close(got, expected, precision=torch.float64)
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_reference_may_rule_out_tokens_where_the_kl_does_not_count(compact: bool) -> None:
+    check_ruled_out_where_the_kl_does_not_count(impl="triton", compact=compact)
 
 
 def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[torch.Tensor, ...]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from numerics import assert_gradient_close, assert_tokens_close
 from torch import Tensor
 
-from fastdss import dss_loss
+from fastdss import dss_loss, weighted_ce
 from fastdss.losses import DSSLoss
 from fastdss.objective import Objective, RowInputs, oracle_terms
 
@@ -77,6 +78,21 @@ def run(problem: Problem, kl: str, upstream: Tensor | None = None, **options: An
     reference = reference_arguments(problem, kl)
     loss = dss_loss(*leaves[:2], problem.labels, problem.star, bias=leaves[2], kl=kl, **reference, **options)
     return Outcome(loss, *torch.autograd.grad(loss.loss, leaves, upstream))
+
+
+def check_ruled_out_where_the_kl_does_not_count(**options: Any) -> None:
+    """KL(p || q) is infinite in every row; times a weight of 0 it is 0, in the gradients too, not 0 * inf = NaN."""
+    p = make_problem(17, 24, 67, torch.float64)
+    ref_bias = torch.zeros(67).double()
+    ref_bias[3] = -torch.inf
+    leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+    options |= {"kl": "reverse", "ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head, "ref_bias": ref_bias}
+    shaped = dss_loss(*leaves, p.labels, torch.ones(17), **options)
+    plain = weighted_ce(*leaves, p.labels)
+    assert_tokens_close(shaped.loss.detach(), plain.detach(), precision=torch.float64)
+    for got, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (shaped.loss, plain)), strict=True):
+        assert_gradient_close(got, expected, precision=torch.float64)
+    assert dss_loss(*leaves, p.labels, torch.zeros(17), **options).loss.isposinf()
 
 
 def truth(

@@ -237,3 +237,11 @@ def test_rows_without_scores_are_left_out(files, tmp_path, caplog):
     read, rows = read_scored(tmp_path / "scores")
     assert (read, len(rows)) == (9, 8)
     assert "1 of 9 rows have no scores: left out. The first: row 8, message 1: expected text, got int" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n", "{}\n"])
+def test_a_file_that_sets_nothing(tmp_path, text):
+    """Each is an empty mapping to a YAML reader, though not each is a mapping node."""
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert read_settings({"data": "d", "model": "m"}, str(config)) == TrainSettings(data="d", model="m")
