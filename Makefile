@@ -97,7 +97,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_corpus.py
 	$(PY) benchmarks/bench_train.py
 
-# Tests, tunes and measures everything on a GPU in under 10 minutes; goes on where it was interrupted.
+# Tests, tunes and measures on a GPU, ended after 10 minutes; goes on where it was interrupted. Not run on one yet.
 bench-gpu: $(VENV)/.dev
 	$(PY) benchmarks/bench_gpu.py
 
