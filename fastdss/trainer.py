@@ -47,8 +47,13 @@ class ShapedTraining:
             raise ValueError(
                 f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={settings.kl_scale} needs: give it the same"
             )
-        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # dispatching cuts tensors that have no batch dimension
+        loading = self.accelerator.dataloader_config
+        if loading.dispatch_batches:
+            raise ValueError(
+                "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
+                f"leave it unset, got {loading.dispatch_batches!r}"
+            )
+        loading.dispatch_batches = False  # unset means True for data that streams
         self._dss_reference = self._prepared_reference(reference)
         self._dss_sums = {True: None, False: None}
 
@@ -252,7 +257,7 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     columns = getattr(dataset, "column_names", None)
-    if columns is None and dataset is not None and hasattr(dataset, "__getitem__"):
+    if columns is None and hasattr(dataset, "__len__") and len(dataset):  # data that streams may not know its columns
         columns = list(dataset[0])
     tokenizer = trainer.processing_class
     pad = getattr(tokenizer, "pad_token_id", None)
