@@ -2,6 +2,7 @@
 
     python benchmarks/bench_star.py                     # a few minutes on two CPU cores
     python benchmarks/bench_star.py --device cuda --dtype bfloat16 --shape granite-2b --responses 100 --case 150:30
+    python benchmarks/bench_star.py --shape tiny-guard --responses 100 --sampled 3     # real text, the built-in guard
 
 Random weights in a real model's shape and random tokens in a guard's layout (head, prompt and response, tail), so
 nothing is downloaded. Every way must give the same logits before anything is timed. The ways take turns, so that a busy
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +45,14 @@ from star_ways import (
 from torch import Tensor
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from fastdss import Guard, star_scores
 from fastdss.cpu_linear import PackedWeights, eligible_layers
+from fastdss.demo.conversations import training_conversations
 from fastdss.engine import tree_logits
 from fastdss.prefix_tree import PrefixTree, build_tree
 
 HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
+TINY_GUARD = "tiny-guard"
 BASE, PLAIN, VLLM = "one forward per prefix", "plain causal forward", "vLLM, prefix caching"
 
 
@@ -60,6 +64,7 @@ def _config(d: int, ffn: int, layers: int, heads: int, kv: int, **more) -> dict:
 
 
 SHAPES = {
+    TINY_GUARD: lambda n: Guard.tiny().model,
     "tiny": lambda n: LlamaForCausalLM(LlamaConfig(**_config(64, 128, n or 2, 4, 2, vocab_size=512))),
     "smollm2-135m": lambda n: LlamaForCausalLM(LlamaConfig(**_config(576, 1536, n or 30, 9, 3))),
     "granite-2b": lambda n: GraniteForCausalLM(
@@ -81,6 +86,29 @@ def make_trees(words: int, boundaries: int, responses: int, vocabulary: int, see
         cuts = [round(len(text) * (k + 1) / boundaries) for k in range(boundaries)]
         trees.append(build_tree([head + text[:cut] + tail for cut in cuts]))
     return trees
+
+
+def conversation_trees(count: int) -> tuple[list[PrefixTree], int]:
+    """Generated conversations, half of them poisoned, as the built-in guard renders them at M = 5; the mean words."""
+    guard = Guard.tiny()
+    rows = training_conversations(count - count // 2, count // 2, seed=0)
+    batch = {"prompt": [row.prompt for row in rows], "response": [row.response for row in rows]}
+    ends = star_scores(guard, batch, every=5).ends
+    trees = [
+        build_tree(guard.encode_prefixes([{"role": "user", "content": row.prompt}], row.response, cuts))
+        for row, cuts in zip(rows, ends, strict=True)
+    ]
+    return trees, round(sum(len(row.response.split()) for row in rows) / count)
+
+
+def workloads(args: argparse.Namespace, vocabulary: int) -> Iterator[tuple[int, int, list[PrefixTree]]]:
+    """Words and boundaries of a response (the mean where they differ), and the trees."""
+    if args.shape == TINY_GUARD:
+        trees, words = conversation_trees(args.responses)
+        yield words, round(sum(tree.num_prefixes for tree in trees) / len(trees)), trees
+        return
+    for words, boundaries in args.case or [(200, 10), (200, 40), (800, 160)]:
+        yield words, boundaries, make_trees(words, boundaries, args.responses, vocabulary)
 
 
 @dataclass
@@ -172,8 +200,7 @@ def bench(args: argparse.Namespace) -> list[dict]:
     model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
     vllm = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None
     facts, rows = environment(args), []  # the commit that runs, whatever is committed meanwhile
-    for words, boundaries in args.case:
-        trees = make_trees(words, boundaries, args.responses, model.config.vocab_size)
+    for words, boundaries, trees in workloads(args, model.config.vocab_size):
         todo = ways(model, vllm, trees, max(1, boundaries // args.sampled), args.budget)
         todo = [way for way in todo if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]
         errors = check(todo, 1e-5 if args.dtype == "float32" else 2e-2)
@@ -246,7 +273,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> list[dict]:
     args = parser().parse_args(argv)
-    args.case = args.case or [(200, 10), (200, 40), (800, 160)]
+    if args.shape == TINY_GUARD and args.case:
+        raise SystemExit(f"--case is for random tokens; {TINY_GUARD} reads generated conversations")
     args.out = args.out or Path(__file__).parent / "results" / f"star_{args.device}.jsonl"
     rows = bench(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)

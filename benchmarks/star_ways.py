@@ -135,9 +135,10 @@ def make_vllm(model) -> Callable[[list[list[int]]], Tensor] | None:
     chip = {"gpu_memory_utilization": 0.4} if cuda else {"block_size": 32}
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        longest = min(4096, model.config.max_position_embeddings)
         engine = LLM(
             folder, skip_tokenizer_init=True, enable_prefix_caching=True, dtype=str(model.dtype).removeprefix("torch."),
-            logprobs_mode="processed_logprobs", max_model_len=4096, disable_log_stats=True, **chip,
+            logprobs_mode="processed_logprobs", max_model_len=longest, disable_log_stats=True, **chip,
         )  # fmt: skip
     sampling = SamplingParams(
         max_tokens=1, temperature=1.0, logprobs=len(VERDICTS), allowed_token_ids=VERDICTS, detokenize=False

@@ -38,3 +38,13 @@ def test_unequal_scores_are_never_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_star, "tree_logits", lambda *a, **k: real(*a, **k).flip(-1))
     with pytest.raises(SystemExit, match="fastdss: scores differ"):
         bench_star.main([*ARGS, "--out", str(tmp_path / "rows.jsonl"), "--ways", "fastdss"])
+
+
+def test_generated_conversations(tmp_path):
+    arguments = ["--shape", "tiny-guard", "--responses", "5", "--repeats", "1", "--sampled", "2", "--device", "cpu"]
+    rows = bench_star.main([*arguments, "--out", str(tmp_path / "rows.jsonl"), "--ways", "fastdss"])
+    ours = next(row for row in rows if row["way"] == "fastdss")
+    assert ours["max_error"] <= 1e-5
+    assert ours["words"] > ours["boundaries"] * 4  # a boundary after every fifth word
+    with pytest.raises(SystemExit, match="--case"):
+        bench_star.main([*arguments, "--case", "20:4"])
