@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import AddedToken
 
 Message = dict[str, Any]
@@ -211,17 +212,47 @@ class ChatEncoder:
 
 def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and character spans of ``text`` as it is, without further special tokens."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
+    _check_fast(tokenizer)
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return list(out["input_ids"]), [tuple(span) for span in out["offset_mapping"]]
 
 
+def text_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Character spans of the tokens of ``text``, to which added tokens are text like any other."""
+    return list(_encode_text(tokenizer, text).offsets)
+
+
 def settled_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Character spans of the tokens of ``text`` that further text leaves as they are: all but its last pre-token's."""
-    _, spans = token_offsets(tokenizer, text)
-    words = tokenizer(text, add_special_tokens=False, verbose=False).word_ids()
-    return [span for span, word in zip(spans, words, strict=True) if word != words[-1]]
+    """Those of ``text_spans`` that further text leaves as they are: of the pre-tokens that white space or two others
+    follow. (One is too few: with ``it'`` some split the ``'`` off, and with ``it's`` nothing.)"""
+    encoding = _encode_text(tokenizer, text)
+    starts: dict[int | None, int] = {}
+    ends: dict[int | None, int] = {}
+    for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+        starts.setdefault(word, start)
+        ends[word] = end
+    before, limit = [0, 0, *starts.values()][-2:]
+    if not any(map(str.isspace, text[max(limit - 1, 0) : limit + 1])):
+        limit = before
+    limit = len(text[:limit].rstrip())
+    return [span for word, span in zip(encoding.word_ids, encoding.offsets, strict=True) if ends[word] <= limit]
+
+
+def _encode_text(tokenizer: Any, text: str) -> Any:
+    """As ``tokenizer`` would without its added tokens: the same model behind the same pre-tokenizer."""
+    _check_fast(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    plain = Tokenizer(backend.model)
+    if backend.normalizer is not None:
+        plain.normalizer = backend.normalizer
+    if backend.pre_tokenizer is not None:
+        plain.pre_tokenizer = backend.pre_tokenizer
+    return plain.encode(text, add_special_tokens=False)
+
+
+def _check_fast(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
 
 
 def check_conversation(row: int, conversation: Any) -> Conversation:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .align import Scored, TokenWeights, align
 from .attention import attend_in_order
 from .boundaries import UNITS, find_ends, tidy_ends
-from .chat import Conversation, check_conversation, token_offsets
+from .chat import Conversation, check_conversation, text_spans
 from .cpu_linear import BACKENDS
 from .engine import Report, check_supported, reference_logits, tree_logits
 from .guard import Guard, GuardSpec
@@ -147,9 +147,9 @@ def star_scores(
     is judged; with ``turns="all"``, every assistant's turn as a row of its own.
 
     Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
-    the first guard's, or ``unit_tokenizer``'s. ``ends`` gives the character ends instead. ``max_tokens`` caps the
-    rendering: longer prefixes are left out and the row is flagged; without it a rendering beyond the guard's context
-    is an error. ``sharpen`` divides the logits (a temperature); ``"paper"`` mimics the released code's sampling
+    the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
+    character ends instead. ``max_tokens`` caps the rendering: longer prefixes are left out and the row is flagged;
+    without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature); ``"paper"`` mimics the released code's sampling
     settings.
 
     impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"triton"`` does so with one attention
@@ -260,7 +260,7 @@ def _cuts(
 ) -> list[list[int]]:
     if ends is None:
         return [
-            find_ends(text, every=every, unit=unit, spans=lambda text: token_offsets(tokenizer, text)[1])
+            find_ends(text, every=every, unit=unit, spans=lambda text: text_spans(tokenizer, text))
             for text in responses
         ]
     if len(ends) != len(responses):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, KVStore, using_prefix_attention
 from .boundaries import UNITS, find_ends, find_settled_ends
-from .chat import Message, check_conversation, settled_spans, token_offsets
+from .chat import Message, check_conversation, settled_spans, text_spans
 from .engine import Runner, check_supported
 from .packing import Segment
 from .prefix_tree import shared_length
@@ -74,7 +74,7 @@ class StarStream:
         """The scores of the boundaries that only the end settles, the whole text's among them."""
         self.closed = True
         ends = find_ends(
-            self.text, every=self.every, unit=self.unit, spans=lambda text: token_offsets(self.unit_tokenizer, text)[1]
+            self.text, every=self.every, unit=self.unit, spans=lambda text: text_spans(self.unit_tokenizer, text)
         )
         return self._advance(ends)
 
