@@ -149,8 +149,8 @@ def star_scores(
     Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
     the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
     character ends instead. ``max_tokens`` caps the rendering: longer prefixes are left out and the row is flagged;
-    without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature); ``"paper"`` mimics the released code's sampling
-    settings.
+    without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature);
+    ``"paper"`` mimics the released code's sampling settings.
 
     impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"triton"`` does so with one attention
     kernel per layer and micro-batch, ``"reference"`` runs one forward per prefix. ``budget``: tokens per forward pass.
