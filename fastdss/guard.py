@@ -87,8 +87,8 @@ class Guard:
     """A causal LM of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
     Raises ``ValueError`` when a verdict word is missing, is no single token, or is no word of the model's vocabulary,
-    and (with ``check=True``, one short forward) when scoring through the prefix tree does not reproduce the model's
-    own logits.
+    and (with ``check=True``, one short forward) when the model's own verdict logits are not finite, or scoring through
+    the prefix tree does not reproduce them.
 
     From call to call a guard keeps the keys and values of its template's head, and on a CPU where oneDNN is faster a
     prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
@@ -296,10 +296,15 @@ class Guard:
         budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
         ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         own = reference_logits(self.model, self.token_ids, renderings)
+        if not bool(torch.isfinite(own).all()):
+            raise ValueError(
+                f"{self.spec.name}: the model's own verdict logits are not finite, so it could score nothing: its "
+                f"weights are damaged, or {self.model.dtype} is too narrow for them"
+            )
         error = (ours - own).abs().max().item()
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())
-        if not error <= limit and bool(torch.isfinite(own).all()):
+        if not error <= limit:
             raise ValueError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
 

@@ -167,6 +167,21 @@ def test_nan_logits_fail_the_row_and_never_say_safe():
     assert max(weights[0]["token_weights"]) > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_guard_that_could_score_nothing_is_refused(bad, dtype):
+    """A damaged weight: every row would fail, after hours of loading and of the rows before the first look."""
+    tokenizer = make_tokenizer()
+    model = make_model("llama", len(tokenizer), dtype)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = bad
+    with pytest.raises(
+        ValueError, match=r"test-guard: the model's own verdict logits are not finite.*torch\.\w+ is too"
+    ):
+        Guard(model, tokenizer, make_spec())
+    Guard(model, tokenizer, make_spec(), check=False)  # at one's own risk, and its rows fail
+
+
 def test_utf8_characters_split_by_tokens_stay_whole(guard):
     """One emoji is four byte tokens here: a boundary after each token must not cut it."""
     text = "🙂🙃 naïve 日本"
