@@ -251,6 +251,11 @@ def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask:
         return DSSOutput(logits=call_head(model, lambda hidden, head: (head.logits(hidden),), hidden)[0])
     if ask == "logprobs":
         return DSSOutput(logprobs=call_head(model, _logprobs(settings, labels, given.rows), hidden)[0])
+    if settings.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
+        raise ValueError(
+            "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
+            "in DSSTrainer a column ref_logprobs or reference="
+        )
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
         raise ValueError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
     loss, ce, kl, logprobs = call_head(model, _loss(settings, labels, given, num_items), hidden)

@@ -163,6 +163,11 @@ class ShapedTraining:
         known = self._dss_sums[training]
         self._dss_sums[training] = sums if known is None else known + sums
 
+    def get_train_dataloader(self: Any) -> Any:
+        """Trainer's own; asked for once a run, so sums of an earlier one, or of an attempt out of memory, end here."""
+        self._dss_sums[True] = None
+        return super().get_train_dataloader()  # type: ignore[misc]
+
     def _take_metrics(self: Any, training: bool) -> dict[str, float]:
         """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen.
 
@@ -256,6 +261,7 @@ def enabled_settings(model: Any, kl: KL, kl_scale: float, reference: Any) -> DSS
 def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+    dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
     columns = getattr(dataset, "column_names", None)
     if columns is None and hasattr(dataset, "__len__") and len(dataset):  # data that streams may not know its columns
         columns = list(dataset[0])

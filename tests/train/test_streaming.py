@@ -5,7 +5,9 @@ import torch
 from test_trainer import arguments, assert_same_weights, by_hand, rows
 from tiny_models import tiny_model
 
-datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
+pytest.importorskip("datasets", reason="needs the [train] extra")
+
+import datasets
 
 from fastdss.collator import pack
 from fastdss.trainer import DSSTrainer
@@ -49,5 +51,5 @@ def test_a_packed_stream_says_what_it_needs(tmp_path):
 
 def test_dispatched_batches_are_refused(tmp_path):
     args = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
-    with pytest.raises(ValueError, match="dispatch_batches cuts tensors .* got True"):
+    with pytest.raises(ValueError, match=r"dispatch_batches cuts tensors .* got True"):
         DSSTrainer(model=tiny_model(), args=args, train_dataset=rows())

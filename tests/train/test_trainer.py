@@ -125,6 +125,38 @@ def test_logs_are_means_over_labels(tmp_path):
         assert entry["ce"] == pytest.approx(plain_loss(logits, batch, kl_scale=0.0).item(), abs=1e-6)
 
 
+def test_logs_of_a_run_know_nothing_of_an_earlier_one(tmp_path):
+    """A last step without a log of its own, or an attempt that ran out of memory, went into the next run's first."""
+    trainer = InOrder(
+        model=tiny_model(),
+        args=arguments(tmp_path, learning_rate=0.0, max_steps=3, logging_steps=2, per_device_train_batch_size=2),
+        train_dataset=rows(),
+    )
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append(trainer.state.log_history[0])
+    for key in ("ce", "kl", "token_weight", "share_below_half"):
+        assert found[1][key] == found[0][key], key
+
+
+def test_several_evaluation_sets(tmp_path):
+    trainer = DSSTrainer(
+        model=tiny_model(), args=arguments(tmp_path), eval_dataset={"packed": list(pack(rows(), 20)), "more": rows(6)}
+    )
+    assert trainer.data_collator.padding_free
+    metrics = trainer.evaluate()
+    alone = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), eval_dataset=rows())
+    assert metrics["eval_packed_ce"] == pytest.approx(alone.evaluate()["eval_ce"], abs=1e-6)
+    assert "eval_more_kl" in metrics
+
+
+def test_weights_without_a_reference(tmp_path):
+    trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=rows(columns=COLUMNS[:3]))
+    with pytest.raises(ValueError, match=r"token_weights need a reference: .* a column ref_logprobs or reference="):
+        trainer.train()
+
+
 def test_evaluation(tmp_path):
     data = rows(6)
     trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), eval_dataset=data)
