@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attended, PrefixPlan
+
+_whole: WeakSet[nn.Module] = WeakSet()  # of which the log has said so
 
 
 def find_last_layer(body: nn.Module, count: int) -> nn.Module | None:
@@ -32,8 +35,14 @@ def find_last_layer(body: nn.Module, count: int) -> nn.Module | None:
             swapped = "forward" in vars(layer) or layer._compiled_call_impl is not None
             if not (swapped or layer._forward_hooks or layer._forward_pre_hooks):
                 return layer
-    logging.getLogger(__name__).info("%s: the last layer is computed for all tokens", type(body).__name__)
+    _say_whole(body)
     return None
+
+
+def _say_whole(module: nn.Module) -> None:
+    if module not in _whole:
+        _whole.add(module)
+        logging.getLogger(__name__).info("%s: the last layer is computed for all tokens", type(module).__name__)
 
 
 def _attends_as(layer: nn.Module, index: int) -> bool:
@@ -44,21 +53,24 @@ def _attends_as(layer: nn.Module, index: int) -> bool:
 def at_rows(layer: nn.Module | None, plan: PrefixPlan, rows: list[int], tokens: int) -> Iterator[None]:
     """Let ``layer`` finish only ``rows`` of its ``tokens`` for a while; the others come out as zeros.
 
-    Where a tensor that it is given has not the shape ``[1, tokens, …]``, it finishes all.
+    Where a tensor that it is given has not the shape ``[1, tokens, …]``, it finishes all, and the log says so.
     """
     if layer is None or len(rows) == tokens:
         yield
         return
-    layer.forward = partial(_forward, layer.forward, plan, torch.tensor(rows, dtype=torch.long), tokens)
+    layer.forward = partial(_forward, layer, layer.forward, plan, torch.tensor(rows, dtype=torch.long), tokens)
     try:
         yield
     finally:
         del layer.forward
 
 
-def _forward(whole: Callable, plan: PrefixPlan, rows: Tensor, tokens: int, *args: Any, **kwargs: Any) -> Any:
+def _forward(
+    layer: nn.Module, whole: Callable, plan: PrefixPlan, rows: Tensor, tokens: int, *args: Any, **kwargs: Any
+) -> Any:
     given = *args, *kwargs.values()
     if not any(value is plan for value in given) or not all(_has_rows(value, tokens) for value in given):
+        _say_whole(layer)
         return whole(*args, **kwargs)
     plan.rows = rows
     with suppress(Attended):

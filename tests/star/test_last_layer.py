@@ -58,6 +58,20 @@ def test_a_last_layer_with_hooks_runs_whole_and_the_log_says_so(caplog):
     assert max((a - b).abs().max().item() for a, b in zip(scores, expected, strict=True)) <= 1e-6
 
 
+def test_a_last_layer_given_what_has_no_known_rows_runs_whole_and_the_log_says_so_once(caplog, monkeypatch):
+    """A list of tensors may hold anything: rows of it are not to be guessed."""
+    expected = star_scores(make_guard("llama"), BATCH, every=3).scores
+    guard = make_guard("llama", check=False)
+    rotary = guard.model.model.rotary_emb
+    monkeypatch.setattr(rotary, "forward", lambda *args, whole=rotary.forward, **names: list(whole(*args, **names)))
+    with caplog.at_level(logging.INFO, logger="fastdss.last_layer"):
+        (*others, last), scores = rows_of_mlps(guard)
+        star_scores(guard, BATCH, every=3)
+    assert last == others[0]
+    assert caplog.text.count("LlamaDecoderLayer: the last layer is computed for all tokens") == 1
+    assert max((a - b).abs().max().item() for a, b in zip(scores, expected, strict=True)) <= 1e-6
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_bigcode"])
 def test_a_backbone_that_gives_its_result_the_shape_of_its_input(kind):
     """It has one row for every token, finished or not."""
