@@ -36,7 +36,7 @@ test: lint
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
 	$(PYTEST) tests/compiled
 
-# Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers that is supported.
+# Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers and triton that are supported.
 test-slow: $(VENV)/.dev
 	$(PIP) -e ".[scale]"
 	$(PY) -m pytest -q -m slow tests benchmarks
@@ -47,9 +47,10 @@ mutation: $(VENV)/.dev
 oldest:
 	$(PYTHON) -m venv .oldest
 	.oldest/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.7.1
+	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.6.0
 	.oldest/bin/python -c "import torch, transformers as t; print('torch', torch.__version__, 'transformers', t.__version__)"
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/test_causal_lm.py
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/compiled
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .

@@ -49,7 +49,7 @@ def add_score(commands: Any) -> None:
     add("--max-bytes", type=int, default=8 << 20, help="longest row; longer ones fail")
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress bars")
     add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_score)
 
@@ -74,10 +74,14 @@ def add_merge(commands: Any) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     _need("pyarrow")
+    from transformers.utils import logging
+
     from .rows import Columns
     from .run import score_dataset
     from .scorer import StarScorer
 
+    if args.quiet:
+        logging.disable_progress_bar()  # the one of loading a guard
     scorer = StarScorer(
         args.guard,
         combine=args.combine,

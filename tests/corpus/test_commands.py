@@ -51,6 +51,7 @@ def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, ca
     assert running.returncode == (130 if end == signal.SIGINT else -end)
     assert not load_manifest(out)["finished"]
     assert "Traceback" not in errors
+    assert "it/s" not in errors  # --quiet holds for the loading of the guard too
     assert main(score(source, out)) == 0
     assert content_of(out) == expected
 
