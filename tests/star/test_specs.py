@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -119,6 +121,21 @@ def test_scores_equal_one_forward_per_prefix(guard):
     for a, b in zip(tree.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
     assert torch.cat(tree.scores).std() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bit_scores_err_as_one_forward_per_prefix_does(guard, dtype):
+    """Truth is fp32 on the same rounded weights. Both ways round; the tree and the stream may at most twice as far."""
+    half = Guard(copy.deepcopy(guard.model).to(dtype), guard.tokenizer, guard.spec)
+    wide = Guard(copy.deepcopy(half.model).float(), guard.tokenizer, guard.spec, check=False)
+    truth, naive = (star_scores(g, BATCH, every=3, impl="reference").scores for g in (wide, half))
+    tree = star_scores(half, BATCH, every=3).scores
+    allowed = 2 * max((a - b).abs().max() for a, b in zip(naive, truth, strict=True))
+    assert 0 < allowed < 0.1
+    assert all((a - b).abs().max() <= allowed for a, b in zip(tree, truth, strict=True))
+    stream = half.stream(BATCH["prompt"][1], every=3)
+    streamed = [score for word in BATCH["response"][1].split(" ") for score in stream.append(word + " ")]
+    assert (torch.tensor(streamed + stream.close()) - truth[1]).abs().max() <= allowed
 
 
 def test_the_rendering_ends_with_the_answer_prefix_and_holds_the_last_exchange(guard):
