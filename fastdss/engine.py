@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from .prefix_tree import PrefixTree, shared_length
 Report = Callable[[int], None]  # told how many scores are new
 Saved = dict[int, tuple[Tensor, Tensor]]
 SMALLEST_BUDGET = 16
+_OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Runner:
@@ -125,8 +127,9 @@ def tree_logits(
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
 
     ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
-    a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved and the group starts
-    again. ``packed`` and ``kept`` carry prepacked weights and the head's keys and values from call to call.
+    a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved, for what is left of the
+    call, and the group starts again; when one response alone finds no room, the error goes on. ``packed`` and ``kept``
+    carry prepacked weights and the head's keys and values from call to call.
     """
     runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
@@ -154,11 +157,13 @@ def tree_logits(
                     done += len(scores)
                     report(len(scores))
             except RuntimeError as error:
-                if not _out_of_memory(error) or budget <= SMALLEST_BUDGET:
+                smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
+                if smallest or not _out_of_memory(error):
                     raise
                 report(-done)
-                budget //= 2
-                groups[:1] = groups[0].halves()
+                budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
+                store_tokens = groups[0].capacity // 2
+                groups = [part for group in groups for part in group.split(store_tokens)]
             else:
                 groups.pop(0)
     return logits
@@ -180,7 +185,7 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def reference_logits(

@@ -10,7 +10,6 @@ slot.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -60,10 +59,20 @@ class Group:
         """Positions of the store: every trunk has its slot."""
         return sum(len(tree.trunk) for tree in self.trees)
 
-    def halves(self) -> list[Group]:
-        """The group as two smaller ones (or itself, when it holds one tree)."""
-        cuts = sorted({0, len(self.trees) // 2, len(self.trees)})
-        return [Group(self.trees[a:b], self.prompts[a:b], self.first_score[a:b]) for a, b in itertools.pairwise(cuts)]
+    def split(self, store_tokens: int) -> list[Group]:
+        """Groups of at most ``store_tokens`` trunk tokens (one tree at least), in order."""
+        groups: list[Group] = []
+        room = 0
+        for tree, prompt, first in zip(self.trees, self.prompts, self.first_score, strict=True):
+            need = len(tree.trunk)
+            if not groups or need > room:
+                groups.append(Group([], [], []))
+                room = store_tokens
+            groups[-1].trees.append(tree)
+            groups[-1].prompts.append(prompt)
+            groups[-1].first_score.append(first)
+            room -= need
+        return groups
 
 
 def shared_head(trees: Sequence[PrefixTree]) -> list[int]:
@@ -76,18 +85,9 @@ def shared_head(trees: Sequence[PrefixTree]) -> list[int]:
 def make_groups(trees: Sequence[PrefixTree], prompts: Sequence[int], store_tokens: int) -> list[Group]:
     """Trees in groups of at most ``store_tokens`` trunk tokens (one tree at least), equal prompts side by side."""
     first_score = [0, *accumulate(tree.num_prefixes for tree in trees)]
-    groups: list[Group] = []
-    room = 0
-    for i in sorted(range(len(trees)), key=lambda i: (prompts[i], i)):
-        need = len(trees[i].trunk)
-        if not groups or need > room:
-            groups.append(Group([], [], []))
-            room = store_tokens
-        groups[-1].trees.append(trees[i])
-        groups[-1].prompts.append(prompts[i])
-        groups[-1].first_score.append(first_score[i])
-        room -= need
-    return groups
+    order = sorted(range(len(trees)), key=lambda i: (prompts[i], i))
+    whole = Group([trees[i] for i in order], [prompts[i] for i in order], [first_score[i] for i in order])
+    return whole.split(store_tokens)
 
 
 def schedule(group: Group, head: int) -> Iterator[Segment]:

@@ -129,6 +129,69 @@ def test_out_of_memory_halves_the_budget_and_keeps_the_scores(monkeypatch):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 
 
+MANY = {  # prompts apart and alike, lengths from one to four sentences
+    "prompt": ["Hello there."] * 8 + [f"Number {i}?" for i in range(16)],
+    "response": ["You can call her. Mail anna, or not at all. " * (1 + i % 4) for i in range(24)],
+}
+NO_ROOM = [
+    torch.OutOfMemoryError("a small device"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 8"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+def scores_while(monkeypatch, error: Exception, fails, **options) -> tuple[list[torch.Tensor], list[int]]:
+    """Scores of ``MANY`` where forward number n of that size and store raises if ``fails``, and all sizes."""
+    guard, run, sizes = make_guard(check=False), fastdss.engine.Runner.run, []
+
+    def tight(self, segments, store):
+        sizes.append(sum(len(segment.ids) for segment in segments))
+        if fails(len(sizes), sizes[-1], store.capacity):
+            raise error
+        return run(self, segments, store)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fastdss.engine.Runner, "run", tight)
+        return star_scores(guard, MANY, every=4, **options).scores, sizes
+
+
+def same(scores: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(scores, expected, strict=True))
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: str(error)[-20:])
+def test_out_of_memory_is_known_by_its_many_names(monkeypatch, error):
+    _, sizes = scores_while(monkeypatch, error, lambda n, size, store: n == 3)
+    assert max(sizes[3:]) <= 400 < max(sizes), "half of what a CPU begins with"
+    with pytest.raises(RuntimeError, match="another"):
+        scores_while(monkeypatch, RuntimeError("another"), lambda n, size, store: n == 3)
+
+
+def test_memory_may_run_out_anywhere(monkeypatch):
+    """In the head, in the midst of trunks and of branches, at the end, again and again: same scores, same order."""
+    expected, sizes = scores_while(monkeypatch, NO_ROOM[0], lambda n, size, store: False, budget=300)
+    for places in ((1,), (2,), (3, 9), (len(sizes),), (1, 2, 3)):
+        scores, _ = scores_while(monkeypatch, NO_ROOM[0], lambda n, size, store, at=places: n in at, budget=300)
+        assert same(scores, expected)
+
+
+def test_a_store_that_finds_no_room_shrinks_once_for_all_groups(monkeypatch):
+    """It used to cost every group its own failures, each half of the budget, until no budget was left."""
+    expected, _ = scores_while(monkeypatch, NO_ROOM[0], lambda n, size, store: False)
+    scores, sizes = scores_while(monkeypatch, NO_ROOM[0], lambda n, size, store: store > 250, budget=400)
+    assert same(scores, expected)
+    assert max(sizes[-10:]) > 20
+
+
+def test_a_response_that_finds_no_room_alone_is_the_devices_error(monkeypatch):
+    seen = []
+    with pytest.raises(torch.OutOfMemoryError, match="a small device"):
+        scores_while(monkeypatch, NO_ROOM[0], lambda n, size, store: seen.append(store) or store > 110, budget=400)
+    assert len(seen) < 100, "it gives up soon"
+
+
 def test_out_of_memory_at_the_smallest_budget_is_an_error(monkeypatch):
     guard = make_guard()
 
