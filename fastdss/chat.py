@@ -24,6 +24,8 @@ Conversation = list[Message]
 MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
 _ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte-fallback pieces: ordinary text may need them
+# A tokenizer may be set to split special tokens: it would split the template's, and leave our mark in the text.
+_AS_WRITTEN = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
 
 
@@ -156,7 +158,7 @@ class ChatEncoder:
     def tokenize(self, texts: list[str], mark: str | None = None) -> list[list[int]]:
         """Token ids of texts as they are, without further special tokens; ``mark`` breaks tokens and yields none."""
         tokenizer, dropped = self._with_mark(mark)
-        rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        rows = tokenizer(texts, return_attention_mask=False, **_AS_WRITTEN)["input_ids"]
         return rows if mark is None else [[index for index in row if index != dropped] for row in rows]
 
     def _with_mark(self, mark: str | None) -> tuple[Any, int | None]:
@@ -213,7 +215,7 @@ class ChatEncoder:
 def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and character spans of ``text`` as it is, without further special tokens."""
     _check_fast(tokenizer)
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    out = tokenizer(text, return_offsets_mapping=True, **_AS_WRITTEN)
     return list(out["input_ids"]), [tuple(span) for span in out["offset_mapping"]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -137,17 +139,34 @@ def test_options_are_checked(guard, options):
         star_scores(guard, one("Hi there"), **options)
 
 
-def test_padding_side_and_pad_token_do_not_matter(guard):
-    expected = star_scores(guard, BATCH)
-    tokenizer = make_tokenizer()
-    before = tokenizer.padding_side, tokenizer.pad_token
-    try:
-        for side, pad in (("left", "<pad>"), ("right", None)):
-            tokenizer.padding_side, tokenizer.pad_token = side, pad
-            scores = star_scores(guard, BATCH)
-            assert all(torch.equal(a, b) for a, b in zip(scores.scores, expected.scores, strict=True))
-    finally:
-        tokenizer.padding_side, tokenizer.pad_token = before
+def padded_and_cut(tokenizer):
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    tokenizer.model_max_length = 20
+    tokenizer.backend_tokenizer.enable_padding(length=500)
+    tokenizer.backend_tokenizer.enable_truncation(30)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokenizer: setattr(tokenizer, "pad_token", None),
+        lambda tokenizer: setattr(tokenizer, "pad_token", tokenizer.eos_token),
+        lambda tokenizer: setattr(tokenizer, "split_special_tokens", True),  # a defence: the template's must stay whole
+        padded_and_cut,
+    ],
+    ids=["no pad token", "pad is eos", "split special", "sides"],
+)
+@pytest.mark.parametrize("kind", ["llama3", "metaspace"])
+def test_padding_side_and_pad_token_do_not_matter(change, kind):
+    batch = {name: [*texts, "<|end|> and <pad>"] for name, texts in BATCH.items()}
+    guard, set_so = make_guard(kind=kind), copy.deepcopy(make_tokenizer(kind))
+    change(set_so)
+    other = Guard(guard.model, set_so, make_spec())
+    for unit in ("word", "token"):
+        expected, scores = star_scores(guard, batch, unit=unit), star_scores(other, batch, unit=unit)
+        assert scores.ends == expected.ends
+        assert all(torch.equal(a, b) for a, b in zip(scores.scores, expected.scores, strict=True))
+    assert list(scores.token_weights(set_so)) == list(expected.token_weights(guard.tokenizer))
 
 
 def test_nan_logits_fail_the_row_and_never_say_safe():
