@@ -32,6 +32,11 @@ class Runner:
         self.body = backbone(model)
         self.head = lm_head(model)
         self.device = next(self.body.parameters()).device
+        if self.device.type == "meta" or self.head.weight.is_meta:
+            raise ValueError(
+                f"{type(model).__name__}: its embedding or its head is offloaded, but both must lie on a device: pass "
+                "a device_map that keeps them there, or a smaller dtype"
+            )
         self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
         self.config = model.config.get_text_config(decoder=True)
         self.last_layer = find_last_layer(self.body, self.config.num_hidden_layers)
