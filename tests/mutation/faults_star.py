@@ -63,7 +63,7 @@ MASKS_AND_PACKING = [
           f"{EXACT} -k halves_the_budget"),
     Fault("packing", PACKING, "min(tree.first_verdict, len(tree.trunk) - 1)", "len(tree.trunk) - 1",
           "tests/hardening/test_trees.py -k inside_another"),
-    Fault("packing", PACKING, "groups[-1].first_score.append(first_score[i])",
+    Fault("packing", PACKING, "groups[-1].first_score.append(first)",
           "groups[-1].first_score.append(sum(t.num_prefixes for t in groups[-1].trees[:-1]))", GROUPS),
     Fault("packing", RUNS, "after[after == before] = -1", "after[:] = -1", f"{PLANS} -k 'micro_batches or any_order'"),
     Fault("packing", RUNS, "if any(seen.get(base, 0) > run.start for base in run.bases):", "if False:",
