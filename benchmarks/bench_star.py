@@ -197,7 +197,8 @@ def bench(args: argparse.Namespace) -> list[dict]:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
+    with torch.device(args.device):  # billions of random weights take minutes on a CPU
+        model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
     vllm = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None
     facts, rows = environment(args), []  # the commit that runs, whatever is committed meanwhile
     for words, boundaries, trees in workloads(args, model.config.vocab_size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -263,8 +263,8 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
     columns = getattr(dataset, "column_names", None)
-    if columns is None and hasattr(dataset, "__len__") and len(dataset):  # data that streams may not know its columns
-        columns = list(dataset[0])
+    if columns is None and isinstance(dataset, Sized) and len(dataset):  # data that streams may not know its columns
+        columns = list(dataset[0])  # type: ignore[index]
     tokenizer = trainer.processing_class
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
