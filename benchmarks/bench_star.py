@@ -49,6 +49,7 @@ from fastdss import Guard, star_scores
 from fastdss.cpu_linear import PackedWeights, eligible_layers
 from fastdss.demo.conversations import training_conversations
 from fastdss.engine import tree_logits
+from fastdss.packed_attention import attend_packed
 from fastdss.prefix_tree import PrefixTree, build_tree
 
 HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
@@ -130,7 +131,8 @@ def ways(model, vllm: Callable | None, trees: list[PrefixTree], sample: int, bud
 
     def fast(gemm: str) -> Callable[[], Tensor]:
         prompts = list(range(len(trees)))
-        return lambda: tree_logits(model, VERDICTS, trees, prompts, budget=budget, gemm=gemm, packed=packed)
+        options = {"budget": budget, "gemm": gemm, "attend": attend_packed, "packed": packed}
+        return lambda: tree_logits(model, VERDICTS, trees, prompts, **options)
 
     return [
         Way(BASE, lambda: by_prefix(model, some), naive, scale, sample),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdss import dss_loss, weighted_ce
+from fastdss import dss_loss, live_rows, weighted_ce
+from fastdss.losses import LiveRows
 
 KL_SCALE = 0.5
 
@@ -25,6 +26,7 @@ class Case:
     live: float = 0.5  # share of rows whose label counts
     loss: str = "ce"  # "ce", "k2" (with ref_logprobs) or "reverse" (with reference hidden states)
     frozen: bool = False  # the head
+    spread: float = 3.0  # standard deviation of the logits
 
 
 CPU_GRID = [
@@ -51,6 +53,7 @@ GPU_GRID = [
       for loss in ("ce", "k2", "reverse") for frozen in (False, True) for live in (1.0, 0.5)),
     *(Case(8192, *head, "bfloat16", 1.0, "ce") for head in _HEADS[1:]),
     *(Case(n, *_HEADS[0], "bfloat16", 1.0, "ce") for n in (512, 4096, 16384, 32768)),
+    Case(8192, *_HEADS[0], "bfloat16", 1.0, "ce", spread=1.0),
 ]  # fmt: skip
 
 
@@ -64,6 +67,7 @@ class Inputs:
     ref_hidden: Tensor  # [N, D]
     ref_head: Tensor  # [V, D]
     ref_logprobs: Tensor  # [N]
+    rows: LiveRows  # as a collator finds them on the host
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -76,11 +80,16 @@ class Inputs:
             part = (t[:rows] if cut else t).detach().clone()
             return part.to(dtype) if t.is_floating_point() else part
 
-        cut = [taken(t, t.shape[0] == self.case.n) for t in list(vars(self).values())[1:]]
-        made = Inputs(self.case, *cut)
+        cut = [taken(t, t.shape[0] == self.case.n) for t in vars(self).values() if isinstance(t, Tensor)]
+        made = Inputs(self.case, *cut, rows=rows_of(self.case, cut[2], cut[3]))
         made.hidden.requires_grad_()
         made.head.requires_grad_(not self.case.frozen)
         return made
+
+
+def rows_of(case: Case, labels: Tensor, star: Tensor) -> LiveRows:
+    kl_scale = 0.0 if case.loss == "ce" else KL_SCALE
+    return live_rows(labels.cpu(), star.cpu(), kl_scale=kl_scale).to(labels.device)
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
@@ -90,9 +99,9 @@ def make_inputs(case: Case, device: str) -> Inputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device=device)
 
-    head = normal(case.v, case.d).mul_(3 / case.d**0.5)
+    head = normal(case.v, case.d).mul_(case.spread / case.d**0.5)
     labels = torch.randint(0, case.v, (case.n,), generator=g, device=device)
-    hidden = normal(case.n, case.d) + 12 / 9 * head[labels]
+    hidden = normal(case.n, case.d) + 12 / case.spread**2 * head[labels]
     labels[torch.randperm(case.n, generator=g, device=device)[: round(case.n * (1 - case.live))]] = -100
     ref_hidden = hidden + 0.1 * normal(case.n, case.d)
     tensors = [t.to(dtype) for t in (hidden, head)]
@@ -100,20 +109,29 @@ def make_inputs(case: Case, device: str) -> Inputs:
     tensors[1].requires_grad_(not case.frozen)
     star = torch.rand(case.n, generator=g, device=device)
     ref = -torch.rand(case.n, generator=g, device=device) * 6
-    return Inputs(case, *tensors, labels, star, ref_hidden.to(dtype), tensors[1].detach(), ref)
+    return Inputs(
+        case, *tensors, labels, star, ref_hidden.to(dtype), tensors[1].detach(), ref, rows_of(case, labels, star)
+    )
 
 
 class Unavailable(Exception):
     """Why a method cannot run this case."""
 
 
-def fastdss_loss(x: Inputs) -> Tensor:
+def fastdss_loss(x: Inputs, counted: bool = True) -> Tensor:
+    rows = x.rows if counted else None
     if x.case.loss == "ce":
-        return weighted_ce(x.hidden, x.head, x.labels, x.star)
+        return weighted_ce(x.hidden, x.head, x.labels, x.star, rows=rows)
     reference: dict[str, Any] = {"ref_logprobs": x.ref_logprobs}
     if x.case.loss == "reverse":
         reference = {"ref_hidden": x.ref_hidden, "ref_lm_head": x.ref_head}
-    return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, **reference).loss
+    return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, rows=rows, **reference).loss
+
+
+def fastdss_counting(x: Inputs) -> Tensor:
+    if not x.hidden.is_cuda:
+        raise Unavailable("a CPU need not wait for itself")
+    return fastdss_loss(x, counted=False)
 
 
 def full_logits(x: Inputs) -> Tensor:
@@ -213,6 +231,7 @@ def quack(x: Inputs) -> Tensor:
 LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
+    "fastdss, counts its rows": fastdss_counting,
     "eager": full_logits,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": torch_linear_cross_entropy,

@@ -71,7 +71,7 @@ def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     call = LossCall(*inputs[:-1])
     ctx.save_for_backward(*output[3:])
     ctx.dtypes = tuple(t.dtype for t in call[:3] if t is not None)
-    ctx.needs = inputs[-1]
+    ctx.needs, ctx.impl = inputs[-1], call.impl
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -83,7 +83,7 @@ def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tens
         for i, gradient in enumerate(ctx.saved_tensors):
             if ctx.needs[i]:
                 same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
-                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i])
+                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.impl)
     return *found, *_NO_GRADIENTS, None
 
 
@@ -98,8 +98,12 @@ def _is_one(factor: Tensor) -> bool:
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
-def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
     """``(gradient * factor).to(dtype)``, rounded once and without a full-precision temporary."""
+    if impl == "triton" and gradient.is_cuda:
+        from fastdss.kernels.scale import launch_scale_fwd
+
+        return launch_scale_fwd(gradient, factor, dtype)
     out = torch.empty_like(gradient, dtype=dtype)
     if gradient.device.type != "cpu" or gradient.dtype == dtype:
         return torch.mul(gradient, factor, out=out)
@@ -109,7 +113,7 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @scaled.register_fake
-def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 

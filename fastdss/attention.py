@@ -12,18 +12,21 @@ Seam for other implementations: anything with the signature of ``attend_in_order
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from .packing import Segment
 
 NAME = "fastdss_prefix"
 LONGEST_SEGMENT = 512  # rows of the band
+# Not cuDNN, which reads masks 16 bytes at a time: rows of any length are misaligned addresses (torch 2.11).
+_SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
 _NEUTRAL |= {"output_router_logits", "return_dict", "past_key_values", "position_embeddings", "logits_to_keep"}
 
@@ -92,7 +95,8 @@ class PrefixPlan:
             rows = max(LONGEST_SEGMENT, n)
             band = self.bands[key] = _band(rows, 2 * start, window, like)
         offset = band.shape[1] - band.shape[0]
-        return band[:n, offset - start : offset + n]
+        cut = band[:n, offset - start : offset + n]
+        return cut.clone() if like.is_cuda else cut  # there a mask must begin at a multiple of 16 bytes
 
 
 def _band(rows: int, before: int, window: int | None, like: Tensor) -> Tensor:
@@ -137,7 +141,8 @@ def _softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
     if softcap is None:
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        with sdpa_kernel(_SDPA) if q.is_cuda else nullcontext():
+            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scaling / softcap))
     if mask is not None:
         scores = scores + mask

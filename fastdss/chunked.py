@@ -17,9 +17,10 @@ from torch import Tensor
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 from .vocab_shard import VocabShard
 
-# Slab sizes. On a GPU the fp32 accumulation of dW costs as much as its GEMM near 4 * flops / bandwidth rows (about
-# 735 on an H200): 1 GiB is 2048 rows of a 128k vocabulary. A CPU re-reads dW, and upcasts a 16-bit head, per chunk, and
-# pays for every fresh page of the slab: 1024 rows of a 48k vocabulary take equally long with 48 to 256 MiB (Zen 4).
+# Slab sizes; on a GPU of each slab, as the rows matter: dW is read and written once per chunk. 1 GiB is 2048 rows of a
+# 128k vocabulary, where that GEMM runs at 600 TFLOP/s on an H100, as at 8192 rows; at 1024 rows it is 407. A CPU
+# re-reads dW, and upcasts a 16-bit head, per chunk, and pays for every fresh page of the slab: 1024 rows of a 48k
+# vocabulary take equally long with 48 to 256 MiB (Zen 4).
 DEFAULT_CHUNK_BYTES = {"cpu": 128 << 20}
 _DEVICE_CHUNK_BYTES = 1 << 30
 _ROW_ALIGNMENT = 128  # chunk rows, where the budget allows: a GEMM tile
@@ -79,14 +80,15 @@ def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
     """Leave out rows without any weight. Without ``rows`` or ``compact=False`` the host waits for two counts."""
     total = call.labels.shape[0]
     if call.rows is not None:
-        count = call.rows.shape[0]
-        return RowPlan(call.rows, count, (count if call.kl_rows < 0 else call.kl_rows) if full_kl else 0, False)
-    if not call.compact:
+        index, trusted = call.rows, False
+        kl_rows = len(index) if call.kl_rows < 0 else call.kl_rows
+    elif not call.compact:
         return RowPlan(None, total, total if full_kl else 0, False)
-    index, kl_rows = order_rows(call.ce_weight, call.kl_weight)
+    else:
+        (index, kl_rows), trusted = order_rows(call.ce_weight, call.kl_weight), True
     count = index.shape[0]
     whole = count == total and (not full_kl or kl_rows in (0, total))
-    return RowPlan(None if whole else index, count, kl_rows if full_kl else 0, True)
+    return RowPlan(None if whole else index, count, kl_rows if full_kl else 0, trusted)
 
 
 def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int]:
@@ -157,9 +159,8 @@ def _run_chunks(
 
 def chunk_rows(call: LossCall, plan: RowPlan, accumulate: torch.dtype, full_kl: bool) -> int:
     """Rows per chunk: what the byte budget allows, spread evenly over the chunks that makes necessary."""
-    device = call.hidden.device.type
-    budget = call.chunk_bytes or DEFAULT_CHUNK_BYTES.get(device, _DEVICE_CHUNK_BYTES)
     slabs = 2 if full_kl and plan.kl_rows else 1
+    budget = call.chunk_bytes or DEFAULT_CHUNK_BYTES.get(call.hidden.device.type, slabs * _DEVICE_CHUNK_BYTES)
     width = _padded(call.lm_head.shape[0])
     most = max(1, budget // (width * accumulate.itemsize * slabs))
     if most > _ROW_ALIGNMENT:
@@ -194,6 +195,20 @@ class RowGradient(NamedTuple):
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
     lost: Tensor | None  # [c]; None: nothing was rounded
     labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
+    impl: str
+
+    def return_lost(self, target: Tensor, source: Tensor, *, scatter: bool) -> None:
+        """``target[r] += lost[r] * source[labels[r]]``; scatter: ``target[labels[r]] += lost[r] * source[r]``."""
+        if self.lost is None:
+            return
+        if self.impl == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
+            from fastdss.kernels.label_rows import launch_label_rows_bwd
+
+            launch_label_rows_bwd(target, source, self.lost, self.labels, scatter=scatter)
+        elif scatter:
+            target.index_add_(0, self.labels, source.to(target.dtype) * self.lost.unsqueeze(1))
+        else:
+            target.addcmul_(source[self.labels].to(target.dtype), self.lost.unsqueeze(1))
 
 
 def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
@@ -237,13 +252,13 @@ def _pass_rows(
         out = logits.to(dtype)
         exact, rounded = (t.gather(1, labels.unsqueeze(1)).squeeze(1) for t in (logits, out))
         lost = torch.where(labels == local, exact - rounded, 0)
-    return RowGradient(out, None if dtype == logits.dtype else lost, labels), ce, kl
+    return RowGradient(out, None if dtype == logits.dtype else lost, labels, call.impl), ce, kl
 
 
 def _overlay(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """The first bytes of every row of ``logits``, seen in a narrower dtype."""
-    whole = logits.as_strided((logits.shape[0], logits.stride(0)), logits.stride())
-    return whole.view(dtype)[:, : logits.shape[1]]
+    """The upper half of every row of ``logits``, seen in a dtype half as wide; the kernels write it back to front."""
+    count, stride = logits.shape[0], logits.stride(0)
+    return logits.as_strided((count, stride), logits.stride()).view(dtype)[:, stride : stride + logits.shape[1]]
 
 
 def triton_row_pass(
@@ -316,8 +331,7 @@ def _hidden_gradient(gradient: RowGradient, head: Tensor, d_hidden: Tensor, rows
         _hidden_gradient_16_bit(gradient, head, target)
     else:
         torch.mm(dz, head, out_dtype=target.dtype, out=target)
-    if gradient.lost is not None:
-        target.addcmul_(head[gradient.labels].to(target.dtype), gradient.lost.unsqueeze(1))
+    gradient.return_lost(target, head, scatter=False)
     if not isinstance(rows, slice):
         d_hidden.index_copy_(0, rows, target)
 
@@ -344,8 +358,7 @@ def _head_gradient(gradient: RowGradient, x: Tensor, d_head: Tensor, first: bool
         torch.mm(dz.t(), x, out_dtype=d_head.dtype, out=d_head)
     else:
         torch.addmm(d_head, dz.t(), x, out_dtype=d_head.dtype, out=d_head)
-    if gradient.lost is not None:
-        d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * gradient.lost.unsqueeze(1))
+    gradient.return_lost(d_head, x, scatter=True)
 
 
 def _bias_gradient(gradient: RowGradient, d_bias: Tensor) -> None:

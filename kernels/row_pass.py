@@ -1,8 +1,8 @@
 """The row pass on a GPU: one program per token turns its row of logits into loss terms and, in place, its gradient.
 
-Formulas and names: the docstring of fastdss/objective.py. The row is read twice, once for its sums and once for the
-gradient; the second read of a row meets the L2 cache. With a vocabulary split over ranks the same two loops are
-separate kernels, since the sums of all ranks are combined in between.
+Formulas and names: the docstring of fastdss/objective.py. The row is read twice, once for its sums and once, backwards,
+for the gradient: what was read last is still in the L2 cache, which the rows in flight together exceed. With a
+vocabulary split over ranks the same two loops are separate kernels, since all ranks' sums are combined in between.
 """
 
 from __future__ import annotations
@@ -113,12 +113,13 @@ def write_gradient(
 ):  # fmt: skip
     """The row's gradient over its logits; returns what rounding to the output's dtype took from the label's entry.
 
-    The output may be 16 bit wide and begin where the row begins: block i lands below what is still to be read, once the
+    The output may be 16 bit wide and the upper half of the row: block i lands above what is still to be read, once the
     whole program has read block i.
     """
     lost = tl.zeros((), ACC)
-    for start in range(0, width, BLOCK_V):
-        columns = start + tl.arange(0, BLOCK_V)  # [BLOCK_V]
+    last = (width - 1) // BLOCK_V
+    for i in range(0, last + 1):
+        columns = (last - i) * BLOCK_V + tl.arange(0, BLOCK_V)  # [BLOCK_V]
         mask = columns < width
         logits = load_logits(row_ptr, bias_ptr, columns, mask, SCALE, SOFTCAP, ACC)
         prob = tl.exp(logits - lse)

@@ -265,7 +265,7 @@ def test_opcheck(kl: str) -> None:
     torch.library.opcheck(_ops.summed_loss, (*_call(kl, True), [True, True, True]))
     torch.library.opcheck(_ops.token_loss, _call(kl, True))
     torch.library.opcheck(_ops.token_loss_backward, (torch.randn(9), *_call(kl, False), [True, False, True]))
-    torch.library.opcheck(_ops.scaled, (torch.randn(3, 4), torch.tensor(2.0), torch.bfloat16))
+    torch.library.opcheck(_ops.scaled, (torch.randn(3, 4), torch.tensor(2.0), torch.bfloat16, "torch"))
 
 
 @pytest.mark.parametrize(("reduction", "backend"), [("mean", "aot_eager"), ("none", "aot_eager"), ("mean", "inductor")])
