@@ -211,7 +211,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks([i + 0.3 for i in range(len(cases))], names, fontsize=8)
     axes.set_xlabel("time / time of the GEMMs alone (median)")
     axes.invert_yaxis()
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
 
 

@@ -1,8 +1,9 @@
 """Pinned launch configurations, by chip and dtype, each with the reason or measurement that chose it.
 
-None of these has been measured on a GPU yet: they follow from ahead-of-time resource use (tests/compiled) and
-arithmetic. `--tune` of benchmarks/bench_loss.py (row pass) and benchmarks/bench_prefix_attention.py measures all
-candidates on the GPU at hand and prints the table.
+Those of the H100 are measured: the fastest candidates in benchmarks/results/row_pass_tune.jsonl and
+prefix_attention.jsonl that need no stack (with one, attention may be 5 to 8 % faster). The others follow from
+ahead-of-time resource use (tests/compiled) and arithmetic. `--tune` of benchmarks/bench_loss.py (row pass) and
+benchmarks/bench_prefix_attention.py measures all candidates on the GPU at hand.
 """
 
 from __future__ import annotations
@@ -23,12 +24,10 @@ ROW_PASS_CANDIDATES = {
     "hip": tuple(RowPassConfig(b, w) for b, w in ((2048, 4), (4096, 8), (4096, 16), (8192, 8), (8192, 16))),
 }
 
-# (backend, two rows at once). Unmeasured. The second read of a row should meet the L2 cache, so the fewest rows in
-# flight that keep the memory busy: programs of 1024 threads, 8 values (32 bytes) each; of 512 with the reference's row,
-# since 64 registers per thread do not hold both rows. Compiled for sm_90: 29 and 49 registers, two programs per SM;
-# gfx942: 46 and 42. No stack, no spills.
+# (backend, two rows at once). cuda: measured on an H100 at 128256 and 262144 columns. hip: unmeasured; compiled for
+# gfx942: 46 and 42 registers, no stack, no spills.
 ROW_PASS: dict[tuple[str, bool], RowPassConfig] = {
-    ("cuda", False): RowPassConfig(8192, 32),
+    ("cuda", False): RowPassConfig(2048, 4),
     ("cuda", True): RowPassConfig(4096, 16),
     ("hip", False): RowPassConfig(8192, 16),
     ("hip", True): RowPassConfig(4096, 16),
@@ -51,14 +50,14 @@ class PrefixConfig(NamedTuple):
     num_stages: int
 
 
-# (architecture, widest head dimension). Unmeasured: no stack, no spills, and shared memory that leaves room on the
-# smallest chip of each family.
+# (architecture, widest head dimension). sm_90: measured on an H100. The others: no stack, no spills, and shared memory
+# that leaves room on the smallest chip of each family.
 PREFIX_ATTENTION: dict[tuple[str, int], PrefixConfig] = {
     ("sm_80", 64): PrefixConfig(128, 64, 8, 3),
     ("sm_80", 128): PrefixConfig(128, 32, 8, 3),
     ("sm_80", 256): PrefixConfig(64, 32, 8, 2),
-    ("sm_90", 64): PrefixConfig(128, 64, 8, 3),
-    ("sm_90", 128): PrefixConfig(128, 64, 8, 3),
+    ("sm_90", 64): PrefixConfig(64, 32, 4, 4),
+    ("sm_90", 128): PrefixConfig(64, 32, 4, 3),
     ("sm_90", 256): PrefixConfig(128, 32, 8, 2),
     ("sm_100", 64): PrefixConfig(128, 64, 8, 3),
     ("sm_100", 128): PrefixConfig(128, 64, 8, 3),
