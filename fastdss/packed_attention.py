@@ -17,6 +17,8 @@ log-sum-exp, was measured there (SmolLM2-135M's shapes, 400-token micro-batches,
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +33,8 @@ from .packing import Segment
 
 if TYPE_CHECKING:
     from fastdss.kernels.configs import PrefixConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -187,12 +191,27 @@ def attend_packed(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
     softcap: float | None,
 ) -> Tensor:  # fmt: skip
-    """``attend_in_order``'s result and store: by the kernel on a GPU, by the loop itself elsewhere.
+    """``attend_in_order``'s result and store: by the kernel on a GPU that has a configuration, by the loop elsewhere.
 
     query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv].
     """
-    attend = attend_by_kernel if query.device.type == "cuda" else attend_in_order
-    return attend(plan, layer, query, key, value, scaling, window, softcap)
+    rows = plan, layer, query, key, value, scaling, window, softcap
+    on_gpu = query.device.type == "cuda"
+    config = _kernel_config(query.shape[3], value.shape[3], query.dtype, query.device) if on_gpu else None
+    return attend_by_kernel(*rows, config=config) if config else attend_in_order(*rows)
+
+
+@functools.cache
+def _kernel_config(head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> PrefixConfig | None:
+    """The kernel's on this device; None, and once a line in the log, where the kernel cannot run."""
+    try:
+        from fastdss.kernels.configs import prefix_config
+        from fastdss.kernels.prefix_attention import architecture
+
+        return prefix_config(head_dim, value_dim, dtype, architecture(device))
+    except (ImportError, ValueError) as reason:
+        _log.warning("attention without the kernel, segment by segment: %s", reason)
+        return None
 
 
 def attend_by_kernel(

@@ -19,7 +19,7 @@ from .chat import Conversation, check_conversation, text_spans
 from .cpu_linear import BACKENDS
 from .engine import Report, check_supported, reference_logits, tree_logits
 from .guard import Guard, GuardSpec
-from .packed_attention import attend_by_kernel
+from .packed_attention import attend_by_kernel, attend_packed
 from .prefix_tree import PrefixTree, build_tree
 from .specs import choose_spec
 
@@ -152,8 +152,9 @@ def star_scores(
     without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature);
     ``"paper"`` mimics the released code's sampling settings.
 
-    impl: ``"tree"`` computes each distinct token once (``"auto"`` is the same), ``"triton"`` does so with one attention
-    kernel per layer and micro-batch, ``"reference"`` runs one forward per prefix. ``budget``: tokens per forward pass.
+    impl: ``"tree"`` computes each distinct token once, ``"triton"`` does so with one attention kernel per layer and
+    micro-batch, ``"auto"`` takes that on a GPU where it runs, ``"reference"`` makes one forward per prefix. ``budget``:
+    tokens per forward pass.
     ``gemm``: on a CPU, the library that multiplies fp32 matrices (``"default"``, ``"onednn"``, or the faster one).
     ``progress`` shows a bar. Errors name the row, never its text.
     """
@@ -309,7 +310,7 @@ def _logits(
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    attend = attend_by_kernel if impl == "triton" else attend_in_order
+    attend = {"auto": attend_packed, "tree": attend_in_order, "triton": attend_by_kernel}[impl]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
         *rows, budget=budget, gemm=gemm, attend=attend, packed=guard.packed, kept=guard.head, report=report

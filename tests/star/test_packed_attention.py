@@ -18,6 +18,7 @@ from fastdss.attention import KVStore, PrefixPlan, attend_in_order
 from fastdss.packed_attention import (
     PackedBatch,
     Run,
+    _kernel_config,
     attend_by_kernel,
     attend_packed,
     find_runs,
@@ -158,3 +159,12 @@ def test_arrays_are_made_once_per_micro_batch() -> None:
     assert PackedBatch.of(plan) is batch
     assert batch.tiles(device, 4)[0] is batch.tiles(device, 4)[0]
     assert len(batch.tiles(device, 2)[2][0]) == 3 * 9
+
+
+def test_no_kernel_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the kernel cannot run the loop attends, and one line of the log says why."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    _kernel_config.cache_clear()
+    assert [_kernel_config(64, 64, torch.float16, torch.device("cpu")) for _ in range(2)] == [None, None]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("the Triton kernel needs a GPU, got tensors on cpu")
