@@ -98,7 +98,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/bench_corpus.py
 	$(PY) benchmarks/bench_train.py
 
-# Tests, tunes and measures on a GPU, ended after 10 minutes; goes on where it was interrupted. Not run on one yet.
+# Tests, measures and tunes on a GPU, ended after 10 minutes; goes on where it was interrupted.
 bench-gpu: $(VENV)/.dev
 	$(PY) benchmarks/bench_gpu.py
 

@@ -7,7 +7,7 @@
 Random queries, keys and values in a guard's shape; branches of ``--tail`` tokens after every fifth word. Every way must
 agree with the loop in float64 before anything is timed. ``tflops`` counts only pairs of a query and a key that it sees;
 for causal SDPA, on as many tokens in one row, likewise. FlexAttention's mask is built from the arrays and, like the
-concatenation of store and pack that it needs, not timed. The kernel has not been measured on a GPU yet.
+concatenation of store and pack that it needs, not timed.
 """
 
 from __future__ import annotations
