@@ -102,14 +102,6 @@ class ShapedTraining:
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
-    def prediction_step(
-        self: Any, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
-        """Trainer's own for shaped batches: TRL's reads logits, finds none and leaves ``compute_metrics`` out."""
-        if "token_weights" in inputs:
-            return Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[arg-type]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[misc]
-
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The reference's hidden states, and its head where the policy's own is being trained."""
