@@ -41,12 +41,13 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
         return outer(hidden)
 
 
-def original_weight(model: Any) -> Tensor:
-    """The head's weight ``[V, D]`` as it is with PEFT's adapters switched off."""
+def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """The head's weight ``[V, D]`` and bias ``[V]`` as they are with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
     if hasattr(layer, "modules_to_save"):
         layer = layer.original_module
-    return getattr(layer, "base_layer", layer).weight
+    layer = getattr(layer, "base_layer", layer)
+    return layer.weight, getattr(layer, "bias", None)
 
 
 def head_trains(model: Any) -> bool:

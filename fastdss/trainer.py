@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from .collator import DSSCollator
 from .enable import DSSSettings, bare_model, dss_settings, enable_dss
-from .head_call import head_trains, original_weight
+from .head_call import head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
 
@@ -103,7 +103,7 @@ class ShapedTraining:
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
     @torch.no_grad()
-    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
         """The reference's hidden states, and its head where the policy's own is being trained."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
@@ -118,7 +118,7 @@ class ShapedTraining:
             reference.train(was_training)
         found = {"ref_hidden": hidden}
         if not adapter or head_trains(bare_model(model)):
-            found["ref_lm_head"] = original_weight(bare_model(reference))
+            found["ref_lm_head"], found["ref_bias"] = original_head(bare_model(reference))
         return found
 
     def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
