@@ -14,6 +14,7 @@ from .enable import DSSSettings, bare_model, dss_settings, enable_dss
 from .head_call import head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
+from .zero3 import layers_gathered
 
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
@@ -113,7 +114,8 @@ class ShapedTraining:
         try:
             # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
             with bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast():
-                hidden = reference(**asked, dss_ask="hidden").hidden
+                with layers_gathered(bare_model(reference)):
+                    hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
         found = {"ref_hidden": hidden}

@@ -1,4 +1,4 @@
-"""A forward through a model whose parameters DeepSpeed ZeRO-3 already split while it was being built."""
+"""Parameters that DeepSpeed ZeRO-3 has split, whole for a while where no engine of their own sees to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -20,12 +20,9 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     if not split or hasattr(model, "ds_id"):  # the engine numbers modules too
         yield
         return
-    import deepspeed
 
     def gather(layer: nn.Module, _: Any) -> None:
-        layer.__dict__["_dss_gathered"] = whole = deepspeed.zero.GatheredParameters(
-            list(layer.parameters(recurse=False))
-        )
+        layer.__dict__["_dss_gathered"] = whole = gathered(*layer.parameters(recurse=False))
         whole.__enter__()
 
     def release(layer: nn.Module, *_: Any) -> None:
@@ -38,3 +35,16 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def gathered(*tensors: Tensor | None) -> Iterator[None]:
+    """Within it those of the tensors that are split parameters are whole. All ranks have to take part."""
+    split = [tensor for tensor in tensors if hasattr(tensor, "ds_id") and not tensor.numel()]
+    if not split:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split):
+        yield
