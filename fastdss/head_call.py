@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .causal_lm import LMHead, lm_head
+from .zero3 import gather_as_one
 
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
@@ -35,6 +36,8 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
 
         return forward
 
+    if hasattr(outer, "base_layer"):
+        gather_as_one(outer)
     with ExitStack() as swapped:
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))

@@ -113,9 +113,9 @@ class ShapedTraining:
         reference.eval()
         try:
             # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            with bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast():
-                with layers_gathered(bare_model(reference)):
-                    hidden = reference(**asked, dss_ask="hidden").hidden
+            precision = bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast()
+            with precision, layers_gathered(bare_model(reference)):
+                hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
         found = {"ref_hidden": hidden}

@@ -1,4 +1,4 @@
-"""Parameters that DeepSpeed ZeRO-3 has split, whole for a while where no engine of their own sees to it."""
+"""Parameters that DeepSpeed ZeRO-3 has split, made whole where its engine would not see to it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     A model made under ``deepspeed.zero.Init`` (a Trainer's arguments with ZeRO-3 see to that) has only empty parameters
     until an engine wraps it. Does nothing for other models, and where the engine is there. All ranks have to take part.
     """
-    split = [m for m in model.modules() if any(hasattr(p, "ds_id") for p in m.parameters(recurse=False))]
+
+    def read_by(layer: nn.Module) -> list[nn.Parameter]:  # an adapter's parts may be read without a call
+        return list(layer.parameters(recurse=hasattr(layer, "base_layer")))
+
+    split = [layer for layer in model.modules() if any(map(_is_split, read_by(layer)))]
     if not split or hasattr(model, "ds_id"):  # the engine numbers modules too
         yield
         return
 
     def gather(layer: nn.Module, _: Any) -> None:
-        layer.__dict__["_dss_gathered"] = whole = gathered(*layer.parameters(recurse=False))
+        layer.__dict__["_dss_gathered"] = whole = gathered(*read_by(layer))
         whole.__enter__()
 
     def release(layer: nn.Module, *_: Any) -> None:
@@ -40,11 +44,26 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def gathered(*tensors: Tensor | None) -> Iterator[None]:
     """Within it those of the tensors that are split parameters are whole. All ranks have to take part."""
-    split = [tensor for tensor in tensors if hasattr(tensor, "ds_id") and not tensor.numel()]
-    if not split:
+    empty = [tensor for tensor in tensors if tensor is not None and _is_split(tensor) and not tensor.numel()]
+    if not empty:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(split):
+    with deepspeed.zero.GatheredParameters(empty):
         yield
+
+
+def gather_as_one(layer: nn.Module) -> None:
+    """The engine makes all parameters within ``layer`` whole when that is called, in backward too.
+
+    It otherwise waits for the calls of the layers within, which do not come where their weights are only read.
+    """
+    if any(map(_is_split, layer.parameters())):
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(layer, [type(layer)])
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id")
