@@ -57,7 +57,7 @@ def adapted(model, options):
     import peft
 
     torch.manual_seed(0)
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **options)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, init_lora_weights=False, **options)
     return peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
 
 
