@@ -21,7 +21,7 @@ from .causal_lm import LMHead, backbone
 from .head_call import Operation, call_head, head_trains
 from .losses import KL, Impl, LiveRows, dss_loss, token_logprobs
 from .objective import FULL_KL, LABEL_KL
-from .zero3 import layers_gathered
+from .zero3 import gathered, layers_gathered
 
 Model = TypeVar("Model", bound=nn.Module)
 _ASK = ("loss", "logprobs", "hidden", "logits")
@@ -71,7 +71,8 @@ def enable_dss(
 
     - ``token_weights: [B, T]`` STAR scores in [0, 1]. Without them the model behaves as it did before.
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
-      reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained.
+      reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained, and its
+      ``ref_bias: [V]`` where the head has one.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
     - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
       with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
@@ -182,12 +183,13 @@ def _dss_class(original: type) -> type:
         ref_logprobs: Tensor | None = None,
         ref_hidden: Tensor | None = None,
         ref_lm_head: Tensor | None = None,
+        ref_bias: Tensor | None = None,
         rows: LiveRows | Tensor | None = None,
         kl_rows: int | None = None,
         dss_ask: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        given = _Given(token_weights, ref_logprobs, ref_hidden, ref_lm_head, _live(rows, kl_rows))
+        given = _Given(token_weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, _live(rows, kl_rows))
         if dss_ask is None and token_weights is None:
             given.refuse_without_weights()
             return original.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
@@ -220,6 +222,7 @@ class _Given(NamedTuple):
     ref_logprobs: Tensor | None
     ref_hidden: Tensor | None
     ref_lm_head: Tensor | None
+    ref_bias: Tensor | None
     rows: LiveRows | Tensor | None
 
     def refuse_without_weights(self) -> None:
@@ -268,20 +271,24 @@ def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask:
 
 def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tensor | int | None) -> Operation:
     """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
-    weights, ref_logprobs, ref_hidden, ref_lm_head, rows = given
+    weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, rows = given
     assert weights is not None
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
         options = _options(settings, head, rows, here) | {"kl": settings.kl, "kl_scale": settings.kl_scale}
         if ref_hidden is not None:
-            weight = head.weight.detach() if ref_lm_head is None else ref_lm_head.to(here)
-            options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": head.bias}
+            if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
+                raise ValueError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+            own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
+            weight, bias = own if ref_lm_head is None else other
+            options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
         elif settings.kl_scale == 0:  # no KL term, so no reference: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         else:
             options |= {"ref_logprobs": _to(ref_logprobs, here)}
-        shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
+        with gathered(ref_lm_head, ref_bias):
+            shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
         return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
 
     return operation

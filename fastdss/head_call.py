@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .causal_lm import LMHead, lm_head
+from .zero3 import gather_as_one
 
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
@@ -35,18 +36,21 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
 
         return forward
 
+    if hasattr(outer, "base_layer"):
+        gather_as_one(outer)
     with ExitStack() as swapped:
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
         return outer(hidden)
 
 
-def original_weight(model: Any) -> Tensor:
-    """The head's weight ``[V, D]`` as it is with PEFT's adapters switched off."""
+def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """The head's weight ``[V, D]`` and bias ``[V]`` as they are with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
     if hasattr(layer, "modules_to_save"):
         layer = layer.original_module
-    return getattr(layer, "base_layer", layer).weight
+    layer = getattr(layer, "base_layer", layer)
+    return layer.weight, getattr(layer, "bias", None)
 
 
 def head_trains(model: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_d
 from .enable import bare_model
 from .losses import KL
 from .trainer import ShapedTraining, enabled_settings
+
+_AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
 
 
 class DSSSFTTrainer(ShapedTraining, SFTTrainer):
@@ -32,9 +35,12 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     aligned columns. Shaped batches log num_tokens as TRL does, and ce, kl, token_weight and share_below_half in place
     of its entropy and mean_token_accuracy: the loss's op returns neither, and a second product with the head would cost
     half as much as the loss. They are left out, not zero; ``metric_for_best_model="eval_ce"`` serves instead.
+
+    Ranks may have shaped and unshaped batches at one step: TRL's metrics are means over the unshaped batches of all
+    ranks, brought together when they are logged.
     """
 
-    _seen_tokens: Tensor | None = None  # on the device, since the last log
+    _total_train_tokens: Any  # of this rank; a tensor on the device once a shaped batch was counted
 
     def __init__(
         self, model: Any, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any
@@ -88,21 +94,52 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return dataset
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Shaped, or TRL's own, whose metrics stay on their rank: a rank with a shaped batch would gather none."""
+        with _ungathered(self.accelerator):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """As TRL's, a batch divided by its own labels, but with their log-probabilities in place of logits."""
+        if "token_weights" not in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs.logprobs, inputs["labels"])
+
     def _add_up(self, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
         super()._add_up(outputs, inputs, num_items)
         if self.model is not None and self.model.training:
             mask = inputs.get("attention_mask")  # none where rows are packed: nothing is padding
-            count = torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
-            self._seen_tokens = count if self._seen_tokens is None else self._seen_tokens + count
+            self._total_train_tokens += torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def _take_metrics(self, training: bool) -> dict[str, float]:
+        self._reduce_metrics("train" if training else "eval")
+        return super()._take_metrics(training)
+
+    def _reduce_metrics(self, mode: str) -> None:
+        """TRL's metrics since the last time, and this rank's count of tokens, become those of all ranks."""
+        mine = self._metrics[mode]
+        local = [self._total_train_tokens, len(mine["num_tokens"])]
+        local += [number for name in _AVERAGED for number in (sum(mine[name]), len(mine[name]))]
+        sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
+        tokens, counted, *averaged = self.accelerator.reduce(sums, reduction="sum").tolist()
+        mine.clear()
+        if counted:
+            mine["num_tokens"] = [int(tokens)]
+        for name, total, batches in zip(_AVERAGED, averaged[::2], averaged[1::2], strict=True):
+            if batches:
+                mine[name] = [total / batches]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs or "train_loss" in logs:  # on every rank: one that saw none adds 0, the others wait for it
-            seen, self._seen_tokens = self._seen_tokens, None
-            seen = torch.zeros((), dtype=torch.long, device=self.args.device) if seen is None else seen
-            total = int(self.accelerator.reduce(seen, reduction="sum"))
-            if total:
-                self._total_train_tokens += total
-                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if "train_loss" in logs:  # what came after the last log of a loss
+            self._reduce_metrics("train")
         super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
@@ -121,6 +158,16 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
                 f"got {args.max_length} and {args.packing_strategy!r}"
             )
+
+
+@contextmanager
+def _ungathered(accelerator: Any) -> Iterator[None]:
+    """Within it, metrics are of this rank alone."""
+    accelerator.__dict__["gather_for_metrics"] = lambda value: value
+    try:
+        yield
+    finally:
+        del accelerator.__dict__["gather_for_metrics"]
 
 
 def _columns(dataset: Any) -> list[str]:

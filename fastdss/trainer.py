@@ -11,9 +11,10 @@ from transformers import Trainer
 
 from .collator import DSSCollator
 from .enable import DSSSettings, bare_model, dss_settings, enable_dss
-from .head_call import head_trains, original_weight
+from .head_call import head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
+from .zero3 import layers_gathered
 
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
@@ -102,16 +103,8 @@ class ShapedTraining:
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
-    def prediction_step(
-        self: Any, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
-        """Trainer's own for shaped batches: TRL's reads logits, finds none and leaves ``compute_metrics`` out."""
-        if "token_weights" in inputs:
-            return Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[arg-type]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[misc]
-
     @torch.no_grad()
-    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
         """The reference's hidden states, and its head where the policy's own is being trained."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
@@ -120,13 +113,14 @@ class ShapedTraining:
         reference.eval()
         try:
             # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            with bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast():
+            precision = bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast()
+            with precision, layers_gathered(bare_model(reference)):
                 hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
         found = {"ref_hidden": hidden}
         if not adapter or head_trains(bare_model(model)):
-            found["ref_lm_head"] = original_weight(bare_model(reference))
+            found["ref_lm_head"], found["ref_bias"] = original_head(bare_model(reference))
         return found
 
     def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:

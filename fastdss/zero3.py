@@ -1,4 +1,4 @@
-"""A forward through a model whose parameters DeepSpeed ZeRO-3 already split while it was being built."""
+"""Parameters that DeepSpeed ZeRO-3 has split, made whole where its engine would not see to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -16,16 +16,17 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     A model made under ``deepspeed.zero.Init`` (a Trainer's arguments with ZeRO-3 see to that) has only empty parameters
     until an engine wraps it. Does nothing for other models, and where the engine is there. All ranks have to take part.
     """
-    split = [m for m in model.modules() if any(hasattr(p, "ds_id") for p in m.parameters(recurse=False))]
+
+    def read_by(layer: nn.Module) -> list[nn.Parameter]:  # an adapter's parts may be read without a call
+        return list(layer.parameters(recurse=hasattr(layer, "base_layer")))
+
+    split = [layer for layer in model.modules() if any(map(_is_split, read_by(layer)))]
     if not split or hasattr(model, "ds_id"):  # the engine numbers modules too
         yield
         return
-    import deepspeed
 
     def gather(layer: nn.Module, _: Any) -> None:
-        layer.__dict__["_dss_gathered"] = whole = deepspeed.zero.GatheredParameters(
-            list(layer.parameters(recurse=False))
-        )
+        layer.__dict__["_dss_gathered"] = whole = gathered(*read_by(layer))
         whole.__enter__()
 
     def release(layer: nn.Module, *_: Any) -> None:
@@ -38,3 +39,31 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def gathered(*tensors: Tensor | None) -> Iterator[None]:
+    """Within it those of the tensors that are split parameters are whole. All ranks have to take part."""
+    empty = [tensor for tensor in tensors if tensor is not None and _is_split(tensor) and not tensor.numel()]
+    if not empty:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(empty):
+        yield
+
+
+def gather_as_one(layer: nn.Module) -> None:
+    """The engine makes all parameters within ``layer`` whole when that is called, in backward too.
+
+    It otherwise waits for the calls of the layers within, which do not come where their weights are only read.
+    """
+    if any(map(_is_split, layer.parameters())):
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(layer, [type(layer)])
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id")

@@ -290,6 +290,9 @@ def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="logits_to_keep"):
         model(**batch, logits_to_keep=1)
     del batch["ref_logprobs"]
+    biased, hidden = enable_dss(tiny_model("Phi")), torch.zeros(3, 9, 32, dtype=torch.float64)
+    with pytest.raises(ValueError, match="ref_lm_head comes with ref_bias"):
+        biased(**batch, ref_hidden=hidden, ref_lm_head=biased.lm_head.weight)
     with pytest.raises(ValueError, match="ref_lm_head"):
         model(**batch, ref_hidden=torch.zeros(3, 9, 32, dtype=torch.float64))
 

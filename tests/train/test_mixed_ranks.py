@@ -1,4 +1,4 @@
-"""Two ranks over gloo, only one of which sees shaped batches: logging must not wait for a rank that has nothing to add.
+"""Two ranks over gloo, only one of which sees shaped batches: neither may wait for what the other does not send.
 
 The group's time limit turns a rank that waits for ever into a failure.
 """
@@ -11,7 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_distributed import weighted_rows
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import own_logits, tiny_model, tiny_tokenizer
+
+from fastdss.collator import DSSCollator
+from fastdss.enable import enable_dss
 
 pytest.importorskip("trl", reason="needs the [train] extra")
 
@@ -29,12 +32,14 @@ OPTIONS = {
 }
 
 
-def weights_on_rank_0_only(rows):
-    from fastdss.collator import DSSCollator
-
-    batch = DSSCollator(0)(rows)
+def without_weights(batch):
     shaped = ("token_weights", "ref_logprobs", "rows", "kl_rows")
-    return batch if dist.get_rank() == 0 else {name: value for name, value in batch.items() if name not in shaped}
+    return {name: value for name, value in batch.items() if name not in shaped}
+
+
+def weights_on_rank_0_only(rows):
+    batch = DSSCollator(0)(rows)
+    return batch if dist.get_rank() == 0 else without_weights(batch)
 
 
 def trained(folder):
@@ -54,24 +59,29 @@ def trained(folder):
     return [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
 
 
-def logged_tokens(folder):
-    """What DSSSFTTrainer logs where rank 0 saw 5 tokens and rank 1 no shaped batch; then where neither saw one."""
+def sft_policy():
+    return tiny_model(vocab_size=320).float()
+
+
+def trained_by_sft(folder):
+    """Evaluation and training of DSSSFTTrainer, whose parent gathers its own metrics batch by batch."""
     from datasets import Dataset
     from trl import SFTConfig
 
     from fastdss.sft_trainer import DSSSFTTrainer
 
+    rows = Dataset.from_list(weighted_rows())
     trainer = DSSSFTTrainer(
-        tiny_model(vocab_size=320).float(),
-        SFTConfig(output_dir=f"{folder}/sft", **OPTIONS),
-        train_dataset=Dataset.from_list(weighted_rows()),
+        sft_policy(),
+        SFTConfig(output_dir=f"{folder}/sft", bf16=False, **(OPTIONS | {"max_steps": 3, "logging_steps": 2})),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=weights_on_rank_0_only,
         processing_class=tiny_tokenizer(),
     )
-    trainer.model.train()
-    trainer._seen_tokens = torch.tensor(5) if dist.get_rank() == 0 else None
-    trainer.log({"loss": 1.0})
-    trainer.log({"loss": 1.0})
-    return [entry.get("num_tokens") for entry in trainer.state.log_history]
+    metrics = trainer.evaluate()
+    trainer.train()
+    return trainer.state.log_history[-2:], metrics
 
 
 def work(rank, folder):
@@ -82,16 +92,20 @@ def work(rank, folder):
     limit = timedelta(seconds=40)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=limit)
     try:
-        torch.save({"tokens": logged_tokens(folder), "trainer": trained(folder)}, f"{folder}/{rank}.pt")
+        torch.save({"sft": trained_by_sft(folder), "trainer": trained(folder)}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def test_a_rank_without_shaped_batches_logs_with_the_others(tmp_path):
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=WORLD)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_a_rank_without_shaped_batches_logs_with_the_others(found):
     for result in found:
-        assert result["tokens"] == [5, None]
         logs, metrics = result["trainer"]
         assert len(logs) == 2
         for name in ("ce", "kl", "token_weight", "share_below_half"):
@@ -99,3 +113,24 @@ def test_a_rank_without_shaped_batches_logs_with_the_others(tmp_path):
             assert metrics[f"eval_{name}"] == found[0]["trainer"][1][f"eval_{name}"]
         assert 0 < logs[0]["token_weight"] < 1
         assert logs[0]["ce"] > 0
+
+
+@torch.no_grad()
+def test_trls_own_metrics_are_of_the_unshaped_batches_on_all_ranks(found):
+    batches = [DSSCollator(0)(weighted_rows()[start : start + 2]) for start in range(0, len(weighted_rows()), 2)]
+    losses, entropies = [], []
+    for batch in batches[1::2]:  # those of rank 1
+        p = own_logits(sft_policy(), batch)[:, :-1].softmax(-1)[batch["labels"][:, 1:] != -100]
+        entropies.append(-(p * p.log()).sum(-1).mean())
+        losses.append(sft_policy()(**without_weights(batch)).loss)
+    losses += [enable_dss(sft_policy())(**batch).loss for batch in batches[::2]]
+    for result in found:
+        (logged, last), metrics = result["sft"]
+        assert metrics["eval_entropy"] == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-4)
+        assert metrics["eval_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+        assert logged["ce"] > 0
+        assert "mean_token_accuracy" in logged
+        length = len(weighted_rows()[0]["input_ids"])  # of all rows; each step has two on each rank
+        assert (logged["num_tokens"], last["num_tokens"]) == (8 * length, 12 * length)
+        for name in ("ce", "entropy", "mean_token_accuracy"):
+            assert logged[name] == found[0]["sft"][0][0][name]

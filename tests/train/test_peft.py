@@ -5,7 +5,7 @@ import torch
 from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 from fastdss.enable import bare_model, disable_dss, enable_dss
-from fastdss.head_call import call_head, head_trains, original_weight
+from fastdss.head_call import call_head, head_trains, original_head
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
@@ -58,7 +58,8 @@ def test_the_model_without_its_adapter_is_a_live_reference():
         expected = plain_loss(own_logits(model, batch), batch, kl="reverse", ref_logits=reference)
         truth = gradients(model, expected)
         del batch["ref_logprobs"]
-        output = model(**batch, ref_hidden=hidden, ref_lm_head=original_weight(bare_model(model)))
+        weight, _ = original_head(bare_model(model))
+        output = model(**batch, ref_hidden=hidden, ref_lm_head=weight)
         assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
         assert_same(gradients(model, output.loss), truth)
 
@@ -79,7 +80,7 @@ def test_the_head_weight_is_the_effective_one():
     expected = model.get_output_embeddings()(hidden)
     (logits,) = call_head(bare, lambda hidden, head: (head.logits(hidden),), hidden)
     assert torch.allclose(logits, expected, atol=1e-12)
-    assert not torch.allclose(hidden @ original_weight(bare).T, expected, atol=1e-3), "the adapter does nothing"
+    assert not torch.allclose(hidden @ original_head(bare)[0].T, expected, atol=1e-3), "the adapter does nothing"
     model.merge_adapter()
     enable_dss(model)
     merged = model(**batch).loss.item()

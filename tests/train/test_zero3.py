@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3 on two ranks over gloo: the gradients and the steps of one process, and errors that say what to do.
+"""DeepSpeed ZeRO on two ranks over gloo: the gradients and the steps of one process, and errors that say what to do.
 
 DeepSpeed is no dependency: ``DS_BUILD_OPS=0 pip install deepspeed`` builds nothing and is enough for this.
 """
@@ -10,62 +10,131 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import in_order
+from test_distributed import in_order, weighted_rows
 from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 from fastdss import weighted_ce
 from fastdss.enable import enable_dss
+from fastdss.reference import reference_logprobs
 
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs DeepSpeed", allow_module_level=True)
 
 WORLD = 2
-SPLIT = {
+CONFIG = {
     "train_micro_batch_size_per_gpu": 4,
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "gradient_clipping": 0.0,  # accelerate makes it 1.0 where it is not said
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-CASES = [("Llama", "before"), ("Llama", "after"), ("Qwen3", "before")]  # a head of its own twice, a tied one
+CASES = {  # stage, when DSS is switched on with respect to the engine, model
+    "head of its own": (3, "before", {}),
+    "enabled afterwards": (3, "after", {}),
+    "tied head": (3, "before", {"family": "Qwen3"}),
+    "frozen head": (3, "before", {"frozen": True}),
+    "LoRA on the head": (3, "after", {"adapter": {"target_modules": ["q_proj", "lm_head"]}}),
+    "ZeRO-2": (2, "before", {}),
+    "ZeRO-2, frozen head": (2, "after", {"frozen": True}),
+}
+ADAPTERS = {
+    "LoRA": {"target_modules": ["q_proj"]},
+    "LoRA with a saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "LoRA on the head": {"target_modules": ["q_proj", "lm_head"]},
+}
+REFERENCES = [*ADAPTERS, "frozen model"]
 
 
-def split_gradients(family, when):
-    """Gradients of a batch of 8 rows over both ranks, DSS switched on before or after the engine."""
+def needed(case):
+    if "LoRA" in case:
+        pytest.importorskip("peft", reason="needs the [train] extra")
+
+
+def config(stage):
+    return CONFIG | {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+
+
+def adapted(model, options):
+    import peft
+
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, init_lora_weights=False, **options)
+    return peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
+
+
+def made(family="Llama", frozen=False, adapter=None):
+    model = tiny_model(family)
+    model.lm_head.requires_grad_(not frozen)
+    return model if adapter is None else adapted(model, adapter).double()
+
+
+def split_gradients(stage, when, options):
+    """Gradients of a batch of 8 rows over both ranks."""
     import deepspeed
 
-    model = tiny_model(family)
+    model = made(**options)
     if when == "before":
         enable_dss(model)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), config=SPLIT)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config(stage))
     if when == "after":
         enable_dss(model)
     batch, rank = tiny_batch(rows=8), dist.get_rank()
     items = (batch["labels"][:, 1:] != -100).sum()
     mine = {name: value[rank * 4 : rank * 4 + 4] for name, value in batch.items()}
     engine.backward(WORLD * engine(**mine, num_items_in_batch=items).loss)
-    found = {name: deepspeed.utils.safe_get_full_grad(p).double() for name, p in model.named_parameters()}
-    return found, model
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return {name: deepspeed.utils.safe_get_full_grad(p).double() for name, p in named}
 
 
-def error_outside_the_head(model):
+def error_outside_the_head():
+    import deepspeed
+
+    model = tiny_model()
+    deepspeed.initialize(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), config=config(3))
     with pytest.raises(ValueError, match="lm_head is an ungathered ZeRO-3 shard: wrap the call in") as caught:
         weighted_ce(torch.zeros(1, 8), model.lm_head.weight, torch.zeros(1, dtype=torch.long))
     return str(caught.value)
 
 
-def trained(folder):
-    """Two steps of DSSTrainer, whose arguments make transformers split the model while it is loaded."""
+def load(folder, name="model"):
     from transformers import AutoModelForCausalLM
 
+    return AutoModelForCausalLM.from_pretrained(f"{folder}/{name}", dtype=torch.float64)
+
+
+def unreferenced(rows):
+    return [{name: value for name, value in row.items() if name != "ref_logprobs"} for row in rows]
+
+
+def trained(folder, reference=None, **options):
+    """Logs of two steps of DSSTrainer; with DeepSpeed, its arguments split the model while transformers loads it."""
     from fastdss.trainer import DSSTrainer
 
-    def load():
-        return AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float64)
+    class Referenced(DSSTrainer):  # its reference is loaded after the arguments are made, as users do
+        def __init__(self, train_dataset, **kwargs):
+            live = "adapter" if reference in ADAPTERS else load(folder, "reference")
+            super().__init__(train_dataset=unreferenced(train_dataset), reference=live, kl="forward", **kwargs)
 
-    config = SPLIT | {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    def make():
+        model = load(folder)
+        return adapted(model, ADAPTERS[reference]) if reference in ADAPTERS else model
+
+    return in_order(Referenced if reference else DSSTrainer, folder, make, **options)[1]
+
+
+def trained_on_both(folder, reference=None):
+    automatic = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ddp_backend": "gloo"}
-    return in_order(DSSTrainer, folder, load, deepspeed=config, **options)[1]
+    return trained(folder, reference, deepspeed=config(3) | automatic, **options)
+
+
+def logprobs_before_the_engine(folder):
+    from transformers.integrations import HfDeepSpeedConfig
+
+    splitting = HfDeepSpeedConfig(config(3))  # for as long as it lives
+    model = load(folder)
+    assert not model.lm_head.weight.numel(), splitting
+    return reference_logprobs(model, unreferenced(weighted_rows()), batch_tokens=30)
 
 
 def work(rank, folder):
@@ -78,42 +147,71 @@ def work(rank, folder):
 
     deepspeed.init_distributed(dist_backend="gloo")
     try:
-        results = {}
-        for case in CASES:
-            results[case], model = split_gradients(*case)
-        results["error"] = error_outside_the_head(model)
+        adapters = importlib.util.find_spec("peft") is not None
+        results = {case: split_gradients(*CASES[case]) for case in CASES if adapters or "LoRA" not in case}
+        results["error"] = error_outside_the_head()
         if importlib.util.find_spec("accelerate"):
-            results["trainer"] = trained(folder)
+            results["trainer"] = trained_on_both(folder)
+            live = [reference for reference in REFERENCES if adapters or "LoRA" not in reference]
+            results["references"] = {reference: trained_on_both(folder, reference) for reference in live}
+            results["logprobs"] = logprobs_before_the_engine(folder)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     tiny_model().save_pretrained(folder / "model")
+    tiny_model(seed=5).save_pretrained(folder / "reference")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", CASES)
 def test_gradients_of_the_whole_batch(results, case):
-    model, batch = tiny_model(case[0]), tiny_batch(rows=8)
+    needed(case)
+    model, batch = made(**CASES[case][2]), tiny_batch(rows=8)
     truth = gradients(model, plain_loss(own_logits(model, batch), batch))
     for rank in range(WORLD):
-        assert_same(results[rank][case], truth, 1e-6)  # ZeRO-3 keeps gradients in fp32
+        assert_same(results[rank][case], truth, 1e-6)  # ZeRO keeps gradients in fp32
 
 
 def test_a_shard_outside_the_head_names_the_step(results):
     assert "deepspeed.zero.GatheredParameters([lm_head])" in results[0]["error"]
 
 
-def test_the_trainer_takes_the_steps_of_one_process(results, tmp_path):
-    pytest.importorskip("accelerate", reason="needs the [train] extra")
-    from fastdss.trainer import DSSTrainer
+def same_logs(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
-    _, logs = in_order(DSSTrainer, tmp_path, per_device_train_batch_size=8)
+
+def test_the_trainer_takes_the_steps_of_one_process(results, folder):
+    pytest.importorskip("accelerate", reason="needs the [train] extra")
+    expected = trained(folder, per_device_train_batch_size=8)
     for rank in range(WORLD):
-        for ours, expected in zip(results[rank]["trainer"], logs, strict=True):
-            assert ours == pytest.approx(expected, abs=1e-5)
+        same_logs(results[rank]["trainer"], expected)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_live_reference_is_whole_where_it_is_read(results, folder, reference):
+    pytest.importorskip("accelerate", reason="needs the [train] extra")
+    needed(reference)
+    expected = trained(folder, reference, per_device_train_batch_size=8)
+    assert expected[-1]["kl"] > 1e-3
+    for rank in range(WORLD):
+        same_logs(results[rank]["references"][reference], expected)
+
+
+def test_logprobs_of_a_model_without_an_engine(results):
+    pytest.importorskip("accelerate", reason="needs the [train] extra")
+    expected = reference_logprobs(tiny_model(), unreferenced(weighted_rows()))
+    for rank in range(WORLD):
+        for ours, theirs in zip(results[rank]["logprobs"], expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
