@@ -13,8 +13,8 @@ from loss_methods import GPU_GRID, Case
 FACTS = {"device": "a GPU", "commit": "abc", "versions": {}}
 
 
-def test_all_steps_fit_into_ten_minutes_and_name_what_exists() -> None:
-    assert sum(step.seconds for step in STEPS) < 600
+def test_targets_and_tests_fit_into_ten_minutes_and_all_steps_name_what_exists() -> None:
+    assert sum(step.seconds for step in STEPS[:-2]) < 600
     for step in STEPS:
         place = [word for word in step.command if "/" in word]
         assert place

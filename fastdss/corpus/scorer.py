@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     GuardLike = str | Path | Guard
 
-SCORING_VERSION = 1  # raised when the same guard and options give other scores than before
+SCORING_VERSION = 2  # raised when the same guard and options give other scores than before
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 _NAMED_ROW = re.compile(r"row (\d+)\b[:,]? *")
