@@ -7,6 +7,7 @@ from .fault import Fault
 OBJECTIVE, CHUNKED, INPUTS = "fastdss/objective.py", "fastdss/chunked.py", "fastdss/_inputs.py"
 SHARD = "fastdss/vocab_shard.py"
 ROW_PASS, ATTENTION = "kernels/row_pass.py", "kernels/prefix_attention.py"
+LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_kernels.py"
 EXACT = "tests/loss/test_exact.py"
 DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
@@ -60,10 +61,11 @@ COMPACTION_AND_CHUNKS = [
     Fault("dW accumulation", CHUNKED, "beta=0 if first else 1", "beta=0", CHUNKS),
     Fault("dW accumulation", CHUNKED, "d_bias += gradient.dz.sum(dim=0, dtype=d_bias.dtype)",
           "d_bias.copy_(gradient.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS),
-    Fault("dW accumulation", CHUNKED, "d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * gradient.lost",
-          "d_head.index_add_(0, gradient.labels, x.to(d_head.dtype) * 0 * gradient.lost", f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", CHUNKED, "target.addcmul_(head[gradient.labels].to(target.dtype), gradient.lost.unsqueeze(1))",
-          "pass", f"{EXACT} -k as_on_a_gpu"),
+    Fault("dW accumulation", CHUNKED, "gradient.return_lost(d_head, x, scatter=True)", "pass",
+          f"{EXACT} -k as_on_a_gpu"),
+    Fault("dX", CHUNKED, "gradient.return_lost(target, head, scatter=False)", "pass", f"{EXACT} -k as_on_a_gpu"),
+    Fault("dX", CHUNKED, "target.addcmul_(source[self.labels].to(target.dtype)",
+          "target.addcmul_(source[: len(self.labels)].to(target.dtype)", f"{EXACT} -k as_on_a_gpu"),
     Fault("dX", CHUNKED, "    if gradient.lost is None:\n        exact", "    if False:\n        exact",
           f"{EXACT} -k sixteen_bit_inputs"),
     Fault("vocab parallel", SHARD, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
@@ -100,6 +102,14 @@ OPS_AND_ARGUMENTS = [
 ]  # fmt: skip
 
 TRITON_ROW_PASS = [
+    Fault("Triton row pass", ROW_PASS, "columns = (last - i) * BLOCK_V", "columns = i * BLOCK_V",
+          f"{ROWS} -k narrower"),
+    Fault("Triton row pass", CHUNKED, ".view(dtype)[:, stride : stride + logits.shape[1]]",
+          ".view(dtype)[:, : logits.shape[1]]", f"{ROWS} -k narrower"),
+    Fault("Triton gradients", LABEL_ROWS, "tl.atomic_add(there, term,", "tl.store(there, term, mask=mask)  # (",
+          FINISH),
+    Fault("Triton gradients", LABEL_ROWS, "to, of = label, row", "to, of = row, row", FINISH),
+    Fault("Triton gradients", "kernels/scale.py", "inside = at < count", "inside = at < count - 1", FINISH),
     Fault("Triton row pass", "kernels/row_pass.py", "is_label = mask & (columns == local_label)",
           "is_label = columns == local_label", f"{ROWS} -k another_rank"),
     Fault("Triton row pass", "kernels/row_pass.py", "token_kl = tl.zeros_like(nll)", "token_kl = nll * 0.0",

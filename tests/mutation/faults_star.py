@@ -42,7 +42,7 @@ MASKS_AND_PACKING = [
     Fault("masks", MASKS, "(distance < 0) | (distance >= window)", "(distance < 0) | (distance > window)",
           f"{EXACT} -k 'fp32_scores and mistral'"),
     Fault("masks", MASKS, "if window is None and n == 1:", "if n == 1:", BUDGET),
-    Fault("masks", MASKS, "return band[:n, offset", "return band[1 : n + 1, offset", FP32),
+    Fault("masks", MASKS, "cut = band[:n, offset", "cut = band[1 : n + 1, offset", FP32),
     Fault("attention", MASKS, "softcap * torch.tanh(q @ k", "torch.tanh(q @ k",
           f"{EXACT} -k 'fp32_scores and gemma2'"),
     Fault("attention", MASKS, "for base in (segment.base, *segment.copies):", "for base in (segment.base,):", FP32),
