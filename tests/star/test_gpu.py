@@ -55,6 +55,12 @@ def test_fp32_scores_equal_one_forward_per_prefix(architecture: str, impl: str) 
     assert (flat(guard, impl) - flat(guard, "reference")).abs().max() <= 1e-6
 
 
+def test_auto_is_the_kernel_here() -> None:
+    guard = on_device()
+    assert torch.equal(flat(guard, "auto"), flat(guard, KERNEL))
+    assert not torch.equal(flat(guard, "auto"), flat(guard, "tree"))
+
+
 @pytest.mark.parametrize("impl", ["tree", KERNEL])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bf16_scores_are_as_good_as_the_naive_ways(architecture: str, impl: str) -> None:
