@@ -76,6 +76,8 @@ class DSSCollator:
                     raise ValueError(f"example {index} has no {name!r}; it has {sorted(example)}")
             if [name for name in _COLUMNS if name in example] != names:
                 raise ValueError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
+            if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
+                raise ValueError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
             expected = len(example["input_ids"])
             for name in names:
                 if len(example[name]) != expected:

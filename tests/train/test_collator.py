@@ -110,6 +110,7 @@ def test_plain_examples_make_plain_batches():
         ([], "expected at least one"),
         ([{"input_ids": [1, 2]}], "example 0 has no 'labels'"),
         ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": [1.0]}], "expected 2 token_weights, got 1"),
+        ([{"input_ids": [1], "labels": [1], "token_weights": None}], r"example 0 has no token_weights \(null\)"),
         (
             [{"input_ids": [1], "labels": [1], "token_weights": [1.0]}, {"input_ids": [1], "labels": [1]}],
             "example 1 has columns",
