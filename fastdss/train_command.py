@@ -141,6 +141,7 @@ def add_train(commands: Any) -> None:
         "kept in the output folder, --resume goes on from the last checkpoint. Several GPUs: "
         "accelerate launch -m fastdss train ...",
     )
+    parser.add_argument("file", metavar="DATA", nargs="?", help="the same as --data DATA")
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings of the same names; flags win over it")
     for item in fields(TrainSettings):
         flag, default = f"--{item.name.replace('_', '-')}", item.default
@@ -157,4 +158,8 @@ def _run(args: argparse.Namespace) -> None:
     from .train_run import run
 
     given = {item.name: getattr(args, item.name) for item in fields(TrainSettings)}
+    if args.file is not None:
+        if given["data"] is not None:
+            raise ValueError(f"data is given twice: {args.file} and --data {given['data']}")
+        given["data"] = args.file
     run(read_settings(given, args.config))

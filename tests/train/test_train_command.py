@@ -148,6 +148,19 @@ def test_settings_that_make_no_sense(given, message):
         read_settings(given)
 
 
+def test_the_data_without_a_flag(files, monkeypatch):
+    """As for `fastdss score`."""
+    parser, found = argparse.ArgumentParser(), []
+    add_train(parser.add_subparsers())
+    monkeypatch.setattr(train_run, "run", found.append)
+    args = parser.parse_args(["train", "some.jsonl", "--model", "m"])
+    args.run(args)
+    assert (found[0].data, found[0].model) == ("some.jsonl", "m")
+    args = parser.parse_args(["train", "some.jsonl", "--data", "other.jsonl", "--model", "m"])
+    with pytest.raises(ValueError, match=r"given twice: some\.jsonl and --data other\.jsonl"):
+        args.run(args)
+
+
 def test_a_setting_that_a_file_gives_twice(tmp_path):
     """YAML takes the last one in silence; flags win over the file, that is what they are for."""
     config = tmp_path / "run.yaml"
