@@ -18,6 +18,7 @@ from .causal_lm import ignores_softcap
 from .chat import ChatEncoder, Conversation, Message
 from .cpu_linear import PackedWeights
 from .engine import KeptHead, check_supported, reference_logits, tree_logits
+from .files import check_source
 from .prefix_tree import build_tree, shared_length
 from .token_head import TokenHeadModel, class_ids
 
@@ -135,6 +136,7 @@ class Guard:
 
         from .specs import choose_spec, find_spec, read_config
 
+        check_source("guard", str(name_or_path))
         source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **source)
         if isinstance(spec, str):

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from .files import check_source
 from .losses import KL
 from .objective import FULL_KL
 from .train_command import TrainSettings
@@ -30,11 +31,12 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
+    tokenizer = load_tokenizer(settings)  # before the guard's hours: a model that is not there shows at once
     with args.main_process_first(desc="scoring"):
         if args.local_process_index == 0:
             score_rows(settings, out / "scores", str(args.device))
     read, scored = read_scored(out / "scores")
-    tokenizer, model = load_model(settings, args.bf16)
+    model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
     prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
     if not len(prepared):
@@ -115,17 +117,25 @@ def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
-    """Tokenizer and policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_tokenizer(settings: TrainSettings) -> Any:
+    """The policy's, with a chat template."""
+    from transformers import AutoTokenizer
 
-    lora = settings.method == "lora"
-    at = settings.revision or "main"
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=at)
+    check_source("model", settings.model)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
+    return tokenizer
+
+
+def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
+    """The policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
+    from transformers import AutoModelForCausalLM
+
+    lora = settings.method == "lora"
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, revision=at, dtype=dtype, use_safetensors=True)
+    source = {"revision": settings.revision or "main", "use_safetensors": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
@@ -143,7 +153,7 @@ def load_model(settings: TrainSettings, bf16: bool) -> tuple[Any, Any]:
         model = get_peft_model(model, config)
         if settings.checkpointing:
             model.enable_input_require_grads()
-    return tokenizer, model
+    return model
 
 
 def training_arguments(settings: TrainSettings, out: Path) -> Any:
@@ -183,7 +193,7 @@ def make_trainer(
 
     reference: Any = None
     if settings.kl in FULL_KL:
-        reference = "adapter" if settings.method == "lora" else load_model(settings, args.bf16)[1]
+        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
     else:
         model.to(args.device)
         device_type = torch.device(args.device).type

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..files import check_source
+
 if TYPE_CHECKING:
     from ..guard import Guard, GuardSpec
 
@@ -75,6 +77,7 @@ class GuardSource:
 
         name = str(self.guard)
         source = str(Path(__file__).parents[1] / "tiny_guard") if name == "tiny" else name
+        check_source("guard", source)
         config = read_config(source, revision=self.revision)
         if Path(source).is_dir():
             revision = _folder_hash(Path(source))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import scored_rows, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdss import train_run
+from fastdss import Guard, train_run
 from fastdss.corpus.scorer import StarScorer
 from fastdss.train_command import TrainSettings, add_train, read_settings
 from fastdss.train_run import load_model, read_scored, run, score_rows
@@ -223,12 +223,23 @@ def test_revisions_are_pinned_and_recorded(files, tmp_path, monkeypatch):
         score_rows(settings(files, tmp_path, guard_revision="v1"), tmp_path / "scores", "cpu")
 
 
+def test_a_folder_that_is_not_there(files, tmp_path, monkeypatch):
+    """Said before anything is scored, and not as a bad id of the Hub."""
+    monkeypatch.setattr(train_run, "score_rows", lambda *_: pytest.fail("scored first"))
+    with pytest.raises(FileNotFoundError, match="model: there is no folder /no/such"):
+        run(settings(files, tmp_path, model="/no/such"))
+    with pytest.raises(FileNotFoundError, match=r"guard: there is no folder \./no/such"):
+        Guard.from_pretrained("./no/such")
+    with pytest.raises(FileNotFoundError, match="guard: there is no folder a/b/c"):
+        StarScorer("a/b/c").identity()
+
+
 def test_a_tokenizer_larger_than_the_model(files, tmp_path):
     """Escaped as an IndexError of torch once the first such token came."""
     tiny_model(vocab_size=100).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model: its tokenizer has 320 tokens, its embedding 100 rows"):
-        load_model(settings(files, tmp_path / "out", model=str(tmp_path)), bf16=False)
+        load_model(settings(files, tmp_path / "out", model=str(tmp_path)), tiny_tokenizer(), bf16=False)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
