@@ -14,6 +14,7 @@ import pytest
 import torch
 from star.builders import TEMPLATE, make_guard, make_spec, make_tokenizer
 
+import fastdss
 from fastdss import Guard, StarScores, prepare_dss_dataset, star_scores
 from fastdss.cli import main
 from fastdss.collator import DSSCollator
@@ -23,6 +24,7 @@ from fastdss.train_command import TrainSettings
 from fastdss.train_run import run
 
 CANARY = "canary7f3a91"
+MODEL = str(Path(fastdss.__file__).parent / "tiny_guard")  # `train` reads its tokenizer before the data
 TEXT = f"Reach {CANARY} on 555 0100. {CANARY}!"
 HISTORY = [{"role": "user", "content": TEXT}]
 
@@ -186,7 +188,7 @@ def test_the_command_line(tmp_path: Path, loud: Callable[[], str], name: str, co
     data = write(tmp_path / name, FILES[name])
     arguments = {
         "score": ["score", data, "--guard", "tiny", "--out", str(tmp_path / "out"), "--quiet"],
-        "train": ["train", "--data", data, "--model", str(tmp_path), "--out", str(tmp_path / "out"), "--cpu"],
+        "train": ["train", "--data", data, "--model", MODEL, "--out", str(tmp_path / "out"), "--cpu"],
     }[command]
     assert main(arguments) == 1
     said = loud()
@@ -217,7 +219,7 @@ def test_what_a_scorer_records(guard: Guard, loud: Callable[[], str]) -> None:
 
 def test_a_run_refuses_data_without_naming_it(tmp_path: Path, loud: Callable[[], str]) -> None:
     data = write(tmp_path / "rows.jsonl", FILES["number.jsonl"])
-    settings = TrainSettings(data=data, model=str(tmp_path), out=str(tmp_path / "out"), cpu=True)
+    settings = TrainSettings(data=data, model=MODEL, out=str(tmp_path / "out"), cpu=True)
     error = fails_without_quoting(lambda: run(settings), loud)
     assert "row 0" in str(error)
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from profiles import examples
 
+import fastdss
 from fastdss.cli import main
 from fastdss.corpus.rows import FailedRow, Row, content_hash, read_rows
 from fastdss.train_command import read_settings
@@ -135,9 +136,10 @@ def test_the_content_hash_of_neighbours(one: list[tuple[str, str]], other: list[
     test_the_content_hash_tells_conversations_apart.hypothesis.inner_test(one, other)
 
 
+MODEL = str(Path(fastdss.__file__).parent / "tiny_guard")  # its tokenizer is read before the data
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "score": lambda data, out: ["score", str(data), "--guard", "tiny", "--out", str(out), "--quiet"],
-    "train": lambda data, out: ["train", "--data", str(data), "--model", str(data), "--out", str(out), "--cpu"],
+    "train": lambda data, out: ["train", "--data", str(data), "--model", MODEL, "--out", str(out), "--cpu"],
     "report": lambda data, out: ["report", str(data)],
     "merge": lambda data, out: ["merge", str(data), "--out", str(out / "m.jsonl")],
     "config": lambda data, out: [
@@ -147,7 +149,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
         "--data",
         "x.jsonl",
         "--model",
-        "m",
+        MODEL,
         "--out",
         str(out),
     ],
