@@ -32,6 +32,12 @@ def test_scores(capsys):
     assert len(scores) == len(names["star"].ends[0]) == 4
     assert scores[0] > 0.5 > scores[-1]
     assert "tensor" in capsys.readouterr().out
+    streamed = names["stream"].scores
+    assert streamed == pytest.approx(scores[: len(streamed)].tolist(), abs=1e-6)
+    assert len(streamed) >= 2
+    guard = names["guard"]
+    own = names["my_guard"](guard.model, guard.tokenizer)
+    assert own.spec.name == "mine"
 
 
 def test_custom_loop(policy):
