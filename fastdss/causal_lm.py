@@ -53,8 +53,13 @@ def lm_head(model: Any) -> LMHead:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise TypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
-    config = model.config.get_text_config(decoder=True)
-    return LMHead(weight, getattr(head, "bias", None), _logit_scale(config), _softcap(config))
+    return LMHead(weight, getattr(head, "bias", None), *logit_scale_and_softcap(model))
+
+
+def logit_scale_and_softcap(model: Any) -> tuple[float, float | None]:
+    """What the model's config asks for between its head and its logits; see ``LMHead``."""
+    config = _unwrap(model).config.get_text_config(decoder=True)
+    return _logit_scale(config), _softcap(config)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def enable_dss(
     - ``token_weights: [B, T]`` STAR scores in [0, 1]. Without them the model behaves as it did before.
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
       reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained, and its
-      ``ref_bias: [V]`` where the head has one.
+      ``ref_bias: [V]`` where the head has one. ``ref_logit_scale`` and ``ref_softcap`` where they are not the policy's.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
     - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
       with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
@@ -184,12 +184,15 @@ def _dss_class(original: type) -> type:
         ref_hidden: Tensor | None = None,
         ref_lm_head: Tensor | None = None,
         ref_bias: Tensor | None = None,
+        ref_logit_scale: float | None = None,
+        ref_softcap: float | Literal["same"] | None = "same",
         rows: LiveRows | Tensor | None = None,
         kl_rows: int | None = None,
         dss_ask: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        given = _Given(token_weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, _live(rows, kl_rows))
+        reference = ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap
+        given = _Given(token_weights, *reference, _live(rows, kl_rows))
         if dss_ask is None and token_weights is None:
             given.refuse_without_weights()
             return original.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
@@ -218,15 +221,17 @@ def _merged(own: inspect.Signature, ours: inspect.Signature) -> inspect.Signatur
 
 
 class _Given(NamedTuple):
-    token_weights: Tensor | None
-    ref_logprobs: Tensor | None
-    ref_hidden: Tensor | None
-    ref_lm_head: Tensor | None
-    ref_bias: Tensor | None
-    rows: LiveRows | Tensor | None
+    token_weights: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    ref_hidden: Tensor | None = None
+    ref_lm_head: Tensor | None = None
+    ref_bias: Tensor | None = None
+    ref_logit_scale: float | None = None
+    ref_softcap: float | Literal["same"] | None = "same"
+    rows: LiveRows | Tensor | None = None
 
     def refuse_without_weights(self) -> None:
-        stray = [name for name, value in self._asdict().items() if value is not None]
+        stray = [name for name, value in self._asdict().items() if value is not self._field_defaults[name]]
         if stray:
             raise ValueError(f"{', '.join(stray)} given without token_weights")
 
@@ -271,7 +276,7 @@ def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask:
 
 def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tensor | int | None) -> Operation:
     """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
-    weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, rows = given
+    weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap, rows = given
     assert weights is not None
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
@@ -283,6 +288,7 @@ def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tenso
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
+            options |= {"ref_logit_scale": ref_logit_scale, "ref_softcap": ref_softcap}
         elif settings.kl_scale == 0:  # no KL term, so no reference: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from .causal_lm import logit_scale_and_softcap
 from .collator import DSSCollator
 from .enable import DSSSettings, bare_model, dss_settings, enable_dss
 from .head_call import head_trains, original_head
@@ -104,8 +105,8 @@ class ShapedTraining:
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
     @torch.no_grad()
-    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
-        """The reference's hidden states, and its head where the policy's own is being trained."""
+    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The reference's hidden states, and its head where that is not the policy's own, frozen."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = model if adapter else self._dss_reference
@@ -118,9 +119,10 @@ class ShapedTraining:
                 hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
-        found = {"ref_hidden": hidden}
-        if not adapter or head_trains(bare_model(model)):
-            found["ref_lm_head"], found["ref_bias"] = original_head(bare_model(reference))
+        bare, found = bare_model(reference), {"ref_hidden": hidden}
+        if not adapter or head_trains(bare):
+            found["ref_lm_head"], found["ref_bias"] = original_head(bare)
+            found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
     def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -212,6 +212,31 @@ def test_a_frozen_model_as_live_reference(tmp_path, kl, family):
     assert_same_weights(model, expected)
 
 
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [
+        ("Granite", {"logits_scaling": 2.0, "hidden_size": 64}),  # Granite's sizes do differ in it
+        ("Gemma2", {"final_logit_softcapping": None}),
+        ("Llama", {}),
+    ],
+)
+def test_a_live_reference_keeps_its_own_scale_and_softcap(tmp_path, family, other, kl):
+    """The policy's were used: another KL in silence, wherever the two configs differ."""
+    data, reference, model = rows(4, COLUMNS[:3]), tiny_model(family, seed=5, **other), tiny_model(family)
+    batch = DSSCollator(0)(data)
+    ref_logits = own_logits(reference, batch).detach()
+    log_q = ref_logits[:, :-1].log_softmax(-1).gather(-1, batch["labels"][:, 1:].clamp(min=0)[..., None])[..., 0]
+    batch["ref_logprobs"] = torch.nn.functional.pad(log_q, (1, 0))
+    expected = tiny_model(family)
+    plain_loss(own_logits(expected, batch), batch, kl=kl, ref_logits=ref_logits).backward()
+    for parameter in expected.parameters():
+        parameter.data -= LR * parameter.grad
+    args = arguments(tmp_path, max_steps=1)
+    InOrder(model=model, args=args, train_dataset=data, kl=kl, reference=reference).train()
+    assert_same_weights(model, expected)
+
+
 @pytest.mark.parametrize("saved", [None, ["lm_head"]])
 def test_the_adapter_switched_off_as_live_reference(tmp_path, saved):
     peft = pytest.importorskip("peft", reason="needs the [train] extra")
