@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .causal_lm import LMHead, backbone
+from .causal_lm import LMHead, backbone, some_tokens
 from .head_call import Operation, call_head, head_trains
 from .losses import KL, Impl, LiveRows, dss_loss, token_logprobs
 from .objective import FULL_KL, LABEL_KL
@@ -83,7 +83,7 @@ def enable_dss(
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
     returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``: see ``dss_loss``.
-    check: compare one token's logits with the model's own; needs real weights (not the meta device).
+    check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
     ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
@@ -373,11 +373,11 @@ def _restore(model: Any, original: type) -> None:
 
 @torch.no_grad()
 def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
-    """Compare one token's logits, by backbone and head as fastdss reads them, with the model's own."""
+    """Compare a few tokens' logits, by backbone and head as fastdss reads them, with the model's own."""
     embedding = bare.get_input_embeddings().weight
     if embedding.is_meta:
         raise ValueError("the model is on the meta device: load its weights first, or pass check=False")
-    ids = torch.zeros(1, 1, dtype=torch.long, device=embedding.device)
+    ids = some_tokens(embedding.device)
     was_training = model.training
     model.eval()
     try:

@@ -106,7 +106,7 @@ class ShapedTraining:
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The reference's hidden states, and its head where that is not the policy's own, frozen."""
+        """The reference's hidden states, and its head unless that is the policy's own, frozen."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = model if adapter else self._dss_reference

@@ -314,8 +314,11 @@ def test_unknown_heads_are_refused_and_leave_the_model_alone():
         enable_dss(patched)
 
 
-def test_the_check_compares_with_the_models_own_logits():
+@pytest.mark.parametrize("padding", [0.3, 0.0])
+def test_the_check_compares_with_the_models_own_logits(padding):
+    """A padding token of zeros, as nn.Embedding makes it, has logits of zero at any scale: it alone passed."""
     model = tiny_model()
+    model.model.embed_tokens.weight.data[0] *= padding
     original = type(model)
 
     class Louder(original):
@@ -325,7 +328,7 @@ def test_the_check_compares_with_the_models_own_logits():
             return output
 
     model.__class__ = Louder
-    with pytest.raises(ValueError, match=rf"expected \(1, 1, {VOCAB}\) within .* off by"):
+    with pytest.raises(ValueError, match=rf"expected \(1, 3, {VOCAB}\) within .* off by"):
         enable_dss(model)
     assert type(model) is Louder
     assert dss_settings(model) is None
