@@ -62,7 +62,7 @@ class TrainSettings:
     logging_steps: int = _set(10, "steps between log lines")
     report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
     seed: int = _set(0, "of the split, the adapters and the order")
-    resume: bool = _set(False, "go on from the last checkpoint in the folder")
+    resume: bool = _set(False, "go on from the last finished checkpoint in the folder, with the same settings")
     cpu: bool = _set(False, "do not use a GPU")
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from .collator import DSSCollator, pack_dataset, prepare_dss_dataset
 from .files import check_source
 from .losses import KL
 from .objective import FULL_KL
+from .train_checkpoints import keep_settings, starting_point
 from .train_command import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
+    checkpoint = starting_point(settings, Path(args.output_dir))
     tokenizer = load_tokenizer(settings)  # before the guard's hours: a model that is not there shows at once
     with args.main_process_first(desc="scoring"):
         if args.local_process_index == 0:
@@ -49,7 +51,9 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         prepared, held_out = split["train"], split["test"]
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit))
     before = trainer.evaluate() if held_out is not None else {}
-    trainer.train(resume_from_checkpoint=settings.resume or None)
+    if trainer.is_world_process_zero():
+        keep_settings(settings, Path(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.evaluate() if held_out is not None else {}
     trainer.save_model(str(out / "model"))
     if not trainer.is_world_process_zero():

@@ -87,6 +87,32 @@ def test_resuming_uses_what_is_there(files, tmp_path, monkeypatch):
     assert second["log"][0]["loss"] == first["log"][0]["loss"]
 
 
+def test_steps_of_another_run_are_neither_resumed_nor_lost(files, tmp_path, monkeypatch):
+    """A shorter run over a longer one left both runs' checkpoints, of which --resume then took the older run's."""
+    run(settings(files, tmp_path, max_steps=2))
+    monkeypatch.setattr(train_run, "score_rows", lambda *_: pytest.fail("scored first"))
+    with pytest.raises(ValueError, match=r"checkpoints has checkpoints of an earlier run: --resume goes on"):
+        run(settings(files, tmp_path, max_steps=1))
+    with pytest.raises(ValueError, match=r"were made with learning_rate = 0\.0002, got 0\.1"):
+        run(settings(files, tmp_path, max_steps=3, learning_rate=0.1, resume=True))
+    with pytest.raises(ValueError, match=r"has no finished checkpoint: leave out --resume, or check --out"):
+        run(settings(files, tmp_path / "elsewhere", resume=True))
+
+
+@pytest.mark.parametrize("written", [[], ["adapter_config.json", "adapter_model.safetensors"]])
+def test_a_checkpoint_interrupted_while_it_was_written(files, tmp_path, caplog, written):
+    """Ctrl-C leaves an empty folder or half of one; every later --resume failed on it."""
+    first = run(settings(files, tmp_path, max_steps=1))
+    whole = tmp_path / "checkpoints" / "checkpoint-1"
+    (tmp_path / "checkpoints" / "checkpoint-10").mkdir()  # sorted by number: 10 comes after 1 and 2
+    for name in written:
+        shutil.copy(whole / name, tmp_path / "checkpoints" / "checkpoint-10")
+    second = run(settings(files, tmp_path, max_steps=2, resume=True))
+    assert "checkpoint-10 was interrupted while it was written: going on from checkpoint-1" in caplog.text
+    assert [entry["step"] for entry in second["log"]] == [1, 2]
+    assert second["log"][0]["loss"] == first["log"][0]["loss"]
+
+
 def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path, monkeypatch):
     """Damage is found, edited data and another guard of the same name are scored anew."""
     data, judge, store = tmp_path / "data.jsonl", tmp_path / "tiny_guard", tmp_path / "scores"
