@@ -362,9 +362,8 @@ def check_values(
     """Values that only the host can look at without waiting."""
     counts = labels != ignore_index
     too_high = labels >= vocab_size if vocab_size is not None else torch.zeros_like(counts)
-    _refuse_first(
-        counts & ((labels < 0) | too_high), "labels", labels, f"must be in [0, {vocab_size}) or {ignore_index}"
-    )
+    size = "V" if vocab_size is None else vocab_size
+    _refuse_first(counts & ((labels < 0) | too_high), "labels", labels, f"must be in [0, {size}) or {ignore_index}")
     if scores is not None:
         valid = scores.isfinite() & (scores >= 0)
         valid &= (scores <= 1) if unit_interval else True

@@ -64,7 +64,7 @@ def logit_scale_and_softcap(model: Any) -> tuple[float, float | None]:
 
 @torch.no_grad()
 def check_head(model: Any, atol: float = 1e-3) -> None:
-    """Raise ``ValueError`` unless backbone, head, scale and softcap reproduce the model's own logits on a few tokens."""
+    """Raise ``ValueError`` unless backbone, head, scale and softcap give the model's own logits of a few tokens."""
     model = _unwrap(model)
     was_training = model.training
     model.eval()

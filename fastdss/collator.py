@@ -16,6 +16,7 @@ from .chat import check_conversation
 from .losses import live_rows
 
 IGNORED = -100
+_ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
 _log = logging.getLogger(__name__)
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
 _COLUMNS: dict[str, tuple[torch.dtype, float]] = {
@@ -39,7 +40,8 @@ class DSSCollator:
 
     With ``token_weights`` the batch also carries ``rows: [R]`` and ``kl_rows``: which rows the loss has to compute
     under this ``kl_scale`` (the model's), known here on the host, so that the loss need not ask the device.
-    Raises ``ValueError`` for missing or ragged columns, naming example and column.
+    Raises ``ValueError`` for missing or ragged columns, and for ``ref_logprobs`` that are no log-probabilities where
+    the KL term needs them, naming example and column.
     """
 
     pad_token_id: int
@@ -50,10 +52,13 @@ class DSSCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = self._names(examples)
         columns = {name: [_column(index, name, e[name]) for index, e in enumerate(examples)] for name in names}
+        _refuse_ragged(columns)
         documents = [self._documents(index, example) for index, example in enumerate(examples)]
         if not self.padding_free and any(len(lengths) > 1 for lengths in documents):
             raise ValueError("packed examples (seq_lengths) need padding_free=True")
         columns["labels"] = [_without_firsts(*pair) for pair in zip(columns["labels"], documents, strict=True)]
+        if self.kl_scale > 0 and {"token_weights", "ref_logprobs"} <= columns.keys():
+            _refuse_improbable(columns)
         batch: dict[str, Any] = {name: self._join(name, rows) for name, rows in columns.items()}
         width = batch["input_ids"].shape[1]
         if self.padding_free:
@@ -78,17 +83,15 @@ class DSSCollator:
                 raise ValueError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
             if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
                 raise ValueError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
-            expected = len(example["input_ids"])
-            for name in names:
-                if len(example[name]) != expected:
-                    raise ValueError(f"example {index}: expected {expected} {name}, got {len(example[name])}")
         return names
 
     def _documents(self, index: int, example: Mapping[str, Any]) -> list[int]:
         total = len(example["input_ids"])
         lengths = [int(length) for length in example.get("seq_lengths", None) or [total]]
         if sum(lengths) != total or min(lengths) < 1:
-            raise ValueError(f"example {index}: seq_lengths {lengths} do not add up to its {total} tokens")
+            raise ValueError(
+                f"example {index}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1"
+            )
         return lengths
 
     def _join(self, name: str, rows: list[Tensor]) -> Tensor:
@@ -106,10 +109,35 @@ class DSSCollator:
 
 def _column(index: int, name: str, values: Any) -> Tensor:
     dtype = _COLUMNS[name][0]
-    tensor = torch.as_tensor(values)
+    try:
+        tensor = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
+        raise TypeError(f"example {index}: {name} must be one number per token ({error})") from None
+    if tensor.dim() != 1:
+        raise ValueError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
     if dtype == torch.long and tensor.is_floating_point() and tensor.numel():
         raise TypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
     return tensor.to(dtype)
+
+
+def _refuse_ragged(columns: Mapping[str, list[Tensor]]) -> None:
+    for name, rows in columns.items():
+        for index, (row, ids) in enumerate(zip(rows, columns["input_ids"], strict=True)):
+            if len(row) != len(ids):
+                raise ValueError(f"example {index}: expected {len(ids)} {name}, got {len(row)}")
+
+
+def _refuse_improbable(columns: Mapping[str, list[Tensor]]) -> None:
+    """One NaN would make the model NaN at the next step, and negative log-likelihoods pull it to another reference."""
+    names = "labels", "token_weights", "ref_logprobs"
+    for index, (labels, weights, logprobs) in enumerate(zip(*(columns[name] for name in names), strict=True)):
+        bad = (labels != IGNORED) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
+        if bad.any():
+            at = int(bad.nonzero()[0])
+            raise ValueError(
+                f"example {index}: ref_logprobs[{at}] = {logprobs[at].item()}: must be a log-probability, "
+                "finite and not above 0"
+            )
 
 
 def _without_firsts(labels: Tensor, lengths: list[int]) -> Tensor:

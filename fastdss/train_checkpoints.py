@@ -13,7 +13,17 @@ from .train_command import TrainSettings
 _log = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
 # Of no consequence for the steps already taken; a longer run changes the schedule of those to come.
-_MAY_CHANGE = {"out", "resume", "epochs", "max_steps", "checkpointing", "save_steps", "logging_steps", "report_to", "cpu"}
+_MAY_CHANGE = {
+    "out",
+    "resume",
+    "epochs",
+    "max_steps",
+    "checkpointing",
+    "save_steps",
+    "logging_steps",
+    "report_to",
+    "cpu",
+}
 
 
 def starting_point(settings: TrainSettings, folder: Path) -> str | None:

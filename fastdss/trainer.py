@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -17,6 +18,7 @@ from .losses import KL
 from .objective import FULL_KL
 from .zero3 import layers_gathered
 
+_log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
@@ -25,6 +27,7 @@ class ShapedTraining:
     """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
 
     _dss_reference: Any = None
+    _dss_told_unshaped = False
 
     def _set_up_dss(self: Any, reference: Any) -> None:
         """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
@@ -84,6 +87,7 @@ class ShapedTraining:
     ) -> Any:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
         if "token_weights" not in inputs:
+            self._tell_unshaped(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if self._dss_reference is not None and "ref_logprobs" not in inputs:
             inputs = inputs | self._live_reference(model, inputs)
@@ -93,6 +97,12 @@ class ShapedTraining:
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
+        """Once: a column of another name, or none, would else be seen in the trained model at the earliest."""
+        if self.model.training and not self._dss_told_unshaped:
+            self._dss_told_unshaped = True
+            _log.warning("a batch without token_weights is trained without shaping; it has %s", ", ".join(inputs))
 
     def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
         """What takes the MoE auxiliary loss, a mean per micro-batch, from a sum over micro-batches and ranks to a mean.

@@ -273,6 +273,14 @@ def test_without_weights_it_is_the_plain_trainer(tmp_path):
     assert_same_weights(shaped, plain, 0)
 
 
+def test_training_without_weights_is_said_once(tmp_path, caplog):
+    """A column of another name would be plain fine-tuning in silence."""
+    data = [row | {"star": row["token_weights"]} for row in rows()]
+    data = [{name: row[name] for name in ("input_ids", "labels", "star")} for row in data]
+    DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=data).train()
+    assert caplog.text.count("a batch without token_weights is trained without shaping; it has input_ids, labels") == 1
+
+
 def test_packed_rows_train_without_padding(tmp_path):
     packed = list(pack(rows(), 20))
     trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), eval_dataset=packed)
