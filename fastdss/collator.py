@@ -305,6 +305,8 @@ def _read_scored(index: int, row: Mapping[str, Any]) -> Scored:
         raise ValueError(
             f"row {index}: expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}"
         )
+    if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
+        raise ValueError(f"row {index}: scores and ends must be numbers: drop the row, or score it anew")
     if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
         raise ValueError(
             f"row {index} has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it"

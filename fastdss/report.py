@@ -169,23 +169,31 @@ def trajectory(
 
 
 def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int = 240, width: int = WIDTH) -> str:
-    """A line chart from 0 upwards with round ticks."""
+    """A line chart that shows 0, with round ticks."""
     left, right, top, bottom = 44, 12, 24, 36
     x_max = max((max(s.x) for s in series if len(s.x)), default=1) or 1
+    y_min = min((0, *(min(s.y) for s in series if len(s.y))))
     y_max = max((max(s.y) for s in series if len(s.y)), default=1) or 1
-    ticks = _ticks(y_max)
-    y_max = ticks[-1]
+    ticks = _ticks(max(y_max, -y_min))
+    below = math.ceil(-y_min / ticks[1] - 1e-9)
+    ticks = [-tick for tick in ticks[below:0:-1]] + [
+        tick for tick in ticks if tick < max(y_max, 0) + ticks[1] * (1 - 1e-9)
+    ]
+    y_min, y_max = ticks[0], ticks[-1]
+    y_span = y_max - y_min
     plot_w, plot_h = width - left - right, height - top - bottom
     shapes = []
     for tick in ticks:
-        y = top + plot_h * (1 - tick / y_max)
+        y = top + plot_h * (y_max - tick) / y_span
         shapes.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         shapes.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in (t for t in _ticks(x_max) if t <= x_max):
         x = left + plot_w * tick / x_max
         shapes.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{tick:g}</text>')
     for s in series:
-        points = [(left + plot_w * x / x_max, top + plot_h * (1 - y / y_max)) for x, y in zip(s.x, s.y, strict=True)]
+        points = [
+            (left + plot_w * x / x_max, top + plot_h * (y_max - y) / y_span) for x, y in zip(s.x, s.y, strict=True)
+        ]
         if not points:
             continue
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

@@ -41,7 +41,7 @@ def _data(rows: Mapping[str, int], scores: Mapping[str, Any]) -> str:
 def _training(log: Sequence[Mapping[str, float]]) -> list[str]:
     steps = [entry["step"] for entry in log]
     series = [
-        Series(_NAMES[key], steps, [max(entry[key], 0.0) for entry in log], style)
+        Series(_NAMES[key], steps, [entry[key] for entry in log], style)
         for style, key in enumerate(("loss", "ce", "kl"))
         if all(key in entry for entry in log)
     ]

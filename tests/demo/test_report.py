@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fastdss import report
+from fastdss import report, train_report
 from fastdss.report import Series
 
 HOSTILE = '<script>alert("x")</script>&<img src=http://evil.example/a>'
@@ -105,3 +105,16 @@ def test_curves_stay_inside_their_frame(top):
 
 def test_curves_without_points_still_draw_a_frame():
     Balanced(report.curves([Series("s", [], [])], x_label="x", y_label="y"))
+
+
+def test_curves_go_below_zero():
+    """The KL term of k1 is negative where the policy is less sure than its reference: it was drawn as 0."""
+    log = [{"step": 1, "loss": 1.8, "ce": 2.2, "kl": -0.4}, {"step": 2, "loss": 2.3, "ce": 2.4, "kl": -0.1}]
+    svg = train_report._training(log)[1]
+    loss, _, kl = re.findall(r'<path[^>]* d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', svg)
+    grid = {
+        float(text): float(y) - 4 for y, text in re.findall(r'y="([\d.]+)" text-anchor="end">([-\d.]+)</text>', svg)
+    }
+    unit = grid[0] - grid[1]
+    assert [(grid[0] - float(y)) / unit for y in (*loss, *kl)] == pytest.approx([1.8, 2.3, -0.4, -0.1], abs=0.01)
+    assert grid[min(grid)] >= float(kl[0]), "below the last line of the grid"
