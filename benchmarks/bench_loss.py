@@ -36,7 +36,7 @@ from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 CHECK_ROWS = 128
-HEAD_START = 40_000_000  # cycles
+HEAD_START = 40_000_000  # cycles, about 20 ms
 
 
 def gemm_floor(x: Inputs) -> Callable[[], None]:
@@ -94,11 +94,11 @@ def peak_extra(run: Callable[[], Any], x: Inputs) -> int:
     return peak - gradients
 
 
-def timed(run: Callable[[], Any], cuda: bool) -> tuple[float, float]:
-    """Seconds that it takes, and of them the host's until everything is launched.
+def timed(run: Callable[[], Any], cuda: bool, head_start: int = HEAD_START) -> tuple[float, float]:
+    """Seconds that it takes, and the host's until everything is launched.
 
-    On a GPU between two events, the first behind 20 ms of other work: in a training step the host is ahead too, and
-    who makes it wait pays for it here as there.
+    On a GPU between two events, the first behind ``head_start`` cycles of other work: in a training step the host is
+    ahead too, and who makes it wait pays for it here as there.
     """
     if not cuda:
         start = time.perf_counter()
@@ -106,7 +106,7 @@ def timed(run: Callable[[], Any], cuda: bool) -> tuple[float, float]:
         return (time.perf_counter() - start,) * 2
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    torch.cuda._sleep(HEAD_START)
+    torch.cuda._sleep(head_start)
     start = time.perf_counter()
     begun.record()
     run()
@@ -136,21 +136,20 @@ def measure(case: Case, device: str, rounds: int, only: list[str] | None) -> lis
             print(f"  {name}: {reason}")
         except Exception as failure:  # a peer that fails is a result too
             print(f"  {name}: {type(failure).__name__}: {str(failure).splitlines()[0][:100]}")
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    hosts: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
-            seconds, host = timed(run, x.hidden.is_cuda)
+            taken = timed(run, x.hidden.is_cuda)
             if turn:
-                times[name].append(seconds)
-                hosts[name].append(host)
-    floor = statistics.median(times["gemm floor"])
+                times[name].append(taken)
+    floor = statistics.median(seconds for seconds, _ in times["gemm floor"])
     rows = []
-    for name, seconds in times.items():
+    for name, taken_by in times.items():
+        seconds, hosts = ([pair[i] for pair in taken_by] for i in range(2))
         p20, *_, p80 = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
         median = statistics.median(seconds)
         row = {"method": name, **asdict(case), "median_s": median, "p20_s": p20, "p80_s": p80, "rounds": rounds}
-        row |= {"host_s": statistics.median(hosts[name])} if x.hidden.is_cuda else {}
+        row |= {"host_s": statistics.median(hosts)} if x.hidden.is_cuda else {}
         rows.append(row | {"ratio_to_floor": median / floor, "mean_ce": mean_ce, **facts[name]})
     return rows
 

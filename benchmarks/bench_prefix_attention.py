@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_loss import timed
 from fastdss.kernels.configs import PREFIX_ATTENTION_CANDIDATES, PrefixConfig
 from fastdss.kernels.prefix_attention import architecture
 from torch import Tensor
@@ -47,7 +48,7 @@ SHAPES = {  # query heads, K/V heads, head dimension
 TUNED_SHAPES = ("granite-2b", "llama-guard-8b", "shieldgemma-9b")  # 64, 128 and 256 wide
 HEAD, TOKENS_PER_WORD = 203, 1.14
 BLOCK = 128  # of FlexAttention
-HEAD_START = 2_000_000  # cycles, about a millisecond
+HEAD_START = 2_000_000  # cycles, about a millisecond: launching takes as long as the kernel
 
 
 def middle_batch(words: int, responses: int, tail: int, budget: int) -> tuple[list[Segment], int]:
@@ -193,13 +194,7 @@ def measure(run: Callable[[], Tensor], device: str, repeats: int) -> dict:
     for _ in range(repeats):
         if device == "cuda":
             flush.zero_()
-            torch.cuda._sleep(HEAD_START)  # the host gets ahead: launching takes as long as the kernel
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            run()
-            ended.record()
-            torch.cuda.synchronize()
-            times.append(begun.elapsed_time(ended) / 1e3)
+            times.append(timed(run, cuda=True, head_start=HEAD_START)[0])
         else:
             start = time.process_time()
             run()

@@ -195,7 +195,7 @@ class RowGradient(NamedTuple):
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
     lost: Tensor | None  # [c]; None: nothing was rounded
     labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
-    impl: str
+    impl: str  # of the call
 
     def return_lost(self, target: Tensor, source: Tensor, *, scatter: bool) -> None:
         """``target[r] += lost[r] * source[labels[r]]``; scatter: ``target[labels[r]] += lost[r] * source[r]``."""

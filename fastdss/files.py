@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that have to be there."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,10 +34,3 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def check_source(what: str, name: str) -> None:
-    """``FileNotFoundError`` where ``name`` can only be a folder and there is none; anything else may be a Hub id."""
-    path = Path(name)
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
-        raise FileNotFoundError(f"{what}: there is no folder {name}")

@@ -18,8 +18,8 @@ from .causal_lm import ignores_softcap
 from .chat import ChatEncoder, Conversation, Message
 from .cpu_linear import PackedWeights
 from .engine import KeptHead, check_supported, reference_logits, tree_logits
-from .files import check_source
 from .prefix_tree import build_tree, shared_length
+from .sources import check_source
 from .token_head import TokenHeadModel, class_ids
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset
-from .files import check_source
 from .losses import KL
 from .objective import FULL_KL
+from .sources import check_source
 from .train_checkpoints import keep_settings, starting_point
 from .train_command import TrainSettings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..files import check_source
+from ..sources import check_source
 
 if TYPE_CHECKING:
     from ..guard import Guard, GuardSpec
