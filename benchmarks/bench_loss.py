@@ -7,9 +7,10 @@
 Every method is checked against float64 on 128 rows of the same problem before it is timed. Methods take turns within
 each round, so that a shared machine's noise meets all of them; ratios are of medians. Logits are peaked like a trained
 model's: normal with standard deviation 3, and the label's raised by 12 (mean cross-entropy about 3; it is in the row).
-The last case on a GPU has standard deviation 1: all probabilities but the label's are then below 2^-12, and
-cut-cross-entropy leaves their gradients out, as it may on well-predicted text. fastdss knows the rows that count from
-the collator, as its Trainer does; "counts its rows" lets it wait for the GPU instead.
+Two kinds of case show what may be left out of the gradients. With standard deviation 1 (GPU) all probabilities but the
+label's are below 2^-12, which cut-cross-entropy drops. The cases of text are SmolLM2's hidden states of English prose:
+there fastdss may drop columns (filter_eps), and errors are of all rows.
+fastdss knows the rows that count from the collator, as its Trainer does; "counts its rows" lets it wait for the GPU.
 The floor is the GEMMs alone, on the live rows, into buffers made beforehand: forward, dX, dW if the head is trained,
 and the reference's forward where the loss needs it.
 """
@@ -66,8 +67,9 @@ def step(method: Callable[[Inputs], Tensor], x: Inputs) -> tuple[Tensor, list[Te
 
 def check(name: str, x: Inputs) -> float:
     """Largest relative Frobenius error of a gradient, against float64; of the unweighted loss for peers without."""
-    small = x.first(CHECK_ROWS, x.hidden.dtype)
-    truth = step(truth_of(name), small.first(CHECK_ROWS, torch.float64))
+    rows = x.case.n if x.case.text else CHECK_ROWS
+    small = x.first(rows, x.hidden.dtype)
+    truth = step(truth_of(name), small.first(rows, torch.float64))
     got = step(METHODS[name], small)
     errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(got[1], truth[1], strict=True)]
     return max(errors)
@@ -196,7 +198,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     except ImportError:
         print("matplotlib is not installed: no plot")
         return
-    labels = ["loss", "dtype", "n", "d", "v", "live", "frozen"]
+    labels = ["loss", "dtype", "n", "d", "v", "live", "frozen", "text"]
     cases = list(dict.fromkeys(tuple(r[key] for key in labels) for r in rows))
     methods = list(dict.fromkeys(r["method"] for r in rows if r["method"] != "gemm floor"))
     figure = Figure(figsize=(9, 1 + 1.1 * len(cases)), layout="constrained")
@@ -206,7 +208,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                   for r in rows if r["method"] == method]  # fmt: skip
         axes.barh([p[0] for p in points], [p[1] for p in points], height=0.7 / len(methods), label=method)
     axes.axvline(1, color="black", linewidth=1)
-    names = [f"{c[0]} {c[1]}\nN={c[2]} D={c[3]} V={c[4]}\nlive {c[5]}{', frozen' if c[6] else ''}" for c in cases]
+    names = [
+        f"{c[0]} {c[1]}\nN={c[2]} D={c[3]} V={c[4]}\nlive {c[5]}{', frozen' * c[6]}{', text' * c[7]}" for c in cases
+    ]
     axes.set_yticks([i + 0.3 for i in range(len(cases))], names, fontsize=8)
     axes.set_xlabel("time / time of the GEMMs alone (median)")
     axes.invert_yaxis()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdss import dss_loss, live_rows, weighted_ce
+from fastdss import dss_loss, live_rows, token_logprobs, weighted_ce
+from fastdss.causal_lm import backbone, lm_head
+from fastdss.demo.policy import load_policy
 from fastdss.losses import LiveRows
 
 KL_SCALE = 0.5
+_WINDOW = 512  # tokens of context at most
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Case:
     loss: str = "ce"  # "ce", "k2" (with ref_logprobs) or "reverse" (with reference hidden states)
     frozen: bool = False  # the head
     spread: float = 3.0  # standard deviation of the logits
+    text: bool = False  # hidden states, head and labels of SmolLM2 on English prose instead
 
 
 CPU_GRID = [
@@ -37,7 +42,9 @@ CPU_GRID = [
     Case(1024, 576, 49152, "float32", loss="k2", frozen=True),
     Case(1024, 576, 49152, "float32", loss="reverse"),
     Case(1024, 576, 49152, "float32", loss="reverse", frozen=True),
-]
+    *(Case(2048, 576, 49152, dtype, 1.0, loss, text=True)
+      for dtype, loss in (("float32", "ce"), ("float32", "k2"), ("float32", "reverse"), ("bfloat16", "k2"))),
+]  # fmt: skip
 # Llama-3 8B and 1B, Qwen3 0.6B, 4B and 8B, Gemma-3 1B and 4B; the first is the shape of the published figures.
 _HEADS = [
     (4096, 128256),
@@ -54,6 +61,7 @@ GPU_GRID = [
     *(Case(8192, *head, "bfloat16", 1.0, "ce") for head in _HEADS[1:]),
     *(Case(n, *_HEADS[0], "bfloat16", 1.0, "ce") for n in (512, 4096, 16384, 32768)),
     Case(8192, *_HEADS[0], "bfloat16", 1.0, "ce", spread=1.0),
+    *(Case(8192, 576, 49152, "bfloat16", 1.0, loss, text=True) for loss in ("ce", "k2", "reverse")),
 ]  # fmt: skip
 
 
@@ -99,33 +107,55 @@ def make_inputs(case: Case, device: str) -> Inputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device=device)
 
-    head = normal(case.v, case.d).mul_(case.spread / case.d**0.5)
-    labels = torch.randint(0, case.v, (case.n,), generator=g, device=device)
-    hidden = normal(case.n, case.d) + 12 / case.spread**2 * head[labels]
-    labels[torch.randperm(case.n, generator=g, device=device)[: round(case.n * (1 - case.live))]] = -100
-    ref_hidden = hidden + 0.1 * normal(case.n, case.d)
+    if case.text:
+        hidden, head, labels = (t.to(device) for t in smollm2_on_prose(case.n))
+        ref_hidden = hidden + 0.1 * hidden.std() * normal(case.n, case.d)
+        ref = token_logprobs(ref_hidden, head, labels)
+    else:
+        head = normal(case.v, case.d).mul_(case.spread / case.d**0.5)
+        labels = torch.randint(0, case.v, (case.n,), generator=g, device=device)
+        hidden = normal(case.n, case.d) + 12 / case.spread**2 * head[labels]
+        labels[torch.randperm(case.n, generator=g, device=device)[: round(case.n * (1 - case.live))]] = -100
+        ref_hidden = hidden + 0.1 * normal(case.n, case.d)
+        ref = -torch.rand(case.n, generator=g, device=device) * 6
     tensors = [t.to(dtype) for t in (hidden, head)]
     tensors[0].requires_grad_()
     tensors[1].requires_grad_(not case.frozen)
     star = torch.rand(case.n, generator=g, device=device)
-    ref = -torch.rand(case.n, generator=g, device=device) * 6
     return Inputs(
         case, *tensors, labels, star, ref_hidden.to(dtype), tensors[1].detach(), ref, rows_of(case, labels, star)
     )
+
+
+@cache
+def smollm2_on_prose(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on Python's language reference."""
+    policy = load_policy(None, "cpu", "fp32")
+    ids = policy.tokenizer("\n".join(topics.values()))["input_ids"]
+    windows = torch.tensor(ids[: n + n // _WINDOW]).view(-1, _WINDOW + 1)
+    with torch.no_grad():
+        hidden = torch.cat([backbone(policy.model)(window[None, :-1]).last_hidden_state[0] for window in windows])
+        return hidden, lm_head(policy.model).weight.detach().clone(), windows[:, 1:].reshape(-1)
 
 
 class Unavailable(Exception):
     """Why a method cannot run this case."""
 
 
-def fastdss_loss(x: Inputs, counted: bool = True) -> Tensor:
-    rows = x.rows if counted else None
+def fastdss_loss(x: Inputs, counted: bool = True, filter_eps: float | None = None) -> Tensor:
+    options: dict[str, Any] = {"rows": x.rows if counted else None, "filter_eps": filter_eps}
     if x.case.loss == "ce":
-        return weighted_ce(x.hidden, x.head, x.labels, x.star, rows=rows)
+        return weighted_ce(x.hidden, x.head, x.labels, x.star, **options)
     reference: dict[str, Any] = {"ref_logprobs": x.ref_logprobs}
     if x.case.loss == "reverse":
         reference = {"ref_hidden": x.ref_hidden, "ref_lm_head": x.ref_head}
-    return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, rows=rows, **reference).loss
+    return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, **options, **reference).loss
+
+
+def fastdss_filtered(x: Inputs, filter_eps: float) -> Tensor:
+    if not x.case.text:
+        raise Unavailable("random logits leave no column of dZ empty")
+    return fastdss_loss(x, filter_eps=filter_eps)
 
 
 def fastdss_counting(x: Inputs) -> Tensor:
@@ -232,6 +262,8 @@ LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
     "fastdss, counts its rows": fastdss_counting,
+    "fastdss, filter_eps=2**-12": partial(fastdss_filtered, filter_eps=2**-12),
+    "fastdss, filter_eps=2**-14": partial(fastdss_filtered, filter_eps=2**-14),
     "eager": full_logits,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": torch_linear_cross_entropy,

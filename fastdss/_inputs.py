@@ -34,13 +34,14 @@ class Reference(NamedTuple):
 
 
 class RunOptions(NamedTuple):
-    """How to compute, as opposed to what; no option changes the result."""
+    """How to compute, as opposed to what; none but ``filter_eps`` changes the result."""
 
     rows: LiveRows | Tensor | None
     compact: bool
     impl: str
     chunk_bytes: int | None
     group: Any
+    filter_eps: float | None = None
 
 
 class Batch:
@@ -181,6 +182,7 @@ class Batch:
             self._check_rows(index, kl_rows if objective.full_kl or reference.hidden is not None else -1)
         if options.chunk_bytes is not None and options.chunk_bytes <= 0:
             raise ValueError(f"chunk_bytes must be positive, got {options.chunk_bytes}")
+        _check_filter(options)
         return LossCall(
             hidden=self.hidden,
             lm_head=self.lm_head,
@@ -199,6 +201,7 @@ class Batch:
             impl=choose_impl(options.impl, self.hidden.device),
             chunk_bytes=options.chunk_bytes or 0,
             compact=options.compact,
+            filter_eps=float(options.filter_eps or 0),
             group="" if options.group is None else options.group.group_name,
         )
 
@@ -325,6 +328,14 @@ def _check_objective(o: Objective) -> None:
     for name, cap in (("softcap", o.softcap), ("ref_softcap", o.ref_softcap)):
         if cap is not None and not (math.isfinite(cap) and cap > 0):
             raise ValueError(f"{name} must be None or positive, got {cap}")
+
+
+def _check_filter(options: RunOptions) -> None:
+    eps = options.filter_eps
+    if eps is not None and not 0 < eps < 1:
+        raise ValueError(f"filter_eps must be None or in (0, 1), got {eps}")
+    if eps is not None and not options.compact:
+        raise ValueError("filter_eps counts columns on the host, which compact=False (CUDA graphs) rules out")
 
 
 def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any) -> None:

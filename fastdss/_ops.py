@@ -16,7 +16,8 @@ from .chunked import LossCall, LossResult, run_chunks
 _INPUTS = (
     "Tensor hidden, Tensor lm_head, Tensor? bias, Tensor labels, Tensor ce_weight, Tensor? kl_weight,"
     " Tensor? ref_logprobs, Tensor? ref_hidden, Tensor? ref_lm_head, Tensor? ref_bias, Tensor? rows, SymInt kl_rows,"
-    " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact, str group"
+    " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact,"
+    " float filter_eps, str group"
 )
 _SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache when it is rounded
 _TENSORS = 11  # how many of them are tensors; they come first

@@ -14,7 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .column_filter import ColumnFilter
+from .gemm import project
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
+from .row_gradient import RowGradient
 from .vocab_shard import VocabShard
 
 # Slab sizes; on a GPU of each slab, as the rows matter: dW is read and written once per chunk. 1 GiB is 2048 rows of a
@@ -25,7 +28,6 @@ DEFAULT_CHUNK_BYTES = {"cpu": 128 << 20}
 _DEVICE_CHUNK_BYTES = 1 << 30
 _ROW_ALIGNMENT = 128  # chunk rows, where the budget allows: a GEMM tile
 _COLUMN_ALIGNMENT = 32  # slab row stride in elements: 128 bytes of fp32
-_UPCAST_ROWS = 4096  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
 
 
 class LossCall(NamedTuple):
@@ -48,6 +50,7 @@ class LossCall(NamedTuple):
     impl: str  # "torch" or "triton"
     chunk_bytes: int  # 0: the device's default
     compact: bool
+    filter_eps: float  # 0: every column of dZ is multiplied
     group: str  # name of the process group over which the vocabulary is split, or ""
 
 
@@ -120,7 +123,9 @@ def _run_chunks(
     plan = plan_rows(call, objective.full_kl)
     new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else call.hidden.new_empty
     d_hidden = new(call.hidden.shape, dtype=accumulate) if hidden_grad else None
-    new_head = call.hidden.new_empty if plan.count else call.hidden.new_zeros  # the first chunk fills it
+    filtered = ColumnFilter.of(call) if hidden_grad or head_grad else None
+    fills = plan.count > 0 and filtered is None  # the first chunk does
+    new_head = call.hidden.new_empty if fills else call.hidden.new_zeros
     d_head = new_head(call.lm_head.shape, dtype=accumulate) if head_grad and main_grad is None else main_grad
     d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=accumulate) if bias_grad else None
     token_ce, token_kl = (call.hidden.new_zeros(call.labels.shape, dtype=accumulate) for _ in range(2))
@@ -133,7 +138,7 @@ def _run_chunks(
         dead = None if plan.trusted else _without_weight(inputs)
         x = _gather(call.hidden, rows, dead, call.compute_dtype)
         logits = slab[: span.stop - span.start]
-        _project(x, head, out=logits)
+        project(x, head, out=logits)
         if with_ref:
             assert call.ref_hidden is not None
             assert call.ref_lm_head is not None
@@ -141,17 +146,21 @@ def _run_chunks(
             unused = None if plan.trusted else inputs.kl_weight[:with_ref] == 0
             ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
             x_ref = _gather(call.ref_hidden, ref_rows, unused, call.ref_hidden.dtype)
-            _project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])
+            project(x_ref, call.ref_lm_head, out=ref_slab[:with_ref])
         grad = hidden_grad or head_grad or bias_grad
         gradient, ce, kl = _pass_rows(call, objective, shard, logits, ref_slab[:with_ref], inputs, grad)
         token_ce[rows] = ce if dead is None else ce.masked_fill(dead, 0)
         token_kl[rows] = kl
-        if d_hidden is not None:
-            _hidden_gradient(gradient, head, d_hidden, rows)
-        if d_head is not None:
-            _head_gradient(gradient, x, d_head, first=main_grad is None and span.start == 0)
+        d_x = None if d_hidden is None else _rows_to_fill(d_hidden, rows)
+        columns = None if filtered is None else filtered.keep(gradient.dz, x, rows)
+        first = filtered is None and main_grad is None and span.start == 0
+        gradient.multiply(head, x, d_x, d_head, columns=columns, first=first)
+        if d_hidden is not None and d_x is not None and isinstance(rows, Tensor):
+            d_hidden.index_copy_(0, rows, d_x)
         if d_bias is not None:
-            _bias_gradient(gradient, d_bias)
+            gradient.add_bias(d_bias)
+    if filtered is not None:
+        filtered.put_back(head, d_hidden, d_head)
     if d_hidden is not None and shard.group is not None:
         torch.distributed.all_reduce(d_hidden, group=shard.group)
     return LossResult(token_ce, token_kl, d_hidden, d_head, d_bias)
@@ -189,31 +198,13 @@ def _gather(source: Tensor, rows: Tensor | slice, dead: Tensor | None, dtype: to
     return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)
 
 
-class RowGradient(NamedTuple):
-    """dZ of a chunk, and what rounding it dropped at each row's label, where half of a loss gradient's energy lies."""
-
-    dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
-    lost: Tensor | None  # [c]; None: nothing was rounded
-    labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
-    impl: str  # of the call
-
-    def return_lost(self, target: Tensor, source: Tensor, *, scatter: bool) -> None:
-        """``target[r] += lost[r] * source[labels[r]]``; scatter: ``target[labels[r]] += lost[r] * source[r]``."""
-        if self.lost is None:
-            return
-        if self.impl == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
-            from fastdss.kernels.label_rows import launch_label_rows_bwd
-
-            launch_label_rows_bwd(target, source, self.lost, self.labels, scatter=scatter)
-        elif scatter:
-            target.index_add_(0, self.labels, source.to(target.dtype) * self.lost.unsqueeze(1))
-        else:
-            target.addcmul_(source[self.labels].to(target.dtype), self.lost.unsqueeze(1))
-
-
 def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
     """A GPU multiplies 16-bit dZ into fp32 sums; the CPU has no such GEMM."""
     return accumulate if call.hidden.device.type == "cpu" else call.compute_dtype
+
+
+def _rows_to_fill(d_hidden: Tensor, rows: Tensor | slice) -> Tensor:
+    return d_hidden[rows] if isinstance(rows, slice) else d_hidden.new_empty((rows.shape[0], d_hidden.shape[1]))
 
 
 def _pass_rows(
@@ -307,69 +298,3 @@ def triton_row_pass(
         logits, ref_logits, out, rows.labels, stacked, vocab_start=shard.start, **common
     )
     return ce, kl, lost
-
-
-def _project(x: Tensor, head: Tensor, out: Tensor) -> None:
-    """``out = x @ head.T`` with ``out`` in the accumulation dtype: logits are never rounded to 16 bit."""
-    if out.dtype == head.dtype:
-        torch.mm(x, head.t(), out=out)
-    elif out.device.type == "cpu":
-        x = x.to(out.dtype)
-        for block, part in _upcast_blocks(head, out.dtype):
-            torch.mm(x, part.t(), out=out[:, block])
-    else:
-        torch.mm(x, head.t(), out_dtype=out.dtype, out=out)
-
-
-def _hidden_gradient(gradient: RowGradient, head: Tensor, d_hidden: Tensor, rows: Tensor | slice) -> None:
-    """``d_hidden[rows] = dz @ head``"""
-    dz = gradient.dz
-    target = d_hidden[rows] if isinstance(rows, slice) else d_hidden.new_empty((dz.shape[0], head.shape[1]))
-    if dz.dtype == head.dtype == target.dtype:
-        torch.mm(dz, head, out=target)
-    elif dz.device.type == "cpu":
-        _hidden_gradient_16_bit(gradient, head, target)
-    else:
-        torch.mm(dz, head, out_dtype=target.dtype, out=target)
-    gradient.return_lost(target, head, scatter=False)
-    if not isinstance(rows, slice):
-        d_hidden.index_copy_(0, rows, target)
-
-
-def _hidden_gradient_16_bit(gradient: RowGradient, head: Tensor, target: Tensor) -> None:
-    """The CPU's 16-bit GEMM rounds its result too, yet is twice as fast: parts of the vocabulary, summed in fp32."""
-    target.zero_()
-    part, product = gradient.dz.new_empty((target.shape[0], min(_UPCAST_ROWS, head.shape[0])), dtype=head.dtype), None
-    for start in range(0, head.shape[0], _UPCAST_ROWS):
-        dz = gradient.dz[:, start : start + _UPCAST_ROWS]
-        product = torch.mm(part[:, : dz.shape[1]].copy_(dz), head[start : start + _UPCAST_ROWS], out=product)
-        target += product
-    if gradient.lost is None:
-        exact = gradient.dz.gather(1, gradient.labels.unsqueeze(1))
-        target.addcmul_(head[gradient.labels].to(target.dtype), exact - exact.to(head.dtype).to(exact.dtype))
-
-
-def _head_gradient(gradient: RowGradient, x: Tensor, d_head: Tensor, first: bool) -> None:
-    """``d_head += dz.T @ x``, at the first ``=``, in the accumulation dtype and without a [V, D] temporary."""
-    dz = gradient.dz
-    if dz.device.type == "cpu" or dz.dtype == d_head.dtype:
-        d_head.addmm_(dz.t().to(d_head.dtype), x.to(d_head.dtype), beta=0 if first else 1)
-    elif first:
-        torch.mm(dz.t(), x, out_dtype=d_head.dtype, out=d_head)
-    else:
-        torch.addmm(d_head, dz.t(), x, out_dtype=d_head.dtype, out=d_head)
-    gradient.return_lost(d_head, x, scatter=True)
-
-
-def _bias_gradient(gradient: RowGradient, d_bias: Tensor) -> None:
-    d_bias += gradient.dz.sum(dim=0, dtype=d_bias.dtype)
-    if gradient.lost is not None:
-        d_bias.index_add_(0, gradient.labels, gradient.lost)
-
-
-def _upcast_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The CPU has no GEMM from 16 to 32 bit: a few rows of the head at a time, upcast into one reused buffer."""
-    buffer = head.new_empty((min(_UPCAST_ROWS, head.shape[0]), head.shape[1]), dtype=dtype)
-    for start in range(0, head.shape[0], _UPCAST_ROWS):
-        part = head[start : start + _UPCAST_ROWS]
-        yield slice(start, start + part.shape[0]), buffer[: part.shape[0]].copy_(part)

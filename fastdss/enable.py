@@ -35,6 +35,7 @@ class DSSSettings(NamedTuple):
     kl_scale: float
     impl: Impl
     chunk_bytes: int | None
+    filter_eps: float | None
 
 
 @dataclass
@@ -62,6 +63,7 @@ def enable_dss(
     kl_scale: float = 0.5,
     impl: Impl = "auto",
     chunk_bytes: int | None = None,
+    filter_eps: float | None = None,
     check: bool = True,
 ) -> Model:
     """``model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss`` becomes the DSS loss of ``dss_loss``.
@@ -82,7 +84,8 @@ def enable_dss(
     and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
-    returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``: see ``dss_loss``.
+    returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``, ``filter_eps``: see
+    ``dss_loss``.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
@@ -102,7 +105,7 @@ def enable_dss(
             f"tensor parallelism splits this {type(bare).__name__} over {ranks} ranks, its head too: call dss_loss "
             "yourself with the local rows of the head and group=, or shard by FSDP2 or ZeRO-3 instead"
         )
-    settings = DSSSettings(kl, float(kl_scale), impl, chunk_bytes)
+    settings = DSSSettings(kl, float(kl_scale), impl, chunk_bytes, filter_eps)
     if isinstance(bare, _DSSModel):
         bare.__dict__[_SETTINGS] = settings
         return model
@@ -281,7 +284,8 @@ def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tenso
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
-        options = _options(settings, head, rows, here) | {"kl": settings.kl, "kl_scale": settings.kl_scale}
+        options = _options(settings, head, rows, here)
+        options |= {"kl": settings.kl, "kl_scale": settings.kl_scale, "filter_eps": settings.filter_eps}
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
                 raise ValueError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")

@@ -62,6 +62,7 @@ def weighted_ce(
     compact: bool = True,
     impl: Impl = "auto",
     chunk_bytes: int | None = None,
+    filter_eps: float | None = None,
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> Tensor:
@@ -83,6 +84,11 @@ def weighted_ce(
     ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
+    ``filter_eps`` (None: exact) leaves columns of dZ out of the products for hidden's and lm_head's gradients, in which
+    no row of a chunk exceeds ``filter_eps`` times the largest weight, and puts the sum of what it left out back: two of
+    the three GEMMs shrink to the words that matter. 2**-12 is cut-cross-entropy's threshold. The loss stays exact, the
+    gradients are off by what :mod:`fastdss.column_filter` says; the host waits once per chunk for the columns' number.
+
     ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
     gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. The
     gradient waits for that factor in a [V, D] tensor of its own. With ``reduction="none"`` no such tensor exists: the
@@ -93,7 +99,7 @@ def weighted_ce(
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
-    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
+    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps), bias=bias)
     run = _run(call, batch, reduction, num_items, main_grad)
     return _reduce(run.loss, batch, reduction, run.items)
 
@@ -125,6 +131,7 @@ def dss_loss(
     compact: bool = True,
     impl: Impl = "auto",
     chunk_bytes: int | None = None,
+    filter_eps: float | None = None,
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> DSSLoss:
@@ -155,7 +162,7 @@ def dss_loss(
     batch = Batch(
         hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, group=group
     )
-    options = RunOptions(rows, compact, impl, chunk_bytes, group)
+    options = RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps)
     if ref_logprobs is not None:
         reference = batch.reference_logprobs(ref_logprobs)
     else:

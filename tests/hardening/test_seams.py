@@ -92,13 +92,13 @@ def test_the_references_product_runs_on_rows_with_a_kl_weight_only(
     """Also where a chunk holds both kinds, or comes after the last row that has one."""
     problem = make_problem(40, 16, 64, torch.float32)
     rows: list[int] = []
-    real = chunked._project
+    real = chunked.project
 
     def counting(x: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
         rows.append(x.shape[0])
         real(x, head, out)
 
-    monkeypatch.setattr(chunked, "_project", counting)
+    monkeypatch.setattr(chunked, "project", counting)
     run(problem, "reverse", chunk_bytes=2 * 4 * 64 * chunk_rows)
     counts = problem.labels != -100
     assert sum(rows) == int(counts.sum()) + int((counts & (problem.star < 1)).sum())

@@ -70,7 +70,7 @@ def _place(option: tuple[str, int]) -> int:
     return list(OPTIONS).index(option[0])
 
 
-def check(case: Case, *, impl: str = "torch", group: Any = None, rank: int = 0, ranks: int = 1) -> None:
+def check(case: Case, *, impl: str = "torch", group: Any = None, rank: int = 0, ranks: int = 1, **further: Any) -> None:
     """One call against its definition; with ``group`` on this rank's slice of the vocabulary."""
     p = make_problem(N, D, V, torch.float64)
     p = replace(p, star=p.star.double(), ref_logprobs=p.ref_logprobs.double())
@@ -86,7 +86,7 @@ def check(case: Case, *, impl: str = "torch", group: Any = None, rank: int = 0, 
     main_grad = torch.zeros_like(leaves[1]) if case["main_grad"] and trained[1] else None
     loss = dss_loss(
         *leaves[:2], p.labels, p.star, bias=leaves[2] if case["bias"] else None, kl=case["kl"], impl=impl, group=group,
-        main_grad=main_grad, **given, **options, **objective,
+        main_grad=main_grad, **given, **options, **objective, **further,
     )  # fmt: skip
     upstream = torch.linspace(-1, 2, N).double() if case["reduction"] == "none" else torch.tensor(1.5).double()
     loss.loss.backward(upstream)

@@ -77,13 +77,13 @@ def test_the_result_does_not_depend_on_the_chunk_size() -> None:
 
 def _count_gemm_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
-    real = chunked._project
+    real = chunked.project
 
     def counting(x: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
         rows.append(x.shape[0])
         real(x, head, out)
 
-    monkeypatch.setattr(chunked, "_project", counting)
+    monkeypatch.setattr(chunked, "project", counting)
     return rows
 
 
@@ -257,7 +257,7 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
     weights = (p.star * counts, (1 - p.star) * counts)
     reference = (None, p.ref_hidden, p.ref_lm_head, None) if full else (p.ref_logprobs, None, None, None)
     spec = Objective(kl).encode()
-    return *leaves, p.labels, *weights, *reference, None, -1, spec, torch.float32, "torch", 0, True, ""
+    return *leaves, p.labels, *weights, *reference, None, -1, spec, torch.float32, "torch", 0, True, 0.1, ""
 
 
 @pytest.mark.parametrize("kl", ["k3", "reverse"])

@@ -1,0 +1,168 @@
+"""filter_eps: what it leaves out, what it puts back, and that everything else stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from numerics import assert_gradient_close
+from torch import Tensor
+
+from fastdss import column_filter, weighted_ce
+from fastdss.column_filter import ColumnFilter
+from fastdss.row_gradient import RowGradient
+
+from .cases import KLS, Outcome, Problem, make_problem, run, truth
+from .combinations import check, covering_cases
+
+EPS = 2**-10
+WORDS, RARE = 40, 472  # of a vocabulary of 512; the rare ones are e^-9 as likely
+
+
+def spoken(n: int = 70, dtype: torch.dtype = torch.float64) -> Problem:
+    """A model that finds most of its vocabulary impossible."""
+    p = make_problem(n, 24, WORDS + RARE, dtype)
+    bias = p.bias.clone()
+    bias[WORDS:] -= 9
+    return replace(p, bias=bias, labels=p.labels.where(p.labels < 0, p.labels % WORDS))
+
+
+def error(got: Tensor, true: Tensor) -> float:
+    return float((got.double() - true).norm() / true.norm())
+
+
+def without_putting_back(monkeypatch: pytest.MonkeyPatch, problem: Problem, kl: str) -> Outcome:
+    with monkeypatch.context() as patch:
+        patch.setattr(ColumnFilter, "put_back", lambda *given: None)
+        return run(problem, kl, filter_eps=EPS)
+
+
+@pytest.mark.parametrize("kl", KLS)
+def test_gradients_are_near_and_nearer_for_what_is_put_back(kl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = spoken()
+    true, filtered, bare = truth(p, kl), run(p, kl, filter_eps=EPS), without_putting_back(monkeypatch, p, kl)
+    assert torch.equal(filtered.loss.loss, run(p, kl).loss.loss)
+    assert torch.equal(filtered.d_bias, run(p, kl).d_bias)
+    for field in ("d_hidden", "d_head"):
+        errors = [error(getattr(got, field), getattr(true, field)) for got in (filtered, bare)]
+        assert 1e-6 < errors[0] < 3e-3
+        assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 8 * 512 * 16])
+def test_the_sums_over_the_vocabulary_are_those_without_a_filter(chunk_bytes: int | None) -> None:
+    p = spoken()
+    p.lm_head[:, 0] = 1  # dX has dZ's row sums there
+    true, filtered = truth(p, "reverse"), run(p, "reverse", filter_eps=EPS, chunk_bytes=chunk_bytes)
+    scale = true.d_hidden.abs().max()
+    torch.testing.assert_close(filtered.d_hidden[:, 0], true.d_hidden[:, 0], rtol=0, atol=1e-12 * float(scale))
+    torch.testing.assert_close(filtered.d_head.sum(0), true.d_head.sum(0), rtol=0, atol=1e-12 * float(scale))
+
+
+@pytest.mark.parametrize("signs", [1, -1])
+def test_what_is_put_back_is_never_worse_than_nothing(signs: int) -> None:
+    """Rows of both signs, whose sums nearly cancel: a rank-one matrix of the row sums could be far from them."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-1, 1e-3, 1e-6):
+        dz = torch.rand(9, 31, generator=generator, dtype=torch.float64) * scale
+        dz[::2] *= signs
+        dz[:, ::2] *= -1 + 1e-3
+        dz[:, 3] = 5
+        head, x = torch.eye(31).double(), torch.eye(9).double()
+        d_x, d_head = torch.zeros(9, 31).double(), torch.zeros(31, 9).double()
+        kept = ColumnFilter(torch.tensor(2 * scale))
+        columns = kept.keep(dz, x, slice(0, 9))
+        assert columns is not None
+        assert columns.tolist() == [3]
+        RowGradient(dz, None, torch.zeros(9).long(), "torch").multiply(head, x, d_x, d_head, columns=columns)
+        kept.put_back(head, d_x, d_head)
+        dropped = dz.clone()
+        dropped[:, 3] = 0
+        for got in (d_x, d_head.t()):
+            assert (got - dz).norm() <= dropped.norm()
+            torch.testing.assert_close(got.sum(1), dz.sum(1), rtol=1e-12, atol=1e-12)
+
+
+def test_fewer_columns_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = ColumnFilter.keep
+
+    def watched(self: ColumnFilter, *given: Any) -> Tensor | None:
+        columns = real(self, *given)
+        assert columns is not None
+        seen.append(columns.shape[0])
+        return columns
+
+    monkeypatch.setattr(ColumnFilter, "keep", watched)
+    run(spoken(), "k2", filter_eps=EPS)
+    assert 5 < seen[0] < 2 * WORDS
+
+
+def test_where_nearly_all_columns_count_nothing_is_left_out() -> None:
+    p = make_problem(33, 48, 130, torch.float64)
+    filtered, plain = run(p, "k2", filter_eps=1e-12), run(p, "k2")
+    assert torch.equal(filtered.d_hidden, plain.d_hidden)
+    assert torch.equal(filtered.d_head, plain.d_head)
+
+
+@pytest.mark.parametrize("case", covering_cases(), ids=str)
+def test_gathered_columns_meet_every_option(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathering all columns changes nothing: the products with every pair of options, against float64."""
+    if case["rows"] == "all":
+        case = case | {"rows": "found"}
+    monkeypatch.setattr(column_filter, "_DENSE", 2.0)
+    check(case, filter_eps=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_scale_of_the_weights_does_not_matter(reduction: str) -> None:
+    p = spoken()
+    found = []
+    for scale in (1.0, 2.0**-20):
+        leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+        loss = weighted_ce(*leaves, p.labels, p.star.double() * scale, bias=p.bias, reduction=reduction, filter_eps=EPS)
+        found.append([g / scale for g in torch.autograd.grad(loss.sum(), leaves)])
+    for large, small in zip(*found, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+def test_half_precision(dtype: torch.dtype, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if as_on_a_gpu:  # dZ in 16 bit
+        monkeypatch.setattr("fastdss.chunked._gradient_dtype", lambda call, accumulate: call.compute_dtype)
+    p = spoken(dtype=dtype)
+    true, filtered = truth(p, "k2"), run(p, "k2", filter_eps=EPS)
+    rounding = 2 * torch.finfo(dtype).eps
+    assert error(filtered.d_hidden, true.d_hidden) < 2e-3 + rounding
+    assert error(filtered.d_head, true.d_head) < 2e-3 + rounding
+
+
+def test_a_nan_is_not_left_out() -> None:
+    p = spoken()
+    p.hidden[3] = torch.nan
+    filtered = run(p, "k2", filter_eps=EPS)
+    assert filtered.d_hidden[3].isnan().all()
+    assert filtered.d_head.isnan().all()
+    assert filtered.d_hidden[4].isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_nothing_to_learn(rows: int) -> None:
+    hidden, head = torch.randn(rows, 8).requires_grad_(), torch.randn(20, 8).requires_grad_()
+    weighted_ce(hidden, head, torch.full((rows,), -100), filter_eps=EPS).backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    assert not hidden.grad.any()
+    assert not head.grad.any()
+
+
+def test_a_label_that_is_nearly_certain_still_counts() -> None:
+    """Every entry of dZ may be below the threshold; the gradient is then of rank one, and not zero."""
+    p = spoken()
+    sure = replace(p, bias=p.bias.clone().index_fill_(0, torch.tensor([7]), 30.0), labels=torch.full((70,), 7))
+    filtered, true = run(sure, "k2", filter_eps=0.5), truth(sure, "k2")
+    assert_gradient_close(filtered.d_bias, true.d_bias, precision=torch.float64)
+    assert filtered.d_head.any()
