@@ -4,6 +4,7 @@
     python benchmarks/bench_train.py --model smollm2          # SmolLM2-135M-Instruct itself, as the demo finds it
     python benchmarks/bench_train.py --layers 4 --threads 1   # 4 layers of its shape, on a busy machine
     python benchmarks/bench_train.py --head-only --tokens 8192 --hidden 4096 --vocab 128256   # Llama-3-8B's head
+    python benchmarks/bench_train.py --model smollm2 --head-only --tokens 2048    # SmolLM2's head on English prose
 
 Times: one process, rounds of all variants in turn. Memory: a process for each variant, its peak over two steps. One
 JSON line per variant goes to benchmarks/results/train.jsonl. Compare variants of one run only.
@@ -12,7 +13,10 @@ sft             fused cross-entropy, no weights: the floor
 released        full logits of policy and reference in fp32, as the paper's code has it
 trl             TRL's fused head for both log-probabilities, k2 on top (where trl is installed)
 fastdss         DSS with ref_logprobs computed before training
+fastdss-filter  the same with filter_eps=2**-12, on SmolLM2 only: random weights leave no column of dZ empty
 fastdss-live    DSS (reverse KL) against a live reference's hidden states
+
+SmolLM2 reads English prose (Python's language reference), the random model random tokens.
 """
 
 from __future__ import annotations
@@ -35,14 +39,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from loss_methods import prose, smollm2_on_prose
 from torch import Tensor
 
 from fastdss.demo.policy import load_policy
 from fastdss.enable import enable_dss
-from fastdss.losses import dss_loss, live_rows, weighted_ce
+from fastdss.losses import dss_loss, live_rows, token_logprobs, weighted_ce
 
 RESULTS = Path(__file__).parent / "results"
-VARIANTS = ("sft", "released", "trl", "fastdss", "fastdss-live")
+VARIANTS = ("sft", "released", "trl", "fastdss", "fastdss-filter", "fastdss-live")
+FILTER_EPS = 2**-12
 Step = Callable[[], Tensor]
 
 
@@ -60,13 +66,16 @@ def head_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     """Steps of the loss alone, from hidden states to the gradients of hidden states and head."""
     made = torch.Generator(device).manual_seed(0)
     new = lambda *shape: torch.randn(*shape, device=device, generator=made)  # noqa: E731
-    hidden = new(args.tokens, args.hidden).to(dtype).requires_grad_()
-    head = (new(args.vocab, args.hidden) / args.hidden**0.5).to(dtype).requires_grad_()
-    ref_hidden = (hidden.detach().float() + 0.1 * new(args.tokens, args.hidden)).to(dtype)
+    if args.model == "smollm2":
+        hidden, head, labels = (t.to(device) for t in smollm2_on_prose(args.tokens))
+    else:
+        hidden, head = new(args.tokens, args.hidden), new(args.vocab, args.hidden) / args.hidden**0.5
+        labels = torch.randint(0, args.vocab, (args.tokens,), device=device, generator=made)
+    ref_hidden = (hidden + 0.1 * hidden.std() * new(*hidden.shape)).to(dtype)
+    hidden, head = (t.to(dtype).requires_grad_() for t in (hidden, head))
     ref_head = head.detach().clone()
-    labels = torch.randint(0, args.vocab, (args.tokens,), device=device, generator=made)
     weights = torch.rand(args.tokens, device=device, generator=made)
-    ref_logprobs = -5 * torch.rand(args.tokens, device=device, generator=made)
+    ref_logprobs = token_logprobs(ref_hidden, ref_head, labels)
     rows = live_rows(labels.cpu(), weights.cpu(), kl_scale=0.5)
     rows = rows.to(device)
 
@@ -82,6 +91,7 @@ def head_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         "sft": lambda: weighted_ce(hidden, head, labels, rows=rows),
         "released": released,
         "fastdss": lambda: fused(ref_logprobs=ref_logprobs),
+        "fastdss-filter": lambda: fused(ref_logprobs=ref_logprobs, filter_eps=FILTER_EPS),
         "fastdss-live": lambda: fused(ref_hidden=ref_hidden, ref_lm_head=ref_head, kl="reverse"),
     }
 
@@ -94,7 +104,7 @@ def head_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
 
         return run
 
-    return {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
+    return {name: lambda loss=loss: step(loss) for name, loss in losses.items() if _possible(name, args)}
 
 
 def model_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
@@ -122,7 +132,7 @@ def model_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dty
 
         return run
 
-    return {kind: lambda kind=kind: setup(kind) for kind in VARIANTS if kind != "trl" or _has_trl()}
+    return {kind: lambda kind=kind: setup(kind) for kind in VARIANTS if _possible(kind, args)}
 
 
 def _model_loss(
@@ -144,8 +154,8 @@ def _model_loss(
         enable_dss(policy, kl_scale=0.0)
         ones = torch.ones_like(batch["token_weights"])
         return lambda: policy(**plain, **known, token_weights=ones).loss
-    if kind == "fastdss":
-        enable_dss(policy)
+    if kind in ("fastdss", "fastdss-filter"):
+        enable_dss(policy, filter_eps=FILTER_EPS if kind == "fastdss-filter" else None)
         with torch.no_grad():
             ref = policy(**plain, labels=batch["labels"], dss_ask="logprobs").logprobs
         return lambda: policy(**plain, **known, token_weights=batch["token_weights"], ref_logprobs=ref).loss
@@ -178,15 +188,20 @@ def _trl_loss(policy: Any, reference: Any, batch: dict, plain: dict) -> Step:
     return loss
 
 
-def _has_trl() -> bool:
-    return importlib.util.find_spec("trl") is not None
+def _possible(kind: str, args: argparse.Namespace) -> bool:
+    if kind == "trl":
+        return importlib.util.find_spec("trl") is not None
+    return kind != "fastdss-filter" or args.model == "smollm2"
 
 
 def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Random tokens in rows of one length, the first third a prompt."""
+    """Rows of one length, the first third a prompt."""
     made = torch.Generator().manual_seed(0)
     shape = (args.tokens // args.length, args.length)
-    ids = torch.randint(10, 10_000, shape, generator=made)
+    if args.model == "smollm2":
+        ids = prose(packaged_smollm2().tokenizer, args.tokens).view(shape)
+    else:
+        ids = torch.randint(10, 10_000, shape, generator=made)
     labels = ids.clone()
     labels[:, : args.length // 3] = -100
     weights = torch.rand(shape, generator=made)
@@ -199,13 +214,13 @@ def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 @functools.cache
 def packaged_smollm2() -> Any:
     """Read once: unpacking its 4-bit weights takes longer than a step."""
-    return load_policy(None, "cpu", "fp32").model
+    return load_policy(None, "cpu", "fp32")
 
 
 def load(name: str | None, layers: int) -> Any:
     """The named model, or one with the shape of SmolLM2-135M and random weights: time does not depend on them."""
     if name == "smollm2":
-        return copy.deepcopy(packaged_smollm2())
+        return copy.deepcopy(packaged_smollm2().model)
     if name is not None:
         return transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     torch.manual_seed(0)

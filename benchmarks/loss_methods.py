@@ -127,12 +127,16 @@ def make_inputs(case: Case, device: str) -> Inputs:
     )
 
 
+def prose(tokenizer: Any, n: int) -> Tensor:
+    """[n] tokens of Python's language reference, which every Python has."""
+    return torch.tensor(tokenizer("\n".join(topics.values()))["input_ids"][:n])
+
+
 @cache
 def smollm2_on_prose(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on Python's language reference."""
+    """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on :func:`prose`."""
     policy = load_policy(None, "cpu", "fp32")
-    ids = policy.tokenizer("\n".join(topics.values()))["input_ids"]
-    windows = torch.tensor(ids[: n + n // _WINDOW]).view(-1, _WINDOW + 1)
+    windows = prose(policy.tokenizer, n + n // _WINDOW).view(-1, _WINDOW + 1)
     with torch.no_grad():
         hidden = torch.cat([backbone(policy.model)(window[None, :-1]).last_hidden_state[0] for window in windows])
         return hidden, lm_head(policy.model).weight.detach().clone(), windows[:, 1:].reshape(-1)

@@ -11,7 +11,7 @@ from E than nothing would be):
     E ~ m v^T        m = E 1        v = E^T m / (m . m)
     dX += m (v^T W)        dW += v (m^T X)
 
-Two thin GEMMs do that for all chunks at the end. benchmarks/bench_filter.py measures what remains.
+Two thin GEMMs do that for all chunks at the end. The cases of text in benchmarks/bench_loss.py measure what remains.
 """
 
 from __future__ import annotations

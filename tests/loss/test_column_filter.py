@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_gradient_close
 from torch import Tensor
 
 from fastdss import column_filter, weighted_ce
@@ -18,15 +17,19 @@ from .cases import KLS, Outcome, Problem, make_problem, run, truth
 from .combinations import check, covering_cases
 
 EPS = 2**-10
-WORDS, RARE = 40, 472  # of a vocabulary of 512; the rare ones are e^-9 as likely
+WORDS, RARE = 40, 472  # of a vocabulary of 512
 
 
 def spoken(n: int = 70, dtype: torch.dtype = torch.float64) -> Problem:
-    """A model that finds most of its vocabulary impossible."""
-    p = make_problem(n, 24, WORDS + RARE, dtype)
-    bias = p.bias.clone()
-    bias[WORDS:] -= 9
-    return replace(p, bias=bias, labels=p.labels.where(p.labels < 0, p.labels % WORDS))
+    """A model that finds most of its vocabulary impossible, and those words much alike, as trained ones do."""
+    p = make_problem(n, 24, WORDS + RARE, torch.float64)
+    labels = p.labels.where(p.labels < 0, p.labels % WORDS)
+    for hidden, head in ((p.hidden, p.lm_head), (p.ref_hidden, p.ref_lm_head)):
+        head[WORDS:] = head[WORDS] + 0.2 * head[WORDS:]
+        hidden[:, 0], head[:WORDS, 0], head[WORDS:, 0] = 1, 0, -9
+    logprobs = torch.log_softmax(p.ref_hidden @ p.ref_lm_head.T, 1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    p = replace(p, labels=labels, ref_logprobs=logprobs)
+    return replace(p, **{k: v.to(dtype) for k, v in vars(p).items() if v.dtype == torch.float64})
 
 
 def error(got: Tensor, true: Tensor) -> float:
@@ -48,7 +51,7 @@ def test_gradients_are_near_and_nearer_for_what_is_put_back(kl: str, monkeypatch
     for field in ("d_hidden", "d_head"):
         errors = [error(getattr(got, field), getattr(true, field)) for got in (filtered, bare)]
         assert 1e-6 < errors[0] < 3e-3
-        assert errors[0] < 0.6 * errors[1]
+        assert errors[0] < 0.2 * errors[1]
 
 
 @pytest.mark.parametrize("chunk_bytes", [None, 8 * 512 * 16])
@@ -157,12 +160,3 @@ def test_nothing_to_learn(rows: int) -> None:
     assert head.grad is not None
     assert not hidden.grad.any()
     assert not head.grad.any()
-
-
-def test_a_label_that_is_nearly_certain_still_counts() -> None:
-    """Every entry of dZ may be below the threshold; the gradient is then of rank one, and not zero."""
-    p = spoken()
-    sure = replace(p, bias=p.bias.clone().index_fill_(0, torch.tensor([7]), 30.0), labels=torch.full((70,), 7))
-    filtered, true = run(sure, "k2", filter_eps=0.5), truth(sure, "k2")
-    assert_gradient_close(filtered.d_bias, true.d_bias, precision=torch.float64)
-    assert filtered.d_head.any()

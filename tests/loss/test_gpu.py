@@ -12,6 +12,7 @@ from fastdss import dss_loss, token_logprobs, weighted_ce
 from fastdss.losses import live_rows
 
 from .cases import KLS, Problem, make_problem, run, truth
+from .test_column_filter import error, spoken
 from .test_main_grad import accumulate
 
 pytestmark = [
@@ -35,6 +36,14 @@ def test_real_vocabularies(kl: str, vocabulary: int) -> None:
         assert_tokens_close(value, true, precision=torch.bfloat16, name=field)
     for field in ("d_hidden", "d_head"):
         assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=torch.bfloat16, name=field)
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_filtered_columns(kl: str) -> None:
+    problem = on_gpu(spoken(dtype=torch.bfloat16))
+    actual, expected = run(problem, kl, filter_eps=2**-10), truth(problem, kl)
+    for field in ("d_hidden", "d_head"):
+        assert error(getattr(actual, field), getattr(expected, field)) < 2e-3 + 2 * torch.finfo(torch.bfloat16).eps
 
 
 def test_more_than_two_to_the_31_logits_in_one_slab() -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from numerics import assert_gradient_close, assert_tokens_close
 
-from fastdss import dss_loss, weighted_ce
+from fastdss import column_filter, dss_loss, weighted_ce
 from fastdss.objective import RowStats
 from fastdss.vocab_shard import VocabShard
 
@@ -118,8 +118,11 @@ def _fsdp2(rank: int) -> None:
 def vocabulary(rank: int, impl: str) -> None:
     _split_vocabulary(rank, impl)
     _masked_slice(rank, impl)
+    here: dict[str, Any] = {"impl": impl, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}
     for case in covering_cases():
-        check(case, impl=impl, group=dist.group.WORLD, rank=rank, ranks=RANKS)
+        check(case, **here)
+    column_filter._DENSE = 2.0  # gathers all columns: this process ends here
+    check(covering_cases()[0] | {"rows": "found"}, filter_eps=1e-13, **here)
 
 
 def _both(rank: int, impl: str) -> None:

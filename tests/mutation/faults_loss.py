@@ -5,7 +5,8 @@ from __future__ import annotations
 from .fault import Fault
 
 OBJECTIVE, CHUNKED, INPUTS = "fastdss/objective.py", "fastdss/chunked.py", "fastdss/_inputs.py"
-SHARD = "fastdss/vocab_shard.py"
+SHARD, GRADIENT, GEMM = "fastdss/vocab_shard.py", "fastdss/row_gradient.py", "fastdss/gemm.py"
+FILTER, FILTERED = "fastdss/column_filter.py", "tests/loss/test_column_filter.py"
 ROW_PASS, ATTENTION = "kernels/row_pass.py", "kernels/prefix_attention.py"
 LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_kernels.py"
 EXACT = "tests/loss/test_exact.py"
@@ -51,23 +52,38 @@ COMPACTION_AND_CHUNKS = [
           f"{ENGINE} -k live_rows_and_no_compaction"),
     Fault("compaction", CHUNKED, "new = call.hidden.new_zeros if plan.count == 0 or plan.index is not None else",
           "new = call.hidden.new_empty if plan.count else", f"{ROWS} -k test_shapes"),
-    Fault("compaction", CHUNKED, "d_hidden.index_copy_(0, rows, target)", "d_hidden[: len(target)] = target", DSS),
+    Fault("compaction", CHUNKED, "d_hidden.index_copy_(0, rows, d_x)", "d_hidden[: len(d_x)] = d_x", DSS),
     Fault("chunk loop", CHUNKED, "for start in range(0, self.count, size):",
           "for start in range(0, max(self.count - 1, 1), size):", CHUNKS),
     Fault("chunk loop", CHUNKED, "min(max(self.kl_rows - start, 0), span.stop - start)",
           "min(self.kl_rows, span.stop - start)", "tests/hardening/test_seams.py"),
     Fault("chunk loop", CHUNKED, "else slice(span.start, span.start + with_ref)", "else slice(0, with_ref)",
           f"{ENGINE} -k live_rows_and_no_compaction"),
-    Fault("dW accumulation", CHUNKED, "beta=0 if first else 1", "beta=0", CHUNKS),
-    Fault("dW accumulation", CHUNKED, "d_bias += gradient.dz.sum(dim=0, dtype=d_bias.dtype)",
-          "d_bias.copy_(gradient.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS),
-    Fault("dW accumulation", CHUNKED, "gradient.return_lost(d_head, x, scatter=True)", "pass",
+    Fault("dW accumulation", GEMM, "beta=0 if first else 1", "beta=0", CHUNKS),
+    Fault("dW accumulation", GRADIENT, "d_bias += self.dz.sum(dim=0, dtype=d_bias.dtype)",
+          "d_bias.copy_(self.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS),
+    Fault("dW accumulation", GRADIENT, "self._return_lost(d_head, x, scatter=True)", "pass",
           f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", CHUNKED, "gradient.return_lost(target, head, scatter=False)", "pass", f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", CHUNKED, "target.addcmul_(source[self.labels].to(target.dtype)",
+    Fault("dX", GRADIENT, "self._return_lost(d_x, head, scatter=False)", "pass", f"{EXACT} -k as_on_a_gpu"),
+    Fault("dX", GRADIENT, "target.addcmul_(source[self.labels].to(target.dtype)",
           "target.addcmul_(source[: len(self.labels)].to(target.dtype)", f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", CHUNKED, "    if gradient.lost is None:\n        exact", "    if False:\n        exact",
+    Fault("dX", GRADIENT, "exact - exact.to(head.dtype).to(exact.dtype))", "torch.zeros_like(exact))",
           f"{EXACT} -k sixteen_bit_inputs"),
+    Fault("column filter", FILTER, "(dz.amin(dim=0) >= -self.threshold)", "(dz.amin(dim=0) <= 1)", FILTERED),
+    Fault("column filter", FILTER, "kept = ~((dz.amax(dim=0) <= self.threshold) &",
+          "kept = ((dz.amax(dim=0) > self.threshold) |", f"{FILTERED} -k nan"),
+    Fault("column filter", FILTER, ".masked_fill_(kept, 0)", "", FILTERED),
+    Fault("column filter", FILTER, "left *= size / (left @ left)", "left *= size * (left @ left)", FILTERED),
+    Fault("column filter", FILTER, "return ColumnFilter(call.filter_eps * largest)",
+          "return ColumnFilter(call.filter_eps * torch.ones_like(largest))", f"{FILTERED} -k scale_of_the_weights"),
+    Fault("column filter", FILTER, "d_hidden[dropped.rows] += torch.outer(dropped.left, mean)", "pass", FILTERED),
+    Fault("column filter", FILTER, "d_head.addmm_(right.t(),", "d_head.addmm_(0 * right.t(),", FILTERED),
+    Fault("column filter", GRADIENT, "d_head.index_add_(0, part, product)", "d_head[part] = product",
+          f"{FILTERED} -k every_option"),
+    Fault("column filter", GRADIENT, "            d_x.zero_()\n        for part", "            pass\n        for part",
+          f"{FILTERED} -k every_option"),
+    Fault("column filter", CHUNKED, "fills = plan.count > 0 and filtered is None", "fills = plan.count > 0",
+          f"{FILTERED} -k every_option"),
     Fault("vocab parallel", SHARD, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
     Fault("vocab parallel", SHARD, "VocabShard(group.rank() * width,", "VocabShard(0,", RANKS),
     Fault("vocab parallel", CHUNKED, "if d_hidden is not None and shard.group is not None:", "if False:", RANKS),
