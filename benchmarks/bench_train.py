@@ -67,7 +67,7 @@ def head_steps(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     made = torch.Generator(device).manual_seed(0)
     new = lambda *shape: torch.randn(*shape, device=device, generator=made)  # noqa: E731
     if args.model == "smollm2":
-        hidden, head, labels = (t.to(device) for t in smollm2_on_prose(args.tokens))
+        hidden, head, labels = (t.to(device, copy=True) for t in smollm2_on_prose(args.tokens))
     else:
         hidden, head = new(args.tokens, args.hidden), new(args.vocab, args.hidden) / args.hidden**0.5
         labels = torch.randint(0, args.vocab, (args.tokens,), device=device, generator=made)

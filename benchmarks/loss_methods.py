@@ -65,7 +65,11 @@ GPU_GRID = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+class Unavailable(Exception):
+    """Why a case, or a method on it, cannot run here."""
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     case: Case
     hidden: Tensor  # [N, D]
@@ -108,7 +112,7 @@ def make_inputs(case: Case, device: str) -> Inputs:
         return torch.randn(*shape, generator=g, device=device)
 
     if case.text:
-        hidden, head, labels = (t.to(device) for t in smollm2_on_prose(case.n))
+        hidden, head, labels = (t.to(device, copy=True) for t in smollm2_on_prose(case.n))
         ref_hidden = hidden + 0.1 * hidden.std() * normal(case.n, case.d)
         ref = token_logprobs(ref_hidden, head, labels)
     else:
@@ -135,15 +139,14 @@ def prose(tokenizer: Any, n: int) -> Tensor:
 @cache
 def smollm2_on_prose(n: int) -> tuple[Tensor, Tensor, Tensor]:
     """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on :func:`prose`."""
-    policy = load_policy(None, "cpu", "fp32")
+    try:
+        policy = load_policy(None, "cpu", "fp32")
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from error
     windows = prose(policy.tokenizer, n + n // _WINDOW).view(-1, _WINDOW + 1)
     with torch.no_grad():
         hidden = torch.cat([backbone(policy.model)(window[None, :-1]).last_hidden_state[0] for window in windows])
         return hidden, lm_head(policy.model).weight.detach().clone(), windows[:, 1:].reshape(-1)
-
-
-class Unavailable(Exception):
-    """Why a method cannot run this case."""
 
 
 def fastdss_loss(x: Inputs, counted: bool = True, filter_eps: float | None = None) -> Tensor:
