@@ -61,7 +61,6 @@ class ShapedTraining:
                 f"leave it unset, got {loading.dispatch_batches!r}"
             )
         loading.dispatch_batches = False  # unset means True for data that streams
-        args.logging_nan_inf_filter = False  # it logs the mean of other losses, or 0, where one is not finite
         self._dss_reference = self._prepared_reference(reference)
         self._dss_sums = {True: None, False: None}
 
@@ -202,9 +201,7 @@ class ShapedTraining:
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
         if "loss" in logs:
-            logs.update(self._take_metrics(training=True))
-            if not math.isfinite(logs["loss"]):  # Trainer subtracts it from itself: NaN would stay for good
-                self._tr_loss = torch.zeros_like(self._tr_loss)
+            logs.update(_with_loss(self._take_metrics(training=True)))
         super().log(logs, start_time)  # type: ignore[misc]
 
     def evaluation_loop(
@@ -224,7 +221,8 @@ class ShapedTraining:
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics(training=False).items()})
+        found = _with_loss(self._take_metrics(training=False))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
 
@@ -241,8 +239,8 @@ class DSSTrainer(ShapedTraining, Trainer):
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
     means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
-    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. A loss that is
-    NaN or infinite is logged as such, whatever ``logging_nan_inf_filter`` says.
+    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
+    shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
     """
 
     def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:
@@ -281,6 +279,11 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
     return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
+
+
+def _with_loss(found: dict[str, float]) -> dict[str, float]:
+    """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
+    return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}
 
 
 @contextmanager
