@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from .enable import enable_dss
 from .losses import KL
 from .objective import FULL_KL
 from .sources import check_source
@@ -262,6 +263,8 @@ def make_trainer(
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    kl = cast(KL, settings.kl)
+    enable_dss(model, kl=kl, kl_scale=settings.kl_scale, filter_eps=settings.filter_eps or None)
     return StoppingTrainer(
         model=model,
         args=args,
@@ -269,7 +272,7 @@ def make_trainer(
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
-        kl=cast(KL, settings.kl),
+        kl=kl,
         kl_scale=settings.kl_scale,
         reference=reference,
     )

@@ -290,10 +290,12 @@ def _with_loss(found: dict[str, float]) -> dict[str, float]:
 def without_adapter(model: Any) -> Iterator[None]:
     """``model.disable_adapter()``, which would leave adapters that were active but frozen trainable."""
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():
-        yield
-    for parameter, requires_grad in trained:
-        parameter.requires_grad_(requires_grad)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
 
 
 def bare_peft(model: Any) -> Any:
