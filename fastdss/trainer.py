@@ -16,7 +16,7 @@ from .enable import DSSSettings, bare_model, dss_settings, enable_dss
 from .head_call import head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
-from .zero3 import layers_gathered
+from .zero3 import is_split, layers_gathered, whole
 
 _log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
@@ -86,11 +86,16 @@ class ShapedTraining:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
-        if "token_weights" not in inputs:
+        shaped = "token_weights" in inputs
+        refers = shaped and "ref_logprobs" not in inputs
+        live = None
+        if self._dss_reference is not None and (refers or is_split(self._reference_module(model))):
+            live = self._live_reference(model, inputs)  # of a split one all ranks are needed, whatever their batches
+        if not shaped:
             self._tell_unshaped(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        if self._dss_reference is not None and "ref_logprobs" not in inputs:
-            inputs = inputs | self._live_reference(model, inputs)
+        if refers and live is not None:
+            inputs = inputs | live
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
@@ -114,12 +119,15 @@ class ShapedTraining:
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
+    def _reference_module(self: Any, model: Any) -> Any:
+        return model if self._dss_reference == "adapter" else self._dss_reference
+
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The reference's hidden states, and its head unless that is the policy's own, frozen."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
-        reference = model if adapter else self._dss_reference
+        reference = self._reference_module(model)
         was_training = reference.training
         reference.eval()
         try:
@@ -131,7 +139,8 @@ class ShapedTraining:
             reference.train(was_training)
         bare, found = bare_model(reference), {"ref_hidden": hidden}
         if not adapter or head_trains(bare):
-            found["ref_lm_head"], found["ref_bias"] = original_head(bare)
+            weight, bias = original_head(bare)
+            found["ref_lm_head"], found["ref_bias"] = whole(weight), None if bias is None else whole(bias)
             found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
