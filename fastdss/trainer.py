@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class ShapedTraining:
         reference.eval()
         try:
             # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            precision = bare_peft(model).disable_adapter() if adapter else self.accelerator.autocast()
+            precision = _adapters_off(bare_peft(model)) if adapter else self.accelerator.autocast()
             with precision, layers_gathered(bare_model(reference)):
                 hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
@@ -211,6 +212,22 @@ class ShapedTraining:
             logs.update(self._take_metrics(training=True))
         super().log(logs, start_time)  # type: ignore[misc]
 
+    def prediction_step(
+        self: Any, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Trainer's own, where ranks have predictions of one kind; else ValueError on all, before any waits."""
+        if not prediction_loss_only:
+            shaped = torch.tensor(float("token_weights" in inputs), device=self.args.device)
+            if self.accelerator.reduce(shaped, reduction="mean") not in (0, 1):
+                raise ValueError(
+                    "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
+                    "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
+                )
+        return self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _predicted(self: Any, *args: Any) -> Any:
+        return super().prediction_step(*args)  # type: ignore[misc]
+
     def evaluation_loop(
         self: Any,
         dataloader: Any,
@@ -284,6 +301,16 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
     return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
+
+
+@contextmanager
+def _adapters_off(model: Any) -> Iterator[None]:
+    """PEFT's ``disable_adapter``, which freezes adapters; FSDP2 reads their gradients' dtype off the first call."""
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter():
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
+        yield
 
 
 def bare_peft(model: Any) -> Any:
