@@ -21,7 +21,7 @@ from .causal_lm import LMHead, backbone, some_tokens
 from .head_call import Operation, call_head, head_trains
 from .losses import KL, Impl, LiveRows, dss_loss, token_logprobs
 from .objective import FULL_KL, LABEL_KL
-from .zero3 import gathered, layers_gathered
+from .zero3 import layers_gathered
 
 Model = TypeVar("Model", bound=nn.Module)
 _ASK = ("loss", "logprobs", "hidden", "logits")
@@ -297,8 +297,7 @@ def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tenso
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         else:
             options |= {"ref_logprobs": _to(ref_logprobs, here)}
-        with gathered(ref_lm_head, ref_bias):
-            shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
+        shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
         return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
 
     return operation

@@ -101,12 +101,10 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         with _ungathered(self.accelerator):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
+    def _predicted(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None) -> Any:
         """As TRL's, a batch divided by its own labels, but with their log-probabilities in place of logits."""
         if "token_weights" not in inputs:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return super()._predicted(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)

@@ -18,7 +18,7 @@ from .enable import DSSSettings, bare_model, dss_settings, enable_dss
 from .head_call import head_is_adapted, head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
-from .zero3 import layers_gathered
+from .zero3 import is_split, layers_gathered, whole
 
 _log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
@@ -88,11 +88,16 @@ class ShapedTraining:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
-        if "token_weights" not in inputs:
+        shaped = "token_weights" in inputs
+        refers = shaped and "ref_logprobs" not in inputs
+        live = None
+        if self._dss_reference is not None and (refers or is_split(self._reference_module(model))):
+            live = self._live_reference(model, inputs)  # of a split one all ranks are needed, whatever their batches
+        if not shaped:
             self._tell_unshaped(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        if self._dss_reference is not None and "ref_logprobs" not in inputs:
-            inputs = inputs | self._live_reference(model, inputs)
+        if refers and live is not None:
+            inputs = inputs | live
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
@@ -116,12 +121,15 @@ class ShapedTraining:
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
 
+    def _reference_module(self: Any, model: Any) -> Any:
+        return model if self._dss_reference == "adapter" else self._dss_reference
+
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
-        reference = model if adapter else self._dss_reference
+        reference = self._reference_module(model)
         was_training = reference.training
         reference.eval()
         try:
@@ -133,7 +141,8 @@ class ShapedTraining:
             reference.train(was_training)
         bare, found = bare_model(reference), {"ref_hidden": hidden}
         if not adapter or head_trains(bare) or head_is_adapted(bare):
-            found["ref_lm_head"], found["ref_bias"] = original_head(bare)
+            weight, bias = original_head(bare)
+            found["ref_lm_head"], found["ref_bias"] = whole(weight), None if bias is None else whole(bias)
             found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
@@ -203,6 +212,22 @@ class ShapedTraining:
         if "loss" in logs:
             logs.update(_with_loss(self._take_metrics(training=True)))
         super().log(logs, start_time)  # type: ignore[misc]
+
+    def prediction_step(
+        self: Any, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Trainer's own, where ranks have predictions of one kind; else ValueError on all, before any waits."""
+        if not prediction_loss_only:
+            shaped = torch.tensor(float("token_weights" in inputs), device=self.args.device)
+            if self.accelerator.reduce(shaped, reduction="mean") not in (0, 1):
+                raise ValueError(
+                    "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
+                    "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
+                )
+        return self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _predicted(self: Any, *args: Any) -> Any:
+        return super().prediction_step(*args)  # type: ignore[misc]
 
     def evaluation_loop(
         self: Any,
@@ -288,14 +313,23 @@ def _with_loss(found: dict[str, float]) -> dict[str, float]:
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """``model.disable_adapter()``, which would leave adapters that were active but frozen trainable."""
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """``model.disable_adapter()``, but what trains stays as it is.
+
+    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
+    their gradients off the first call.
+    """
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
+
     try:
         with model.disable_adapter():
+            restore()
             yield
     finally:
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
+        restore()
 
 
 def bare_peft(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Parameters that DeepSpeed ZeRO-3 has split, made whole where its engine would not see to it."""
+"""Parameters that DeepSpeed ZeRO-3 or FSDP2 has split, made whole where the engine would not see to it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def gathered(*tensors: Tensor | None) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(empty):
         yield
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether ZeRO-3 or FSDP2 has split a parameter: then every call takes all ranks."""
+    return any(_is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of all of it where it is a split parameter. All ranks have to take part."""
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor()
+    with gathered(tensor):
+        return tensor.clone() if _is_split(tensor) else tensor
 
 
 def gather_as_one(layer: nn.Module) -> None:

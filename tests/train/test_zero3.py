@@ -14,6 +14,7 @@ from test_distributed import in_order, weighted_rows
 from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 from fastdss import weighted_ce
+from fastdss.collator import DSSCollator
 from fastdss.enable import enable_dss
 from fastdss.reference import reference_logprobs
 
@@ -106,14 +107,27 @@ def unreferenced(rows):
     return [{name: value for name, value in row.items() if name != "ref_logprobs"} for row in rows]
 
 
-def trained(folder, reference=None, **options):
+def half_whole(rows):
+    """Every other batch of two has weights of 1 only, so it may go without."""
+    return [row | {"token_weights": [1.0] * 9} if i % 4 > 1 else row for i, row in enumerate(rows)]
+
+
+def without_whole_weights(rows):
+    batch = DSSCollator(0)(rows)
+    if (batch["token_weights"] == 1).all():
+        batch = {name: value for name, value in batch.items() if name not in ("token_weights", "rows", "kl_rows")}
+    return batch
+
+
+def trained(folder, reference=None, mixed=False, collator=None, **options):
     """Logs of two steps of DSSTrainer; with DeepSpeed, its arguments split the model while transformers loads it."""
     from fastdss.trainer import DSSTrainer
 
     class Referenced(DSSTrainer):  # its reference is loaded after the arguments are made, as users do
         def __init__(self, train_dataset, **kwargs):
             live = "adapter" if reference in ADAPTERS else load(folder, "reference")
-            super().__init__(train_dataset=unreferenced(train_dataset), reference=live, kl="forward", **kwargs)
+            data = unreferenced(half_whole(train_dataset) if mixed else train_dataset)
+            super().__init__(train_dataset=data, data_collator=collator, reference=live, kl="forward", **kwargs)
 
     def make():
         model = load(folder)
@@ -122,10 +136,10 @@ def trained(folder, reference=None, **options):
     return in_order(Referenced if reference else DSSTrainer, folder, make, **options)[1]
 
 
-def trained_on_both(folder, reference=None):
+def trained_on_both(folder, reference=None, **data):
     automatic = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ddp_backend": "gloo"}
-    return trained(folder, reference, deepspeed=config(3) | automatic, **options)
+    return trained(folder, reference, deepspeed=config(3) | automatic, **data, **options)
 
 
 def logprobs_before_the_engine(folder):
@@ -154,6 +168,8 @@ def work(rank, folder):
             results["trainer"] = trained_on_both(folder)
             live = [reference for reference in REFERENCES if adapters or "LoRA" not in reference]
             results["references"] = {reference: trained_on_both(folder, reference) for reference in live}
+            mixed = {"mixed": True, "collator": without_whole_weights}
+            results["mixed"] = {reference: trained_on_both(folder, reference, **mixed) for reference in live}
             results["logprobs"] = logprobs_before_the_engine(folder)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
@@ -207,6 +223,15 @@ def test_a_live_reference_is_whole_where_it_is_read(results, folder, reference):
     assert expected[-1]["kl"] > 1e-3
     for rank in range(WORLD):
         same_logs(results[rank]["references"][reference], expected)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_rank_without_weights_brings_its_share_of_the_reference(results, folder, reference):
+    pytest.importorskip("accelerate", reason="needs the [train] extra")
+    needed(reference)
+    expected = [entry["loss"] for entry in trained(folder, reference, mixed=True, per_device_train_batch_size=8)]
+    for rank in range(WORLD):
+        assert [entry["loss"] for entry in results[rank]["mixed"][reference]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_logprobs_of_a_model_without_an_engine(results):
