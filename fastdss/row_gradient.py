@@ -56,7 +56,7 @@ class RowGradient(NamedTuple):
     ) -> None:
         if d_x is not None:
             d_x.zero_()
-        for part in columns.split(_COLUMNS):
+        for part in columns.split(_COLUMNS) if len(columns) else ():
             dz = self.dz.index_select(1, part)
             if d_x is not None:
                 add_product(d_x, dz, head.index_select(0, part))

@@ -143,6 +143,19 @@ def test_half_precision(dtype: torch.dtype, as_on_a_gpu: bool, monkeypatch: pyte
     assert error(filtered.d_head, true.d_head) < 2e-3 + rounding
 
 
+def test_a_chunk_without_a_column_that_counts_is_of_rank_one() -> None:
+    """Small weights beside large ones: the second chunk multiplies nothing, and its rows keep their sums."""
+    p = spoken(32)
+    p = replace(p, star=torch.where(torch.arange(32) < 16, 1.0, 1e-5), labels=p.labels.clamp(min=0))
+    p.lm_head[:, 0] = 1  # dX has dZ's row sums there
+    leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+    loss = weighted_ce(*leaves, p.labels, p.star.double(), z_loss=0.5, filter_eps=0.01, chunk_bytes=8 * 512 * 16)
+    found = torch.autograd.grad(loss, leaves)
+    exact = torch.autograd.grad(weighted_ce(*leaves, p.labels, p.star.double(), z_loss=0.5), leaves)
+    assert torch.linalg.matrix_rank(found[0][16:] * 1e5, rtol=1e-9) == 1 < torch.linalg.matrix_rank(exact[0][16:] * 1e5)
+    torch.testing.assert_close(found[0][:, 0], exact[0][:, 0], rtol=1e-9, atol=1e-18)
+
+
 def test_a_nan_is_not_left_out() -> None:
     p = spoken()
     p.hidden[3] = torch.nan
