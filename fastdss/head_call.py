@@ -58,6 +58,12 @@ def head_trains(model: Any) -> bool:
     return any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters())
 
 
+def head_is_adapted(model: Any) -> bool:
+    """Whether PEFT stands between the output head's original weight and the one in use."""
+    layer = model.get_output_embeddings()
+    return hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save")
+
+
 def _layers(outer: Any) -> list[nn.Module]:
     """The layers of which ``outer`` will call exactly one."""
     if hasattr(outer, "modules_to_save"):

@@ -180,6 +180,8 @@ def torch_row_pass(
     count, width = logits.shape
     step = max(1, count if combine else _BLOCK_ELEMENTS // width)
     token_ce, token_kl = logits.new_empty(count), logits.new_empty(count)
+    scratch = None if ref_logits is None else logits.new_empty((min(step, count), width))
+    finite = bias is None and ref_bias is None  # nothing else makes a token impossible
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = RowInputs(*(None if t is None else t[block] for t in rows))  # type: ignore[arg-type]
@@ -189,11 +191,11 @@ def torch_row_pass(
             z_ref, _ = _transform(
                 ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
             )
-        local, sums = _local_stats(z, z_ref, part, vocab_start, objective, vocab_size)
+        local, sums, other = _local_stats(z, z_ref, scratch, part, vocab_start, objective, vocab_size, finite)
         stats = combine(local) if combine else local
         token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
         if grad:
-            _write_gradient(z, z_ref, part.labels - vocab_start, local, sums, stats, coefficients, objective)
+            _write_gradient(z, other, part.labels - vocab_start, local, sums, stats, coefficients, objective)
             if jacobian is not None:
                 z.mul_(jacobian)
     return token_ce, token_kl
@@ -234,29 +236,42 @@ def _softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _local_stats(
-    z: Tensor, z_ref: Tensor | None, rows: RowInputs, vocab_start: int, objective: Objective, vocab_size: int
-) -> tuple[RowStats, _SliceSums]:
-    """Statistics of one vocabulary slice. ``z`` becomes p, ``z_ref`` becomes z - z_ref (reverse) or q (forward)."""
+    z: Tensor,
+    z_ref: Tensor | None,
+    scratch: Tensor | None,
+    rows: RowInputs,
+    vocab_start: int,
+    objective: Objective,
+    vocab_size: int,
+    finite: bool,
+) -> tuple[RowStats, _SliceSums, Tensor | None]:
+    """Statistics of one vocabulary slice, and z - z_ref (reverse) or q (forward). ``z`` becomes p.
+
+    ``z_ref`` and ``scratch``, at least as large, are overwritten: fresh pages for each block would cost more than the
+    arithmetic. finite: no logit is -inf.
+    """
     local_labels = rows.labels - vocab_start
     mine = (local_labels >= 0) & (local_labels < z.shape[1])
     column = torch.where(mine, local_labels, 0).unsqueeze(1)
     label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
     mean_logit = z.sum(dim=1) / vocab_size if objective.label_smoothing else None
-    if z_ref is None:
+    if z_ref is None or scratch is None:
         lse, total = _softmax_(z)
-        return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None)
+        return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None), None
     reverse = objective.kl == "reverse"
-    diff = z - z_ref
-    silent = (z if reverse else z_ref) == -math.inf  # an impossible token (bias -inf) adds nothing
-    if rows.kl_weight is not None:
-        silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
-    diff.masked_fill_(silent, 0)
+    diff = torch.sub(z, z_ref, out=scratch[: z.shape[0]])
+    if not finite:
+        silent = (z if reverse else z_ref) == -math.inf  # an impossible token (bias -inf) adds nothing
+        if rows.kl_weight is not None:
+            silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
+        diff.masked_fill_(silent, 0)
     ref_lse, ref_total = _softmax_(z_ref)
     lse, total = _softmax_(z)
-    mean_diff = torch.linalg.vecdot(z, diff) / total if reverse else torch.linalg.vecdot(z_ref, diff) / ref_total
     if reverse:
-        z_ref.copy_(diff)
-    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff), _SliceSums(total, ref_total)
+        mean_diff, other = torch.mul(z, diff, out=z_ref).sum(dim=1) / total, diff
+    else:
+        mean_diff, other = torch.mul(z_ref, diff, out=diff).sum(dim=1) / ref_total, z_ref
+    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff), _SliceSums(total, ref_total), other
 
 
 def _write_gradient(
@@ -269,7 +284,7 @@ def _write_gradient(
     coefficients: RowCoefficients,
     objective: Objective,
 ) -> None:
-    """``p`` becomes dz; ``other`` is what :func:`_local_stats` left in ``z_ref``."""
+    """``p`` becomes dz; ``other`` is what :func:`_local_stats` gave."""
     share = (local.lse - stats.lse).exp() / sums.p  # of the slice in the whole distribution; 1 without a split
     if other is not None and objective.kl == "reverse":
         assert coefficients.kl is not None

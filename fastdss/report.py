@@ -169,11 +169,11 @@ def trajectory(
 
 
 def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int = 240, width: int = WIDTH) -> str:
-    """A line chart that shows 0, with round ticks."""
+    """A line chart that shows 0, with round ticks; a line has a gap where its value is not finite."""
     left, right, top, bottom = 44, 12, 24, 36
     x_max = max((max(s.x) for s in series if len(s.x)), default=1) or 1
-    y_min = min((0, *(min(s.y) for s in series if len(s.y))))
-    y_max = max((max(s.y) for s in series if len(s.y)), default=1) or 1
+    finite = [y for s in series for y in s.y if math.isfinite(y)]
+    y_min, y_max = min((0, *finite)), max(finite, default=1) or 1
     ticks = _ticks(max(y_max, -y_min))
     below = math.ceil(-y_min / ticks[1] - 1e-9)
     ticks = [-tick for tick in ticks[below:0:-1]] + [
@@ -191,12 +191,13 @@ def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int 
         x = left + plot_w * tick / x_max
         shapes.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{tick:g}</text>')
     for s in series:
-        points = [
-            (left + plot_w * x / x_max, top + plot_h * (y_max - y) / y_span) for x, y in zip(s.x, s.y, strict=True)
-        ]
-        if not points:
+        path, pen = "", "M"
+        for x, y in zip(s.x, s.y, strict=True):
+            if math.isfinite(y):
+                path += f"{pen}{left + plot_w * x / x_max:.1f} {top + plot_h * (y_max - y) / y_span:.1f}"
+            pen = "L" if math.isfinite(y) else "M"
+        if not path:
             continue
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         title = f"<title>{escape(s.name)}: ends at {s.y[-1]:.3f}</title>"
         shapes.append(f'<path class="{_line(s)}" d="{path}">{title}</path>')
     shapes.append(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .gemm import UPCAST_ROWS, add_product
 
-_COLUMNS = 8192  # of dZ gathered at a time where some are left out
+_COLUMNS = 4096  # of dZ gathered at a time where some are left out
 
 
 class RowGradient(NamedTuple):

@@ -149,6 +149,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
             raise ValueError(f"{name}: formatting_func would change the text that was scored: leave it unset")
         if args.completion_only_loss is False:
             raise ValueError(f"{name}: only responses have weights, so completion_only_loss=False has no meaning here")
+        if args.truncation_mode != "keep_start":
+            raise ValueError(f"{name}: scored rows are cut on the right, got truncation_mode={args.truncation_mode!r}")
         if args.loss_type != "nll":
             raise ValueError(f"{name}: the shaped loss takes the place of loss_type={args.loss_type!r}: leave it 'nll'")
         if packing and (args.max_length is None or args.packing_strategy != "bfd"):

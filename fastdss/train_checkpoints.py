@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .files import write_atomically
 from .train_command import TrainSettings
 
 _log = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
+_ROWS = "rows_sha256"
 # Of no consequence for the steps already taken; a longer run changes the schedule of those to come.
 _MAY_CHANGE = {
     "out",
@@ -56,7 +59,27 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
     return str(whole[-1])
 
 
-def keep_settings(settings: TrainSettings, folder: Path) -> None:
-    """Beside the checkpoints to come, for ``starting_point``."""
+def keep_settings(settings: TrainSettings, rows: str, folder: Path) -> None:
+    """Beside the checkpoints to come, for ``starting_point`` and ``check_rows``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _SETTINGS, json.dumps(asdict(settings), indent=1).encode())
+    write_atomically(folder / _SETTINGS, json.dumps(asdict(settings) | {_ROWS: rows}, indent=1).encode())
+
+
+def hash_rows(rows: Any) -> str:
+    """Of a prepared ``datasets.Dataset``: tokens, labels and weights of each row, in their order."""
+    content = hashlib.sha256()
+    for row in rows.with_format("numpy", columns=["input_ids", "labels", "token_weights"]):
+        for name in sorted(row):
+            content.update(f"{name} {row[name].shape}".encode() + row[name].tobytes())
+    return content.hexdigest()
+
+
+def check_rows(rows: str, folder: Path, *, resumed: bool) -> None:
+    """``ValueError`` where a resumed run would train on rows of another hash: of another file, order or guard."""
+    if resumed and (folder / _SETTINGS).exists():
+        earlier = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")).get(_ROWS, rows)
+        if earlier != rows:
+            raise ValueError(
+                f"resume: the checkpoints in {folder} were trained on other rows: the data, the scores or the model's "
+                "tokenizer changed since. Bring them back, or move that folder away to start anew"
+            )

@@ -42,6 +42,7 @@ class TrainSettings:
     unit: str = _set("word", "what a chunk counts")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
+    filter_eps: float = _set(0.0, "leave columns below it out of the head's GEMMs (0.000244 is 2**-12); 0: exact")
     method: str = _set("lora", "what is trained")
     lora_rank: int = _set(16, "rank of the adapters")
     lora_targets: str = _set("all-linear", "modules with adapters, separated by commas")
@@ -76,6 +77,10 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise ValueError(f"{name}: expected a number of at least {least}, got {value}")
+        if not 0 <= self.filter_eps < 1:
+            raise ValueError(f"filter_eps: expected 0 (exact) or a number below 1, got {self.filter_eps}")
+        if not self.epochs and self.max_steps == -1:
+            raise ValueError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
             raise ValueError(f"max_steps: expected a positive number, or -1, got {self.max_steps}")
         if self.seed > _LARGEST_SEED:

@@ -22,7 +22,8 @@ def html(found: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> str:
     """One self-contained HTML document from what ``train_run.run`` found."""
     settings, rows = found["settings"], found["rows"]
     lead = f"{settings['model']} on {settings['data']}, judged by {settings['guard']}"
-    body = ["<h2>The data</h2>", _data(rows, found["scores"]), "<h2>Training</h2>", *_training(found["log"])]
+    body = [f"<p><strong>{escape(found['stopped'])}</strong></p>"] if found["stopped"] else []
+    body += ["<h2>The data</h2>", _data(rows, found["scores"]), "<h2>Training</h2>", *_training(found["log"])]
     if found["after"]:
         body += ["<h2>Held-out rows</h2>", _evaluation(found["before"], found["after"])]
     body += ["<h2>Responses as the loss saw them</h2>", *_responses(scored)]

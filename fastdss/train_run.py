@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from .enable import enable_dss
 from .losses import KL
 from .objective import FULL_KL
 from .sources import check_source
-from .train_checkpoints import keep_settings, starting_point
+from .train_checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .train_command import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -29,11 +30,14 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         from datasets import Dataset
     except ImportError as error:
         raise RuntimeError(f"fastdss train needs the train extra: pip install 'fastdss[train]' ({error})") from error
+    from .train_stop import NotFinite
+
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
     checkpoint = starting_point(settings, Path(args.output_dir))
-    tokenizer = load_tokenizer(settings)  # before the guard's hours: a model that is not there shows at once
+    tokenizer = load_tokenizer(settings)
+    check_early(settings, args, tokenizer)
     with args.main_process_first(desc="scoring"):
         if args.local_process_index == 0:
             score_rows(settings, out / "scores", str(args.device))
@@ -43,22 +47,21 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
     if not len(prepared):
         raise ValueError(f"data: no row has a label within {limit} tokens")
-    held_out = None
-    if settings.eval_share and len(prepared) > 1:
-        split = prepared.train_test_split(
-            test_size=max(1, int(settings.eval_share * len(prepared))), seed=settings.seed
-        )
-        prepared, held_out = split["train"], split["test"]
+    prepared, held_out = split_rows(settings, prepared)
+    rows_hash = hash_rows(prepared)
+    check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit))
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
-        keep_settings(settings, Path(args.output_dir))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    after = trainer.evaluate() if held_out is not None else {}
-    trainer.save_model(str(out / "model"))
-    if not trainer.is_world_process_zero():
-        return {}
-    tokenizer.save_pretrained(out / "model")
+        keep_settings(settings, rows_hash, Path(args.output_dir))
+    after: dict[str, float] = {}
+    stopped = None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        after = trainer.evaluate() if held_out is not None else {}
+        trainer.save_model(str(out / "model"))
+    except NotFinite as error:
+        stopped = error
     found = {
         "settings": asdict(settings),
         "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
@@ -67,13 +70,51 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         "before": before,
         "after": after,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "stopped": None if stopped is None else str(stopped),
     }
-    (out / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if trainer.is_world_process_zero():
+        write_report(found, scored, out)
+    if stopped is not None:
+        raise stopped
+    return found if trainer.is_world_process_zero() else {}
+
+
+def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
+    """Those to train on and those held out, None where none are."""
+    if not settings.eval_share or len(rows) < 2:
+        return rows, None
+    split = rows.train_test_split(test_size=max(1, int(settings.eval_share * len(rows))), seed=settings.seed)
+    return split["train"], split["test"]
+
+
+def write_report(found: dict[str, Any], scored: list[dict[str, Any]], out: Path) -> None:
+    """``report.json``, where numbers that are not finite (JSON has none) are null, and ``report.html``."""
     from .train_report import html
 
+    text = json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None), indent=1)
+    (out / "report.json").write_text(text, encoding="utf-8")
     (out / "report.html").write_text(html(found, scored), encoding="utf-8")
     _log.info("wrote %s", out / "report.html")
-    return found
+
+
+def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
+    """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
+    from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(f"report_to: {error}") from None
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)])
+        get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
+    config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
+    with torch.device("meta"):
+        adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
 
 
 def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
@@ -139,19 +180,27 @@ def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
     lora = settings.method == "lora"
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
     source = {"revision": settings.revision or "main", "use_safetensors": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source)
+    return adapted(settings, AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source), tokenizer)
+
+
+def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
+    """The model with adapters where they are asked for; ``ValueError`` where tokenizer or adapters do not fit it."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
-    if lora:
+    if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
-        targets = settings.lora_targets
+        targets = [target.strip() for target in settings.lora_targets.split(",")]
+        modules = [f".{name}" for name, _ in model.named_modules() if name]
+        for target in targets:  # PEFT is silent where one of several is found
+            if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
+                raise ValueError(f"lora_targets: the model has no module {target!r}")
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
-            target_modules=targets if targets == "all-linear" else targets.split(","),
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
         )
         torch.manual_seed(settings.seed)
         model = get_peft_model(model, config)
@@ -193,7 +242,7 @@ def make_trainer(
 ) -> Any:
     """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
     from .reference import reference_logprobs
-    from .trainer import DSSTrainer
+    from .train_stop import StoppingTrainer
 
     reference: Any = None
     if settings.kl in FULL_KL:
@@ -214,14 +263,16 @@ def make_trainer(
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return DSSTrainer(
+    kl = cast(KL, settings.kl)
+    enable_dss(model, kl=kl, kl_scale=settings.kl_scale, filter_eps=settings.filter_eps or None)
+    return StoppingTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
-        kl=cast(KL, settings.kl),
+        kl=kl,
         kl_scale=settings.kl_scale,
         reference=reference,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import Trainer
 from .causal_lm import logit_scale_and_softcap
 from .collator import DSSCollator
 from .enable import DSSSettings, bare_model, dss_settings, enable_dss
-from .head_call import head_trains, original_head
+from .head_call import head_is_adapted, head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
 from .zero3 import is_split, layers_gathered, whole
@@ -125,7 +126,7 @@ class ShapedTraining:
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The reference's hidden states, and its head unless that is the policy's own, frozen."""
+        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
         adapter = self._dss_reference == "adapter"
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = self._reference_module(model)
@@ -133,13 +134,13 @@ class ShapedTraining:
         reference.eval()
         try:
             # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            precision = _adapters_off(bare_peft(model)) if adapter else self.accelerator.autocast()
+            precision = without_adapter(bare_peft(model)) if adapter else self.accelerator.autocast()
             with precision, layers_gathered(bare_model(reference)):
                 hidden = reference(**asked, dss_ask="hidden").hidden
         finally:
             reference.train(was_training)
         bare, found = bare_model(reference), {"ref_hidden": hidden}
-        if not adapter or head_trains(bare):
+        if not adapter or head_trains(bare) or head_is_adapted(bare):
             weight, bias = original_head(bare)
             found["ref_lm_head"], found["ref_bias"] = whole(weight), None if bias is None else whole(bias)
             found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
@@ -209,7 +210,7 @@ class ShapedTraining:
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
         if "loss" in logs:
-            logs.update(self._take_metrics(training=True))
+            logs.update(_with_loss(self._take_metrics(training=True)))
         super().log(logs, start_time)  # type: ignore[misc]
 
     def prediction_step(
@@ -245,7 +246,8 @@ class ShapedTraining:
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics(training=False).items()})
+        found = _with_loss(self._take_metrics(training=False))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
 
@@ -262,7 +264,8 @@ class DSSTrainer(ShapedTraining, Trainer):
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
     means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
-    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``.
+    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
+    shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
     """
 
     def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:
@@ -303,14 +306,30 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
 
 
+def _with_loss(found: dict[str, float]) -> dict[str, float]:
+    """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
+    return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}
+
+
 @contextmanager
-def _adapters_off(model: Any) -> Iterator[None]:
-    """PEFT's ``disable_adapter``, which freezes adapters; FSDP2 reads their gradients' dtype off the first call."""
+def without_adapter(model: Any) -> Iterator[None]:
+    """``model.disable_adapter()``, but what trains stays as it is.
+
+    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
+    their gradients off the first call.
+    """
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():
+
+    def restore() -> None:
         for parameter, before in trains:
             parameter.requires_grad_(before)
-        yield
+
+    try:
+        with model.disable_adapter():
+            restore()
+            yield
+    finally:
+        restore()
 
 
 def bare_peft(model: Any) -> Any:

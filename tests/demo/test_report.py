@@ -1,5 +1,6 @@
 """Pieces of the page: escaped, self-contained, and drawn where the numbers say."""
 
+import math
 import re
 from html.parser import HTMLParser
 
@@ -105,6 +106,14 @@ def test_curves_stay_inside_their_frame(top):
 
 def test_curves_without_points_still_draw_a_frame():
     Balanced(report.curves([Series("s", [], [])], x_label="x", y_label="y"))
+
+
+def test_curves_have_a_gap_where_a_value_is_not_finite():
+    svg = report.curves([Series("s", [1, 2, 3, 4], [1.0, math.nan, 0.5, math.inf])], x_label="x", y_label="y")
+    Balanced(svg)
+    (path,) = re.findall(r' d="(M[^"]+)"', svg)
+    assert len(re.findall(r"M[0-9. ]+", path)) == 2
+    assert not re.search("nan|inf", path)
 
 
 def test_curves_go_below_zero():

@@ -33,7 +33,7 @@ FAULTS = [
           f"{ENABLE} -k aligned_with_labels"),
     Fault("enable", "fastdss/enable.py", "loss = loss + model.router_aux_loss_coef", "loss = loss + 0",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
-    Fault("reference", "fastdss/trainer.py", "_adapters_off(bare_peft(model)) if adapter else self.acc", "self.acc",
+    Fault("reference", "fastdss/trainer.py", "without_adapter(bare_peft(model)) if adapter else self.acc", "self.acc",
           "tests/train/test_train_command.py -k 'every_kind_of_reference and forward'"),
     Fault("reference", "fastdss/reference.py", "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
     Fault("reference", "fastdss/reference.py",

@@ -155,6 +155,7 @@ def test_a_model_is_loaded_by_name(tmp_path, prepared, tokenizer):
         ({"packing": True, "max_length": 256, "packing_strategy": "wrapped"}, "packing_strategy='bfd'"),
         ({"completion_only_loss": False}, "completion_only_loss=False"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"truncation_mode": "keep_end"}, "cut on the right, got truncation_mode='keep_end'"),  # was of no effect
         ({"loss_type": "dft"}, "takes the place of loss_type='dft'"),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from fastdss.corpus.scorer import StarScorer
 from fastdss.train_command import TrainSettings, add_train, read_settings
 from fastdss.train_run import load_model, read_scored, run, score_rows
 
-for extra in ("accelerate", "datasets", "peft"):
-    pytest.importorskip(extra, reason="needs the [train] extra")
+pytest.importorskip("accelerate", reason="needs the [train] extra")
+pytest.importorskip("datasets", reason="needs the [train] extra")
+pytest.importorskip("peft", reason="needs the [train] extra")
+
+from fastdss.train_stop import NotFinite, StoppingTrainer
+from fastdss.trainer import DSSTrainer
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +168,8 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
         ({"data": "x", "model": "m", "seed": 2**32}, "seed: expected at most 4294967295, got 4294967296"),
         # each of these ended in NaN weights, or in an error after the data had been scored
         ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
+        ({"data": "x", "model": "m", "epochs": 0}, "epochs: 0 of them train nothing; expected more, or max_steps"),
+        ({"data": "x", "model": "m", "filter_eps": 1}, r"filter_eps: expected 0 \(exact\) or a number below 1, got 1"),
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
@@ -295,3 +302,81 @@ def test_a_file_that_sets_nothing(tmp_path, text):
     config = tmp_path / "run.yaml"
     config.write_text(text)
     assert read_settings({"data": "d", "model": "m"}, str(config)) == TrainSettings(data="d", model="m")
+
+
+def report_of(folder):
+    """What is in ``report.json``, as strict JSON."""
+    return json.loads((folder / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+@pytest.mark.parametrize("eval_share", [0.25, 0.0])
+def test_a_run_that_diverges_stops(files, tmp_path, eval_share):
+    """The loss of a NaN model was logged as 0, and the model saved as good."""
+    with pytest.raises(NotFinite, match=r"step \d: .* no model was saved\. A learning_rate below 1e\+30 may help"):
+        run(settings(files, tmp_path, learning_rate=1e30, max_steps=6, eval_share=eval_share, save_steps=5))
+    assert not (tmp_path / "model").exists()
+    assert "no model was saved" in report_of(tmp_path)["stopped"]
+    page = (tmp_path / "report.html").read_text()
+    assert "no model was saved" in page
+    assert "nan" not in "".join(re.findall(' d="[^"]*"', page))
+
+
+def test_weights_ruined_by_the_last_step_are_not_saved(files, tmp_path, monkeypatch):
+    """No later loss would show it."""
+
+    def ruin(self, *args, **kwargs):
+        loss = DSSTrainer.training_step(self, *args, **kwargs)
+        next(p for p in self.model.parameters() if p.requires_grad).grad.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(StoppingTrainer, "training_step", ruin)
+    with pytest.raises(NotFinite, match=r"after step 1: .*lora_A.* has weights that are not finite"):
+        run(settings(files, tmp_path, max_steps=1, eval_share=0.0, save_steps=5, learning_rate=0.1, warmup_steps=0.0))
+    assert not list(tmp_path.glob("model")) + list(tmp_path.glob("checkpoints/*/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"report_to": "nope"}, "report_to: nope is not supported"),
+        ({"scheduler": "warmup_stable_decay"}, "scheduler: .* options that cannot be set here: .*num_decay_steps"),
+        ({"scheduler": "cosine_with_min_lr"}, "scheduler: .* options that cannot be set here: .*min_lr"),
+        ({"lora_targets": "nope"}, "lora_targets: the model has no module 'nope'"),
+        ({"lora_targets": "q_proj,nope"}, "lora_targets: the model has no module 'nope'"),  # was left out in silence
+        ({"lora_targets": "proj"}, "lora_targets: the model has no module 'proj'"),
+    ],
+)
+def test_settings_that_fit_nothing_are_refused_before_anything_is_scored(
+    files, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(train_run, "score_rows", lambda *_: pytest.fail("scored first"))
+    with pytest.raises(ValueError, match=message):
+        run(settings(files, tmp_path, **options))
+
+
+def test_filter_eps_reaches_the_loss(files, tmp_path):
+    run(settings(files, tmp_path / "exact", method="full", max_steps=1, warmup_steps=0.0))
+    run(settings(files, tmp_path / "filtered", method="full", max_steps=1, warmup_steps=0.0, filter_eps=0.5))
+    exact, filtered = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("exact", "filtered"))
+    assert any(not torch.equal(exact[name], filtered[name]) for name in exact)
+
+
+def test_spaces_between_the_modules_with_adapters(files, tmp_path):
+    """The second of "q_proj, v_proj" matched nothing and stayed frozen."""
+    model = load_model(settings(files, tmp_path, lora_targets="q_proj, v_proj"), tiny_tokenizer(), bf16=False)
+    assert {name.split(".")[-1] for name in model.targeted_module_names} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("change", ["an answer", "the order"])
+def test_resuming_on_other_rows_is_refused(files, tmp_path, change):
+    """It trained on a mixture of both in silence."""
+    data = tmp_path / "data.jsonl"
+    lines = (files / "data.jsonl").read_text().splitlines(keepends=True)
+    data.write_text("".join(lines))
+    options = {"data": str(data), "eval_share": 0.0}
+    run(settings(files, tmp_path, max_steps=1, **options))
+    data.write_text("".join(lines).replace("breath", "break") if change == "an answer" else "".join(lines[::-1]))
+    with pytest.raises(ValueError, match=r"resume: .* were trained on other rows"):
+        run(settings(files, tmp_path, max_steps=2, resume=True, **options))
+    data.write_text("".join(lines))
+    assert run(settings(files, tmp_path, max_steps=2, resume=True, **options))["log"][-1]["step"] == 2
