@@ -28,7 +28,7 @@ OPTIONS = {
     "logging_steps": 1,
     "save_strategy": "no",
     "disable_tqdm": True,
-    "prediction_loss_only": True,  # logits of one rank and log-probabilities of the other cannot be gathered
+    "prediction_loss_only": True,
 }
 
 
@@ -56,7 +56,16 @@ def trained(folder):
         data_collator=weights_on_rank_0_only,
     )
     trainer.train()
-    return [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
+    logs, metrics = [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
+    return logs, metrics, refusal(trainer)
+
+
+def refusal(trainer):
+    """What evaluation with predictions says, where nothing waits for ever."""
+    trainer.args.prediction_loss_only = False
+    with pytest.raises(ValueError, match="prediction_loss_only=True") as caught:
+        trainer.predict(trainer.eval_dataset)
+    return str(caught.value)
 
 
 def sft_policy():
@@ -81,7 +90,7 @@ def trained_by_sft(folder):
     )
     metrics = trainer.evaluate()
     trainer.train()
-    return trainer.state.log_history[-2:], metrics
+    return trainer.state.log_history[-2:], metrics, refusal(trainer)
 
 
 def work(rank, folder):
@@ -106,13 +115,19 @@ def found(tmp_path_factory):
 
 def test_a_rank_without_shaped_batches_logs_with_the_others(found):
     for result in found:
-        logs, metrics = result["trainer"]
+        logs, metrics, _ = result["trainer"]
         assert len(logs) == 2
         for name in ("ce", "kl", "token_weight", "share_below_half"):
             assert [entry[name] for entry in logs] == [entry[name] for entry in found[0]["trainer"][0]]
             assert metrics[f"eval_{name}"] == found[0]["trainer"][1][f"eval_{name}"]
         assert 0 < logs[0]["token_weight"] < 1
         assert logs[0]["ce"] > 0
+
+
+@pytest.mark.parametrize("trainer", ["trainer", "sft"])
+def test_predictions_of_two_kinds_are_refused_on_both_ranks(found, trainer):
+    for result in found:
+        assert "logits [B, T, V] cannot be gathered" in result[trainer][2]
 
 
 @torch.no_grad()
@@ -125,7 +140,7 @@ def test_trls_own_metrics_are_of_the_unshaped_batches_on_all_ranks(found):
         losses.append(sft_policy()(**without_weights(batch)).loss)
     losses += [enable_dss(sft_policy())(**batch).loss for batch in batches[::2]]
     for result in found:
-        (logged, last), metrics = result["sft"]
+        (logged, last), metrics, _ = result["sft"]
         assert metrics["eval_entropy"] == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-4)
         assert metrics["eval_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
         assert logged["ce"] > 0
