@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,8 @@ CANDIDATES = [PrefixConfig(16, 16, 4, 1), PrefixConfig(32, 16, 4, 1)]
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("bench_prefix_attention", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(BENCH.parent)
+    module = importlib.import_module(BENCH.stem)
     monkeypatch.setattr(module, "TUNED_SHAPES", ("tiny",))
     monkeypatch.setattr(module, "HEAD", 9)
     return module
