@@ -148,7 +148,8 @@ class ShapedTraining:
         bare, found = bare_model(reference), {"ref_hidden": hidden}
         if not adapter or head_trains(bare) or head_is_adapted(bare):
             weight, bias = original_head(bare)
-            found["ref_lm_head"], found["ref_bias"] = whole(weight), None if bias is None else whole(bias)
+            found["ref_lm_head"] = whole(weight, hidden.dtype)
+            found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype)
             found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
