@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class ShapedTraining:
                 f"leave it unset, got {loading.dispatch_batches!r}"
             )
         loading.dispatch_batches = False  # unset means True for data that streams
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            # FSDP2 would round weights, log-probabilities and the loss; tokens in, it computes as its parameters are
+            exact = {"cast_forward_inputs": False, "output_dtype": None}
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
         self._dss_reference = self._prepared_reference(reference)
         self._dss_sums = {True: None, False: None}
 
@@ -142,7 +148,8 @@ class ShapedTraining:
         bare, found = bare_model(reference), {"ref_hidden": hidden}
         if not adapter or head_trains(bare) or head_is_adapted(bare):
             weight, bias = original_head(bare)
-            found["ref_lm_head"], found["ref_bias"] = whole(weight), None if bias is None else whole(bias)
+            found["ref_lm_head"] = whole(weight, hidden.dtype)
+            found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype)
             found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
@@ -259,7 +266,7 @@ class DSSTrainer(ShapedTraining, Trainer):
     kl, kl_scale: the KL term (see ``enable_dss``); a model on which ``enable_dss`` was called keeps its own settings.
     reference: None where the data has ``ref_logprobs`` (made once by ``reference_logprobs``; k1, k2, k3), ``"adapter"``
     for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form of KL, at the
-    price of one more forward of the backbone per step.
+    price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped batches.
 
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -59,10 +60,13 @@ def is_split(model: nn.Module) -> bool:
     return any(_is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of all of it where it is a split parameter. All ranks have to take part."""
+def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor, or a copy of all of it where it is a split parameter; of FSDP2's in ``dtype``, as its forward reads.
+
+    All ranks have to take part.
+    """
     if hasattr(tensor, "full_tensor"):
-        return tensor.full_tensor()
+        return tensor.full_tensor().to(dtype)
     with gathered(tensor):
         return tensor.clone() if _is_split(tensor) else tensor
 

@@ -47,6 +47,30 @@ def trained(family, folder):
     return {name: weight.full_tensor() for name, weight in weights.items() if sharded}, logs
 
 
+class FarFromReference(DSSTrainer):
+    """No cross-entropy, and a reference that bf16 cannot tell from -1000: the loss shows how it was rounded."""
+
+    def __init__(self, train_dataset, **kwargs):
+        far = {"token_weights": [0.0] * 9, "ref_logprobs": [-1001.7] * 9}
+        super().__init__(train_dataset=[row | far for row in train_dataset], **kwargs)
+
+
+def first_kl(folder, make, **options):
+    return in_order(FarFromReference, folder, make, **options)[1][0]["kl"]
+
+
+def first_kl_in_bf16(folder):
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def make():
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return tiny_model(dtype=torch.float32)
+
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    return first_kl(folder, make, bf16=True, per_device_train_batch_size=4, ddp_backend="gloo")
+
+
 def work(rank, folder, environment):
     torch.set_num_threads(1)
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
@@ -54,7 +78,8 @@ def work(rank, folder, environment):
     warnings.filterwarnings("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     try:
-        torch.save({name: trained(family, folder) for name, family in CASES.items()}, f"{folder}/{rank}.pt")
+        results = {name: trained(family, folder) for name, family in CASES.items()}
+        torch.save(results | {"bf16": first_kl_in_bf16(folder)}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -81,3 +106,9 @@ def test_two_ranks_take_the_steps_of_one(results, name, tmp_path):
         assert_same(found, weights, 1e-8)
         for ours, expected in zip(found_logs, logs, strict=True):
             assert ours == pytest.approx(expected, abs=1e-6)
+
+
+def test_mixed_precision_rounds_neither_reference_nor_loss(results, tmp_path):
+    expected = first_kl(tmp_path, tiny_model, per_device_train_batch_size=8)
+    for rank in range(WORLD):
+        assert results[rank]["bf16"] == pytest.approx(expected, rel=3e-4)
