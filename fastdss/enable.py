@@ -21,7 +21,7 @@ from .causal_lm import LMHead, backbone, some_tokens
 from .head_call import Operation, call_head, head_trains
 from .losses import KL, Impl, LiveRows, dss_loss, token_logprobs
 from .objective import FULL_KL, LABEL_KL
-from .zero3 import layers_gathered
+from .split_params import layers_gathered
 
 Model = TypeVar("Model", bound=nn.Module)
 _ASK = ("loss", "logprobs", "hidden", "logits")

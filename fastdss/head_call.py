@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .causal_lm import LMHead, lm_head
-from .zero3 import gather_as_one
+from .split_params import gather_as_one
 
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 

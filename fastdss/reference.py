@@ -19,7 +19,7 @@ from torch import Tensor
 from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_settings, enable_dss
 from .files import write_atomically
-from .zero3 import layers_gathered
+from .split_params import layers_gathered
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 1"

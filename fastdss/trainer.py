@@ -19,7 +19,7 @@ from .enable import DSSSettings, bare_model, dss_settings, enable_dss
 from .head_call import head_is_adapted, head_trains, original_head
 from .losses import KL
 from .objective import FULL_KL
-from .zero3 import is_split, layers_gathered, whole
+from .split_params import is_split, layers_gathered, whole
 
 _log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
