@@ -216,7 +216,7 @@ def test_wrong_position_ids_are_detected(monkeypatch):
 
     monkeypatch.setattr(fastdss.packing.Segment, "cut", shifted)
     monkeypatch.setattr(fastdss.engine, "KVStore", lambda n: fastdss.attention.KVStore(n + 1))
-    assert differences(make_guard(check=False)) > 1e-4
+    assert not differences(make_guard(check=False)) <= 1e-4  # or NaN: a slot of the store that nobody filled is read
     with pytest.raises(ValueError, match="miss the model's own"):
         guard._check_tree()
 
@@ -230,7 +230,7 @@ def test_ascending_branches_are_detected(monkeypatch):
         yield from sorted(segments, key=lambda s: (bool(s.verdicts), s.start))
 
     monkeypatch.setattr(fastdss.engine, "schedule", backwards)
-    assert differences(make_guard(check=False)) > 1e-4
+    assert not differences(make_guard(check=False)) <= 1e-4  # or NaN, as above
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
