@@ -5,9 +5,9 @@ process whose batches all have them.
 """
 
 # ruff: noqa: E402 - imports below would fail without the extra
+import faulthandler
 import os
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
@@ -74,14 +74,15 @@ def work(rank, folder, environment):
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
     warnings.filterwarnings("ignore")
-    limit = timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=limit)
+    faulthandler.dump_traceback_later(200, exit=True)  # a rank that waits for ever: FSDP2 has its own groups
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     try:
         results = {name: trained_on_both(name, folder) for name in ADAPTERS}
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
         results["bf16"] = trained_on_both("saved head", folder, torch.float32, bf16=True)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
+        faulthandler.cancel_dump_traceback_later()
         dist.destroy_process_group()
 
 
