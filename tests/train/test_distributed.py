@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model, tiny_tokenizer
 from torch import nn
 
 from fastdss.enable import enable_dss
@@ -17,17 +18,26 @@ WORLD = 2
 LOGGED = ("loss", "ce", "kl", "token_weight", "share_below_half")
 
 
-def local_gradients(model, micro_batches=1, kl="k2"):
-    """Gradients of this rank's half of a batch of 8 rows, divided by the labels of all rows."""
+def whole_batch(silent):
+    """8 rows, half of them for each rank; a silent second rank has no labels."""
     batch = tiny_batch(rows=8)
+    batch["labels"][4 if silent else 8 :] = -100
+    return batch
+
+
+def local_gradients(model, micro_batches=1, silent=False, reduced_once=False):
+    """Gradients of this rank's half of the batch, divided by the labels of all rows."""
+    batch = whole_batch(silent)
     items = (batch["labels"][:, 1:] != -100).sum()
     size = 8 // WORLD // micro_batches
     model.zero_grad()
     for index in range(micro_batches):
         start = (dist.get_rank() * micro_batches + index) * size
         part = {name: value[start : start + size] for name, value in batch.items()}
-        # both average gradients over ranks, as the trainers' factor of the world size undoes
-        (WORLD * model(**part, num_items_in_batch=items).loss).backward()
+        waits = reduced_once and index + 1 < micro_batches
+        with model.no_sync() if waits else nullcontext():
+            # both average gradients over ranks, as the trainers' factor of the world size undoes
+            (WORLD * model(**part, num_items_in_batch=items).loss).backward()
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -64,6 +74,14 @@ def cases():
         "ddp, enabled afterwards",
         lambda: local_gradients(enable_dss(nn.parallel.DistributedDataParallel(tiny_model()))),
     )
+    silent = {"micro_batches": 2, "silent": True}
+    yield (
+        "ddp, silent rank",
+        lambda: local_gradients(
+            nn.parallel.DistributedDataParallel(enable_dss(tiny_model())), reduced_once=True, **silent
+        ),
+    )
+    yield "fsdp2, silent rank", lambda: local_gradients(sharded("head alone"), **silent)
     for layout in ("head in the root", "head alone", "norm and head"):
         yield f"fsdp2, {layout}", lambda layout=layout: local_gradients(sharded(layout))
     yield "fsdp2, accumulated", lambda: local_gradients(sharded("head alone"), micro_batches=2)
@@ -71,11 +89,32 @@ def cases():
     yield "fsdp2, tied", lambda: local_gradients(sharded("head in the root", "Qwen3"))
 
 
-def trained(folder):
-    """Two steps of DSSTrainer on both ranks: 2 rows a rank, 2 micro-batches a step."""
+def dss_trainer():
     from fastdss.trainer import DSSTrainer
 
-    return in_order(DSSTrainer, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    return DSSTrainer, tiny_model
+
+
+def dss_sft_trainer():
+    from datasets import Dataset
+
+    from fastdss.sft_trainer import DSSSFTTrainer
+
+    class OfRows(DSSSFTTrainer):
+        def __init__(self, model, args, train_dataset):
+            rows = Dataset.from_list(train_dataset)
+            super().__init__(model, args, train_dataset=rows, processing_class=tiny_tokenizer())
+
+    return OfRows, lambda: tiny_model(vocab_size=320)
+
+
+TRAINERS = {"DSSTrainer": ("accelerate", dss_trainer), "DSSSFTTrainer": ("trl", dss_sft_trainer)}
+
+
+def trained(folder, name, **options):
+    """Two steps of the trainer, whose batches have unequal numbers of labels."""
+    cls, make = TRAINERS[name][1]()
+    return in_order(cls, folder, make, **options)
 
 
 def in_order(cls, folder, make=tiny_model, **options):
@@ -129,8 +168,10 @@ def work(rank, folder):
             name: reference_logprobs(make(), rows(), part_rows=5, batch_tokens=20, cache_dir=f"{folder}/{name}")
             for name, make in reference_cases()
         }
-        if importlib.util.find_spec("accelerate"):
-            results["trainer"] = trained(folder)
+        options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        for name, (needed, _) in TRAINERS.items():
+            if importlib.util.find_spec(needed):
+                results[name] = trained(folder, name, **options)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -150,7 +191,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name, _ in cases()])
 def test_gradients_of_the_whole_batch(results, name):
-    model, batch = tiny_model("Qwen3" if "tied" in name else "Llama"), tiny_batch(rows=8)
+    model, batch = tiny_model("Qwen3" if "tied" in name else "Llama"), whole_batch("silent" in name)
     truth = gradients(model, plain_loss(own_logits(model, batch), batch))
     for rank in range(WORLD):
         assert_same(results[rank]["gradients"][name], truth)
@@ -163,13 +204,12 @@ def test_reference_shared_over_ranks(results, name, tmp_path):
         assert torch.allclose(torch.stack(results[rank]["reference"][name]), torch.stack(expected), atol=1e-6)
 
 
-def test_the_trainer_on_two_ranks_takes_the_steps_of_one(results, tmp_path):
-    pytest.importorskip("accelerate", reason="needs the [train] extra")
-    from fastdss.trainer import DSSTrainer
-
-    weights, logs = in_order(DSSTrainer, tmp_path, per_device_train_batch_size=8)
+@pytest.mark.parametrize("name", list(TRAINERS))
+def test_the_trainer_on_two_ranks_takes_the_steps_of_one(results, name, tmp_path):
+    pytest.importorskip(TRAINERS[name][0], reason="needs the [train] extra")
+    weights, logs = trained(tmp_path, name, per_device_train_batch_size=8)
     for rank in range(WORLD):
-        found, found_logs = results[rank]["trainer"]
+        found, found_logs = results[rank][name]
         assert_same(found, weights, 1e-8)
         assert len(found_logs) == len(logs) == 2
         for ours, expected in zip(found_logs, logs, strict=True):
