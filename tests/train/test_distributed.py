@@ -1,5 +1,6 @@
 """Two ranks over gloo: DDP and FSDP2 in every layout of the head give one process's gradients on the whole batch."""
 
+import faulthandler
 import importlib.util
 import os
 import warnings
@@ -161,6 +162,7 @@ def work(rank, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
     warnings.filterwarnings("ignore")
+    faulthandler.dump_traceback_later(200, exit=True)  # a rank that waits for ever
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     try:
         results = {"gradients": {name: run() for name, run in cases()}}
@@ -174,6 +176,7 @@ def work(rank, folder):
                 results[name] = trained(folder, name, **options)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
+        faulthandler.cancel_dump_traceback_later()
         dist.destroy_process_group()
 
 
