@@ -315,7 +315,8 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else f"cpu x{torch.get_num_threads()}",
         "tokens": args.tokens, "precision": args.precision, "torch": torch.__version__,
         "transformers": transformers.__version__, "commit": commit(),
-        "shape": args.model or ([args.hidden, args.vocab] if args.head_only else f"random, {args.layers} layers"),
+        "shape": args.model
+        or ([args.hidden, args.vocab] if args.head_only else f"SmolLM2-135M's, {args.layers} layers"),
     }  # fmt: skip
     report(args.out, fixed, timed, memory)
 

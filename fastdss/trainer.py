@@ -96,14 +96,12 @@ class ShapedTraining:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
         shaped = "token_weights" in inputs
         refers = shaped and "ref_logprobs" not in inputs
-        live = None
         if self._dss_reference is not None and (refers or is_split(self._reference_module(model))):
             live = self._live_reference(model, inputs)  # of a split one all ranks are needed, whatever their batches
+            inputs = inputs | live if refers else inputs
         if not shaped:
             self._tell_unshaped(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        if refers and live is not None:
-            inputs = inputs | live
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
