@@ -1,9 +1,13 @@
 """Maps the top-level folder ``kernels/`` to the package ``fastdss.kernels``; everything else is in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
-    packages=["fastdss", "fastdss.corpus", "fastdss.demo", "fastdss.kernels", "fastdss.score_report"],
+    packages=[*find_packages(include=["fastdss", "fastdss.*"], exclude=["fastdss.kernels"]), "fastdss.kernels"],
     package_dir={"fastdss": "fastdss", "fastdss.kernels": "kernels"},
-    package_data={"fastdss": ["py.typed", "tiny_guard/*"], "fastdss.score_report": ["*.css", "*.js"]},
+    package_data={
+        "fastdss": ["py.typed"],
+        "fastdss.guards": ["tiny_guard/*"],
+        "fastdss.score_report": ["*.css", "*.js"],
+    },
 )

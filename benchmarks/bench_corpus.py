@@ -29,11 +29,12 @@ import numpy as np
 import torch
 import transformers
 
-from fastdss import StarScorer, score_dataset, scoring
+from fastdss import StarScorer, score_dataset
 from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.run import SHARD_ROWS
 from fastdss.corpus.scorer import length_batches
 from fastdss.demo.conversations import training_conversations
+from fastdss.star import scoring
 
 
 def write_rows(path: Path, count: int, first: int = 0) -> Path:

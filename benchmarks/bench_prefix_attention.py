@@ -33,10 +33,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from triton import OutOfResources
 
-from fastdss.attention import KVStore, PrefixPlan, attend_in_order
-from fastdss.packed_attention import PackedBatch, attend_by_kernel
-from fastdss.packing import Segment, make_groups, micro_batches, schedule
-from fastdss.prefix_tree import PrefixTree
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
+from fastdss.prefix.packed_attention import PackedBatch, attend_by_kernel
+from fastdss.prefix.packing import Segment, make_groups, micro_batches, schedule
+from fastdss.prefix.tree import PrefixTree
 
 SHAPES = {  # query heads, K/V heads, head dimension
     "tiny": (4, 2, 16),

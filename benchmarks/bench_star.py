@@ -46,11 +46,11 @@ from torch import Tensor
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fastdss import Guard, star_scores
-from fastdss.cpu_linear import PackedWeights, eligible_layers
 from fastdss.demo.conversations import training_conversations
-from fastdss.engine import tree_logits
-from fastdss.packed_attention import attend_packed
-from fastdss.prefix_tree import PrefixTree, build_tree
+from fastdss.prefix.cpu_linear import PackedWeights, eligible_layers
+from fastdss.prefix.engine import tree_logits
+from fastdss.prefix.packed_attention import attend_packed
+from fastdss.prefix.tree import PrefixTree, build_tree
 
 HEAD, TAIL, TOKENS_PER_WORD = 203, 68, 1.14  # a Llama-Guard-like template and a prompt, with SmolLM2's tokenizer
 TINY_GUARD = "tiny-guard"

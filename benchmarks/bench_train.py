@@ -43,8 +43,8 @@ from loss_methods import prose, smollm2_on_prose
 from torch import Tensor
 
 from fastdss.demo.policy import load_policy
-from fastdss.enable import enable_dss
-from fastdss.losses import dss_loss, live_rows, token_logprobs, weighted_ce
+from fastdss.loss.functional import dss_loss, live_rows, token_logprobs, weighted_ce
+from fastdss.train.enable import enable_dss
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("sft", "released", "trl", "fastdss", "fastdss-filter", "fastdss-live")

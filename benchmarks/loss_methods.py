@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdss import dss_loss, live_rows, token_logprobs, weighted_ce
-from fastdss.causal_lm import backbone, lm_head
 from fastdss.demo.policy import load_policy
-from fastdss.losses import LiveRows
+from fastdss.loss.functional import LiveRows
+from fastdss.models.causal_lm import backbone, lm_head
 
 KL_SCALE = 0.5
 _WINDOW = 512  # tokens of context at most

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache
 
-from fastdss.engine import reference_logits
-from fastdss.prefix_tree import PrefixTree, shared_length
+from fastdss.prefix.engine import reference_logits
+from fastdss.prefix.tree import PrefixTree, shared_length
 
 VERDICTS = [3, 5]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import bench_prefix_attention as bench
-from fastdss.attention import KVStore, PrefixPlan, attend_in_order
-from fastdss.packed_attention import PackedBatch
-from fastdss.packing import Segment
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
+from fastdss.prefix.packed_attention import PackedBatch
+from fastdss.prefix.packing import Segment
 
 ARGS = ["--shape", "tiny", "--words", "100", "--repeats", "2", "--device", "cpu", "--dtype", "float32"]
 ARGS += ["--budget", "400", "--ways", "loop", "sdpa-causal"]  # FlexAttention compiles for 10 seconds

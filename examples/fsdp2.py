@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard, star_scores
-from fastdss.collator import DSSCollator, prepare_dss_dataset
-from fastdss.enable import enable_dss
-from fastdss.reference import reference_logprobs
+from fastdss.train.collator import DSSCollator, prepare_dss_dataset
+from fastdss.train.enable import enable_dss
+from fastdss.train.reference import reference_logprobs
 
 
 def main(argv: list[str] | None = None) -> list[float]:

@@ -14,9 +14,9 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from fastdss import Guard, star_scores
-from fastdss.collator import prepare_dss_dataset
-from fastdss.reference import reference_logprobs
-from fastdss.trainer import DSSTrainer
+from fastdss.train.collator import prepare_dss_dataset
+from fastdss.train.reference import reference_logprobs
+from fastdss.train.trainer import DSSTrainer
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

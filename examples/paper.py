@@ -16,9 +16,9 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from fastdss import Guard, GuardSpec, star_scores
-from fastdss.collator import prepare_dss_dataset
-from fastdss.reference import reference_logprobs
-from fastdss.trainer import DSSTrainer
+from fastdss.train.collator import prepare_dss_dataset
+from fastdss.train.reference import reference_logprobs
+from fastdss.train.trainer import DSSTrainer
 
 # Granite Guardian answers "Yes, this is harmful" or "No"; the question is a variable of its own chat template.
 GRANITE_GUARDIAN = GuardSpec(

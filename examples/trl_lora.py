@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
 from fastdss import Guard, star_scores
-from fastdss.sft_trainer import DSSSFTTrainer
+from fastdss.train.sft_trainer import DSSSFTTrainer
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:

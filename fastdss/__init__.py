@@ -8,53 +8,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 _HOME = {
-    "DSSLoss": "losses",
-    "dss_loss": "losses",
-    "live_rows": "losses",
-    "token_logprobs": "losses",
-    "weighted_ce": "losses",
-    "StarScores": "scoring",
-    "star_scores": "scoring",
-    "AnswerField": "guard",
-    "Guard": "guard",
-    "GuardSpec": "guard",
-    "StarStream": "stream",
-    "disable_dss": "enable",
-    "enable_dss": "enable",
-    "reference_logprobs": "reference",
-    "DSSCollator": "collator",
-    "prepare_dss_dataset": "collator",
-    "DSSTrainer": "trainer",
-    "DSSSFTTrainer": "sft_trainer",
+    "DSSLoss": "loss.functional",
+    "dss_loss": "loss.functional",
+    "live_rows": "loss.functional",
+    "token_logprobs": "loss.functional",
+    "weighted_ce": "loss.functional",
+    "StarScores": "star.scores",
+    "star_scores": "star.scoring",
+    "AnswerField": "guards.spec",
+    "Guard": "star.guard",
+    "GuardSpec": "guards.spec",
+    "StarStream": "star.stream",
+    "disable_dss": "train.enable",
+    "enable_dss": "train.enable",
+    "reference_logprobs": "train.reference",
+    "DSSCollator": "train.collator",
+    "prepare_dss_dataset": "train.collator",
+    "DSSTrainer": "train.trainer",
+    "DSSSFTTrainer": "train.sft_trainer",
     "StarScorer": "corpus.scorer",
     "score_dataset": "corpus.run",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .collator import DSSCollator as DSSCollator
-    from .collator import prepare_dss_dataset as prepare_dss_dataset
     from .corpus.run import score_dataset as score_dataset
     from .corpus.scorer import StarScorer as StarScorer
-    from .enable import disable_dss as disable_dss
-    from .enable import enable_dss as enable_dss
-    from .guard import AnswerField as AnswerField
-    from .guard import Guard as Guard
-    from .guard import GuardSpec as GuardSpec
-    from .losses import DSSLoss as DSSLoss
-    from .losses import dss_loss as dss_loss
-    from .losses import live_rows as live_rows
-    from .losses import token_logprobs as token_logprobs
-    from .losses import weighted_ce as weighted_ce
-    from .reference import reference_logprobs as reference_logprobs
-    from .scoring import StarScores as StarScores
-    from .scoring import star_scores as star_scores
-    from .sft_trainer import DSSSFTTrainer as DSSSFTTrainer
-    from .stream import StarStream as StarStream
-    from .trainer import DSSTrainer as DSSTrainer
+    from .guards.spec import AnswerField as AnswerField
+    from .guards.spec import GuardSpec as GuardSpec
+    from .loss.functional import DSSLoss as DSSLoss
+    from .loss.functional import dss_loss as dss_loss
+    from .loss.functional import live_rows as live_rows
+    from .loss.functional import token_logprobs as token_logprobs
+    from .loss.functional import weighted_ce as weighted_ce
+    from .star.guard import Guard as Guard
+    from .star.scores import StarScores as StarScores
+    from .star.scoring import star_scores as star_scores
+    from .star.stream import StarStream as StarStream
+    from .train.collator import DSSCollator as DSSCollator
+    from .train.collator import prepare_dss_dataset as prepare_dss_dataset
+    from .train.enable import disable_dss as disable_dss
+    from .train.enable import enable_dss as enable_dss
+    from .train.reference import reference_logprobs as reference_logprobs
+    from .train.sft_trainer import DSSSFTTrainer as DSSSFTTrainer
+    from .train.trainer import DSSTrainer as DSSTrainer
 
 
 def __getattr__(name: str) -> Any:

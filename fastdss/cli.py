@@ -7,11 +7,11 @@ import io
 import sys
 from collections.abc import Sequence
 
-from . import __version__
 from .corpus.commands import add_merge, add_score
 from .demo.command import add_demo
 from .score_report.command import add_report
-from .train_command import add_train
+from .train.run.command import add_train
+from .version import __version__
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,8 +1,8 @@
 """The row pass on a GPU: one program per token turns its row of logits into loss terms and, in place, its gradient.
 
-Formulas and names: the docstring of fastdss/objective.py. The row is read twice, once for its sums and once, backwards,
-for the gradient: what was read last is still in the L2 cache, which the rows in flight together exceed. With a
-vocabulary split over ranks the same two loops are separate kernels, since all ranks' sums are combined in between.
+Formulas and names: the docstring of fastdss/loss/objective.py. The row is read twice, once for its sums and once,
+backwards, for the gradient: what was read last is still in the L2 cache, which the rows in flight together exceed.
+With a vocabulary split over ranks the same two loops are separate kernels: all ranks' sums are combined in between.
 """
 
 from __future__ import annotations

@@ -75,10 +75,15 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_is_pure_and_holds_what_it_should(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert {"fastdss/py.typed", "fastdss/losses.py", "fastdss/kernels/row_pass.py", "fastdss/demo/__init__.py"} <= names
+    assert {
+        "fastdss/py.typed",
+        "fastdss/loss/functional.py",
+        "fastdss/kernels/row_pass.py",
+        "fastdss/demo/__init__.py",
+    } <= names
     pages = {f"fastdss/score_report/{name}" for name in ("page.css", "page.js", "row.js", "view.js")}
     assert pages <= names
-    assert {"fastdss/tiny_guard/model.safetensors", "fastdss/tiny_guard/chat_template.jinja"} <= names
+    assert {"fastdss/guards/tiny_guard/model.safetensors", "fastdss/guards/tiny_guard/chat_template.jinja"} <= names
     assert "fastdss/kernels/__init__.py" not in names  # only the source tree needs the stand-in
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fastdss", next(top for top in tops if top.endswith(".dist-info"))}

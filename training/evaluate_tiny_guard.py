@@ -22,7 +22,7 @@ from training.card import card
 from training.conversations import Conversation
 from training.tokenizer import SAFE, UNSAFE, render
 
-TINY_GUARD = Path(__file__).resolve().parent.parent / "fastdss" / "tiny_guard"
+TINY_GUARD = Path(__file__).resolve().parent.parent / "fastdss" / "guards" / "tiny_guard"
 EVERY = 5
 
 

@@ -38,7 +38,7 @@ from training.conversations import Conversation, conversations, fingerprint
 from training.tokenizer import CONTROL_TOKENS, SAFE, UNSAFE, VOCAB_SIZE, build_tokenizer, render
 from training.word_vectors import WordEmbedding, WordVectors, load_word_vectors
 
-DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fastdss" / "tiny_guard"
+DEFAULT_OUT = Path(__file__).resolve().parent.parent / "fastdss" / "guards" / "tiny_guard"
 WATCHED = ("verdict", "token", "tag", "right")  # running means that are printed
 VOCABULARY_CONVERSATIONS, OFTEN = 3000, 20  # a piece that so many conversations use so often is kept whole
 KIN = 8  # how many neighbours may stand in for a word

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..boundaries import UNITS
+from fastdss.chat.boundaries import UNITS
 
 
 def add_score(commands: Any) -> None:

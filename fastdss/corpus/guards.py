@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..sources import check_source
+from fastdss.models.sources import check_source
 
 if TYPE_CHECKING:
-    from ..guard import Guard, GuardSpec
+    from fastdss.guards.spec import GuardSpec
+    from fastdss.star.guard import Guard
 
 _GUARD_FILES = {".json", ".jinja", ".safetensors", ".model", ".txt"}
 _PROBES = [
@@ -53,7 +54,7 @@ class GuardSource:
         """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded one as it is, where it is."""
         import torch
 
-        from ..guard import Guard
+        from fastdss.star.guard import Guard
 
         if isinstance(self.guard, Guard):
             return self.guard
@@ -67,16 +68,16 @@ class GuardSource:
 
     def _described(self) -> tuple[str, str, Any, GuardSpec]:
         """Name, revision, chat encoder and spec, without loading a named guard's weights."""
-        from ..chat import ChatEncoder
-        from ..guard import Guard
-        from ..specs import TINY, choose_spec, find_spec, read_config
+        from fastdss.chat.encoder import ChatEncoder
+        from fastdss.guards.known import TINY, TINY_FOLDER, choose_spec, find_spec, read_config
+        from fastdss.star.guard import Guard
 
         if isinstance(self.guard, Guard):
             return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoder, self.guard.spec
         from transformers import AutoTokenizer
 
         name = str(self.guard)
-        source = str(Path(__file__).parents[1] / "tiny_guard") if name == "tiny" else name
+        source = str(TINY_FOLDER) if name == "tiny" else name
         check_source("guard", source)
         config = read_config(source, revision=self.revision)
         if Path(source).is_dir():

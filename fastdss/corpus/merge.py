@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from fastdss.files import replacing
+
 from .rows import Row, Source, expand
 from .store import ScoredRow, joined, load_manifest
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..chat import Conversation, check_conversation
+from fastdss.chat.encoder import Conversation, check_conversation
 
 MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
 TURNS = ("last", "all")

@@ -8,13 +8,15 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..boundaries import UNITS
+from fastdss.chat.boundaries import UNITS
+
 from .guards import GuardSource
 from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, read_rows
 from .store import ScoredRow
 
 if TYPE_CHECKING:
-    from ..guard import Guard, GuardSpec
+    from fastdss.guards.spec import GuardSpec
+    from fastdss.star.guard import Guard
 
     GuardLike = str | Path | Guard
 
@@ -155,8 +157,8 @@ class StarScorer:
 
     def _load(self) -> list[Guard]:
         if self._loaded is None:
-            from ..cpu_linear import eligible_layers, onednn_is_faster
-            from ..scoring import star_scores
+            from fastdss.prefix.cpu_linear import eligible_layers, onednn_is_faster
+            from fastdss.star.scoring import star_scores
 
             guards = [source.load(self.device) for source in self._sources]
             if self.gemm == "auto":
@@ -174,7 +176,7 @@ class StarScorer:
         """Scores of a batch. Where it fails, the row that the error names is tried alone, or halves are."""
         import torch
 
-        from ..scoring import star_scores
+        from fastdss.star.scoring import star_scores
 
         batch: dict[str, list] = {"prompt": [row.history for row in rows], "response": [row.response for row in rows]}
         try:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from fastdss.files import write_atomically
+
 from .rows import Columns, FailedRow, Row, Source, judged, read_rows
 
 MANIFEST = "manifest.json"

@@ -12,9 +12,9 @@ from typing import cast
 
 import torch
 
-from fastdss import StarScores
-from fastdss.losses import KL
-from fastdss.objective import FULL_KL, LABEL_KL
+from fastdss.loss.functional import KL
+from fastdss.loss.objective import FULL_KL, LABEL_KL
+from fastdss.star.scores import StarScores
 
 from .conversations import Conversation
 from .leaks import find_leaks

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdss import Guard, star_scores
-from fastdss.align import IGNORE, pad_rows
-from fastdss.causal_lm import backbone, lm_head
-from fastdss.chat import ChatEncoder
-from fastdss.losses import token_logprobs
+from fastdss.chat.encoder import ChatEncoder
+from fastdss.loss.functional import token_logprobs
+from fastdss.models.causal_lm import backbone, lm_head
+from fastdss.star.align import IGNORE, pad_rows
+from fastdss.star.guard import Guard
+from fastdss.star.scoring import star_scores
 
 from .conversations import HeldOut
 from .leaks import find_leaks

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .run import Demo, Run
+from .outcome import Demo, Run
 
 HARDLY = 0.1  # share of leaking answers up to which "hardly at all" holds
 WITHIN = 0.02  # of the benign task's accuracy

@@ -7,16 +7,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastdss import report
-from fastdss.report import Series
+from fastdss.pages import pieces as report
+from fastdss.pages.pieces import Series
 
 from .evaluate import Answer, Count
 from .expectations import check
-
-if TYPE_CHECKING:
-    from .run import Demo, Run
+from .outcome import Demo, Run
 
 COLUMNS = (  # measure, title, whether more is better
     ("leak", "leaks (pattern)", False),

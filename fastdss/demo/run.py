@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fastdss import Guard, StarScores, __version__, star_scores
-from fastdss.align import IGNORE
 from fastdss.files import write_atomically
+from fastdss.star.align import IGNORE
+from fastdss.star.guard import Guard
+from fastdss.star.scores import StarScores
+from fastdss.star.scoring import star_scores
 
 from .arms import Arm, choose_arms, labelled_scores
 from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, held_out_prompts, training_conversations
-from .evaluate import Count, Result, evaluate, wilson
+from .evaluate import Count, evaluate, wilson
+from .outcome import Demo, Run, versions
 from .page import as_json, as_page, as_text
 from .policy import Policy, load_policy, stack
 from .settings import Settings
@@ -27,40 +29,6 @@ from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, tr
 
 EVALUATION = 6  # training steps that one evaluation takes as long as, for the time left
 PREPARATION = 12
-
-
-@dataclass
-class Run:
-    """One arm with all that was measured of it."""
-
-    arm: Arm
-    result: Result
-    curves: Curves = field(default_factory=Curves)
-    trained_rows: int = 0
-    seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """For people: the arm and whose verdicts it got."""
-        return f"{self.arm.title} ({self.arm.setting})" if self.arm.setting else self.arm.title
-
-
-@dataclass
-class Demo:
-    """What the page and the JSON file show."""
-
-    settings: Settings
-    versions: dict[str, str]
-    policy: str
-    recipe: Recipe
-    trained_layers: str
-    conversations: list[Conversation]
-    rows: list[Row]
-    scores: dict[str, StarScores]
-    facts: dict[str, dict[str, Count]]  # by verdicts, then what was counted
-    weights: dict[str, dict[str, float]]  # by verdicts, then by part of the response
-    runs: list[Run]
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,20 +144,6 @@ def mean_weights(policy: Policy, scores: StarScores, rows: list[Row]) -> dict[st
         for part, weight in zip(row.parts, counted, strict=True):
             found[part].append(weight)
     return {part: sum(weights) / max(len(weights), 1) for part, weights in found.items()}
-
-
-def versions(policy: Policy) -> dict[str, str]:
-    import transformers
-
-    device = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine()
-    return {
-        "fastdss": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": f"{policy.device.type} ({device}, {torch.get_num_threads()} threads)",
-        "GEMM precision": str(policy.dtype).removeprefix("torch."),
-    }
 
 
 def check_writable(out: str) -> tuple[Path, Path]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdss import DSSLoss, StarScores, dss_loss, token_logprobs
-from fastdss.align import IGNORE, TokenWeights
-from fastdss.causal_lm import backbone, lm_head
-from fastdss.chat import ChatEncoder
-from fastdss.objective import FULL_KL
+from fastdss.chat.encoder import ChatEncoder
+from fastdss.loss.functional import DSSLoss, dss_loss, token_logprobs
+from fastdss.loss.objective import FULL_KL
+from fastdss.models.causal_lm import backbone, lm_head
+from fastdss.star.align import IGNORE, TokenWeights
+from fastdss.star.scores import StarScores
 
 from .arms import Arm
 from .conversations import Conversation

@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdss.chat import Conversation
+    from fastdss.chat.encoder import Conversation
     from fastdss.corpus.rows import Row
     from fastdss.corpus.store import ScoredRow
 

@@ -10,10 +10,10 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-from fastdss import report
-from fastdss.report_style import STYLE
+from fastdss.pages import pieces as report
+from fastdss.pages.charts import STEPS, bars
+from fastdss.pages.style import STYLE
 
-from .charts import STEPS, bars
 from .data import PageRow, Summary, columns, detail, script_data
 
 BLOCK = 250  # rows whose texts are parsed together

@@ -9,7 +9,8 @@ import signal
 import sys
 
 from fastdss.corpus.run import score_dataset
-from tests.corpus.fakes import FakeScorer
+
+from .fakes import FakeScorer
 
 source, out, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
 passed = 0

@@ -14,7 +14,8 @@ from fastdss.corpus.merge import merge
 from fastdss.corpus.scorer import StarScorer
 from fastdss.corpus.store import load_manifest, read_scores
 from fastdss.demo.conversations import training_conversations
-from tests.corpus.fakes import FakeScorer, content_of, conversations, write_jsonl
+
+from .fakes import FakeScorer, content_of, conversations, write_jsonl
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the [score] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [score] extra")

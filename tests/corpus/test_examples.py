@@ -1,7 +1,8 @@
 """The scoring examples run as they stand, with the guard that ships with fastdss."""
 
 import pytest
-from example_scripts import DATA, main_of
+
+from tests.support.example_scripts import DATA, main_of
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
 

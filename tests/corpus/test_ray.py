@@ -6,7 +6,8 @@ from fastdss.corpus.run import score_dataset
 from fastdss.corpus.scorer import StarScorer
 from fastdss.corpus.store import load_manifest, read_scores
 from fastdss.demo.conversations import training_conversations
-from tests.corpus.fakes import FakeScorer, content_of, conversations, write_jsonl
+
+from .fakes import FakeScorer, content_of, conversations, write_jsonl
 
 ray = pytest.importorskip("ray", reason="needs the [scale] extra")
 pytestmark = pytest.mark.slow  # a Ray cluster takes 20 s to start on two busy cores

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fastdss.corpus.run import score_dataset
-from tests.corpus.fakes import FakeScorer, content_of, conversations, write_jsonl
+
+from .fakes import FakeScorer, content_of, conversations, write_jsonl
 
 pytest.importorskip("ray", reason="needs the [scale] extra")
 pytest.importorskip("grpc", reason="needs ray[client]")

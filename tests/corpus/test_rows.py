@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 from fastdss.corpus.rows import Columns, FailedRow, Row, content_hash, judged, read_rows
-from tests.corpus.fakes import CANARY, conversations, write_jsonl
+
+from .fakes import CANARY, conversations, write_jsonl
 
 pa = pytest.importorskip("pyarrow", reason="needs the [score] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [score] extra")

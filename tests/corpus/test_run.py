@@ -13,7 +13,8 @@ import pytest
 from fastdss.corpus import run as run_module
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.store import joined, load_manifest, read_scores
-from tests.corpus.fakes import CANARY, FakeScorer, content_of, conversations, write_jsonl
+
+from .fakes import CANARY, FakeScorer, content_of, conversations, write_jsonl
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
 ROOT = Path(__file__).parents[2]

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastdss
-from fastdss import Guard, StarScorer, scoring, star_scores
+from fastdss import Guard, StarScorer, star_scores
 from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
-from fastdss.guard import AnswerField
-from fastdss.specs import TINY
-from tests.corpus.fakes import CANARY
+from fastdss.guards.known import TINY, TINY_FOLDER
+from fastdss.guards.spec import AnswerField
+from fastdss.star import scoring
+
+from .fakes import CANARY
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
-TINY_FOLDER = Path(fastdss.__file__).parent / "tiny_guard"
 GOOD = [
     {"prompt": "How do I reach the club?", "response": "You can call Ada on 555-0100 at any time, or write to her."},
     {"prompt": "Remind me of the lemons.", "response": "Reminder: lemons."},

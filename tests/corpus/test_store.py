@@ -17,7 +17,8 @@ from fastdss.corpus.store import (
     read_scores,
     shard_name,
 )
-from tests.corpus.fakes import FakeScorer, conversations, fake_score, write_jsonl
+
+from .fakes import FakeScorer, conversations, fake_score, write_jsonl
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
 

@@ -11,7 +11,8 @@ import pytest
 from fastdss.cli import main
 from fastdss.demo import run
 from fastdss.demo.policy import load_policy
-from tests.demo.test_report import assert_self_contained
+
+from .test_report import assert_self_contained
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fastdss import report, train_report
-from fastdss.report import Series
+from fastdss.pages import pieces as report
+from fastdss.pages.pieces import Series
+from fastdss.train.run import report as train_report
 
 HOSTILE = '<script>alert("x")</script>&<img src=http://evil.example/a>'
 VOID = {"meta", "img", "br", "line", "rect", "circle"}

@@ -63,7 +63,7 @@ def arguments(data: bytes) -> None:
         mock.patch.object(commands, "_merge", nothing),
         mock.patch.object(command, "_run", nothing),
         mock.patch.object(demo, "_demo", nothing),
-        mock.patch.dict(sys.modules, {"fastdss.train_run": mock.Mock(run=nothing)}),
+        mock.patch.dict(sys.modules, {"fastdss.train.run.run": mock.Mock(run=nothing)}),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastdss.chat import check_conversation
+from fastdss.chat.encoder import check_conversation
 from fastdss.corpus.rows import FailedRow, Row
 
 

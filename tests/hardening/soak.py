@@ -19,7 +19,7 @@ import torch
 from fastdss import Guard, dss_loss
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.scorer import StarScorer
-from fastdss.losses import live_rows
+from fastdss.loss.functional import live_rows
 
 _WORDS = [
     "you",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import fastdss
 from fastdss.corpus.rows import FailedRow, Row, read_rows
 from fastdss.corpus.run import _entry, make_plan
 from fastdss.corpus.scorer import StarScorer
+from fastdss.guards.known import TINY_FOLDER
 
 
 def test_ids_that_occur_twice() -> None:
@@ -61,7 +61,7 @@ def test_a_cache_entry_does_not_follow_the_guards_name() -> None:
 def test_a_guard_that_computes_otherwise_from_the_same_weights_is_another_guard(tmp_path: Path) -> None:
     """Its configuration and its tokenizer count, what is written about it does not."""
     guard = tmp_path / "guard"
-    shutil.copytree(Path(fastdss.__file__).parent / "tiny_guard", guard)
+    shutil.copytree(TINY_FOLDER, guard)
     (guard / "README.md").write_text("other words")
     revisions = [StarScorer("tiny").identity()["revision"], StarScorer(guard).identity()["revision"]]
     assert revisions[0] == revisions[1]

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from star.builders import TEMPLATE, make_guard, make_spec, make_tokenizer
 
-import fastdss
 from fastdss import Guard, StarScores, prepare_dss_dataset, star_scores
 from fastdss.cli import main
-from fastdss.collator import DSSCollator
 from fastdss.corpus.rows import FailedRow, read_rows
 from fastdss.corpus.scorer import StarScorer
-from fastdss.train_command import TrainSettings
-from fastdss.train_run import run
+from fastdss.guards.known import TINY_FOLDER
+from fastdss.train.collator import DSSCollator
+from fastdss.train.run.run import run
+from fastdss.train.run.settings import TrainSettings
+from tests.support.builders import TEMPLATE, make_guard, make_spec, make_tokenizer
 
 CANARY = "canary7f3a91"
-MODEL = str(Path(fastdss.__file__).parent / "tiny_guard")  # `train` reads its tokenizer before the data
+MODEL = str(TINY_FOLDER)  # `train` reads its tokenizer before the data
 TEXT = f"Reach {CANARY} on 555 0100. {CANARY}!"
 HISTORY = [{"role": "user", "content": TEXT}]
 

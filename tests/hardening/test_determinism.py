@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import KLS, Outcome, make_problem, run
-from star.builders import BATCH, make_guard
 
 from fastdss import StarScores, star_scores
-from fastdss.collator import DSSCollator, pack
+from fastdss.train.collator import DSSCollator, pack
+from tests.support.builders import BATCH, make_guard
+from tests.support.loss_cases import KLS, Outcome, make_problem, run
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import KLS, make_problem, reference_arguments, run, truth
-from numerics import assert_gradient_close, assert_tokens_close
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
+from tests.support.loss_cases import KLS, make_problem, reference_arguments, run, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
 
 @pytest.mark.parametrize("v", [1, 2, 5, 32000, 128256, 151936, 262144])

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from profiles import examples
 
-import fastdss
 from fastdss.cli import main
 from fastdss.corpus.rows import FailedRow, Row, content_hash, read_rows
-from fastdss.train_command import read_settings
+from fastdss.guards.known import TINY_FOLDER
+from fastdss.train.run.settings import read_settings
+from tests.support.profiles import examples
 
 from .outcomes import sensible
 
@@ -136,7 +136,7 @@ def test_the_content_hash_of_neighbours(one: list[tuple[str, str]], other: list[
     test_the_content_hash_tells_conversations_apart.hypothesis.inner_test(one, other)
 
 
-MODEL = str(Path(fastdss.__file__).parent / "tiny_guard")  # its tokenizer is read before the data
+MODEL = str(TINY_FOLDER)  # its tokenizer is read before the data
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "score": lambda data, out: ["score", str(data), "--guard", "tiny", "--out", str(out), "--quiet"],
     "train": lambda data, out: ["train", "--data", str(data), "--model", MODEL, "--out", str(out), "--cpu"],

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import Problem, make_problem, reference_arguments
-from star.test_gpu import attended
 from torch import Tensor
 
 from fastdss import dss_loss
-from fastdss.packed_attention import attend_by_kernel
+from fastdss.prefix.packed_attention import attend_by_kernel
+from tests.star.test_gpu import attended
+from tests.support.loss_cases import Problem, make_problem, reference_arguments
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from star.builders import make_guard
 
-from fastdss.boundaries import UNITS, find_ends, tidy_ends
-from fastdss.chat import check_conversation
+from fastdss.chat.boundaries import UNITS, find_ends, tidy_ends
+from fastdss.chat.encoder import check_conversation
+from tests.support.builders import make_guard
 
 HISTORY = [{"role": "user", "content": "Hello"}]
 SHAPES: dict[str, Callable[[int], str]] = {

@@ -9,13 +9,21 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from loss.cases import KLS, make_problem, run, truth
-from numerics import assert_gradient_close, assert_tokens_close
-from profiles import examples
-from star.builders import ARCHITECTURES, CHAT_TEMPLATE, TEMPLATE, TOKENIZERS, make_guard, make_spec, make_tokenizer
 
 from fastdss import Guard, dss_loss, star_scores
-from fastdss.losses import live_rows
+from fastdss.loss.functional import live_rows
+from tests.support.builders import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    TEMPLATE,
+    TOKENIZERS,
+    make_guard,
+    make_spec,
+    make_tokenizer,
+)
+from tests.support.loss_cases import KLS, make_problem, run, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
+from tests.support.profiles import examples
 
 objectives = st.fixed_dictionaries(
     {},

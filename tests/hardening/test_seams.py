@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import make_problem, run
-from star.builders import make_guard, make_tokenizer
 
-from fastdss import StarScores, chunked, star_scores
-from fastdss.collator import DSSCollator, pack
+from fastdss import StarScores, star_scores
+from fastdss.loss import chunked
+from fastdss.train.collator import DSSCollator, pack
+from tests.support.builders import make_guard, make_tokenizer
+from tests.support.loss_cases import make_problem, run
 
 BEGUN, LIKE_THE_TAIL = "You can call her\n\n", "<END CONVERSATION>\n\nFirst line: safe or else. "
 

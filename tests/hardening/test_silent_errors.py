@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import make_problem, reference_arguments
-from star.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 from torch import Tensor
 
 from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
-from fastdss.collator import DSSCollator
-from fastdss.engine import tree_logits
-from fastdss.losses import live_rows
-from fastdss.prefix_tree import build_tree
+from fastdss.loss.functional import live_rows
+from fastdss.prefix.engine import tree_logits
+from fastdss.prefix.tree import build_tree
+from fastdss.train.collator import DSSCollator
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
+from tests.support.loss_cases import make_problem, reference_arguments
 
 P = make_problem(12, 6, 11, torch.float32)
 ONE = {"prompt": ["Hello"], "response": ["You can call her today."]}
@@ -63,10 +63,10 @@ def test_batches_of_another_shape(guard: Guard, batch: dict[str, Any], message: 
 
 def test_what_no_forward_fills_is_nan(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A schedule that forgets a prefix must not show whatever was in memory as a score."""
-    import fastdss.engine
+    import fastdss.prefix.engine
 
-    schedule = fastdss.engine.schedule
-    monkeypatch.setattr(fastdss.engine, "schedule", lambda *args: list(schedule(*args))[:-1])
+    schedule = fastdss.prefix.engine.schedule
+    monkeypatch.setattr(fastdss.prefix.engine, "schedule", lambda *args: list(schedule(*args))[:-1])
     tree = build_tree(guard.encode_prefixes([], "You can call her today.", [3, 12, 23]))
     logits = tree_logits(guard.model, guard.verdict_ids, [tree], [0])
     assert guard.scores(logits).isnan().sum() == 1

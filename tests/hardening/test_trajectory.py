@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from loss.cases import KLS, make_problem
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from fastdss import dss_loss
+from tests.support.loss_cases import KLS, make_problem
 
 Loss = Callable[..., Tensor]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from profiles import examples
-from star.builders import ARCHITECTURES, make_model
 
-from fastdss.engine import reference_logits, tree_logits
-from fastdss.prefix_tree import build_tree
+from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.tree import build_tree
+from tests.support.builders import ARCHITECTURES, make_model
+from tests.support.profiles import examples
 
 VERDICTS = [3, 5, 7]
 Lists = list[list[int]]

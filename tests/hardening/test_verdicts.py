@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from star.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 
 from fastdss import Guard, star_scores
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -9,14 +9,14 @@ import torch
 from fastdss.kernels.configs import PrefixConfig, prefix_config
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics import assert_tokens_close
-from profiles import examples
 from torch import Tensor
 
-from fastdss.attention import KVStore, PrefixPlan, attend_in_order
 from fastdss.kernels import prefix_attention as kernels
-from fastdss.packed_attention import attend_by_kernel
-from fastdss.packing import Segment, micro_batches
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
+from fastdss.prefix.packed_attention import attend_by_kernel
+from fastdss.prefix.packing import Segment, micro_batches
+from tests.support.numerics import assert_tokens_close
+from tests.support.profiles import examples
 
 # Two slots (the second holds a copy of the first's beginning), a trunk cut in two by the budget, branches shorter and
 # longer than a tile of 16, one of them cut across micro-batches, starts that differ within a tile.

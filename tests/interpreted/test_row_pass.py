@@ -9,13 +9,13 @@ import torch
 from fastdss.kernels.row_pass import launch_row_gradient_bwd, launch_row_pass_fwd
 from hypothesis import given
 from hypothesis import strategies as st
-from loss.cases import KLS, SHAPES, check_ruled_out_where_the_kl_does_not_count, make_problem, run, truth
-from numerics import assert_gradient_close, assert_tokens_close
-from profiles import examples
 
 from fastdss import dss_loss, live_rows, weighted_ce
-from fastdss.chunked import _overlay
-from fastdss.objective import Objective, RowInputs, torch_row_pass
+from fastdss.loss.chunked import _overlay
+from fastdss.loss.objective import Objective, RowInputs, torch_row_pass
+from tests.support.loss_cases import KLS, SHAPES, check_ruled_out_where_the_kl_does_not_count, make_problem, run, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
+from tests.support.profiles import examples
 
 ALL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
 OPTIONS: list[dict[str, Any]] = [{}, ALL, {"logit_scale": 0.7, "ref_logit_scale": 1.3, "ref_softcap": 5.0}]

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from numerics import assert_gradient_close, assert_tokens_close
 from torch import Tensor
 
 from fastdss import dss_loss
-from fastdss.losses import live_rows
-
-from .cases import KLS, Problem, make_problem, truth
+from fastdss.loss.functional import live_rows
+from tests.support.loss_cases import KLS, Problem, make_problem, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
 N, D, V = 13, 8, 24
 Case = dict[str, Any]

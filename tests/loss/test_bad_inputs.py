@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_gradient_close, assert_tokens_close
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
-from fastdss.losses import live_rows
-
-from .cases import make_problem, run
+from fastdss.loss.functional import live_rows
+from tests.support.loss_cases import make_problem, run
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
 P = make_problem(9, 6, 11, torch.float32)
 H, W, Y, S, R = P.hidden, P.lm_head, P.labels, P.star, P.ref_logprobs

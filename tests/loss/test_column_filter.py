@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdss import column_filter, weighted_ce
-from fastdss.column_filter import ColumnFilter
-from fastdss.row_gradient import RowGradient
+from fastdss import weighted_ce
+from fastdss.loss import column_filter
+from fastdss.loss.column_filter import ColumnFilter
+from fastdss.loss.row_gradient import RowGradient
+from tests.support.loss_cases import KLS, Outcome, Problem, make_problem, run, truth
 
-from .cases import KLS, Outcome, Problem, make_problem, run, truth
 from .combinations import check, covering_cases
 
 EPS = 2**-10
@@ -135,7 +136,7 @@ def test_the_scale_of_the_weights_does_not_matter(reduction: str) -> None:
 @pytest.mark.parametrize("as_on_a_gpu", [False, True])
 def test_half_precision(dtype: torch.dtype, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if as_on_a_gpu:  # dZ in 16 bit
-        monkeypatch.setattr("fastdss.chunked._gradient_dtype", lambda call, accumulate: call.compute_dtype)
+        monkeypatch.setattr("fastdss.loss.chunked._gradient_dtype", lambda call, accumulate: call.compute_dtype)
     p = spoken(dtype=dtype)
     true, filtered = truth(p, "k2"), run(p, "k2", filter_eps=EPS)
     rounding = 2 * torch.finfo(dtype).eps

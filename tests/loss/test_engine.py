@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_gradient_close, assert_tokens_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdss import _ops, chunked, dss_loss, token_logprobs, weighted_ce
-from fastdss.losses import LiveRows, live_rows
-from fastdss.objective import Objective
-
-from .cases import KLS, make_problem, run, truth
+from fastdss import dss_loss, token_logprobs, weighted_ce
+from fastdss.loss import chunked, ops
+from fastdss.loss.functional import LiveRows, live_rows
+from fastdss.loss.objective import Objective
+from tests.support.loss_cases import KLS, make_problem, run, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
 
 class Largest(TorchDispatchMode):
@@ -26,7 +26,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "fastdss":
             with self:
-                return getattr(_ops, func._opname)._init_fn(*args, **(kwargs or {}))
+                return getattr(ops, func._opname)._init_fn(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         known = {
             a.untyped_storage().data_ptr() for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)
@@ -262,10 +262,10 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("kl", ["k3", "reverse"])
 def test_opcheck(kl: str) -> None:
-    torch.library.opcheck(_ops.summed_loss, (*_call(kl, True), [True, True, True]))
-    torch.library.opcheck(_ops.token_loss, _call(kl, True))
-    torch.library.opcheck(_ops.token_loss_backward, (torch.randn(9), *_call(kl, False), [True, False, True]))
-    torch.library.opcheck(_ops.scaled, (torch.randn(3, 4), torch.tensor(2.0), torch.bfloat16, "torch"))
+    torch.library.opcheck(ops.summed_loss, (*_call(kl, True), [True, True, True]))
+    torch.library.opcheck(ops.token_loss, _call(kl, True))
+    torch.library.opcheck(ops.token_loss_backward, (torch.randn(9), *_call(kl, False), [True, False, True]))
+    torch.library.opcheck(ops.scaled, (torch.randn(3, 4), torch.tensor(2.0), torch.bfloat16, "torch"))
 
 
 @pytest.mark.parametrize(("reduction", "backend"), [("mean", "aot_eager"), ("none", "aot_eager"), ("mean", "inductor")])

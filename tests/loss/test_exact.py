@@ -6,12 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import CAST_MARGIN, assert_gradient_close, assert_tokens_close
 from torch.nn.functional import cross_entropy
 
-from fastdss import chunked, dss_loss, token_logprobs, weighted_ce
-
-from .cases import KLS, SHAPES, Outcome, check_ruled_out_where_the_kl_does_not_count, make_problem, run, truth
+from fastdss import dss_loss, token_logprobs, weighted_ce
+from fastdss.loss import chunked
+from tests.support.loss_cases import (
+    KLS,
+    SHAPES,
+    Outcome,
+    check_ruled_out_where_the_kl_does_not_count,
+    make_problem,
+    run,
+    truth,
+)
+from tests.support.numerics import CAST_MARGIN, assert_gradient_close, assert_tokens_close
 
 ALL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from numerics import assert_gradient_close, assert_tokens_close
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
-from fastdss.losses import live_rows
+from fastdss.loss.functional import live_rows
+from tests.support.loss_cases import KLS, Problem, make_problem, run, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
-from .cases import KLS, Problem, make_problem, run, truth
 from .test_column_filter import error, spoken
 from .test_main_grad import accumulate
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdss import _inputs, _ops, chunked, dss_loss, weighted_ce
-from fastdss.losses import LiveRows
+from fastdss import dss_loss, weighted_ce
+from fastdss.loss import chunked, inputs, ops
+from fastdss.loss.functional import LiveRows
 
 N, D, V = 512, 64, 1000
 WITHOUT_KERNEL = {
@@ -31,7 +32,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "fastdss":
             with self:
-                return getattr(_ops, func._opname)._init_fn(*args[:-1], [True, True, False])
+                return getattr(ops, func._opname)._init_fn(*args[:-1], [True, True, False])
         result = func(*args, **(kwargs or {}))
         same = any(result is a for a in args) and not func._schema.is_mutable  # to() of what is so already
         self.count += func._opname not in WITHOUT_KERNEL and not same
@@ -44,7 +45,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.zeros_like(logits[:, 0]), *logits.new_empty(2, logits.shape[0]).unbind()
 
     monkeypatch.setattr(chunked, "triton_row_pass", row_pass)  # one operation, as one kernel
-    monkeypatch.setattr(_inputs, "choose_impl", lambda impl, device: "triton")
+    monkeypatch.setattr(inputs, "choose_impl", lambda impl, device: "triton")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta has none
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 

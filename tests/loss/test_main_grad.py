@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import assert_gradient_close, assert_tokens_close
 
 from fastdss import dss_loss, weighted_ce
+from tests.support.loss_cases import KLS, Problem, make_problem, reference_arguments, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
-from .cases import KLS, Problem, make_problem, reference_arguments, truth
 from .test_engine import Largest, _count_gemm_rows
 
 PARTS = (slice(0, 7), slice(7, 20), slice(20, 33))  # three micro-batches of unequal size

@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from numerics import assert_gradient_close, assert_tokens_close
 
-from fastdss import column_filter, dss_loss, weighted_ce
-from fastdss.objective import RowStats
-from fastdss.vocab_shard import VocabShard
+from fastdss import dss_loss, weighted_ce
+from fastdss.loss import column_filter
+from fastdss.loss.objective import RowStats
+from fastdss.loss.vocab_shard import VocabShard
+from tests.support.loss_cases import KLS, make_problem, truth
+from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
-from .cases import KLS, make_problem, truth
 from .combinations import check, covering_cases
 
 RANKS = 2

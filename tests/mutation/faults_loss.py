@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .fault import Fault
 
-OBJECTIVE, CHUNKED, INPUTS = "fastdss/objective.py", "fastdss/chunked.py", "fastdss/_inputs.py"
-SHARD, GRADIENT, GEMM = "fastdss/vocab_shard.py", "fastdss/row_gradient.py", "fastdss/gemm.py"
-FILTER, FILTERED = "fastdss/column_filter.py", "tests/loss/test_column_filter.py"
+OBJECTIVE, CHUNKED, INPUTS = "fastdss/loss/objective.py", "fastdss/loss/chunked.py", "fastdss/loss/inputs.py"
+SHARD, GRADIENT, GEMM = "fastdss/loss/vocab_shard.py", "fastdss/loss/row_gradient.py", "fastdss/loss/gemm.py"
+FILTER, FILTERED = "fastdss/loss/column_filter.py", "tests/loss/test_column_filter.py"
 ROW_PASS, ATTENTION = "kernels/row_pass.py", "kernels/prefix_attention.py"
 LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_kernels.py"
 EXACT = "tests/loss/test_exact.py"
@@ -42,7 +42,7 @@ ROW_FORMULAS = [
 ]  # fmt: skip
 
 COMPACTION_AND_CHUNKS = [
-    Fault("compaction", "fastdss/chunked.py", "unused = None if plan.trusted else inputs.kl_weight[:with_ref] == 0",
+    Fault("compaction", CHUNKED, "unused = None if plan.trusted else inputs.kl_weight[:with_ref] == 0",
           "unused = None if dead is None else dead[:with_ref]", "tests/loss/test_engine.py -k weight_is_zero"),
     Fault("compaction", CHUNKED, "live = has_kl | (ce_weight != 0)", "live = ce_weight != 0", DSS),
     Fault("compaction", CHUNKED, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS),
@@ -93,11 +93,11 @@ COMPACTION_AND_CHUNKS = [
 ]  # fmt: skip
 
 OPS_AND_ARGUMENTS = [
-    Fault("ops", "fastdss/_ops.py", "ce_weight=times(call.ce_weight, grad)", "ce_weight=call.ce_weight",
+    Fault("ops", "fastdss/loss/ops.py", "ce_weight=times(call.ce_weight, grad)", "ce_weight=call.ce_weight",
           f"{EXACT} -k reductions"),
-    Fault("ops", "fastdss/_ops.py", "torch.mul(gradient, factor,", "torch.mul(gradient, factor.abs(),",
+    Fault("ops", "fastdss/loss/ops.py", "torch.mul(gradient, factor,", "torch.mul(gradient, factor.abs(),",
           f"{EXACT} -k reductions"),
-    Fault("ops", "fastdss/_ops.py", "    if torch.is_grad_enabled():\n", "    if False:\n",
+    Fault("ops", "fastdss/loss/ops.py", "    if torch.is_grad_enabled():\n", "    if False:\n",
           f"{ENGINE} -k double_backward"),
     Fault("weights", INPUTS, "torch.where(counts, (1 - score) * kl_scale, 0), counts",
           "torch.where(counts, 1 - score, 0), counts", DSS),
@@ -112,7 +112,7 @@ OPS_AND_ARGUMENTS = [
           f"{ROWS} -k strided"),
     Fault("weights", INPUTS, "self.ce_weight.dtype, non_blocking=True).reshape(())",
           "self.ce_weight.dtype, non_blocking=True)", f"{BAD} -k num_items"),
-    Fault("reference", "fastdss/losses.py", "logit_scale=o.ref_logit_scale, softcap=o.ref_softcap",
+    Fault("reference", "fastdss/loss/functional.py", "logit_scale=o.ref_logit_scale, softcap=o.ref_softcap",
           "logit_scale=o.logit_scale, softcap=o.softcap",
           "tests/hardening/test_properties.py -k reference_of_label_forms"),
 ]  # fmt: skip

@@ -6,34 +6,35 @@ from .fault import Fault
 
 EXACT = "tests/star/test_exact.py"
 FP32 = f"{EXACT} -k fp32_scores"
-INJECTION = "tests/star/test_injection.py"
+INJECTION = "tests/guards/test_injection.py"
 INPUTS = "tests/star/test_inputs.py"
 ALIGN = "tests/star/test_align.py"
 COMBINE = "tests/star/test_combine.py"
 STREAM = "tests/star/test_stream.py"
-BOUNDARIES = "tests/star/test_boundaries.py"
+BOUNDARIES = "tests/chat/test_boundaries.py"
 GROUPS = f"{EXACT} -k many_groups"
 BUDGET = f"{EXACT} -k packing_budget"
-PLANS = "tests/star/test_packed_attention.py"
-TREE, PACKING, MASKS = "fastdss/prefix_tree.py", "fastdss/packing.py", "fastdss/attention.py"
-RUNS, CHAT, WEIGHTS = "fastdss/packed_attention.py", "fastdss/chat.py", "fastdss/align.py"
-GUARD, SCORING = "fastdss/guard.py", "fastdss/scoring.py"
+PLANS = "tests/prefix/test_packed_attention.py"
+TREE, PACKING, MASKS = "fastdss/prefix/tree.py", "fastdss/prefix/packing.py", "fastdss/prefix/attention.py"
+RUNS, CHAT, WEIGHTS = "fastdss/prefix/packed_attention.py", "fastdss/chat/encoder.py", "fastdss/star/align.py"
+CUTTING = "fastdss/chat/boundaries.py"
+GUARD, SCORING = "fastdss/guards/guard.py", "fastdss/star/scoring.py"
 
 TREES = [
     Fault("prefix tree", TREE, "return int(differs.argmax()) if", "return int(differs.argmax()) + 1 if", FP32),
     Fault("prefix tree", TREE, "trunk = max(renderings, key=len)", "trunk = renderings[0]", FP32),
     Fault("prefix tree", TREE, "min(ends, default=len(self.trunk))", "len(self.trunk)",
           "tests/hardening/test_trees.py -k inside_another"),
-    Fault("position ids", "fastdss/engine.py", "range(segment.start, segment.start + len(segment.ids))",
+    Fault("position ids", "fastdss/prefix/engine.py", "range(segment.start, segment.start + len(segment.ids))",
           "range(len(segment.ids))", FP32),
-    Fault("branch logits", "fastdss/engine.py", "rows += [left + at for at, _ in segment.verdicts]",
+    Fault("branch logits", "fastdss/prefix/engine.py", "rows += [left + at for at, _ in segment.verdicts]",
           "rows += [left + at - 1 for at, _ in segment.verdicts]", FP32),
-    Fault("branch logits", "fastdss/engine.py",
+    Fault("branch logits", "fastdss/prefix/engine.py",
           "groups = [part for group in groups for part in group.split(store_tokens)]", "groups.pop(0)",
           f"{EXACT} -k halves_the_budget"),
-    Fault("branch logits", "fastdss/causal_lm.py", "self.weight if rows is None else self.weight[rows]",
+    Fault("branch logits", "fastdss/models/causal_lm.py", "self.weight if rows is None else self.weight[rows]",
           "self.weight if rows is None else self.weight[: len(rows)]", FP32),
-    Fault("branch logits", "fastdss/causal_lm.py", "linear(hidden, weight, bias) * self.logit_scale",
+    Fault("branch logits", "fastdss/models/causal_lm.py", "linear(hidden, weight, bias) * self.logit_scale",
           "linear(hidden, weight, bias)", f"{EXACT} -k 'fp32_scores and granite'"),
 ]  # fmt: skip
 
@@ -50,9 +51,9 @@ MASKS_AND_PACKING = [
     Fault("attention", MASKS, "if unknown or attention_mask is not None or dropout:", "if False:",
           f"{INPUTS} -k does_not_know"),
     Fault("attention", MASKS, "if layer in fastdss_plan.windows:", "if False:",
-          "tests/star/test_refused.py -k two_att"),
-    Fault("attention", "fastdss/engine.py", "if window and last >= window and any(slides):", "if False:",
-          "tests/star/test_refused.py -k window"),
+          "tests/guards/test_refused.py -k two_att"),
+    Fault("attention", "fastdss/prefix/engine.py", "if window and last >= window and any(slides):", "if False:",
+          "tests/guards/test_refused.py -k window"),
     Fault("packing", TREE, "(-self.starts[k], self.tails[k])", "(self.starts[k], self.tails[k])", FP32),
     Fault("packing", TREE, "if start == before[0] else 0", "", "tests/hardening/test_trees.py"),
     Fault("packing", TREE, "shared = min(shared, len(tail) - 1)", "shared = min(shared, len(tail))",
@@ -78,7 +79,7 @@ VERDICTS = [
     Fault("verdict", GUARD, "return score.masked_fill(~torch.isfinite(logits).all(-1), float(\"nan\"))",
           "return score", "tests/hardening/test_verdicts.py"),
     Fault("verdict", GUARD, "* shares[..., safe + unsafe :].sum(-1)", "* shares[..., safe:].sum(-1)",
-          "tests/star/test_specs.py -k third_verdict"),
+          "tests/guards/test_specs.py -k third_verdict"),
     Fault("verdict", GUARD, "if not word or not same or after[-1] ==", "if not word or after[-1] ==",
           f"{INPUTS} -k verdict_words"),
     Fault("verdict", SCORING, '"failed": not bool(torch.isfinite(scores).all())',
@@ -91,11 +92,11 @@ VERDICTS = [
 ]  # fmt: skip
 
 TEXT = [
-    Fault("boundaries", "fastdss/boundaries.py", "spans)[every - 1 :: every]", "spans)[::every]", BOUNDARIES),
-    Fault("stream", "fastdss/boundaries.py", "ends[every - 1 :: every]", "ends[::every]",
+    Fault("boundaries", CUTTING, "spans)[every - 1 :: every]", "spans)[::every]", BOUNDARIES),
+    Fault("stream", CUTTING, "ends[every - 1 :: every]", "ends[::every]",
           f"{STREAM} -k equals_the_batch"),
-    Fault("boundaries", "fastdss/boundaries.py", "[*cuts, len(response)]", "cuts", BOUNDARIES),
-    Fault("boundaries", "fastdss/boundaries.py", "words[bisect_right(words, end) - 1]", "end", BOUNDARIES),
+    Fault("boundaries", CUTTING, "[*cuts, len(response)]", "cuts", BOUNDARIES),
+    Fault("boundaries", CUTTING, "words[bisect_right(words, end) - 1]", "end", BOUNDARIES),
     Fault("injection", CHAT, "            position = match.start() + 1\n", "            position = match.end()\n",
           f"{INJECTION} -k stay_text"),
     Fault("injection", CHAT, "[[index for index in row if index != dropped] for row in rows]", "rows",
@@ -103,7 +104,7 @@ TEXT = [
     Fault("injection", CHAT, "twin.add_tokens(AddedToken(mark, normalized=False, special=True), special_tokens=True)",
           "pass", f"{INJECTION} -k stay_text"),
     Fault("injection", CHAT, "len(text) > 1 and not _is_blank(text)", "len(text) > 1",
-          "tests/star/test_refused.py -k blanks"),
+          "tests/guards/test_refused.py -k blanks"),
     Fault("alignment", CHAT, "offsets.append((start - marks, end - marks))", "offsets.append((start, end))",
           "tests/hardening/test_seams.py -k broken_control"),
     Fault("injection", CHAT, "if found != self._expected[key]:", "if found < self._expected[key]:",
@@ -123,11 +124,11 @@ TEXT = [
     Fault("alignment", WEIGHTS, "reached = max(reached, b)", "reached = b",
           "tests/hardening/test_properties.py -k alignment",
           "a precaution: none of 24,000 random texts under 8 tokenizers has an end before an earlier one"),
-    Fault("stream", "fastdss/boundaries.py", "if unit == \"word\" and begun and not begun[-1].isspace():", "if False:",
+    Fault("stream", CUTTING, "if unit == \"word\" and begun and not begun[-1].isspace():", "if False:",
           f"{STREAM} -k equals_the_batch"),
-    Fault("stream", "fastdss/stream.py", "self._store.resized(self._store.capacity)", "self._store",
+    Fault("stream", "fastdss/star/stream.py", "self._store.resized(self._store.capacity)", "self._store",
           "tests/hardening/test_seams.py"),
-    Fault("stream", "fastdss/stream.py", "self._ids = ids[:start]  #", "self._ids = ids  #",
+    Fault("stream", "fastdss/star/stream.py", "self._ids = ids[:start]  #", "self._ids = ids  #",
           "tests/hardening/test_seams.py"),
 ]  # fmt: skip
 

@@ -19,8 +19,8 @@ def test_every_fault_still_has_its_place() -> None:
 
 
 def test_a_stale_fault_is_found() -> None:
-    gone = Fault("none", "fastdss/objective.py", "this stands nowhere", "x", "tests/loss")
-    twice = Fault("none", "fastdss/objective.py", "import", "x", "tests/loss")
+    gone = Fault("none", "fastdss/loss/objective.py", "this stands nowhere", "x", "tests/loss")
+    twice = Fault("none", "fastdss/loss/objective.py", "import", "x", "tests/loss")
     assert [line.partition(": ")[2][:13] for line in stale([gone])] == ["found 0 times"]
     assert len(stale([twice])) == 1
 
@@ -32,10 +32,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WHERE, CUTS = "fastdss/boundaries.py", "tests/star/test_boundaries.py"
+WHERE, CUTS = "fastdss/chat/boundaries.py", "tests/chat/test_boundaries.py"
 BOUNDARIES, FORMULA, HARMLESS = (
     Fault("boundaries", WHERE, "spans)[every - 1 :: every]", "spans)[::every]", CUTS),
-    Fault("row formulas", "fastdss/objective.py", "return d * d * 0.5, d", "return d * d * 0.5, 2 * d",
+    Fault("row formulas", "fastdss/loss/objective.py", "return d * d * 0.5, d", "return d * d * 0.5, 2 * d",
           "tests/loss/test_exact.py -k 'test_dss_loss and k2'"),
     Fault("none", WHERE, '"""Where a response is cut', '"""Where responses are cut', CUTS),
 )  # fmt: skip

@@ -7,10 +7,10 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profiles import examples
 
-from fastdss.score_report.charts import STEPS, bars, heat
+from fastdss.pages.charts import STEPS, bars, heat
 from fastdss.score_report.data import TEXT_LIMIT, collect, columns, detail, page_row, script_data, utf16_ends
+from tests.support.profiles import examples
 
 from .entries import HOSTILE, entry, failed
 

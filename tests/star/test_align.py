@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fastdss import StarScores, star_scores
-from fastdss.align import pad_rows
-
-from .builders import BATCH, TOKENIZERS, make_guard, make_tokenizer
+from fastdss.star.align import pad_rows
+from tests.support.builders import BATCH, TOKENIZERS, make_guard, make_tokenizer
 
 TRIM = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>{% endfor %}"
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fastdss import star_scores
-
-from .builders import BATCH, TEMPLATE, make_guard, make_spec, make_tokenizer
+from tests.support.builders import BATCH, TEMPLATE, make_guard, make_spec, make_tokenizer
 
 
 def test_several_guards_are_averaged_or_the_strictest_decides():
@@ -47,7 +46,7 @@ def test_sharpening_divides_the_logits():
 
 def test_the_papers_preset_gives_the_released_codes_scores():
     """Raw scores and what the released code's sampling settings made of them."""
-    from fastdss.scoring import _sharpened
+    from fastdss.star.scoring import _sharpened
 
     guard = make_guard()
     raw = torch.tensor([0.36, 0.38, 0.50, 0.62, 0.64], dtype=torch.float64)

@@ -7,13 +7,12 @@ from itertools import chain
 import pytest
 import torch
 
-import fastdss.engine
+import fastdss.prefix.engine
 from fastdss import star_scores
-from fastdss.engine import reference_logits, tree_logits
-from fastdss.packing import Segment
-from fastdss.prefix_tree import build_tree
-
-from .builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard, spread
+from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.packing import Segment
+from fastdss.prefix.tree import build_tree
+from tests.support.builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard, spread
 
 
 def differences(guard, batch=BATCH, **options) -> float:
@@ -83,9 +82,9 @@ def test_many_groups_and_equal_prompts(monkeypatch):
     renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
     expected = reference_logits(guard.model, guard.verdict_ids, renderings)
     computed = []
-    run = fastdss.engine.Runner.run
+    run = fastdss.prefix.engine.Runner.run
     monkeypatch.setattr(
-        fastdss.engine.Runner,
+        fastdss.prefix.engine.Runner,
         "run",
         lambda self, segments, store: computed.append(sum(len(s.ids) for s in segments)) or run(self, segments, store),
     )
@@ -101,7 +100,9 @@ def test_many_groups_and_equal_prompts(monkeypatch):
 def test_memory_of_the_store_does_not_grow_with_boundaries(monkeypatch):
     guard = make_guard()
     stores = []
-    monkeypatch.setattr(fastdss.engine, "KVStore", lambda n: stores.append(n) or fastdss.attention.KVStore(n))
+    monkeypatch.setattr(
+        fastdss.prefix.engine, "KVStore", lambda n: stores.append(n) or fastdss.prefix.attention.KVStore(n)
+    )
     sizes = []
     for every in (20, 20, 1):
         stores.clear()
@@ -113,7 +114,7 @@ def test_memory_of_the_store_does_not_grow_with_boundaries(monkeypatch):
 def test_out_of_memory_halves_the_budget_and_keeps_the_scores(monkeypatch):
     guard = make_guard()
     expected = star_scores(guard, BATCH)
-    run = fastdss.engine.Runner.run
+    run = fastdss.prefix.engine.Runner.run
     sizes = []
 
     def tight(self, segments, store):
@@ -122,7 +123,7 @@ def test_out_of_memory_halves_the_budget_and_keeps_the_scores(monkeypatch):
             raise torch.OutOfMemoryError("a small device")
         return run(self, segments, store)
 
-    monkeypatch.setattr(fastdss.engine.Runner, "run", tight)
+    monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", tight)
     scores = star_scores(guard, BATCH, budget=400)
     assert max(sizes) > 60 >= sizes[-1]
     for a, b in zip(scores.scores, expected.scores, strict=True):
@@ -144,7 +145,7 @@ NO_ROOM = [
 
 def scores_while(monkeypatch, error: Exception, fails, **options) -> tuple[list[torch.Tensor], list[int]]:
     """Scores of ``MANY`` where forward number n of that size and store raises if ``fails``, and all sizes."""
-    guard, run, sizes = make_guard(check=False), fastdss.engine.Runner.run, []
+    guard, run, sizes = make_guard(check=False), fastdss.prefix.engine.Runner.run, []
 
     def tight(self, segments, store):
         sizes.append(sum(len(segment.ids) for segment in segments))
@@ -153,7 +154,7 @@ def scores_while(monkeypatch, error: Exception, fails, **options) -> tuple[list[
         return run(self, segments, store)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fastdss.engine.Runner, "run", tight)
+        patched.setattr(fastdss.prefix.engine.Runner, "run", tight)
         return star_scores(guard, MANY, every=4, **options).scores, sizes
 
 
@@ -198,7 +199,7 @@ def test_out_of_memory_at_the_smallest_budget_is_an_error(monkeypatch):
     def never(self, segments, store):
         raise torch.OutOfMemoryError("nothing fits")
 
-    monkeypatch.setattr(fastdss.engine.Runner, "run", never)
+    monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", never)
     with pytest.raises(torch.OutOfMemoryError):
         star_scores(guard, BATCH)
 
@@ -208,14 +209,14 @@ def test_out_of_memory_at_the_smallest_budget_is_an_error(monkeypatch):
 
 def test_wrong_position_ids_are_detected(monkeypatch):
     guard = make_guard()
-    cut = fastdss.packing.Segment.cut
+    cut = fastdss.prefix.packing.Segment.cut
 
     def shifted(self, size):
         start = self.start + 1 if self.verdicts else self.start  # branches begin one position late
         return cut(Segment(self.base, start, self.ids, self.verdicts, self.copies), size)
 
-    monkeypatch.setattr(fastdss.packing.Segment, "cut", shifted)
-    monkeypatch.setattr(fastdss.engine, "KVStore", lambda n: fastdss.attention.KVStore(n + 1))
+    monkeypatch.setattr(fastdss.prefix.packing.Segment, "cut", shifted)
+    monkeypatch.setattr(fastdss.prefix.engine, "KVStore", lambda n: fastdss.prefix.attention.KVStore(n + 1))
     assert not differences(make_guard(check=False)) <= 1e-4  # or NaN: a slot of the store that nobody filled is read
     with pytest.raises(ValueError, match="miss the model's own"):
         guard._check_tree()
@@ -223,20 +224,22 @@ def test_wrong_position_ids_are_detected(monkeypatch):
 
 def test_ascending_branches_are_detected(monkeypatch):
     """In-place branches are exact only from the back of the trunk to its front."""
-    schedule = fastdss.engine.schedule
+    schedule = fastdss.prefix.engine.schedule
 
     def backwards(group, head):
         segments = list(schedule(group, head))
         yield from sorted(segments, key=lambda s: (bool(s.verdicts), s.start))
 
-    monkeypatch.setattr(fastdss.engine, "schedule", backwards)
+    monkeypatch.setattr(fastdss.prefix.engine, "schedule", backwards)
     assert not differences(make_guard(check=False)) <= 1e-4  # or NaN, as above
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
 def test_a_forgotten_window_is_detected(monkeypatch, architecture):
-    band = fastdss.attention.PrefixPlan.band
-    monkeypatch.setattr(fastdss.attention.PrefixPlan, "band", lambda self, s, window, like: band(self, s, None, like))
+    band = fastdss.prefix.attention.PrefixPlan.band
+    monkeypatch.setattr(
+        fastdss.prefix.attention.PrefixPlan, "band", lambda self, s, window, like: band(self, s, None, like)
+    )
     assert differences(make_guard(architecture, check=False)) > 1e-4
 
 
@@ -244,7 +247,9 @@ def test_a_forgotten_window_is_detected(monkeypatch, architecture):
 def test_forgotten_logit_post_ops_are_detected(monkeypatch, architecture, field):
     neutral = {"logit_scale": 1.0, "softcap": None}[field]
     monkeypatch.setattr(
-        fastdss.engine, "lm_head", lambda model: fastdss.causal_lm.lm_head(model)._replace(**{field: neutral})
+        fastdss.prefix.engine,
+        "lm_head",
+        lambda model: fastdss.models.causal_lm.lm_head(model)._replace(**{field: neutral}),
     )
     assert differences(make_guard(architecture, check=False)) > 1e-4
 

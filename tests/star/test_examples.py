@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
-
-from .builders import make_model, make_tokenizer
+from tests.support.builders import make_model, make_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "score_stream.py"
 

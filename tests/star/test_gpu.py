@@ -12,13 +12,12 @@ from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 
 from fastdss import Guard, star_scores
-from fastdss.attention import KVStore, PrefixPlan, attend_in_order
-from fastdss.engine import reference_logits, tree_logits
-from fastdss.packed_attention import attend_by_kernel, attend_packed
-from fastdss.packing import Segment
-from fastdss.prefix_tree import PrefixTree, build_tree
-
-from .builders import ARCHITECTURES, BATCH, make_guard
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
+from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
+from fastdss.prefix.packing import Segment
+from fastdss.prefix.tree import PrefixTree, build_tree
+from tests.support.builders import ARCHITECTURES, BATCH, make_guard
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = [

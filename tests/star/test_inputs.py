@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
-
-from .builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 
 
 def one(response: str, prompt="Hello") -> dict:

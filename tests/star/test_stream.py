@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import fastdss.stream
+import fastdss.star.stream
 from fastdss import star_scores
-from fastdss.engine import reference_logits
-
-from .builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard, make_tokenizer
+from fastdss.prefix.engine import reference_logits
+from tests.support.builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard, make_tokenizer
 
 
 def feed(stream, text: str, size: int) -> list[float]:
@@ -83,7 +82,7 @@ def test_a_tokenizer_that_goes_back_on_a_boundary_is_an_error(monkeypatch):
     stream = guard.stream("Hello", every=1, unit="token")
     stream.append("You can call her on ")
     assert stream.ends
-    monkeypatch.setattr(fastdss.stream, "settled_spans", lambda tokenizer, text: [(0, 2), (2, 5), (5, 9)])
+    monkeypatch.setattr(fastdss.star.stream, "settled_spans", lambda tokenizer, text: [(0, 2), (2, 5), (5, 9)])
     with pytest.raises(ValueError, match="moved a boundary"):
         stream.append("555")
 

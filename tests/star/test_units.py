@@ -11,10 +11,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import PreTrainedTokenizerFast
 
 from fastdss import star_scores
-from fastdss.boundaries import find_ends, find_settled_ends
-from fastdss.chat import settled_spans, text_spans
-
-from .builders import _CORPUS, SPECIAL, TOKENIZERS, make_guard, make_tokenizer
+from fastdss.chat.boundaries import find_ends, find_settled_ends
+from fastdss.chat.encoder import settled_spans, text_spans
+from tests.support.builders import _CORPUS, SPECIAL, TOKENIZERS, make_guard, make_tokenizer
 
 # As GPT-4o splits: a contraction's end belongs to its word, so "it" and "'" become one with "it's".
 _SUFFIXED = r"[^\r\n\p{L}\p{N}]?\p{L}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-import fastdss
-from fastdss import Guard, star_scores
-from fastdss.scoring import StarScores
+from fastdss import Guard, StarScores, star_scores
+from fastdss.guards.known import TINY_FOLDER
 from training import held_out
 from training.conversations import Conversation
 from training.evaluate_tiny_guard import (
@@ -24,7 +22,7 @@ from training.evaluate_tiny_guard import (
 )
 from training.tokenizer import CHAT_TEMPLATE, CONTROL_TOKENS, SAFE, UNSAFE, render
 
-FOLDER = Path(fastdss.__file__).parent / "tiny_guard"
+FOLDER = TINY_FOLDER
 SHIPPED = (
     "README.md",
     "chat_template.jinja",

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import WORLD, in_order
-from tiny_models import assert_same, tiny_model
+
+from tests.support.tiny_models import assert_same, tiny_model
+from tests.train.test_distributed import WORLD, in_order
 
 accelerate = pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss.trainer import DSSTrainer
+from fastdss.train.trainer import DSSTrainer
 
 CONFIG = Path(__file__).parents[2] / "examples" / "accelerate_fsdp2.yaml"
 CASES = {"head of its own": "Llama", "tied head": "Qwen3"}

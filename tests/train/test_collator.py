@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 
-from fastdss.collator import DSSCollator, pack
-from fastdss.enable import enable_dss
+from fastdss.train.collator import DSSCollator, pack
+from fastdss.train.enable import enable_dss
+from tests.support.tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 
 COLUMNS = ("input_ids", "labels", "token_weights", "ref_logprobs")
 

@@ -9,11 +9,19 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model, tiny_tokenizer
 from torch import nn
 
-from fastdss.enable import enable_dss
-from fastdss.reference import reference_logprobs
+from fastdss.train.enable import enable_dss
+from fastdss.train.reference import reference_logprobs
+from tests.support.tiny_models import (
+    assert_same,
+    gradients,
+    own_logits,
+    plain_loss,
+    tiny_batch,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 WORLD = 2
 LOGGED = ("loss", "ce", "kl", "token_weight", "share_below_half")
@@ -91,7 +99,7 @@ def cases():
 
 
 def dss_trainer():
-    from fastdss.trainer import DSSTrainer
+    from fastdss.train.trainer import DSSTrainer
 
     return DSSTrainer, tiny_model
 
@@ -99,7 +107,7 @@ def dss_trainer():
 def dss_sft_trainer():
     from datasets import Dataset
 
-    from fastdss.sft_trainer import DSSSFTTrainer
+    from fastdss.train.sft_trainer import DSSSFTTrainer
 
     class OfRows(DSSSFTTrainer):
         def __init__(self, model, args, train_dataset):

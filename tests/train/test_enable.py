@@ -7,12 +7,21 @@ import pickle
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCAB, assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from fastdss.enable import DSSOutput, disable_dss, dss_settings, enable_dss
-from fastdss.losses import live_rows
+from fastdss.loss.functional import live_rows
+from fastdss.train.enable import DSSOutput, disable_dss, dss_settings, enable_dss
+from tests.support.tiny_models import (
+    FAMILIES,
+    VOCAB,
+    assert_same,
+    gradients,
+    own_logits,
+    plain_loss,
+    tiny_batch,
+    tiny_model,
+)
 
 
 def aux_loss(model, batch):

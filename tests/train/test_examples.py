@@ -4,8 +4,9 @@ import os
 
 import pytest
 import torch
-from example_scripts import DATA, main_of
-from tiny_models import tiny_model, tiny_tokenizer
+
+from tests.support.example_scripts import DATA, main_of
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
 for extra in ("accelerate", "datasets", "peft", "trl"):
     pytest.importorskip(extra, reason="needs the [train] extra")

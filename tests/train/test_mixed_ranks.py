@@ -10,11 +10,11 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import weighted_rows
-from tiny_models import own_logits, tiny_model, tiny_tokenizer
 
-from fastdss.collator import DSSCollator
-from fastdss.enable import enable_dss
+from fastdss.train.collator import DSSCollator
+from fastdss.train.enable import enable_dss
+from tests.support.tiny_models import own_logits, tiny_model, tiny_tokenizer
+from tests.train.test_distributed import weighted_rows
 
 pytest.importorskip("trl", reason="needs the [train] extra")
 
@@ -46,7 +46,7 @@ def trained(folder):
     """Training and evaluation of DSSTrainer."""
     from transformers import TrainingArguments
 
-    from fastdss.trainer import DSSTrainer
+    from fastdss.train.trainer import DSSTrainer
 
     trainer = DSSTrainer(
         model=tiny_model().float(),  # evaluation gathers losses: of one dtype
@@ -77,7 +77,7 @@ def trained_by_sft(folder):
     from datasets import Dataset
     from trl import SFTConfig
 
-    from fastdss.sft_trainer import DSSSFTTrainer
+    from fastdss.train.sft_trainer import DSSSFTTrainer
 
     rows = Dataset.from_list(weighted_rows())
     trainer = DSSSFTTrainer(

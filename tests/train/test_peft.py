@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
-from fastdss.enable import bare_model, disable_dss, enable_dss
-from fastdss.head_call import call_head, head_trains, original_head
+from fastdss.models.head_call import call_head, head_trains, original_head
+from fastdss.train.enable import bare_model, disable_dss, enable_dss
+from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 

@@ -3,9 +3,9 @@
 import logging
 
 import pytest
-from tiny_models import scored_rows, tiny_tokenizer
 
-from fastdss.collator import pack_dataset, prepare_dss_dataset, truncate_dataset
+from fastdss.train.collator import pack_dataset, prepare_dss_dataset, truncate_dataset
+from tests.support.tiny_models import scored_rows, tiny_tokenizer
 
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
 
@@ -87,7 +87,7 @@ def test_packing_moves_all_columns_together(tokenizer):
 
 def test_star_scores_are_taken_as_they_are(tokenizer):
     torch = pytest.importorskip("torch")
-    from fastdss.scoring import StarScores
+    from fastdss import StarScores
 
     rows = scored_rows()
     scores = StarScores(

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import own_logits, tiny_batch, tiny_model
 
-from fastdss import reference
-from fastdss.collator import pack
-from fastdss.enable import dss_settings, enable_dss
-from fastdss.reference import reference_logprobs
+from fastdss.train import reference
+from fastdss.train.collator import pack
+from fastdss.train.enable import dss_settings, enable_dss
+from fastdss.train.reference import reference_logprobs
+from tests.support.tiny_models import own_logits, tiny_batch, tiny_model
 
 
 def dataset(count=7):

@@ -3,16 +3,17 @@
 # ruff: noqa: E402 - imports below would fail without the extra
 import pytest
 import torch
-from tiny_models import scored_rows, tiny_model, tiny_tokenizer
+
+from tests.support.tiny_models import scored_rows, tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl", reason="needs the [train] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
-from fastdss.collator import DSSCollator, prepare_dss_dataset
-from fastdss.enable import enable_dss
-from fastdss.reference import reference_logprobs
-from fastdss.sft_trainer import DSSSFTTrainer
+from fastdss.train.collator import DSSCollator, prepare_dss_dataset
+from fastdss.train.enable import enable_dss
+from fastdss.train.reference import reference_logprobs
+from fastdss.train.sft_trainer import DSSSFTTrainer
 
 
 def config(folder, **options):

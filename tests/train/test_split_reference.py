@@ -12,16 +12,16 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import WORLD, in_order, weighted_rows
-from tiny_models import assert_same, tiny_model
+
+from tests.support.tiny_models import assert_same, tiny_model
+from tests.train.test_distributed import WORLD, in_order, weighted_rows
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
-from test_accelerate_fsdp2 import launched_environment
-from test_mixed_ranks import without_weights
-
-from fastdss.collator import DSSCollator
-from fastdss.trainer import DSSTrainer
+from fastdss.train.collator import DSSCollator
+from fastdss.train.trainer import DSSTrainer
+from tests.train.test_accelerate_fsdp2 import launched_environment
+from tests.train.test_mixed_ranks import without_weights
 
 ADAPTERS = {  # how the reference's head is found: the policy's own, a copy kept beside it, the layer below the adapter
     "frozen head": {"target_modules": ["q_proj"]},

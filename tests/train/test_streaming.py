@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from test_trainer import arguments, assert_same_weights, by_hand, rows
-from tiny_models import tiny_model
+
+from tests.support.tiny_models import tiny_model
+from tests.train.test_trainer import arguments, assert_same_weights, by_hand, rows
 
 pytest.importorskip("datasets", reason="needs the [train] extra")
 
 import datasets
 
-from fastdss.collator import pack
-from fastdss.trainer import DSSTrainer
+from fastdss.train.collator import pack
+from fastdss.train.trainer import DSSTrainer
 
 
 def generated(examples):

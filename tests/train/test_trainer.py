@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from tiny_models import VOCAB, own_logits, plain_loss, tiny_batch, tiny_model
 from transformers import TrainingArguments
+
+from tests.support.tiny_models import VOCAB, own_logits, plain_loss, tiny_batch, tiny_model
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss.collator import DSSCollator, pack
-from fastdss.enable import disable_dss, dss_settings, enable_dss
-from fastdss.reference import reference_logprobs
-from fastdss.trainer import DSSTrainer
+from fastdss.train.collator import DSSCollator, pack
+from fastdss.train.enable import disable_dss, dss_settings, enable_dss
+from fastdss.train.reference import reference_logprobs
+from fastdss.train.trainer import DSSTrainer
 
 COLUMNS = ("input_ids", "labels", "token_weights", "ref_logprobs")
 LR = 0.1

@@ -10,13 +10,13 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import in_order, weighted_rows
-from tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 from fastdss import weighted_ce
-from fastdss.collator import DSSCollator
-from fastdss.enable import enable_dss
-from fastdss.reference import reference_logprobs
+from fastdss.train.collator import DSSCollator
+from fastdss.train.enable import enable_dss
+from fastdss.train.reference import reference_logprobs
+from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+from tests.train.test_distributed import in_order, weighted_rows
 
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs DeepSpeed", allow_module_level=True)
@@ -121,7 +121,7 @@ def without_whole_weights(rows):
 
 def trained(folder, reference=None, mixed=False, collator=None, **options):
     """Logs of two steps of DSSTrainer; with DeepSpeed, its arguments split the model while transformers loads it."""
-    from fastdss.trainer import DSSTrainer
+    from fastdss.train.trainer import DSSTrainer
 
     class Referenced(DSSTrainer):  # its reference is loaded after the arguments are made, as users do
         def __init__(self, train_dataset, **kwargs):

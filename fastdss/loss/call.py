@@ -1,0 +1,40 @@
+"""What the loss ops take and what they make: the one record that the checks, the ops and the chunk driver share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LossCall(NamedTuple):
+    """Inputs of the ops in ops.py, in schema order. N tokens, D hidden, V vocabulary (of this rank)."""
+
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    labels: Tensor  # [N] int64, over the whole vocabulary; like all vectors here contiguous, as the kernels read them
+    ce_weight: Tensor  # [N] fp32/fp64, 0 at labels that do not count
+    kl_weight: Tensor | None  # [N]
+    ref_logprobs: Tensor | None  # [N]
+    ref_hidden: Tensor | None  # [N, D']
+    ref_lm_head: Tensor | None  # [V, D']
+    ref_bias: Tensor | None  # [V]
+    rows: Tensor | None  # [n] int64: the only rows that matter, those with a KL weight first
+    kl_rows: int  # how many of ``rows`` have a KL weight; -1: not known
+    objective: str
+    compute_dtype: torch.dtype
+    impl: str  # "torch" or "triton"
+    chunk_bytes: int  # 0: the device's default
+    compact: bool
+    filter_eps: float  # 0: every column of dZ is multiplied
+    group: str  # name of the process group over which the vocabulary is split, or ""
+
+
+class LossResult(NamedTuple):
+    token_ce: Tensor  # [N]
+    token_kl: Tensor  # [N]
+    d_hidden: Tensor | None  # [N, D] in the accumulation dtype
+    d_head: Tensor | None  # [V, D]
+    d_bias: Tensor | None  # [V]

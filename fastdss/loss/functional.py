@@ -1,0 +1,313 @@
+"""Token-weighted cross-entropy and KL of a language-model head, without the logits ever existing in full.
+
+This file checks arguments, turns labels and scores into per-row weights, calls one op and reduces.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .call import LossCall
+from .chunked import order_rows
+from .inputs import (
+    Batch,
+    LiveRows,
+    Reference,
+    RunOptions,
+    check_labels,
+    check_num_items,
+    check_reference,
+    check_values,
+    row_weights,
+)
+from .objective import LABEL_KL, Objective
+
+__all__ = ["DSSLoss", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
+
+Reduction = Literal["mean", "sum", "none"]
+KL = Literal["k1", "k2", "k3", "reverse", "forward"]
+Impl = Literal["auto", "torch", "triton"]
+
+
+class DSSLoss(NamedTuple):
+    """``loss = ce + kl`` carries the gradient; the other four are detached."""
+
+    loss: Tensor  # [] or, with reduction="none", [...]
+    ce: Tensor  # the cross-entropy part of it, weights included
+    kl: Tensor  # the KL part of it, weights included
+    token_ce: Tensor  # [...] per token, without weights; 0 at tokens that do not matter
+    token_kl: Tensor  # [...] likewise; 0 where (1 - star) * kl_scale = 0
+
+
+def weighted_ce(
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    reduction: Reduction = "mean",
+    num_items: int | Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    rows: LiveRows | Tensor | None = None,
+    compact: bool = True,
+    impl: Impl = "auto",
+    chunk_bytes: int | None = None,
+    filter_eps: float | None = None,
+    group: Any = None,
+    main_grad: Tensor | None = None,
+) -> Tensor:
+    """Weighted cross-entropy of a linear head::
+
+        logits = F.linear(hidden, lm_head, bias).float() * logit_scale
+        logits = softcap * torch.tanh(logits / softcap)                      # if softcap
+        token  = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        token  = weights * (token + z_loss * logits.logsumexp(-1) ** 2)
+        loss   = token.sum() / (num_items or (labels != ignore_index).sum())  # reduction="mean"
+
+    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; weights: [...] float, >= 0; bias: [V].
+    hidden and lm_head share a dtype (fp64, fp32, bf16, fp16) unless autocast is on. Returns fp32 (fp64 for fp64): a
+    scalar, or [...] with ``reduction="none"``, 0 at ignored labels. hidden, lm_head and bias get gradients, once;
+    weights are constants. Rows with an ignored label or zero weight cost nothing, and a NaN there has no effect.
+
+    ``shift=True`` pairs hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
+    ``rows`` (from :func:`live_rows`) spares a GPU the one early synchronisation that counting rows costs;
+    ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
+    ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
+
+    ``filter_eps`` (None: exact) leaves columns of dZ out of the products for hidden's and lm_head's gradients, in which
+    no row of a chunk exceeds ``filter_eps`` times the largest weight, and puts the sum of what it left out back: two of
+    the three GEMMs shrink to the words that matter. 2**-12 is cut-cross-entropy's threshold. The loss stays exact, the
+    gradients are off by what column_filter.py says; the host waits once per chunk for the number of columns.
+
+    ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
+    gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. The
+    gradient waits for that factor in a [V, D] tensor of its own. With ``reduction="none"`` no such tensor exists: the
+    logits are computed once more in backward, where the factor is known, four GEMMs instead of three.
+
+    Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
+    weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
+    """
+    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
+    batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
+    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps), bias=bias)
+    run = _run(call, batch, reduction, num_items, main_grad)
+    return _reduce(run.loss, batch, reduction, run.items)
+
+
+def dss_loss(
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Tensor,
+    star: Tensor,
+    *,
+    ref_logprobs: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
+    ref_lm_head: Tensor | None = None,
+    kl: KL = "k2",
+    kl_scale: float = 0.5,
+    bias: Tensor | None = None,
+    ref_bias: Tensor | None = None,
+    reduction: Reduction = "mean",
+    num_items: int | Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ref_logit_scale: float | None = None,
+    ref_softcap: float | Literal["same"] | None = "same",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    rows: LiveRows | Tensor | None = None,
+    compact: bool = True,
+    impl: Impl = "auto",
+    chunk_bytes: int | None = None,
+    filter_eps: float | None = None,
+    group: Any = None,
+    main_grad: Tensor | None = None,
+) -> DSSLoss:
+    """Dynamic safety shaping::
+
+        token_ce = as in weighted_ce;   logp = log_softmax(logits)[labels];   d = logp - ref_logprobs
+        token_kl = {"k1": d, "k2": d**2 / 2, "k3": exp(-d) - 1 + d,
+                    "reverse": KL(p || p_ref), "forward": KL(p_ref || p)}[kl]
+        token    = star * token_ce + (1 - star) * kl_scale * token_kl
+        loss     = token.sum() / (num_items or (labels != ignore_index).sum())   # reduction="mean"
+
+    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; star: [...] float in [0, 1], the STAR score of each token's
+    chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden [..., D'] with
+    ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and frozen). logit_scale
+    and softcap apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise.
+    hidden, lm_head and bias get gradients; star and everything of the reference are constants. The reference's logits
+    are computed only at rows with (1 - star) * kl_scale > 0. Other options and errors: see :func:`weighted_ce`.
+
+    Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
+    k1 to k3: http://joschu.net/blog/kl-approx.html.
+    """
+    check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head)
+    if not math.isfinite(kl_scale) or kl_scale < 0:
+        raise ValueError(f"kl_scale must be finite and >= 0, got {kl_scale}")
+    scale = logit_scale if ref_logit_scale is None else ref_logit_scale
+    cap = softcap if ref_softcap == "same" else ref_softcap
+    spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
+    batch = Batch(
+        hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, group=group
+    )
+    options = RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps)
+    if ref_logprobs is not None:
+        reference = batch.reference_logprobs(ref_logprobs)
+    else:
+        assert ref_hidden is not None
+        assert ref_lm_head is not None
+        reference = batch.reference_head(ref_hidden, ref_lm_head, ref_bias)
+        if kl in LABEL_KL:
+            reference = Reference(_logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference)))
+    call = batch.call(spec, options, bias=bias, reference=reference)
+    run = _run(call, batch, reduction, num_items, main_grad)
+    assert run.call.kl_weight is not None
+    weighted = ops.times(run.call.ce_weight, run.token_ce), ops.times(run.call.kl_weight, run.token_kl)
+    loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
+    return DSSLoss(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    rows: LiveRows | Tensor | None = None,
+    compact: bool = True,
+    impl: Impl = "auto",
+    chunk_bytes: int | None = None,
+    group: Any = None,
+) -> Tensor:
+    """Log-probability of each label::
+
+        torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]      # logits as in weighted_ce
+
+    Returns [...] fp32 (fp64 for fp64), 0 at ignored labels; hidden, lm_head and bias get gradients. One GEMM under
+    ``torch.no_grad()``, which is how a reference's log-probabilities are made. Options and errors: :func:`weighted_ce`.
+    """
+    batch = Batch(hidden, lm_head, labels, None, "weights", ignore_index=ignore_index, shift=shift, group=group)
+    batch.ce_weight = -batch.ce_weight
+    spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
+    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
+    return ops.token_loss(*call)[0].view(batch.shape)
+
+
+def live_rows(
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    kl_scale: float = 0.0,
+    ignore_index: int = -100,
+    shift: bool = False,
+    vocab_size: int | None = None,
+) -> LiveRows:
+    """Positions that a loss has to compute, for its ``rows=``::
+
+        star, kl = weights, (1 - weights) * kl_scale
+        torch.nonzero((labels != ignore_index) & ((star > 0) | (kl > 0)))      # those with kl > 0 first
+
+    Call it where labels and weights are still on the host (a collator): the loss then never waits for the GPU.
+    labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, else the same as in dss_loss.
+    """
+    check_labels(labels)
+    dtype = torch.float64 if weights is not None and weights.dtype == torch.float64 else torch.float32
+    ce_weight, kl_weight, _ = row_weights(
+        labels, weights, "weights", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=dtype
+    )
+    if labels.device.type == "cpu":
+        check_values(labels, weights, "weights", ignore_index, vocab_size, unit_interval=kl_scale > 0)
+    return LiveRows(*order_rows(ce_weight, kl_weight))
+
+
+def _logprobs_of_reference(call: LossCall) -> Tensor:
+    """[N] log-probabilities of the labels under the reference of ``call``, at the rows that have a KL weight."""
+    o = Objective.decode(call.objective)
+    assert call.kl_weight is not None
+    assert call.ref_hidden is not None
+    assert call.ref_lm_head is not None
+    reference = call._replace(
+        hidden=call.ref_hidden,
+        lm_head=call.ref_lm_head,
+        bias=call.ref_bias,
+        ce_weight=-(call.kl_weight != 0).to(call.kl_weight.dtype),
+        kl_weight=None,
+        ref_hidden=None,
+        ref_lm_head=None,
+        ref_bias=None,
+        rows=call.rows[: call.kl_rows] if call.rows is not None and call.kl_rows >= 0 else call.rows,
+        objective=Objective("none", logit_scale=o.ref_logit_scale, softcap=o.ref_softcap).encode(),
+        compute_dtype=call.ref_hidden.dtype,
+    )
+    return ops.token_loss(*reference)[0]
+
+
+class _Run(NamedTuple):
+    """What the op made of a call, and what is left to do."""
+
+    loss: Tensor  # [N], or [] where its gradients are known already
+    token_ce: Tensor  # [N]
+    token_kl: Tensor  # [N]
+    call: LossCall
+    items: int | float | Tensor | None  # what sums are still to be divided by
+
+
+def _run(
+    call: LossCall, batch: Batch, reduction: str, num_items: int | Tensor | None, main_grad: Tensor | None
+) -> _Run:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if num_items is not None and reduction != "mean":
+        raise ValueError(f"num_items goes with reduction='mean', got reduction={reduction!r}")
+    check_num_items(num_items)
+    items: int | float | Tensor | None = None
+    if reduction == "mean":
+        call, items = _divided(call, batch.items(num_items))
+    parameters = (call.hidden, call.lm_head, call.bias)
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
+    if main_grad is not None:
+        batch.check_main_grad(main_grad)
+    if main_grad is not None and reduction == "none":
+        loss, token_ce, token_kl = ops.MainGradLoss.apply(main_grad, *call)
+    elif main_grad is not None:
+        loss, token_ce, token_kl = ops.MainGradSum.apply(main_grad, needs, *call)
+    elif reduction == "none":
+        loss, token_ce, token_kl = ops.token_loss(*call)
+    else:
+        loss, token_ce, token_kl, *_ = ops.summed_loss(*call, needs)
+    return _Run(loss, token_ce, token_kl, call, items)
+
+
+def _reduce(term: Tensor, batch: Batch, reduction: str, items: int | float | Tensor | None) -> Tensor:
+    if reduction == "none":
+        return term.view(batch.shape)
+    total = term.sum() if term.dim() else term
+    return total if items is None else total / items
+
+
+def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:
+    """The mean's divisor in the weights, which spares backward a pass over dW; and what is left to divide by.
+
+    Where dZ is rounded to 16 bit it would round to nothing: there the loss is divided.
+    """
+    if call.compute_dtype.itemsize == 2:
+        return call, items
+    kl_weight = None if call.kl_weight is None else call.kl_weight / items
+    return call._replace(ce_weight=call.ce_weight / items, kl_weight=kl_weight), None

@@ -1,0 +1,255 @@
+"""torch.library ops over the chunk driver, so that torch.compile sees one node: schemas, fakes, autograd.
+
+``summed_loss`` makes the gradients in its forward, where the weights are known, and only scales them in backward.
+``token_loss`` returns one loss per token, whose upstream gradient arrives in backward: that recomputes the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import LossCall, LossResult
+from .chunked import run_chunks
+
+_INPUTS = (
+    "Tensor hidden, Tensor lm_head, Tensor? bias, Tensor labels, Tensor ce_weight, Tensor? kl_weight,"
+    " Tensor? ref_logprobs, Tensor? ref_hidden, Tensor? ref_lm_head, Tensor? ref_bias, Tensor? rows, SymInt kl_rows,"
+    " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact,"
+    " float filter_eps, str group"
+)
+_SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache when it is rounded
+_TENSORS = 11  # how many of them are tensors; they come first
+_NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
+
+
+def _accumulation_dtype(call: LossCall) -> torch.dtype:
+    return torch.float64 if call.compute_dtype == torch.float64 else torch.float32
+
+
+def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ops return tensors only: a gradient nobody asked for is an empty one."""
+    d_hidden, d_head, d_bias = (like.new_empty(0) if t is None else t for t in result[2:])
+    return d_hidden, d_head, d_bias
+
+
+def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
+    """[N] losses."""
+    loss = times(call.ce_weight, token_ce)
+    return loss if call.kl_weight is None else loss + times(call.kl_weight, token_kl)
+
+
+def times(weight: Tensor, term: Tensor) -> Tensor:
+    """``weight * term``, and 0 where the weight is 0 whatever the term is."""
+    return torch.where(weight == 0, 0, weight * term)
+
+
+@torch.library.custom_op(
+    "fastdss::summed_loss",
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def summed_loss(*args: Any) -> tuple[Tensor, ...]:
+    """(sum of the token losses, token_ce, token_kl, and its gradients for hidden, lm_head and bias)"""
+    call, needs = LossCall(*args[:-1]), args[-1]
+    result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
+    total = _weighted(call, result.token_ce, result.token_kl).sum()
+    return total, result.token_ce, result.token_kl, *_or_empty(result, total)
+
+
+@summed_loss.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call, needs = LossCall(*args[:-1]), args[-1]
+    dtype = _accumulation_dtype(call)
+    new = call.hidden.new_empty
+    shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
+    gradients = (new(shape if need else (0,), dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
+    return new((), dtype=dtype), *(new(call.labels.shape, dtype=dtype) for _ in range(2)), *gradients
+
+
+def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = LossCall(*inputs[:-1])
+    ctx.save_for_backward(*output[3:])
+    ctx.dtypes = tuple(t.dtype for t in call[:3] if t is not None)
+    ctx.needs, ctx.impl = inputs[-1], call.impl
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    _refuse_double_backward()
+    found: list[Tensor | None] = [None] * 3
+    if grad_total is not None:
+        for i, gradient in enumerate(ctx.saved_tensors):
+            if ctx.needs[i]:
+                same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
+                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.impl)
+    return *found, *_NO_GRADIENTS, None
+
+
+summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
+
+
+def _is_one(factor: Tensor) -> bool:
+    """As far as the host can tell without waiting for a GPU, or being traced."""
+    if torch.compiler.is_compiling() or type(factor) is not Tensor:
+        return False
+    return factor.device.type == "cpu" and factor.item() == 1
+
+
+@torch.library.custom_op("fastdss::scaled", mutates_args=())
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    """``(gradient * factor).to(dtype)``, rounded once and without a full-precision temporary."""
+    if impl == "triton" and gradient.is_cuda:
+        from fastdss.kernels.scale import launch_scale_fwd
+
+        return launch_scale_fwd(gradient, factor, dtype)
+    out = torch.empty_like(gradient, dtype=dtype)
+    if gradient.device.type != "cpu" or gradient.dtype == dtype:
+        return torch.mul(gradient, factor, out=out)
+    for part, rows in zip(out.split(_SCALED_ROWS), gradient.split(_SCALED_ROWS), strict=True):
+        part.copy_(rows * factor)  # given another dtype for its result, the CPU's multiplication makes a copy of it all
+    return out
+
+
+@scaled.register_fake
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype)
+
+
+@torch.library.custom_op("fastdss::token_loss", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)")
+def token_loss(*args: Any) -> tuple[Tensor, ...]:
+    """([N] token losses, token_ce, token_kl)"""
+    call = LossCall(*args)
+    result = run_chunks(call, hidden_grad=False, head_grad=False, bias_grad=False)
+    return _weighted(call, result.token_ce, result.token_kl), result.token_ce, result.token_kl
+
+
+@token_loss.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call = LossCall(*args)
+    return tuple(call.hidden.new_empty(call.labels.shape, dtype=_accumulation_dtype(call)) for _ in range(3))
+
+
+def _upstream(call: LossCall, grad: Tensor) -> LossCall:
+    """The call whose weights contain the gradient of each token's loss."""
+    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
+    return call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
+
+
+@torch.library.custom_op(
+    "fastdss::token_loss_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+)
+def token_loss_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of ``sum(grad * token_loss)`` for hidden, lm_head and bias, in their dtypes."""
+    grad, call, needs = args[0], LossCall(*args[1:-1]), args[-1]
+    result = run_chunks(_upstream(call, grad), hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
+    dtypes = (t.dtype if t is not None else grad.dtype for t in call[:3])
+    return tuple(t.to(dtype) for t, dtype in zip(_or_empty(result, grad), dtypes, strict=True))
+
+
+@token_loss_backward.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call, needs = LossCall(*args[1:-1]), args[-1]
+    shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
+    dtypes = (t.dtype if t is not None else args[0].dtype for t in call[:3])
+    return tuple(
+        call.hidden.new_empty(shape if need else (0,), dtype=dtype)
+        for shape, need, dtype in zip(shapes, needs, dtypes, strict=True)
+    )
+
+
+def _save_tokens(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    _refuse_double_backward()
+    if grad is None:
+        return (None,) * (3 + len(_NO_GRADIENTS))
+    needs = list(ctx.needs_input_grad[:3])
+    found = token_loss_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+    return *(t if need else None for t, need in zip(found, needs, strict=True)), *_NO_GRADIENTS
+
+
+token_loss.register_autograd(_token_backward, setup_context=_save_tokens)
+
+
+@torch.library.custom_op(
+    "fastdss::token_loss_backward_",
+    mutates_args=("main_grad",),
+    schema=f"(Tensor(a!) main_grad, Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor)",
+)
+def token_loss_backward_(*args: Any) -> tuple[Tensor, Tensor]:
+    """:func:`token_loss_backward` that adds the head's gradient to ``main_grad``; returns hidden's and bias's."""
+    main_grad, grad, call, needs = args[0], args[1], LossCall(*args[2:-1]), args[-1]
+    result = run_chunks(
+        _upstream(call, grad), hidden_grad=needs[0], head_grad=True, bias_grad=needs[2], main_grad=main_grad
+    )
+    d_hidden, _, d_bias = _or_empty(result, grad)
+    return d_hidden.to(call.hidden.dtype), d_bias if call.bias is None else d_bias.to(call.bias.dtype)
+
+
+@token_loss_backward_.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    grad, call, needs = args[1], LossCall(*args[2:-1]), args[-1]
+    new = call.hidden.new_empty
+    d_hidden = new(call.hidden.shape if needs[0] else (0,), dtype=call.hidden.dtype)
+    bias_dtype = grad.dtype if call.bias is None else call.bias.dtype
+    return d_hidden, new(call.lm_head.shape[:1] if needs[2] else (0,), dtype=bias_dtype)
+
+
+class MainGradSum(torch.autograd.Function):
+    """:func:`summed_loss` whose backward adds the head's gradient to a buffer that autograd does not see."""
+
+    @staticmethod
+    def forward(ctx: Any, main_grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
+        ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
+        output = summed_loss(*args, needs)
+        _save_summed(ctx, (*args, [needs[0], False, needs[2]]), output)
+        return output[:3]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        found = _summed_backward(ctx, grad)
+        if grad is not None:
+            ctx.main_grad.addcmul_(ctx.saved_tensors[1], grad)
+        return None, None, *found[:-1]
+
+
+class MainGradLoss(torch.autograd.Function):
+    """:func:`token_loss` whose backward adds the head's gradient to a buffer that autograd does not see."""
+
+    @staticmethod
+    def forward(ctx: Any, main_grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
+        ctx.save_for_backward(*args[:_TENSORS])
+        ctx.options = args[_TENSORS:]
+        output = token_loss(*args)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        _refuse_double_backward()
+        if grad is None:
+            return (None,) * (4 + len(_NO_GRADIENTS))
+        needs = list(ctx.needs_input_grad[1:4])
+        d_hidden, d_bias = token_loss_backward_(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
+        return None, d_hidden if needs[0] else None, None, d_bias if needs[2] else None, *_NO_GRADIENTS
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "
+            "use the plain PyTorch expression from the docstring where second derivatives are needed"
+        )

@@ -1,0 +1,233 @@
+"""Prefix trees through a model: verdict logits for every prefix, each distinct token computed once."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdss.models.causal_lm import backbone, lm_head
+
+from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
+from .cpu_linear import PackedWeights, cpu_gemm, version
+from .last_layer import at_rows, find_last_layer
+from .packing import Segment, make_groups, micro_batches, schedule, shared_head
+from .tree import PrefixTree, shared_length
+
+Report = Callable[[int], None]  # told how many scores are new
+Saved = dict[int, tuple[Tensor, Tensor]]
+SMALLEST_BUDGET = 16
+_OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
+
+
+class Runner:
+    """Runs micro-batches of segments through ``model`` and reads the verdict rows of its head."""
+
+    def __init__(self, model: Any, verdict_ids: Sequence[int], attend: Callable[..., Tensor] = attend_in_order) -> None:
+        self.attend = attend
+        self.body = backbone(model)
+        self.head = lm_head(model)
+        self.device = next(self.body.parameters()).device
+        if self.device.type == "meta" or self.head.weight.is_meta:
+            raise ValueError(
+                f"{type(model).__name__}: its embedding or its head is offloaded, but both must lie on a device: pass "
+                "a device_map that keeps them there, or a smaller dtype"
+            )
+        self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
+        self.config = model.config.get_text_config(decoder=True)
+        self.last_layer = find_last_layer(self.body, self.config.num_hidden_layers)
+        self.bands: dict[tuple, Tensor] = {}
+
+    def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
+        """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each."""
+        ids = [token for segment in segments for token in segment.ids]
+        positions = [p for segment in segments for p in range(segment.start, segment.start + len(segment.ids))]
+        rows, scores, left = [], [], 0
+        for segment in segments:
+            rows += [left + at for at, _ in segment.verdicts]
+            scores += [k for _, k in segment.verdicts]
+            left += len(segment.ids)
+        plan = PrefixPlan(segments, store, self.attend, self.bands)
+        with at_rows(self.last_layer, plan, rows or [0], len(ids)):
+            hidden = self.body(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=torch.tensor([positions], device=self.device),
+                use_cache=False,
+                fastdss_plan=plan,
+            ).last_hidden_state
+        self._check_layers(plan, max(positions))
+        picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
+        return self.head.logits(picked.to(self.rows.device), self.rows), scores
+
+    def _check_layers(self, plan: PrefixPlan, last: int) -> None:
+        """Every layer must have attended, and been told of the window that the model's own mask would apply."""
+        name, layers = type(self.body).__name__, self.config.num_hidden_layers
+        if len(plan.windows) != layers:
+            raise ValueError(
+                f"{name}: {len(plan.windows)} of {layers} layers attend through transformers' attention registry; "
+                "use impl='reference'"
+            )
+        window, kinds = getattr(self.config, "sliding_window", None), getattr(self.config, "layer_types", None)
+        slides = [
+            told is None and (not kinds or kinds[layer] == "sliding_attention") for layer, told in plan.windows.items()
+        ]
+        if window and last >= window and any(slides):
+            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use impl='reference'")
+
+
+class KeptHead:
+    """Keys and values of ``ids``, the tokens with which a guard's renderings begin, kept from call to call.
+
+    They serve while no parameter was replaced or written to, and while the model still gives the last of these tokens
+    the same keys and values, bit for bit, in every layer. Parameters alone would miss an adapter that is switched off.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self._store: KVStore | None = None
+        self._parameters: list[tuple[int, int | None]] = []
+
+    def layers(self, runner: Runner, budget: int) -> Saved:
+        """Per layer, keys and values ``[Hkv, len(ids), d]`` of the model as it is now."""
+        parameters = [(id(p), version(p)) for p in runner.body.parameters()]
+        store, self._store = self._store, None  # a forward that fails leaves nothing behind
+        if store is None or parameters != self._parameters or not self._replays(runner, store):
+            store = KVStore(len(self.ids))
+            _compute(runner, store, self.ids, 0, budget)
+            if self.ids:
+                self._replays(runner, store)  # what later replays are compared with
+        self._store, self._parameters = store, parameters
+        return store.layers
+
+    def _replays(self, runner: Runner, store: KVStore) -> bool:
+        """Compute the last token once more; whether its keys and values stayed what they were."""
+        last = len(self.ids) - 1
+        before = [kept[:, last].clone() for pair in store.layers.values() for kept in pair]
+        _compute(runner, store, self.ids, max(last, 0), 1)
+        after = [kept[:, last] for pair in store.layers.values() for kept in pair]
+        return all(map(torch.equal, before, after))
+
+    def __reduce__(self) -> tuple:
+        return KeptHead, (self.ids,)  # copies and pickles start empty
+
+
+def tree_logits(
+    model: Any,
+    verdict_ids: Sequence[int],
+    trees: Sequence[PrefixTree],
+    prompts: Sequence[int],
+    *,
+    budget: int | None = None,
+    store_tokens: int | None = None,
+    gemm: str = "auto",
+    attend: Callable[..., Tensor] = attend_in_order,
+    packed: PackedWeights | None = None,
+    kept: KeptHead | None = None,
+    report: Report = lambda done: None,
+) -> Tensor:
+    """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
+
+    ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
+    a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved, for what is left of the
+    call, and the group starts again; when one response alone finds no room, the error goes on. ``packed`` and ``kept``
+    carry prepacked weights and the head's keys and values from call to call.
+    """
+    runner = Runner(model, verdict_ids, attend)
+    on_cpu = runner.device.type == "cpu"
+    budget = budget or (800 if on_cpu else 8192)
+    store_tokens = store_tokens or (8192 if on_cpu else 65536)
+    total = sum(tree.num_prefixes for tree in trees)
+    dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
+    logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)  # what nothing fills is never a score
+    head = shared_head(trees)
+    known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
+    head = head if len(trees) > 1 else head[:known]
+    groups = make_groups(trees, prompts, store_tokens)
+    work = sum(tree.num_tokens for tree in trees)
+    with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
+        saved: Saved = {}
+        while groups:
+            done = 0
+            try:
+                saved = saved or _head_store(runner, head, budget, kept, known)
+                store = KVStore(groups[0].capacity)
+                store.load(saved, groups[0].bases)
+                for batch in micro_batches(schedule(groups[0], len(head)), budget, LONGEST_SEGMENT):
+                    found, scores = runner.run(batch, store)
+                    logits[scores] = found.to(logits)
+                    done += len(scores)
+                    report(len(scores))
+            except RuntimeError as error:
+                smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
+                if smallest or not _out_of_memory(error):
+                    raise
+                report(-done)
+                budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
+                store_tokens = groups[0].capacity // 2
+                groups = [part for group in groups for part in group.split(store_tokens)]
+            else:
+                groups.pop(0)
+    return logits
+
+
+def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:
+    """Keys and values of the tokens that all trunks begin with; ``kept`` has the first ``known`` of them."""
+    store = KVStore(len(head))
+    if kept is not None and known:
+        store.load(kept.layers(runner, budget), [0], known)
+    _compute(runner, store, head, known, budget)
+    return store.layers
+
+
+def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget: int) -> None:
+    """Write the keys and values of ``ids[start:]`` to the store's first slot."""
+    for batch in micro_batches([Segment(0, start, ids[start:])] if ids[start:] else [], budget, LONGEST_SEGMENT):
+        runner.run(batch, store)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def reference_logits(
+    model: Any, verdict_ids: Sequence[int], renderings: Sequence[Sequence[int]], report: Report = lambda done: None
+) -> Tensor:
+    """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``."""
+    training = model.training
+    device = model.get_input_embeddings().weight.device
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    rows = []
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for ids in renderings:
+                logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, **keep).logits
+                rows.append(logits[0, -1, list(verdict_ids)].cpu())
+                report(1)
+    finally:
+        model.train(training)
+    stacked = torch.stack(rows)
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+
+
+def check_supported(model: Any, longest: int) -> None:
+    """Raise ``ValueError`` for what a prefix tree cannot reproduce: state outside of K/V, windows it is not told of."""
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise ValueError(f"{name} has layers of type {sorted(strange)}; use impl='reference'")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            if longest > native:
+                raise ValueError(
+                    f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so "
+                    f"prefixes of a text of {longest} tokens share nothing; use impl='reference'"
+                )

@@ -1,0 +1,193 @@
+"""Chunk scores -> weights of the policy's tokens, by character offsets through the policy's own chat template."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from fastdss.chat.encoder import ChatEncoder, Conversation
+
+IGNORE = -100
+Row = dict[str, list]
+_PADDING = {"attention_mask": 0, "labels": IGNORE, "token_weights": 0.0}
+_ACROSS: dict[str, Callable[[list[float]], float]] = {
+    "last": lambda scores: scores[-1],
+    "min": min,
+    "mean": lambda scores: sum(scores) / len(scores),
+}
+
+
+class TokenWeights(Sequence):
+    """One row per conversation, aligned position by position: what a trainer and a collator need.
+
+    Each row is a dict of four lists of the same length T: ``input_ids``; ``attention_mask`` (all 1); ``labels``,
+    equal to the id at the response's tokens and its end-of-turn token and -100 elsewhere; ``token_weights``, the STAR
+    score of the *token at this position* (so with a loss that shifts, labels and weights shift together) and 0 where
+    the label is -100. ``datasets.Dataset.from_list(list(weights))`` stores them; ``pad`` makes a batch.
+    ``truncated[i]`` says whether row i was cut to ``max_length``.
+    """
+
+    def __init__(self, rows: list[Row], truncated: list[bool], pad_token_id: int) -> None:
+        self.rows = rows
+        self.truncated = truncated
+        self.pad_token_id = pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def pad(
+        self, indices: Sequence[int] | None = None, *, side: str = "right", multiple_of: int = 1
+    ) -> dict[str, Tensor]:
+        """Rows (all, or those at ``indices``) as tensors ``[B, T]``, ready for ``model(**batch)`` after
+        ``enable_dss``."""
+        rows = self.rows if indices is None else [self.rows[i] for i in indices]
+        return pad_rows(rows, self.pad_token_id, side=side, multiple_of=multiple_of)
+
+
+def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", multiple_of: int = 1) -> dict[str, Tensor]:
+    """Rows of ``TokenWeights`` as tensors ``[B, T]``: long, and float32 for the weights; padding is ignored by the
+    loss."""
+    if side not in ("left", "right"):
+        raise ValueError(f"side: expected 'left' or 'right', got {side!r}")
+    length = max((len(row["input_ids"]) for row in rows), default=0)
+    length = -(-length // multiple_of) * multiple_of
+    batch = {}
+    for name in rows[0] if rows else ():
+        fill = _PADDING.get(name, pad_token_id)
+        padded = []
+        for row in rows:
+            padding = [fill] * (length - len(row[name]))
+            padded.append(padding + list(row[name]) if side == "left" else list(row[name]) + padding)
+        batch[name] = torch.tensor(padded, dtype=torch.float32 if name == "token_weights" else torch.long)
+    return batch
+
+
+class Scored(NamedTuple):
+    """One scored response; ``complete`` is false when the guard did not see all of it."""
+
+    history: Conversation
+    response: str
+    ends: list[int]
+    scores: list[float]
+    complete: bool
+
+
+def align(
+    scored: Sequence[Scored],
+    tokenizer: Any,
+    *,
+    template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    across: str = "last",
+    end_of_turn: bool = True,
+    max_length: int | None = None,
+    truncation_side: str = "right",
+    first_row: int = 0,
+) -> TokenWeights:
+    """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
+    if across not in _ACROSS:
+        raise ValueError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
+    if truncation_side not in ("left", "right"):
+        raise ValueError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: expected a positive integer, got {max_length}")
+    encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
+    rows, truncated = [], []
+    for index, item in enumerate(scored, first_row):
+        try:
+            _check_scored(item)
+            row = _align_row(encoder, item, _ACROSS[across], end_of_turn)
+        except ValueError as error:
+            raise ValueError(f"row {index}: {error}") from error
+        cut = max_length is not None and len(row["input_ids"]) > max_length
+        if cut and max_length is not None:
+            keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
+            row = {name: values[keep] for name, values in row.items()}
+        rows.append(row)
+        truncated.append(cut)
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    return TokenWeights(rows, truncated, pad)
+
+
+def _check_scored(item: Scored) -> None:
+    """Scores of other text, or none at all, must not become weights: what was cut has to be this response."""
+    ends, scores, length = item.ends, item.scores, len(item.response)
+    if len(scores) != len(ends) or not ends:
+        raise ValueError(f"expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
+    bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
+    if bad is not None:
+        raise ValueError(f"scores[{bad}] = {scores[bad]}: must be in [0, 1]")
+    bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= length), None)
+    if bad is not None:
+        raise ValueError(f"ends[{bad}] = {ends[bad]}: must ascend and lie within the response's {length} characters")
+    text = len(item.response.rstrip())
+    if item.complete and ends[-1] < text:
+        raise ValueError(f"the last boundary is {ends[-1]}, but the response's text ends at {text}: score it anew")
+
+
+def _align_row(encoder: ChatEncoder, item: Scored, pick: Callable, end_of_turn: bool) -> Row:
+    encoding = encoder.encode_with_offsets([*item.history, {"role": "assistant", "content": item.response}])
+    begin, end, skipped = _locate(encoder, item, encoding.text)
+    labels = [IGNORE] * len(encoding.ids)
+    weights = [0.0] * len(encoding.ids)
+    reached = 0
+    inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
+    for t in inside:
+        a, b = (min(max(x, begin), end) - begin + skipped for x in encoding.offsets[t])
+        reached = max(reached, b)  # tokenizers that trim whitespace off offsets may report an earlier end
+        labels[t] = encoding.ids[t]
+        weights[t] = _weight(item, a, reached, pick)
+    after = range(inside[-1] + 1 if inside else _first_from(encoding.offsets, end), len(encoding.ids))
+    stop = next((t for t in after if encoder.is_control(encoding.ids[t])), None) if end_of_turn else None
+    for t in range(after.start, stop + 1) if stop is not None else ():
+        labels[t] = encoding.ids[t]
+        weights[t] = item.scores[-1] if item.complete else 0.0
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": [1] * len(encoding.ids),
+        "labels": labels,
+        "token_weights": weights,
+    }
+
+
+def _locate(encoder: ChatEncoder, item: Scored, text: str) -> tuple[int, int, int]:
+    """Where the response lies in ``text``, and how many of its leading characters the template stripped."""
+    head, tail = encoder.frame(item.history)
+    begin, end = len(head), len(text) - len(tail)
+    shown = text[begin:end]
+    stripped = len(item.response) - len(item.response.lstrip())
+    for skipped in (0, stripped):
+        whole = item.response[skipped:].startswith(shown) and shown.strip() == item.response.strip()
+        if whole and text.startswith(head) and text.endswith(tail):
+            return begin, end, skipped
+    raise ValueError("the policy's chat template rewrites the response, so its tokens cannot be aligned")
+
+
+def _weight(item: Scored, begin: int, end: int, pick: Callable[[list[float]], float]) -> float:
+    """The score of the token that covers ``response[begin:end]``; past what the guard saw, 0: the reference decides."""
+    last = bisect_left(item.ends, end)
+    if last == len(item.ends):
+        if not item.complete:
+            return 0.0
+        last -= 1  # whitespace after the last boundary
+    first = min(bisect_right(item.ends, begin), last)
+    return pick(item.scores[first : last + 1])
+
+
+def _first_from(offsets: list[tuple[int, int]], end: int) -> int:
+    return next((t for t, (a, _) in enumerate(offsets) if a >= end), len(offsets))

@@ -1,0 +1,21 @@
+"""The guard that users hold: what judges a conversation, and streams that score a response while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastdss.chat.encoder import Message
+from fastdss.guards.guard import GuardModel
+
+from .stream import StarStream
+
+
+class Guard(GuardModel):
+    __doc__ = GuardModel.__doc__
+
+    def stream(
+        self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None
+    ) -> StarStream:
+        """Scores of a response while it is being written, see ``StarStream``."""
+        return StarStream(self, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer)

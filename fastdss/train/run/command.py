@@ -1,0 +1,43 @@
+"""``fastdss train``: the flags, and the way from them to a run."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from .settings import CHOICES, TrainSettings, read_settings
+
+
+def add_train(commands: Any) -> None:
+    """Register ``train`` on the subparsers of ``argparse``; ``args.run(args)`` then runs it."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="score a file of conversations with a guard and fine-tune a model on it with dynamic safety shaping",
+        description="Scores every chunk of every response with a guard model, fine-tunes a model with the DSS loss, "
+        "and writes a report. Interrupted runs go on where they stopped: finished scores and reference values are "
+        "kept in the output folder, --resume goes on from the last checkpoint. Several GPUs: "
+        "accelerate launch -m fastdss train ...",
+    )
+    parser.add_argument("file", metavar="DATA", nargs="?", help="the same as --data DATA")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings of the same names; flags win over it")
+    for item in fields(TrainSettings):
+        flag, default = f"--{item.name.replace('_', '-')}", item.default
+        text = item.metadata["help"] + (f" (default: {default})" if default not in ("", False) else "")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), choices=CHOICES.get(item.name), help=text)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .run import run
+
+    given = {item.name: getattr(args, item.name) for item in fields(TrainSettings)}
+    if args.file is not None:
+        if given["data"] is not None:
+            raise ValueError(f"data is given twice: {args.file} and --data {given['data']}")
+        given["data"] = args.file
+    run(read_settings(given, args.config))

@@ -1,0 +1,66 @@
+"""The page at the end of ``fastdss train``: what the guard saw, how training went, a few responses in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from fastdss.pages.pieces import Series, coloured_text, curves, legend, page, table
+
+_SHOWN = 6
+_NAMES = {
+    "loss": "loss",
+    "ce": "CE part",
+    "kl": "KL part",
+    "token_weight": "mean weight",
+    "share_below_half": "below ½",
+}
+
+
+def html(found: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> str:
+    """One self-contained HTML document from what ``train_run.run`` found."""
+    settings, rows = found["settings"], found["rows"]
+    lead = f"{settings['model']} on {settings['data']}, judged by {settings['guard']}"
+    body = [f"<p><strong>{escape(found['stopped'])}</strong></p>"] if found["stopped"] else []
+    body += ["<h2>The data</h2>", _data(rows, found["scores"]), "<h2>Training</h2>", *_training(found["log"])]
+    if found["after"]:
+        body += ["<h2>Held-out rows</h2>", _evaluation(found["before"], found["after"])]
+    body += ["<h2>Responses as the loss saw them</h2>", *_responses(scored)]
+    body += ["<h2>Settings</h2>", table(["setting", "value"], [[k, escape(str(v))] for k, v in settings.items()])]
+    return page("fastdss train", body, lead=lead)
+
+
+def _data(rows: Mapping[str, int], scores: Mapping[str, Any]) -> str:
+    lines = [[f"rows {name.replace('_', ' ')}", str(count)] for name, count in rows.items()]
+    for name, count in scores.items():
+        shown = ", ".join(f"{escape(k)}: {v}" for k, v in count.items()) or "none" if name == "flags" else str(count)
+        lines.append([name.replace("_", " "), shown])
+    return table(["", "count"], lines)
+
+
+def _training(log: Sequence[Mapping[str, float]]) -> list[str]:
+    steps = [entry["step"] for entry in log]
+    series = [
+        Series(_NAMES[key], steps, [entry[key] for entry in log], style)
+        for style, key in enumerate(("loss", "ce", "kl"))
+        if all(key in entry for entry in log)
+    ]
+    return [legend(series), curves(series, x_label="step", y_label="per label")]
+
+
+def _evaluation(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    keys = [f"eval_{key}" for key in _NAMES if f"eval_{key}" in after]
+    lines = [[_NAMES[k.removeprefix("eval_")], f"{before[k]:.4f}", f"{after[k]:.4f}"] for k in keys]
+    return table(["", "before", "after"], lines)
+
+
+def _responses(scored: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those with the lowest chunks first: what was held back, and where."""
+    lowest = sorted(scored, key=lambda row: min(row["scores"]))[:_SHOWN]
+    shown = []
+    for row in lowest:
+        starts = [0, *row["ends"][:-1]]
+        pieces = list(zip(starts, row["ends"], row["scores"], strict=True))
+        shown.append(f"<p>{coloured_text(row['response'][:2000], [p for p in pieces if p[1] <= 2000])}</p>")
+    return shown

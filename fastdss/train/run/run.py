@@ -1,0 +1,279 @@
+"""The run behind ``fastdss train``: score, prepare, reference, train, report; each finished piece is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from fastdss.loss.functional import KL
+from fastdss.loss.objective import FULL_KL
+from fastdss.models.sources import check_source
+
+from ..collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from ..enable import enable_dss
+from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
+from .settings import TrainSettings
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: TrainSettings) -> dict[str, Any]:
+    """Everything from the data file to ``report.html``; returns what the report shows."""
+    try:
+        import accelerate  # noqa: F401
+        from datasets import Dataset
+    except ImportError as error:
+        raise RuntimeError(f"fastdss train needs the train extra: pip install 'fastdss[train]' ({error})") from error
+    from .stop import NotFinite
+
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    args = training_arguments(settings, out)
+    checkpoint = starting_point(settings, Path(args.output_dir))
+    tokenizer = load_tokenizer(settings)
+    check_early(settings, args, tokenizer)
+    with args.main_process_first(desc="scoring"):
+        if args.local_process_index == 0:
+            score_rows(settings, out / "scores", str(args.device))
+    read, scored = read_scored(out / "scores")
+    model = load_model(settings, tokenizer, args.bf16)
+    limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
+    prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
+    if not len(prepared):
+        raise ValueError(f"data: no row has a label within {limit} tokens")
+    prepared, held_out = split_rows(settings, prepared)
+    rows_hash = hash_rows(prepared)
+    check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
+    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit))
+    before = trainer.evaluate() if held_out is not None else {}
+    if trainer.is_world_process_zero():
+        keep_settings(settings, rows_hash, Path(args.output_dir))
+    after: dict[str, float] = {}
+    stopped = None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        after = trainer.evaluate() if held_out is not None else {}
+        trainer.save_model(str(out / "model"))
+    except NotFinite as error:
+        stopped = error
+    found = {
+        "settings": asdict(settings),
+        "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
+        "rows": {"read": read, "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
+        "scores": score_summary(scored),
+        "before": before,
+        "after": after,
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "stopped": None if stopped is None else str(stopped),
+    }
+    if trainer.is_world_process_zero():
+        write_report(found, scored, out)
+    if stopped is not None:
+        raise stopped
+    return found if trainer.is_world_process_zero() else {}
+
+
+def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
+    """Those to train on and those held out, None where none are."""
+    if not settings.eval_share or len(rows) < 2:
+        return rows, None
+    split = rows.train_test_split(test_size=max(1, int(settings.eval_share * len(rows))), seed=settings.seed)
+    return split["train"], split["test"]
+
+
+def write_report(found: dict[str, Any], scored: list[dict[str, Any]], out: Path) -> None:
+    """``report.json``, where numbers that are not finite (JSON has none) are null, and ``report.html``."""
+    from .report import html
+
+    text = json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None), indent=1)
+    (out / "report.json").write_text(text, encoding="utf-8")
+    (out / "report.html").write_text(html(found, scored), encoding="utf-8")
+    _log.info("wrote %s", out / "report.html")
+
+
+def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
+    """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
+    from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(f"report_to: {error}") from None
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)])
+        get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
+    config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
+    with torch.device("meta"):
+        adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
+
+
+def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
+    """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
+    from fastdss.corpus.run import score_dataset
+    from fastdss.corpus.scorer import StarScorer
+
+    revision = settings.guard_revision or None
+    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, revision=revision, device=device)
+    score_dataset(settings.data, folder, scorer, progress=True)
+
+
+def read_scored(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows were read; and ``prompt`` (messages), ``response``, ``scores``, ``ends``, ``flags`` of the scored.
+
+    Rows without scores are left out and counted in the log: they never default to safe. None at all is a ValueError.
+    """
+    from fastdss.corpus.store import joined
+
+    pairs = list(joined(folder))
+    failed = [score for _, score in pairs if score.error is not None]
+    if failed:
+        _log.warning("%d of %d rows have no scores: left out. The first: %s", len(failed), len(pairs), failed[0].error)
+    if len(failed) == len(pairs):
+        raise ValueError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
+    return len(pairs), [
+        {"prompt": row.history, "response": row.response, "scores": s.scores, "ends": s.ends, "flags": s.flags}
+        for row, s in pairs
+        if s.error is None
+    ]
+
+
+def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the guard thought of the data: chunks, how many below one half, responses that end safe but were not."""
+    chunks = [score for row in scored for score in row["scores"]]
+    below = [min(row["scores"]) < 0.5 for row in scored]
+    return {
+        "chunks": len(chunks),
+        "chunks_below_half": sum(score < 0.5 for score in chunks),
+        "responses_with_a_chunk_below_half": sum(below),
+        "of_these_whole_response_above_half": sum(
+            b and row["scores"][-1] >= 0.5 for b, row in zip(below, scored, strict=True)
+        ),
+        "flags": {flag: sum(flag in row["flags"] for row in scored) for row in scored for flag in row["flags"]},
+    }
+
+
+def load_tokenizer(settings: TrainSettings) -> Any:
+    """The policy's, with a chat template."""
+    from transformers import AutoTokenizer
+
+    check_source("model", settings.model)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
+    return tokenizer
+
+
+def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
+    """The policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
+    from transformers import AutoModelForCausalLM
+
+    lora = settings.method == "lora"
+    dtype = torch.bfloat16 if bf16 and lora else torch.float32
+    source = {"revision": settings.revision or "main", "use_safetensors": True}
+    return adapted(settings, AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source), tokenizer)
+
+
+def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
+    """The model with adapters where they are asked for; ``ValueError`` where tokenizer or adapters do not fit it."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
+    if settings.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        targets = [target.strip() for target in settings.lora_targets.split(",")]
+        modules = [f".{name}" for name, _ in model.named_modules() if name]
+        for target in targets:  # PEFT is silent where one of several is found
+            if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
+                raise ValueError(f"lora_targets: the model has no module {target!r}")
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+        )
+        torch.manual_seed(settings.seed)
+        model = get_peft_model(model, config)
+        if settings.checkpointing:
+            model.enable_input_require_grads()
+    return model
+
+
+def training_arguments(settings: TrainSettings, out: Path) -> Any:
+    from transformers import TrainingArguments
+
+    gpu = torch.cuda.is_available() and not settings.cpu
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        bf16=bf16,
+        gradient_checkpointing=settings.checkpointing,
+        save_strategy="steps" if settings.save_steps else "epoch",
+        save_steps=settings.save_steps or 500,
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        report_to=settings.report_to,
+        seed=settings.seed,
+        use_cpu=settings.cpu,
+    )
+
+
+def make_trainer(
+    settings: TrainSettings, args: Any, model: Any, tokenizer: Any, train: Any, held_out: Any, limit: int
+) -> Any:
+    """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
+    from ..reference import reference_logprobs
+    from .stop import StoppingTrainer
+
+    reference: Any = None
+    if settings.kl in FULL_KL:
+        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
+    else:
+        model.to(args.device)
+        device_type = torch.device(args.device).type
+
+        def with_reference(rows: Any) -> Any:
+            without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
+            with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
+                values = reference_logprobs(model, rows, cache_dir=Path(settings.out) / "reference", progress=True)
+            return rows.add_column("ref_logprobs", [row.tolist() for row in values])
+
+        train = with_reference(train)
+        held_out = None if held_out is None else with_reference(held_out)
+    if settings.packing:
+        train = pack_dataset(train, limit)
+        held_out = None if held_out is None else pack_dataset(held_out, limit)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    kl = cast(KL, settings.kl)
+    enable_dss(model, kl=kl, kl_scale=settings.kl_scale, filter_eps=settings.filter_eps or None)
+    return StoppingTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
+        kl=kl,
+        kl_scale=settings.kl_scale,
+        reference=reference,
+    )

@@ -1,0 +1,139 @@
+"""What can be set about a run of ``fastdss train``, by flags or in a YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fastdss.chat.boundaries import UNITS
+
+CHOICES = {
+    "unit": UNITS,
+    "kl": ("k1", "k2", "k3", "reverse", "forward"),
+    "method": ("lora", "full"),
+    "precision": ("auto", "bf16", "fp32"),
+}
+
+
+_LEAST = {
+    **dict.fromkeys(("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps"), 1),
+    **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "save_steps", "seed"), 0),
+}
+
+
+_LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+def _set(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
+
+    data: str = _set("", "JSONL, Parquet or CSV file with prompt and response, or messages")
+    model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
+    guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
+    revision: str = _set("", "commit, tag or branch of the model on the Hub")
+    guard_revision: str = _set("", "commit, tag or branch of the guard on the Hub")
+    out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")
+    every: int = _set(5, "units per scored chunk")
+    unit: str = _set("word", "what a chunk counts")
+    kl: str = _set("k2", "form of the KL term")
+    kl_scale: float = _set(0.5, "lambda of the loss")
+    filter_eps: float = _set(0.0, "leave columns below it out of the head's GEMMs (0.000244 is 2**-12); 0: exact")
+    method: str = _set("lora", "what is trained")
+    lora_rank: int = _set(16, "rank of the adapters")
+    lora_targets: str = _set("all-linear", "modules with adapters, separated by commas")
+    epochs: float = _set(3.0, "passes over the data")
+    max_steps: int = _set(-1, "stop after so many optimiser steps instead")
+    batch_size: int = _set(8, "rows per device and micro-batch")
+    accumulation: int = _set(1, "micro-batches per optimiser step")
+    learning_rate: float = _set(2e-4, "peak of the schedule")
+    scheduler: str = _set("cosine", "learning rate schedule of transformers")
+    warmup_steps: float = _set(0.03, "share of the steps, or their number, until the peak")
+    weight_decay: float = _set(0.0, "of AdamW")
+    max_length: int = _set(2048, "tokens per row; longer ones are cut")
+    packing: bool = _set(False, "join short rows, without padding")
+    checkpointing: bool = _set(False, "recompute activations to save memory")
+    precision: str = _set("auto", "of the GEMMs")
+    eval_share: float = _set(0.1, "share of rows held out")
+    save_steps: int = _set(0, "steps between checkpoints; 0: once an epoch")
+    logging_steps: int = _set(10, "steps between log lines")
+    report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
+    seed: int = _set(0, "of the split, the adapters and the order")
+    resume: bool = _set(False, "go on from the last finished checkpoint in the folder, with the same settings")
+    cpu: bool = _set(False, "do not use a GPU")
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is required, by flag or in the YAML file")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"{name}: expected a number of at least {least}, got {value}")
+        if not 0 <= self.filter_eps < 1:
+            raise ValueError(f"filter_eps: expected 0 (exact) or a number below 1, got {self.filter_eps}")
+        if not self.epochs and self.max_steps == -1:
+            raise ValueError("epochs: 0 of them train nothing; expected more, or max_steps")
+        if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
+            raise ValueError(f"max_steps: expected a positive number, or -1, got {self.max_steps}")
+        if self.seed > _LARGEST_SEED:
+            raise ValueError(f"seed: expected at most {_LARGEST_SEED}, got {self.seed}")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"eval_share: expected a share in [0, 1), got {self.eval_share}")
+
+
+def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainSettings:
+    """Settings from flags (``given``; None where a flag is absent) over those of a YAML file over the defaults.
+
+    Raises ``ValueError`` for names that do not exist and values of the wrong type, naming them.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        import yaml
+
+        try:
+            text = Path(config).read_text(encoding="utf-8")
+            loader = yaml.SafeLoader(text)
+            named = loader.get_single_node()
+            values = {} if named is None else loader.construct_document(named)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = "" if mark is None else f", line {mark.line + 1}"
+            raise ValueError(f"{config}{where}: not a YAML file of settings ({type(error).__name__})") from None
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
+        names = [key.value for key, _ in named.value] if values else []
+        for name in names:
+            if names.count(name) > 1:  # YAML would take the last
+                raise ValueError(f"{config}: {name!r} is set {names.count(name)} times")
+    values |= {name: value for name, value in given.items() if value is not None}
+    known = {f.name: type(f.default) for f in fields(TrainSettings)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        values[name] = _typed(name, value, known[name])
+    return TrainSettings(**values)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-6 as text
+        except ValueError:
+            pass
+        except OverflowError:
+            raise ValueError(f"{name}: expected float, got an integer beyond the largest float") from None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
+    return value

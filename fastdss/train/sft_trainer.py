@@ -1,0 +1,178 @@
+"""TRL's SFTTrainer with dynamic safety shaping: preparation, truncation and packing that keep weights with tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+from fastdss.loss.functional import KL
+
+from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_dataset
+from .enable import bare_model
+from .trainer import ShapedTraining, enabled_settings
+
+_AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
+
+
+class DSSSFTTrainer(ShapedTraining, SFTTrainer):
+    """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
+
+    All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and ``kl``, ``kl_scale``, ``reference`` of
+    ``DSSTrainer``. Data sets may be
+
+    - scored conversations (``scores`` and ``ends`` beside ``prompt`` and ``response``, or ``messages``): tokenised with
+      the trainer's tokenizer and its chat template; labels are the response's tokens and its end of turn;
+    - prepared rows (``input_ids``, ``labels``, ``token_weights``, optionally ``ref_logprobs``);
+    - anything else SFTTrainer takes, trained without shaping.
+
+    ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
+    aligned columns. Shaped batches log num_tokens as TRL does, and ce, kl, token_weight and share_below_half in place
+    of its entropy and mean_token_accuracy: the loss's op returns neither, and a second product with the head would cost
+    half as much as the loss. They are left out, not zero; ``metric_for_best_model="eval_ce"`` serves instead.
+
+    Ranks may have shaped and unshaped batches at one step: TRL's metrics are means over the unshaped batches of all
+    ranks, brought together when they are logged.
+    """
+
+    _total_train_tokens: Any  # of this rank; a tensor on the device once a shaped batch was counted
+
+    def __init__(
+        self, model: Any, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any
+    ) -> None:
+        if isinstance(model, str):
+            config = args[0] if args else kwargs.get("args")
+            options = dict(getattr(config, "model_init_kwargs", None) or {})
+            if kwargs.get("quantization_config") is not None:
+                options["quantization_config"] = kwargs["quantization_config"]
+            model = AutoModelForCausalLM.from_pretrained(model, **options)
+        # before SFTTrainer puts its own fused head on the instance, which then wraps ours
+        settings = enabled_settings(model, kl, kl_scale, reference)
+        super().__init__(model, *args, **kwargs)
+        if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
+            bare_model(self.model).router_aux_loss_coef = self.router_aux_loss_coef
+        own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
+            self.data_collator = DSSCollator(
+                self._tokenizer.pad_token_id,
+                kl_scale=settings.kl_scale,
+                padding_free=self.padding_free,
+                pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
+            )
+        self._set_up_dss(reference)
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """As SFTTrainer prepares a data set, but for scored or prepared rows all aligned columns stay together."""
+        columns = set(_columns(dataset))
+        if "token_weights" not in columns and not {"scores", "ends"} <= columns:
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        self._refuse_options(dataset, args, packing, formatting_func, dataset_name)
+        with args.main_process_first(desc=f"preparing {dataset_name}"):
+            if "token_weights" not in columns:
+                template = {"template": self.chat_template, "max_length": args.max_length}
+                dataset = prepare_dss_dataset(dataset, self._tokenizer, **template)
+            elif args.max_length is not None and "seq_lengths" not in columns:
+                dataset = truncate_dataset(dataset, args.max_length)
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
+            if packing and "seq_lengths" not in columns:
+                dataset = pack_dataset(dataset, args.max_length)
+                dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Shaped, or TRL's own, whose metrics stay on their rank: a rank with a shaped batch would gather none."""
+        with _ungathered(self.accelerator):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _predicted(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None) -> Any:
+        """As TRL's, a batch divided by its own labels, but with their log-probabilities in place of logits."""
+        if "token_weights" not in inputs:
+            return super()._predicted(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs.logprobs, inputs["labels"])
+
+    def _add_up(self, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
+        super()._add_up(outputs, inputs, num_items)
+        if self.model is not None and self.model.training:
+            mask = inputs.get("attention_mask")  # none where rows are packed: nothing is padding
+            self._total_train_tokens += torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def _take_metrics(self, training: bool) -> dict[str, float]:
+        self._reduce_metrics("train" if training else "eval")
+        return super()._take_metrics(training)
+
+    def _reduce_metrics(self, mode: str) -> None:
+        """TRL's metrics since the last time, and this rank's count of tokens, become those of all ranks."""
+        mine = self._metrics[mode]
+        local = [self._total_train_tokens, len(mine["num_tokens"])]
+        local += [number for name in _AVERAGED for number in (sum(mine[name]), len(mine[name]))]
+        sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
+        tokens, counted, *averaged = self.accelerator.reduce(sums, reduction="sum").tolist()
+        mine.clear()
+        if counted:
+            mine["num_tokens"] = [int(tokens)]
+        for name, total, batches in zip(_AVERAGED, averaged[::2], averaged[1::2], strict=True):
+            if batches:
+                mine[name] = [total / batches]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:  # what came after the last log of a loss
+            self._reduce_metrics("train")
+        super().log(logs, start_time)
+
+    def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"{name}: scored and prepared rows must be a datasets.Dataset, got {type(dataset).__name__}"
+            )
+        if formatting_func is not None:
+            raise ValueError(f"{name}: formatting_func would change the text that was scored: leave it unset")
+        if args.completion_only_loss is False:
+            raise ValueError(f"{name}: only responses have weights, so completion_only_loss=False has no meaning here")
+        if args.truncation_mode != "keep_start":
+            raise ValueError(f"{name}: scored rows are cut on the right, got truncation_mode={args.truncation_mode!r}")
+        if args.loss_type != "nll":
+            raise ValueError(f"{name}: the shaped loss takes the place of loss_type={args.loss_type!r}: leave it 'nll'")
+        if packing and (args.max_length is None or args.packing_strategy != "bfd"):
+            raise ValueError(
+                f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
+                f"got {args.max_length} and {args.packing_strategy!r}"
+            )
+
+
+@contextmanager
+def _ungathered(accelerator: Any) -> Iterator[None]:
+    """Within it, metrics are of this rank alone."""
+    accelerator.__dict__["gather_for_metrics"] = lambda value: value
+    try:
+        yield
+    finally:
+        del accelerator.__dict__["gather_for_metrics"]
+
+
+def _columns(dataset: Any) -> list[str]:
+    if dataset is None:
+        return []
+    names = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset))) if names is None else list(names)

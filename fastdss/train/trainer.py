@@ -1,0 +1,345 @@
+"""Hugging Face's Trainer with dynamic safety shaping: reference, logging and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from fastdss.loss.functional import KL
+from fastdss.loss.objective import FULL_KL
+from fastdss.models.causal_lm import logit_scale_and_softcap
+from fastdss.models.head_call import head_is_adapted, head_trains, original_head
+from fastdss.models.split_params import is_split, layers_gathered, whole
+
+from .collator import DSSCollator
+from .enable import DSSSettings, bare_model, dss_settings, enable_dss
+
+_log = logging.getLogger(__name__)
+_EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
+_SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
+
+
+class ShapedTraining:
+    """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
+
+    _dss_reference: Any = None
+    _dss_told_unshaped = False
+
+    def _set_up_dss(self: Any, reference: Any) -> None:
+        """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
+        args = self.args
+        if args.label_smoothing_factor or self.compute_loss_func is not None:
+            raise ValueError(
+                "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
+                f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
+            )
+        if args.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, "
+                f"got {args.use_liger_kernel!r}"
+            )
+        if args.n_gpu > 1:
+            raise ValueError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
+            raise ValueError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+        settings, collator = dss_settings(self.model), self.data_collator
+        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and settings is not None and settings.kl_scale:
+            raise ValueError(
+                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={settings.kl_scale} needs: give it the same"
+            )
+        loading = self.accelerator.dataloader_config
+        if loading.dispatch_batches:
+            raise ValueError(
+                "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
+                f"leave it unset, got {loading.dispatch_batches!r}"
+            )
+        loading.dispatch_batches = False  # unset means True for data that streams
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            # FSDP2 would round weights, log-probabilities and the loss; tokens in, it computes as its parameters are
+            exact = {"cast_forward_inputs": False, "output_dtype": None}
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
+        self._dss_reference = self._prepared_reference(reference)
+        self._dss_sums = {True: None, False: None}
+
+    def _prepared_reference(self: Any, reference: Any) -> Any:
+        if reference is None:
+            return None
+        if reference == "adapter":
+            if not hasattr(self.model, "disable_adapter"):
+                raise TypeError(f"reference='adapter' needs a PEFT model, got {type(self.model).__name__}")
+            return reference
+        if not isinstance(reference, torch.nn.Module):
+            raise TypeError(f"reference: expected None, 'adapter' or a model, got {type(reference).__name__}")
+        if bare_model(reference) is bare_model(self.model):
+            raise ValueError("the reference is the model being trained: pass a copy, or reference='adapter' with PEFT")
+        if any(hasattr(parameter, "full_tensor") for parameter in reference.parameters()):
+            raise ValueError("a sharded live reference is not supported: compute ref_logprobs once before training")
+        reference.requires_grad_(False).eval().to(self.args.device)
+        return enable_dss(reference)
+
+    def compute_loss(
+        self: Any,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
+        shaped = "token_weights" in inputs
+        refers = shaped and "ref_logprobs" not in inputs
+        if self._dss_reference is not None and (refers or is_split(self._reference_module(model))):
+            live = self._live_reference(model, inputs)  # of a split one all ranks are needed, whatever their batches
+            inputs = inputs | live if refers else inputs
+        if not shaped:
+            self._tell_unshaped(inputs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
+        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+        self._add_up(outputs, inputs, num_items_in_batch)
+        if outputs.aux_loss is not None and num_items_in_batch is not None:
+            loss = loss + self._auxiliary_excess(outputs.aux_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
+        """Once: a column of another name, or none, would else be seen in the trained model at the earliest."""
+        if self.model.training and not self._dss_told_unshaped:
+            self._dss_told_unshaped = True
+            _log.warning("a batch without token_weights is trained without shaping; it has %s", ", ".join(inputs))
+
+    def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
+        """What takes the MoE auxiliary loss, a mean per micro-batch, from a sum over micro-batches and ranks to a mean.
+
+        Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
+        """
+        scaled = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
+        times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
+
+    def _reference_module(self: Any, model: Any) -> Any:
+        return model if self._dss_reference == "adapter" else self._dss_reference
+
+    @torch.no_grad()
+    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
+        adapter = self._dss_reference == "adapter"
+        asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
+        reference = self._reference_module(model)
+        was_training = reference.training
+        reference.eval()
+        try:
+            # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+            precision = without_adapter(bare_peft(model)) if adapter else self.accelerator.autocast()
+            with precision, layers_gathered(bare_model(reference)):
+                hidden = reference(**asked, dss_ask="hidden").hidden
+        finally:
+            reference.train(was_training)
+        bare, found = bare_model(reference), {"ref_hidden": hidden}
+        if not adapter or head_trains(bare) or head_is_adapted(bare):
+            weight, bias = original_head(bare)
+            found["ref_lm_head"] = whole(weight, hidden.dtype)
+            found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype)
+            found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
+        return found
+
+    def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
+        exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
+        others = {name: value for name, value in inputs.items() if name not in exact}
+        return super()._prepare_inputs(others) | exact  # type: ignore[misc]
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        for name in ("input_ids", "labels", *_EXACT, "seq_lengths"):
+            if name not in self._signature_columns:
+                self._signature_columns.append(name)
+
+    @torch.no_grad()
+    def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
+        """Sums on the device since the last log; nothing waits for them."""
+        labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
+        counts = labels != -100
+        count = counts.sum()
+        items = count if num_items is None else num_items  # what the model divided by
+        sums = torch.stack(
+            [
+                outputs.ce.double() * items,
+                outputs.kl.double() * items,
+                (weights.double() * counts).sum(),
+                (counts & (weights < 0.5)).sum().double(),
+                count.double(),
+                torch.zeros_like(count).double() if outputs.aux_loss is None else outputs.aux_loss.double(),
+                torch.ones_like(count).double(),
+            ]
+        )
+        training = bool(self.model.training)
+        known = self._dss_sums[training]
+        self._dss_sums[training] = sums if known is None else known + sums
+
+    def get_train_dataloader(self: Any) -> Any:
+        """Trainer's own; asked for once a run, so sums of an earlier one, or of an attempt out of memory, end here."""
+        self._dss_sums[True] = None
+        return super().get_train_dataloader()  # type: ignore[misc]
+
+    def _take_metrics(self: Any, training: bool) -> dict[str, float]:
+        """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen.
+
+        A rank that saw none adds zeros: the others wait for it.
+        """
+        sums, self._dss_sums[training] = self._dss_sums[training], None
+        if sums is None:
+            sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        total = dict(zip(_SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        if not total["batches"]:
+            return {}
+        labels = max(total["labels"], 1.0)
+        found = {
+            "ce": total["ce"] / labels,
+            "kl": total["kl"] / labels,
+            "token_weight": total["weight"] / labels,
+            "share_below_half": total["below"] / labels,
+        }
+        if total["aux"]:  # never 0 where there are experts
+            found["aux_loss"] = total["aux"] / total["batches"]
+        return found
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
+        if "loss" in logs:
+            logs.update(_with_loss(self._take_metrics(training=True)))
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def prediction_step(
+        self: Any, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Trainer's own, where ranks have predictions of one kind; else ValueError on all, before any waits."""
+        if not prediction_loss_only:
+            shaped = torch.tensor(float("token_weights" in inputs), device=self.args.device)
+            if self.accelerator.reduce(shaped, reduction="mean") not in (0, 1):
+                raise ValueError(
+                    "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
+                    "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
+                )
+        return self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _predicted(self: Any, *args: Any) -> Any:
+        return super().prediction_step(*args)  # type: ignore[misc]
+
+    def evaluation_loop(
+        self: Any,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Adds ``eval_ce``, ``eval_kl``, ``eval_token_weight`` and ``eval_share_below_half`` to the metrics.
+
+        ``compute_metrics`` gets the label's log-probabilities ``[B, T]`` as predictions: there are no logits.
+        """
+        self._dss_sums[False] = None
+        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss"]
+        output = super().evaluation_loop(  # type: ignore[misc]
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        found = _with_loss(self._take_metrics(training=False))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+
+class DSSTrainer(ShapedTraining, Trainer):
+    """``transformers.Trainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
+
+    All arguments of ``Trainer``, and by keyword:
+
+    kl, kl_scale: the KL term (see ``enable_dss``); a model on which ``enable_dss`` was called keeps its own settings.
+    reference: None where the data has ``ref_logprobs`` (made once by ``reference_logprobs``; k1, k2, k3), ``"adapter"``
+    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form of KL, at the
+    price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped batches.
+
+    The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
+    ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
+    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
+    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
+    shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
+    """
+
+    def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:
+        model = args[0] if args else kwargs.get("model")
+        if model is None:
+            raise ValueError("model: expected a causal LM (model_init would make models without DSS)")
+        settings = enabled_settings(model, kl, kl_scale, reference)
+        super().__init__(*args, **kwargs)
+        if len(args) < 3 and kwargs.get("data_collator") is None:
+            self.data_collator = default_collator(self, settings.kl_scale)
+        self._set_up_dss(reference)
+
+
+def enabled_settings(model: Any, kl: KL, kl_scale: float, reference: Any) -> DSSSettings:
+    """The model's settings, enabled here if it was not; refuses contradictions, and full KL without a reference."""
+    settings = dss_settings(model) or dss_settings(enable_dss(model, kl=kl, kl_scale=kl_scale))
+    assert settings is not None
+    if (kl, kl_scale) not in (("k2", 0.5), (settings.kl, settings.kl_scale)):
+        raise ValueError(
+            f"the model was enabled with kl={settings.kl!r}, kl_scale={settings.kl_scale}, "
+            f"the trainer got kl={kl!r}, kl_scale={kl_scale}: say it once"
+        )
+    if settings.kl in FULL_KL and settings.kl_scale > 0 and reference is None:
+        raise ValueError(f"kl={settings.kl!r} sums over the vocabulary: it needs reference='adapter' or a model")
+    return settings
+
+
+def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
+    """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
+    dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+    dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and isinstance(dataset, Sized) and len(dataset):  # data that streams may not know its columns
+        columns = list(dataset[0])  # type: ignore[index]
+    tokenizer = trainer.processing_class
+    pad = getattr(tokenizer, "pad_token_id", None)
+    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
+    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
+
+
+def _with_loss(found: dict[str, float]) -> dict[str, float]:
+    """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
+    return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """``model.disable_adapter()``, but what trains stays as it is.
+
+    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
+    their gradients off the first call.
+    """
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
+
+    try:
+        with model.disable_adapter():
+            restore()
+            yield
+    finally:
+        restore()
+
+
+def bare_peft(model: Any) -> Any:
+    """The PEFT model within DDP or ``torch.compile``."""
+    while not hasattr(model, "disable_adapter"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model

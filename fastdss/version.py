@@ -1,0 +1,3 @@
+"""The one place of the version number; pyproject.toml and the public package read it."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,143 @@
+"""Earlier fields of the answer are summed out exactly, each distinct token still computed once."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from fastdss import Guard, star_scores
+from fastdss.guards.known import nemotron_guard, polyguard, wildguard, with_stated_fields
+from fastdss.guards.spec import AnswerField, GuardSpec
+from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.tree import build_tree
+from tests.support.builders import ARCHITECTURES, BATCH, make_model
+
+from .test_specs import CARD, JUDGED, make_tokenizer
+
+SPECS: dict[str, tuple[GuardSpec, str | None]] = {
+    "wildguard": (wildguard(CARD, marginal=True), None),
+    "polyguard": (polyguard(CARD, "You judge.", marginal=True), JUDGED),
+    "nemotron": (nemotron_guard(CARD, marginal=True), JUDGED),
+    "three values, then a third verdict": (
+        GuardSpec(
+            "three",
+            fields=(AnswerField("Severity:", (" no", " yes", " Cont")), AnswerField("\nRefusal:", (" no", " yes"))),
+            answer_prefix="\nSafety:",
+            safe=" Safe",
+            unsafe=" Unsafe",
+            other=" Cont",
+            other_weight=0.25,
+        ),
+        JUDGED,
+    ),
+}
+
+
+def make_guard(name: str, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Guard:
+    spec, template = SPECS[name]
+    tokenizer = make_tokenizer(template)
+    return Guard(make_model(architecture, len(tokenizer), dtype), tokenizer, spec)
+
+
+def brute_force(guard: Guard, history: list, prefix: str) -> float:
+    """Sum over every combination of values of the product of conditionals, each from a forward of its own."""
+
+    def shares(answer: str, words: tuple[str, ...]) -> list[float]:
+        chat = [*history, {"role": "assistant", "content": prefix}]
+        (ids,) = guard.encoder.encode([chat], suffix=answer)
+        found = [guard.encoder.encode([chat], suffix=answer + word)[0][-1] for word in words]
+        return reference_logits(guard.model, found, [ids])[0].softmax(-1).tolist()
+
+    total = 0.0
+    for values in product(*(values for _, values in guard.spec.fields)):
+        answer, probability = "", 1.0
+        for (text, known), value in zip(guard.spec.fields, values, strict=True):
+            probability *= shares(answer + text, known)[known.index(value)]
+            answer += text + value
+        safe, unsafe, other = guard.spec.words
+        words = shares(answer + guard.spec.answer_prefix, (*safe, *unsafe, *other))
+        total += probability * (words[0] + guard.spec.other_weight * sum(words[2:]))
+    return total
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_scores_equal_brute_force(name: str) -> None:
+    guard = make_guard(name, dtype=torch.float64)
+    guard.model.set_attn_implementation("fastdss_test_dense")
+    history, response = [{"role": "user", "content": BATCH["prompt"][1]}], BATCH["response"][1]
+    ends = [3, 20, len(response)]
+    tree = build_tree(guard.encode_prefixes(history, response, ends))
+    scores = guard.scores(tree_logits(guard.model, guard.token_ids, [tree], [0]))
+    expected = [brute_force(guard, history, response[:end]) for end in ends]
+    assert max(abs(a - b) for a, b in zip(scores.tolist(), expected, strict=True)) <= 1e-12
+    assert max(expected) - min(expected) > 1e-4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batch_stream_and_reference_agree(architecture: str) -> None:
+    guard = make_guard("wildguard", architecture)
+    tree, naive = (star_scores(guard, BATCH, impl=impl) for impl in ("tree", "reference"))
+    for i, (prompt, response) in enumerate(zip(*BATCH.values(), strict=True)):
+        assert torch.allclose(tree.scores[i], naive.scores[i], rtol=0, atol=1e-6)
+        stream = guard.stream(prompt)
+        streamed = stream.append(response) + stream.close()
+        assert torch.allclose(torch.tensor(streamed), tree.scores[i], rtol=0, atol=1e-6)
+
+
+def test_the_tail_is_shared_by_all_readings_of_a_prefix() -> None:
+    """Seven readings of a prefix cost the tail once, and each field's tokens once for each value before it."""
+    guard = make_guard("wildguard")
+    response = "You can call her on 555 0100. Mail anna@example.org later today."
+    ends = [len("You can call her"), len("You can call her on 555 0100."), len(response)]
+    tree = build_tree(guard.encode_prefixes([{"role": "user", "content": "Hello"}], response, ends))
+    stated = Guard(guard.model, guard.tokenizer, with_stated_fields(guard.spec, " no", " no"), check=False)
+    one = build_tree(stated.encode_prefixes([{"role": "user", "content": "Hello"}], response, ends))
+    assert tree.num_prefixes == 7 * one.num_prefixes == 21
+    fields = len(guard.tokenizer("\nResponse refusal: no\nHarmful response: no", add_special_tokens=False)["input_ids"])
+    assert one.num_tokens < tree.num_tokens < one.num_tokens + 3 * (4 + 1) * fields
+    assert tree.num_naive_tokens > 6 * one.num_naive_tokens
+
+
+def test_stated_values_are_the_conditional() -> None:
+    stated = with_stated_fields(SPECS["wildguard"][0], " yes", " no")
+    assert stated.answers == ["Harmful request: yes\nResponse refusal: no\nHarmful response:"]
+    assert stated.note
+    with pytest.raises(ValueError, match="expected one of"):
+        with_stated_fields(SPECS["wildguard"][0], " maybe", " no")
+    with pytest.raises(ValueError, match="shorter than"):
+        with_stated_fields(SPECS["wildguard"][0], " yes")
+
+
+def test_a_value_that_is_no_single_token_is_an_error() -> None:
+    tokenizer = make_tokenizer(JUDGED)
+    fields = (AnswerField("Kind:", (" no", " elephant")),)
+    spec = GuardSpec("bad", fields=fields, answer_prefix="\nX:", safe=" no", unsafe=" yes")
+    with pytest.raises(ValueError, match=r"' elephant' is not one token after 'Kind:'"):
+        Guard(make_model("llama", len(tokenizer)), tokenizer, spec)
+
+
+def test_a_logit_that_is_not_finite_fails_its_prefix_only() -> None:
+    guard = make_guard("wildguard")
+    logits = torch.zeros(14, len(guard.token_ids))
+    logits[3, -1] = float("inf")
+    assert guard.scores(logits).isnan().tolist() == [True, False]
+    assert guard.scores(logits)[1].item() == pytest.approx(0.5)
+
+
+def test_truncated_and_together_with_a_guard_of_one_field() -> None:
+    """The limit counts a prefix's longest rendering; a mean of guards keeps the prefixes that all of them saw."""
+    marginal = make_guard("wildguard")
+    stated = Guard(marginal.model, marginal.tokenizer, with_stated_fields(marginal.spec, " yes", " no"))
+    batch = {"prompt": ["Hello"] * 2, "response": ["You can call her later today. " * 12, "No."]}
+    alone, other, both = (
+        star_scores(guards, batch, max_tokens=330) for guards in (marginal, stated, [marginal, stated])
+    )
+    assert both.flags[0] == alone.flags[0] == frozenset({"truncated"})
+    assert 0 < len(both.ends[0]) <= min(len(alone.ends[0]), len(other.ends[0]))
+    history = [{"role": "user", "content": "Hello"}]
+    assert max(map(len, marginal.encode_prefixes(history, batch["response"][0], alone.ends[0]))) <= 330
+    naive = star_scores([marginal, stated], batch, max_tokens=330, impl="reference")
+    for a, b in zip(both.scores, naive.scores, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)

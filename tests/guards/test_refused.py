@@ -1,0 +1,82 @@
+"""Models that a prefix tree cannot reproduce are refused with a way out, never scored wrongly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from fastdss import Guard, star_scores
+from fastdss.prefix.engine import check_supported
+from tests.support.builders import _SHAPE, BATCH, CHAT_TEMPLATE, make_guard, make_spec, make_tokenizer
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def random_model(kind: str, **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{"vocab_size": len(make_tokenizer()), **_SHAPE, **changes})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_two_attentions_of_one_layer():
+    """DiffLlama's share their keys and not their values; with all tokens in one forward pass nobody would notice."""
+    with pytest.raises(ValueError, match=r"DiffLlamaAttention attends more than once in a layer; use impl='reference'"):
+        Guard(random_model("diffllama"), make_tokenizer(), make_spec())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("phimoe", {"num_local_experts": 4, "sliding_window": 110}),
+        ("qwen2_moe", {**MOE, "use_sliding_window": True, "sliding_window": 110, "max_window_layers": 3}),
+    ],
+)
+def test_a_window_that_only_the_mask_knows(kind, changes):
+    """Longer than the probe at construction, as real windows are: within it the scores are exact, beyond it none."""
+    guard = Guard(random_model(kind, **changes), make_tokenizer(), make_spec())
+    short = {"prompt": ["Hi"], "response": ["You can wait."]}
+    tree, naive = (star_scores(guard, short, impl=impl).scores[0] for impl in ("tree", "reference"))
+    assert torch.allclose(tree, naive, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="keeps its window of 110 tokens from its attention; use impl='reference'"):
+        star_scores(guard, BATCH)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_frequencies_that_depend_on_the_length(kind, nested):
+    """Also with parameters per layer type, whose native length is not the config's."""
+    rope = {"rope_type": kind, "original_max_position_embeddings": 64, "rope_theta": 1e4, "factor": 2.0}
+    model = make_guard().model
+    model.config.rope_parameters = {"full_attention": rope, "sliding_attention": {}} if nested else rope
+    check_supported(model, 64)
+    with pytest.raises(ValueError, match="beyond 64 tokens its rotary frequencies depend on the length"):
+        check_supported(model, 65)
+
+
+def test_position_biases_instead_of_positions():
+    config = AutoConfig.for_model("bloom", vocab_size=len(make_tokenizer()), hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(ValueError, match="use impl='reference'"):
+        Guard(AutoModelForCausalLM.from_config(config).eval(), make_tokenizer(), make_spec())
+
+
+def test_runs_of_blanks_are_no_control_tokens():
+    """Gemma lists them among its added tokens, and ordinary text with two blanks comes to them."""
+    pieces = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "a", "b", "▁", "\n", "▁▁", "\n\n"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("▁", "▁"), ("\n", "\n")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("▁▁", "\n\n", "<table>")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", chat_template=CHAT_TEMPLATE)
+    fast.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    guard = Guard(random_model("llama", vocab_size=len(fast)), fast, make_spec(safe="a", unsafe="b"))
+    batch = {"prompt": ["a  b"], "response": ["c  d\n\na <table> b"]}
+    tree, naive = (star_scores(guard, batch, every=1, impl=impl) for impl in ("tree", "reference"))
+    assert torch.allclose(tree.scores[0], naive.scores[0], rtol=0, atol=1e-6)
+    assert tree.flags[0] == {"control_tokens"}  # the table; blanks alone are ordinary
+    row = tree.token_weights(fast)[0]
+    assert fast.convert_tokens_to_ids("▁▁") in row["labels"]
+    assert fast.convert_tokens_to_ids("<table>") not in row["input_ids"]
