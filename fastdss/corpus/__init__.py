@@ -1,1 +1,4 @@
-"""Scoring whole data sets: ``rows`` -> ``scorer`` -> ``store``, driven by ``run`` through one of ``engines``."""
+"""Whole data sets: rows are read, scored and stored, in this process, on ranks or in a cluster.
+It may import star and all below.
+Start with run.py, which drives rows.py -> scorer.py -> store.py through one of engines.py.
+"""

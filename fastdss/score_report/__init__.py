@@ -1,1 +1,4 @@
-"""``fastdss report``: one self-contained HTML page of what a guard saw in a folder of scores."""
+"""``fastdss report``: stored scores as one HTML page without foreign script.
+It may import corpus and pages.
+Start with page.py; data.py is what the page shows; the .js and .css files are its behaviour.
+"""
