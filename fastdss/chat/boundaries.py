@@ -19,12 +19,10 @@ _ANYWHERE = "。！？｡．।॥؟۔։።፧៕។၊။༎།᠃᠉꓿"
 _CLOSING = "\"'”’»)\\]）」』】〉》"
 _SENTENCE_END = re.compile(rf"(?:[{_ANYWHERE}][{_ANYWHERE}.!?…]*|[.!?…‼⁇⁈⁉]+[{_ANYWHERE}]*)[{_CLOSING}]*|(?P<line>\n)")
 # What a point after it does not end; in lower case. Kept short: a wrong guess moves one boundary, it loses nothing.
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs ms mx prof rev gen col sgt capt lt st ste mt ft no nr vol pp p fig eq sec ch ed eds cf al vs viz approx "
-    "inc ltd co corp dept univ est e.g i.e eg ie a.k.a u.s u.k jan feb mar apr jun jul aug sep sept oct nov dec "
-    "z.b d.h u.a bzw ca usw ggf evtl hr fr str abs art bsp vgl sog mme mlle m p.ex sr sra srta ud uds av dott sig "
-    "т.е т.д т.п г ул им".split()
-)
+_ABBREVIATED = """dr mr mrs ms mx prof rev gen col sgt capt lt ste mt nr vol pp fig eq ed eds cf vs viz approx inc ltd
+corp dept univ est e.g i.e eg ie a.k.a u.s u.k jan feb apr aug sept oct nov dec z.b d.h u.a bzw ca usw ggf evtl abs bsp
+vgl sog mme mlle p.ex sr sra srta uds dott т.е т.д т.п ул"""
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _BEFORE_POINT = re.compile(r"[\w.\-]*$")
 
 
