@@ -40,10 +40,14 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a turn writes as one text, in the order in which a policy writes it, and the pieces of it."""
+    """What a turn writes as one text, in the order in which a policy writes it, and the pieces of it.
+
+    ``text[:said]`` is what stands before the calls.
+    """
 
     text: str
     parts: list[Part]
+    said: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Turn:
             parts.append(Part("reasoning", thought, self.content.index(thought)))
         if self.content[max(rest, 0) :]:
             parts.append(Part("content", self.content[max(rest, 0) :], abs(rest)))
+        said = len(text)
         for call in self.calls:
             name = json.dumps(call.name, ensure_ascii=False)[1:-1]
             text += ("\n" if text else "") + '{"name": "'
@@ -101,7 +106,12 @@ class Turn:
             text += ', "arguments": '
             parts.append(Part("arguments", call.arguments_text, len(text)))
             text += call.arguments_text + "}"
-        return Answer(text, parts)
+        return Answer(text, parts, said)
+
+    def is_trained_at(self, place: int) -> bool:
+        """Whether the character of ``answer`` that ends at ``place`` is one to be learnt."""
+        begin = 0 if not self.reasoning else self.answer.said - len(self.content)
+        return not any(start < place - begin <= end for start, end in self.untrained)
 
     def record(self) -> Message:
         """The turn as plain JSON, with the keys that it needs; ``formats`` reads it back."""
@@ -159,7 +169,7 @@ class Conversation:
         return "every answer of the assistant is marked as not to be trained, or empty"
 
     def before(self, t: int) -> list[Message]:
-        """What a guard that reads text sees before turn ``t``: roles and texts, calls as JSON, tools in a system turn."""
+        """What a guard that reads text sees before turn ``t``: calls as JSON, tools in a system turn."""
         seen = [{"role": turn.role, "content": _as_text(turn)} for turn in self.turns[:t]]
         if self.tools:
             tools = json.dumps(list(self.tools), ensure_ascii=False)

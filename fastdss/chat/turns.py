@@ -114,7 +114,8 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
         content = [content]
     if not isinstance(content, Sequence):
         raise TypeError(f"{place}: expected text, got {type(content).__name__}")
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for number, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
         text = part if isinstance(part, str) else _part_text(part) if isinstance(part, Mapping) else None
@@ -145,10 +146,11 @@ def _calls(place: str, given: Mapping[str, Any]) -> tuple[Call, ...]:
 
 def _call(place: str, call: Any) -> Call:
     function = call.get("function", call) if isinstance(call, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f"{place}: a tool call without the name of a function")
-    arguments = next((function[key] for key in ("arguments", "parameters") if not is_missing(function.get(key))), {})
+    arguments: Any = next(
+        (function[key] for key in ("arguments", "parameters") if not is_missing(function.get(key))), {}
+    )
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments) if arguments.strip() else {}
@@ -160,7 +162,7 @@ def _call(place: str, call: Any) -> Call:
     else:
         raise TypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
     given = call.get("id")
-    return Call(name, arguments, given if isinstance(given, str) and given else None)
+    return Call(function["name"], arguments, given if isinstance(given, str) and given else None)
 
 
 def _written_calls(place: str, text: str) -> tuple[Call, ...]:

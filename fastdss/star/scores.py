@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.chat.conversation import plain
 from fastdss.chat.encoder import Conversation
 
 from . import view
-from .align import Scored, TokenWeights, align
+from .align import Scored, ScoredTurn, TokenWeights, align
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,7 @@ class StarScores:
             raise ValueError(
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
-        rows = [
-            Scored(
-                self.histories[i],
-                self.responses[i],
-                self.ends[i],
-                [0.0] * len(self.ends[i]) if "failed" in self.flags[i] else self.scores[i].tolist(),
-                "truncated" not in self.flags[i],
-            )
-            for i in range(len(self))
-        ]
+        rows = [self._scored(places) for places in self._conversations()]
         return align(
             rows,
             tokenizer,
@@ -98,3 +90,25 @@ class StarScores:
             max_length=max_length,
             truncation_side=truncation_side,
         )
+
+    def _conversations(self) -> list[list[int]]:
+        """Places of the rows that judge turns of one conversation, in the order of its turns."""
+        found: dict[int, list[int]] = {}
+        for place in range(len(self)):
+            found.setdefault(self.rows[place] if self.rows else place, []).append(place)
+        return list(found.values())
+
+    def _scored(self, places: list[int]) -> Scored:
+        """One conversation with all its judged turns; the last of them has the others among what came before it."""
+        last = places[-1]
+        chat = plain([*self.histories[last], {"role": "assistant", "content": self.responses[last]}])
+        turns = [
+            ScoredTurn(
+                len(self.histories[i]),
+                self.ends[i],
+                [0.0] * len(self.ends[i]) if "failed" in self.flags[i] else self.scores[i].tolist(),
+                "truncated" not in self.flags[i],
+            )
+            for i in places
+        ]
+        return Scored(chat, turns)
