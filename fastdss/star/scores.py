@@ -79,7 +79,7 @@ class StarScores:
             raise ValueError(
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
-        rows = [self._scored(places) for places in self._conversations()]
+        rows = self.scored_conversations()
         return align(
             rows,
             tokenizer,
@@ -91,12 +91,12 @@ class StarScores:
             truncation_side=truncation_side,
         )
 
-    def _conversations(self) -> list[list[int]]:
-        """Places of the rows that judge turns of one conversation, in the order of its turns."""
+    def scored_conversations(self) -> list[Scored]:
+        """One conversation for all of its judged turns."""
         found: dict[int, list[int]] = {}
         for place in range(len(self)):
             found.setdefault(self.rows[place] if self.rows else place, []).append(place)
-        return list(found.values())
+        return [self._scored(places) for places in found.values()]
 
     def _scored(self, places: list[int]) -> Scored:
         """One conversation with all its judged turns; the last of them has the others among what came before it."""

@@ -134,7 +134,7 @@ def test_padding_keeps_positions_aligned(side):
 
 def test_a_template_that_rewrites_the_response_is_an_error():
     upper = "{% for m in messages %}<|start|>{{ m['content'] | upper }}<|end|>{% endfor %}"
-    with pytest.raises(ValueError, match=r"row 0: .*rewrites the text of message 1"):
+    with pytest.raises(ValueError, match=r"row 0: .*rewrites the text of message"):
         scored("You can call her.", [7, 17], [0.5, 0.25]).token_weights(make_tokenizer(), template=upper)
 
 
