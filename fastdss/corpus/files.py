@@ -1,0 +1,179 @@
+"""Records of files, one at a time and with flat memory, each with its line where the file has lines.
+
+Whatever is wrong with a record is that record's (``Unreadable``); what is wrong with a file is a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+ROWS_AT_ONCE = 64
+PEEKED = 1 << 16  # bytes by which a file's layout is known
+KINDS = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+_PACKED = (".gz", ".zst", ".xz", ".bz2")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A record that is none, and SHA-256 of what stands in its place."""
+
+    reason: str
+    digest: str
+
+
+class Found(NamedTuple):
+    """A record and the line of its file on which it begins, None where a file has no lines."""
+
+    record: Mapping[str, Any] | Unreadable
+    line: int | None = None
+
+
+def kind_of(name: str) -> str | None:
+    """How a file is read, by its suffixes in any case; None where no reader knows it."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
+    """Records of a local file or of a URL that fsspec knows.
+
+    Raises ``ValueError`` for a file that does not exist, is of no known kind, or is a Git LFS pointer.
+    """
+    from .csv_files import read_csv
+    from .json_files import read_json
+    from .tables import read_arrow, read_parquet
+
+    kind = kind_of(path)
+    if kind is None:
+        raise ValueError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(_PACKED)}), or a folder")
+    with opened(path) as file:
+        begun = file.peek(256)[:256]
+        if begun.startswith(_POINTER):
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
+            )
+        if kind == "json":
+            yield from read_json(path, file, max_bytes, split)
+        elif kind == "csv":
+            yield from read_csv(path, file)
+        else:
+            readers: dict[str, Callable] = {"parquet": read_parquet, "arrow": read_arrow}
+            with _seekable(path, file) as whole:
+                yield from readers[kind](path, whole)
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+@contextmanager
+def opened(path: str) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, unpacked; Windows' and others' compressed files by their suffix."""
+    if is_url(path):
+        import fsspec
+
+        try:
+            raw = fsspec.open(path, "rb").open()
+        except (ImportError, ValueError, OSError) as error:
+            raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {error}") from None
+    else:
+        if not Path(path).exists():
+            raise ValueError(f"{path} does not exist")
+        if not Path(path).is_file():  # what was read once from a pipe would never come again
+            raise ValueError(f"{path}: expected a file that can be read twice, not a pipe or device")
+        raw = Path(path).open("rb", buffering=PEEKED)  # noqa: SIM115
+    with raw, _unpacked(path, raw) as file:
+        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, PEEKED)
+
+
+@contextmanager
+def _unpacked(path: str, raw: Any) -> Iterator[Any]:
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise ValueError(f"{path} needs zstandard: pip install zstandard ({error})") from None
+        file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+    else:
+        unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)
+        file = raw if unpack is None else unpack(raw, "rb")
+    try:
+        yield file
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: its compression is damaged ({type(error).__name__})") from None
+    except OSError as error:
+        if suffix == ".bz2":
+            raise ValueError(f"{path}: its compression is damaged ({error})") from None
+        raise
+    finally:
+        if file is not raw:
+            file.close()
+
+
+@contextmanager
+def _seekable(path: str, file: BinaryIO) -> Iterator[Any]:
+    """Tables are read from both ends: what was packed or lies elsewhere goes to a temporary file first."""
+    if not is_url(path) and PurePosixPath(path).suffix.lower() not in _PACKED:
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        while part := file.read(1 << 20):
+            copy.write(part)
+        copy.seek(0)
+        yield copy
+
+
+def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers disagree on which of two values counts: what was scored need not be what is trained on."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return record
+
+
+def too_long(size: int, limit: int) -> str:
+    return f"{size} bytes exceed the limit of {limit} bytes per row (--max-bytes)"
+
+
+def without_text(error: BaseException) -> str:
+    """What an error says; a decoding error quotes bytes and is told by its position alone."""
+    if isinstance(error, UnicodeError):
+        return f"not valid UTF-8 (position {getattr(error, 'start', '?')})"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error)
+
+
+def lines_of(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | Unreadable]]:
+    """Numbered lines that are not blank; one of more than ``max_bytes`` is never held whole."""
+    number = 0
+    while line := file.readline(min(max_bytes + 1, sys.maxsize)):
+        number += 1
+        if len(line) > max_bytes and not line.endswith(b"\n"):
+            digest, size = hashlib.sha256(line), len(line)
+            while more := file.readline(1 << 20):
+                digest.update(more)
+                size += len(more)
+                if more.endswith(b"\n"):
+                    break
+            yield number, Unreadable(too_long(size, max_bytes), digest.hexdigest())
+        elif line.strip():
+            yield number, line
