@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from fastdss.errors import UserError
+
 ROLES = ("system", "user", "assistant", "tool")  # those that chat templates know
 WHICH_TURNS = ("last", "all")
 _THINKING = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*", re.DOTALL)
@@ -156,7 +158,7 @@ class Conversation:
     def judged(self, which: str) -> list[int]:
         """The turns to judge: all trained ones, or the last of them."""
         if which not in WHICH_TURNS:
-            raise ValueError(f"turns: expected one of {', '.join(WHICH_TURNS)}, got {which!r}")
+            raise UserError(f"turns: expected one of {', '.join(WHICH_TURNS)}, got {which!r}")
         return self.trained if which == "all" else self.trained[-1:]
 
     def why_untrained(self) -> str:

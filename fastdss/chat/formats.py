@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastdss.errors import UserError, UserTypeError
+
 from .conversation import Conversation, Turn
 from .turns import TURN_KEYS, check_text, is_missing, parsed, read_turn
 
@@ -112,7 +114,7 @@ def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format
     if system is not None:
         turns = _with_system(system, turns)
     if not turns:
-        raise ValueError("expected a non-empty list of messages, got none")
+        raise UserError("expected a non-empty list of messages, got none")
     return Reading(Conversation(tuple(turns), tools), found.name, record.unused, sorted(record.keys))
 
 
@@ -124,7 +126,7 @@ def choose_format(record: Record, columns: Columns = COLUMNS, format: str = "aut
     for entry in FORMATS:
         if entry.fits(record):
             return entry
-    raise ValueError(
+    raise UserError(
         f"expected {columns.messages!r}, or {columns.prompt!r} and {columns.response!r}, or the columns of another "
         f"format; it has {names_of(record.values)}"
     )
@@ -132,7 +134,7 @@ def choose_format(record: Record, columns: Columns = COLUMNS, format: str = "aut
 
 def check_format(format: str) -> None:
     if format != "auto" and format not in BY_NAME:
-        raise ValueError(f"format: expected one of auto, {', '.join(BY_NAME)}, got {format!r}")
+        raise UserError(f"format: expected one of auto, {', '.join(BY_NAME)}, got {format!r}")
 
 
 def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
@@ -154,9 +156,9 @@ def _listed(record: Record, name: str, value: Any) -> list[Turn]:
         try:
             value = parsed(value)
         except ValueError as error:
-            raise ValueError(f"{name}: expected a list of messages, got {error}") from None
+            raise UserError(f"{name}: expected a list of messages, got {error}") from None
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(
+        raise UserTypeError(
             f"{name}: expected a non-empty list of messages, got {type(value).__name__}"
             if not isinstance(value, Mapping)
             else f"{name}: expected a mapping per message in a list, got one mapping"
@@ -172,7 +174,7 @@ def _listed(record: Record, name: str, value: Any) -> list[Turn]:
 def _messages(record: Record) -> list[Turn]:
     name = record.first(_MESSAGES)
     if name is None:
-        raise ValueError(f"expected one of the columns {', '.join(_MESSAGES)}; it has {names_of(record.values)}")
+        raise UserError(f"expected one of the columns {', '.join(_MESSAGES)}; it has {names_of(record.values)}")
     return _listed(record, name, record.take(name))
 
 
@@ -207,7 +209,7 @@ def _pair(record: Record) -> list[Turn]:
     prompt_name, answer_name = record.first(_PROMPTS), record.first(_ANSWERS)
     if prompt_name is None or answer_name is None:
         missing = f"one of {', '.join(_PROMPTS)}" if prompt_name is None else f"one of {', '.join(_ANSWERS)}"
-        raise ValueError(f"expected a column {missing}; it has {names_of(record.values)}")
+        raise UserError(f"expected a column {missing}; it has {names_of(record.values)}")
     prompt, answer = record.take(prompt_name), record.take(answer_name)
     turns = _history(record)
     if _is_list(prompt):
@@ -238,7 +240,7 @@ def _history(record: Record) -> list[Turn]:
             turns.append(read_turn(number, pair))
             continue
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise TypeError(f"history {number}: expected a pair of question and answer")
+            raise UserTypeError(f"history {number}: expected a pair of question and answer")
         turns += [
             read_turn(number, {"role": role, "content": text})
             for role, text in zip(("user", "assistant"), pair, strict=True)
@@ -258,7 +260,7 @@ def _preference(record: Record) -> list[Turn]:
     if all(turn.role == "assistant" for turn in turns):
         name = record.first(_PROMPTS)
         if name is None:
-            raise ValueError(f"chosen is an answer alone: expected one of {', '.join(_PROMPTS)} beside it")
+            raise UserError(f"chosen is an answer alone: expected one of {', '.join(_PROMPTS)} beside it")
         prompt = record.take(name)
         before = _listed(record, name, prompt) if _is_list(prompt) else _asked(name, prompt)
         turns = [*before, *turns]
@@ -287,7 +289,7 @@ def _kto(record: Record) -> list[Turn]:
     """An answer with a thumb up is trained, one with a thumb down is not."""
     label = record.take("label")
     if label not in (0, 1):
-        raise ValueError(f"label: expected true or false, got {type(label).__name__}")
+        raise UserError(f"label: expected true or false, got {type(label).__name__}")
     turns = _messages(record) if record.first(_MESSAGES) else _pair(record)
     return turns if label else [*turns[:-1], replace(turns[-1], train=False)]
 
@@ -295,7 +297,7 @@ def _kto(record: Record) -> list[Turn]:
 def _ultrachat(record: Record) -> list[Turn]:
     said = record.take("data")
     if isinstance(said, str) or not isinstance(said, Sequence):
-        raise TypeError(f"data: expected a list of texts, got {type(said).__name__}")
+        raise UserTypeError(f"data: expected a list of texts, got {type(said).__name__}")
     return [
         read_turn(index, {"role": ("user", "assistant")[index % 2], "content": text}) for index, text in enumerate(said)
     ]
@@ -305,7 +307,7 @@ def _oasst(record: Record) -> list[Turn]:
     """A path of a tree of messages, as ``gathered`` makes it."""
     path = record.take("oasst_path")
     if path is None:
-        raise ValueError("oasst: expected rows of a tree, read from a file")
+        raise UserError("oasst: expected rows of a tree, read from a file")
     for name in ("text", "role", "message_id", "parent_id", "message_tree_id", "user_id", "created_date"):
         record.used.add(name)
     return [read_turn(index, message) for index, message in enumerate(path)]
@@ -319,12 +321,12 @@ def _tools(record: Record) -> tuple[Any, ...]:
         try:
             tools = parsed(tools)
         except ValueError as error:
-            raise ValueError(f"tools: expected a list of definitions, got {error}") from None
+            raise UserError(f"tools: expected a list of definitions, got {error}") from None
     if tools is None:
         return ()
     tools = [tools] if isinstance(tools, Mapping) else tools
     if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise TypeError(f"tools: expected a list of definitions, got {type(tools).__name__}")
+        raise UserTypeError(f"tools: expected a list of definitions, got {type(tools).__name__}")
     return tuple(parsed(tool) if isinstance(tool, str) else tool for tool in tools)
 
 
@@ -347,7 +349,7 @@ def _is_list(value: Any) -> bool:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected text, got {type(value).__name__}")
+        raise UserTypeError(f"{name}: expected text, got {type(value).__name__}")
     return value
 
 

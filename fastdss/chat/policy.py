@@ -15,6 +15,8 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from fastdss.errors import UserError
+
 from .conversation import Conversation, Message, Part, Turn
 from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
 
@@ -219,7 +221,7 @@ class PolicyChat:
         text = encoding.text
         own = [(placed[word], found) for word, found in draft.fields.items() if found.turn == t and word in placed]
         if not own:
-            raise ValueError(f"the policy's chat template writes nothing of message {t}")
+            raise UserError(f"the policy's chat template writes nothing of message {t}")
         spans = sorted(placed[word] for word, found in draft.fields.items() if found.turn != t and word in placed)
         first, last = own[0][0][0], own[-1][0][1]
         before = max((end for _, end in spans if end <= first), default=0)
@@ -279,7 +281,7 @@ def _check_all_there(skeleton: str, fields: Mapping[str, _Field]) -> None:
     for word, found in fields.items():
         if word not in skeleton and found.kind != "reasoning":  # templates drop what was thought before a question
             what = "a tool call" if found.kind == "name" else "the text"
-            raise ValueError(
+            raise UserError(
                 f"the policy's chat template drops or rewrites {what} of message {found.turn}: its tokens cannot be "
                 "aligned"
             )
@@ -300,20 +302,20 @@ def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str,
         forms = dict.fromkeys([shown, shown.strip(), shown.lstrip(), shown.rstrip()])
         found = next((form for form in forms if text.startswith(form + frame, position)), None)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"the policy's chat template rewrites the text of message {fields[word].turn}, so its tokens cannot be "
                 "aligned"
             )
         placed[word] = position, position + len(found)
         position = _past(text, position + len(found), frame)
     if position != len(text):
-        raise ValueError("the policy's chat template writes other frames around other texts")
+        raise UserError("the policy's chat template writes other frames around other texts")
     return placed
 
 
 def _past(text: str, position: int, frame: str) -> int:
     if not text.startswith(frame, position):
-        raise ValueError("the policy's chat template writes other frames around other texts")
+        raise UserError("the policy's chat template writes other frames around other texts")
     return position + len(frame)
 
 
@@ -331,7 +333,7 @@ def _arguments(text: str, room: tuple[int, int, int], arguments: Any, part: Part
     forms = (lambda s: s.strip(), lambda s: json.dumps(s)[1:-1], lambda s: json.dumps(s, ensure_ascii=False)[1:-1])
     lost = any(not any(form(value) in region for form in forms) for value in nested_strings(arguments))
     if lost or len(region) * len(part.text) > _MATCHED:
-        raise ValueError("the policy's chat template rewrites the arguments of a tool call")
+        raise UserError("the policy's chat template rewrites the arguments of a tool call")
     blocks = SequenceMatcher(None, region, part.text, autojunk=False).get_matching_blocks()
     return [Piece(name + b.a, name + b.a + b.size, part.begin + b.b) for b in blocks if b.size]
 

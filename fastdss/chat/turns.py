@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastdss.errors import UserError, UserTypeError
+
 from .conversation import ROLES, Call, Turn
 
 MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
@@ -31,28 +33,28 @@ def read_turn(index: int, message: Any) -> Turn:
     """A turn; raises ``ValueError`` or ``TypeError`` that name its place and what was expected, never the text."""
     place = f"message {index}"
     if not isinstance(message, Mapping):
-        raise TypeError(
+        raise UserTypeError(
             f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value', "
             f"got {type(message).__name__}"
         )
     given = {key: value for key, value in message.items() if not is_missing(value)}
     named = next((given[key] for key in _ROLE_KEYS if key in given), None)
     if not isinstance(named, str):
-        raise TypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
+        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
     role = KNOWN_ROLES.get(named.strip().lower())
     if role is None:
-        raise ValueError(f"{place}: unknown role, expected one of {', '.join(KNOWN_ROLES)}")
+        raise UserError(f"{place}: unknown role, expected one of {', '.join(KNOWN_ROLES)}")
     content, thoughts = _content(place, given)
     calls = _calls(place, given)
     if named.strip().lower() == "function_call" and not calls:
         calls, content = _written_calls(place, content), ""
     if calls and role != "assistant":
-        raise ValueError(f"{place}: only the assistant calls tools, got calls in a turn of the role {role!r}")
+        raise UserError(f"{place}: only the assistant calls tools, got calls in a turn of the role {role!r}")
     reasoning = next((given[key] for key in _REASONING_KEYS if key in given), thoughts)
     if not isinstance(reasoning, str):
-        raise TypeError(f"{place}: expected reasoning of text, got {type(reasoning).__name__}")
+        raise UserTypeError(f"{place}: expected reasoning of text, got {type(reasoning).__name__}")
     if reasoning.strip() and role != "assistant":
-        raise ValueError(f"{place}: only the assistant reasons, got reasoning in a turn of the role {role!r}")
+        raise UserError(f"{place}: only the assistant reasons, got reasoning in a turn of the role {role!r}")
     train, untrained = _trained(place, given, content)
     turn = Turn(
         role,
@@ -71,11 +73,11 @@ def read_turn(index: int, message: Any) -> Turn:
 def check_text(place: str, text: str) -> None:
     """``ValueError`` for text that no tokenizer can be given."""
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{place}: {len(text)} characters exceed the limit of {MAX_CHARACTERS}")
+        raise UserError(f"{place}: {len(text)} characters exceed the limit of {MAX_CHARACTERS}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: lone surrogate at character {error.start}; not valid text") from None
+        raise UserError(f"{place}: lone surrogate at character {error.start}; not valid text") from None
 
 
 def is_missing(value: Any) -> bool:
@@ -88,13 +90,13 @@ def parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise UserError("nested too deeply") from None
     except ValueError:
         pass
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError("text that is neither JSON nor Python's notation of a list") from None
+        raise UserError("text that is neither JSON nor Python's notation of a list") from None
 
 
 def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
@@ -106,21 +108,21 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
         if not any(key in given for key in (*_CALL_KEYS, *_REASONING_KEYS)) and not any(
             key in given for key in _CONTENT_KEYS
         ):
-            raise TypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
+            raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
         return "", ""
     if isinstance(content, str):
         return content, ""
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, Sequence):
-        raise TypeError(f"{place}: expected text, got {type(content).__name__}")
+        raise UserTypeError(f"{place}: expected text, got {type(content).__name__}")
     texts: list[str] = []
     thoughts: list[str] = []
     for number, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
         text = part if isinstance(part, str) else _part_text(part) if isinstance(part, Mapping) else None
         if not isinstance(text, str) or kind not in (*_TEXT_PARTS, "thinking", "reasoning"):
-            raise ValueError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
+            raise UserError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)
 
@@ -140,14 +142,14 @@ def _calls(place: str, given: Mapping[str, Any]) -> tuple[Call, ...]:
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, Sequence):
-        raise TypeError(f"{place}: expected a list of tool_calls, got {type(calls).__name__}")
+        raise UserTypeError(f"{place}: expected a list of tool_calls, got {type(calls).__name__}")
     return tuple(_call(place, call) for call in calls)
 
 
 def _call(place: str, call: Any) -> Call:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise ValueError(f"{place}: a tool call without the name of a function")
+        raise UserError(f"{place}: a tool call without the name of a function")
     arguments: Any = next(
         (function[key] for key in ("arguments", "parameters") if not is_missing(function.get(key))), {}
     )
@@ -160,7 +162,7 @@ def _call(place: str, call: Any) -> Call:
     elif isinstance(arguments, Mapping):
         arguments = {key: value for key, value in arguments.items() if value is not None}  # Arrow's empty fields
     else:
-        raise TypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
+        raise UserTypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
     given = call.get("id")
     return Call(function["name"], arguments, given if isinstance(given, str) and given else None)
 
@@ -170,7 +172,7 @@ def _written_calls(place: str, text: str) -> tuple[Call, ...]:
     try:
         calls = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"{place}: a function_call that is no JSON") from None
+        raise UserError(f"{place}: a function_call that is no JSON") from None
     return tuple(_call(place, call) for call in (calls if isinstance(calls, list) else [calls]))
 
 
@@ -179,7 +181,7 @@ def _trained(place: str, given: Mapping[str, Any], content: str) -> tuple[bool, 
     for key in _TRAIN_KEYS:
         if key in given:
             if given[key] not in (0, 1):
-                raise ValueError(f"{place}: {key}: expected 0, 1, false or true, got {type(given[key]).__name__}")
+                raise UserError(f"{place}: {key}: expected 0, 1, false or true, got {type(given[key]).__name__}")
             train = train and bool(given[key])
     details = given.get("training_detail") or ()
     spans = []
@@ -187,11 +189,9 @@ def _trained(place: str, given: Mapping[str, Any], content: str) -> tuple[bool, 
         try:
             begin, end, kept = int(detail["begin_offset"]), int(detail["end_offset"]) + 1, bool(detail["train"])
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{place}: training_detail: expected begin_offset, end_offset and train") from None
+            raise UserError(f"{place}: training_detail: expected begin_offset, end_offset and train") from None
         if not 0 <= begin < end <= len(content):
-            raise ValueError(
-                f"{place}: training_detail: {begin} to {end - 1} lies outside of {len(content)} characters"
-            )
+            raise UserError(f"{place}: training_detail: {begin} to {end - 1} lies outside of {len(content)} characters")
         if not kept:
             spans.append((begin, end))
     merged: list[tuple[int, int]] = []
@@ -208,7 +208,7 @@ def _text_or_none(place: str, key: str, given: Mapping[str, Any]) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise TypeError(f"{place}: {key}: expected text, got {type(value).__name__}")
+        raise UserTypeError(f"{place}: {key}: expected text, got {type(value).__name__}")
     check_text(place, value)
     return value
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from fastdss.chat.formats import fits_columns
+from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
 
@@ -38,7 +39,7 @@ class _Lines:
         line = self.file.readline(_LONGEST_RECORD)
         self.size += len(line)
         if self.size >= _LONGEST_RECORD:
-            raise ValueError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
+            raise UserError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
         if not line:
             raise StopIteration
         self.record.append(line)
@@ -70,7 +71,7 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
         try:
             names = next(csv.reader(_and_then(first, lines), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
-            raise ValueError(f"{path}: its header is no record of CSV: {error}") from None
+            raise UserError(f"{path}: its header is no record of CSV: {error}") from None
         check_names(path, names)
         lines.end_record()
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -127,4 +128,4 @@ def check_names(path: str, names: list[str]) -> None:
     """``ValueError`` where two columns have one name: which of them counts, readers decide differently."""
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}")
+            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")

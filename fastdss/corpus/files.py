@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from fastdss.errors import UserError
+
 ROWS_AT_ONCE = 64
 PEEKED = 1 << 16  # bytes by which a file's layout is known
 KINDS = {
@@ -62,11 +64,11 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
 
     kind = kind_of(path)
     if kind is None:
-        raise ValueError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(_PACKED)}), or a folder")
+        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(_PACKED)}), or a folder")
     with opened(path) as file:
         begun = file.peek(256)[:256]
         if begun.startswith(_POINTER):
-            raise ValueError(
+            raise UserError(
                 f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
             )
         if kind == "json":
@@ -92,12 +94,12 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
         try:
             raw = fsspec.open(path, "rb").open()
         except (ImportError, ValueError, OSError) as error:
-            raise ValueError(f"{path} cannot be opened: {type(error).__name__}: {error}") from None
+            raise UserError(f"{path} cannot be opened: {type(error).__name__}: {error}") from None
     else:
         if not Path(path).exists():
-            raise ValueError(f"{path} does not exist")
+            raise UserError(f"{path} does not exist")
         if not Path(path).is_file():  # what was read once from a pipe would never come again
-            raise ValueError(f"{path}: expected a file that can be read twice, not a pipe or device")
+            raise UserError(f"{path}: expected a file that can be read twice, not a pipe or device")
         raw = Path(path).open("rb", buffering=PEEKED)  # noqa: SIM115
     with raw, _unpacked(path, raw) as file:
         yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, PEEKED)
@@ -110,7 +112,7 @@ def _unpacked(path: str, raw: Any) -> Iterator[Any]:
         try:
             import zstandard
         except ImportError as error:
-            raise ValueError(f"{path} needs zstandard: pip install zstandard ({error})") from None
+            raise UserError(f"{path} needs zstandard: pip install zstandard ({error})") from None
         file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     else:
         unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)
@@ -118,10 +120,10 @@ def _unpacked(path: str, raw: Any) -> Iterator[Any]:
     try:
         yield file
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: its compression is damaged ({type(error).__name__})") from None
+        raise UserError(f"{path}: its compression is damaged ({type(error).__name__})") from None
     except OSError as error:
         if suffix == ".bz2":
-            raise ValueError(f"{path}: its compression is damaged ({error})") from None
+            raise UserError(f"{path}: its compression is damaged ({error})") from None
         raise
     finally:
         if file is not raw:
@@ -145,7 +147,7 @@ def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers disagree on which of two values counts: what was scored need not be what is trained on."""
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
+        raise UserError("a name occurs twice in an object")
     return record
 
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from fastdss.chat.formats import fits_columns
+from fastdss.errors import UserError
 
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
 
@@ -133,7 +134,7 @@ def _array(path: str, prefix: str) -> Iterator[Found]:
         except (ijson.JSONError, ValueError, RecursionError) as error:
             reason = without_text(error) if isinstance(error, UnicodeError | RecursionError) else type(error).__name__
             reason = str(error) if "occurs twice" in str(error) else reason
-            raise ValueError(f"{path}: not JSON after {count} objects of its array ({reason})") from None
+            raise UserError(f"{path}: not JSON after {count} objects of its array ({reason})") from None
 
 
 def _past_mark(file: io.BufferedReader) -> io.BufferedReader:
@@ -173,19 +174,19 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
     names, lists = _top_level(path)
     if lists and not fits_columns(names):
         if split is not None and split not in lists:
-            raise ValueError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
+            raise UserError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
         if split is None and len(lists) > 1:
-            raise ValueError(f"{path} holds the splits {', '.join(lists)}: name one by --split")
+            raise UserError(f"{path} holds the splits {', '.join(lists)}: name one by --split")
         yield from _array(path, f"{split or lists[0]}.item")
         return
     with opened(path) as file:
         content = file.read(_LARGEST_OBJECT + 1)
     if len(content) > _LARGEST_OBJECT:
-        raise ValueError(f"{path}: one object of more than {_LARGEST_OBJECT} bytes; save it as JSON Lines")
+        raise UserError(f"{path}: one object of more than {_LARGEST_OBJECT} bytes; save it as JSON Lines")
     try:
         whole = json.loads(content.decode("utf-8-sig"), object_pairs_hook=each_name_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {without_text(error)}") from None
+        raise UserError(f"{path}: not JSON: {without_text(error)}") from None
     yield from (Found(record) for record in _records(path, whole))
 
 
@@ -203,7 +204,7 @@ def _top_level(path: str) -> tuple[list[str], list[str]]:
                 elif event == "start_map" and names and place == f"{names[-1]}.item" and lists[-1:] != names[-1:]:
                     lists.append(names[-1])
         except ijson.JSONError:
-            raise ValueError(f"{path}: neither one JSON object a line nor one JSON object in all") from None
+            raise UserError(f"{path}: neither one JSON object a line nor one JSON object in all") from None
     return names, lists
 
 

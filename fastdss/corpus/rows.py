@@ -17,6 +17,7 @@ from typing import Any
 from fastdss.chat import oasst
 from fastdss.chat.conversation import WHICH_TURNS, Conversation
 from fastdss.chat.formats import COLUMNS, Columns, Reading, check_format, read_record
+from fastdss.errors import UserError
 
 from .files import Found, Unreadable, too_long, without_text
 from .sources import Source, expand, read_source
@@ -43,9 +44,9 @@ class DataOptions:
     def __post_init__(self) -> None:
         check_format(self.format)
         if self.turns not in WHICH_TURNS:
-            raise ValueError(f"turns: expected one of {', '.join(WHICH_TURNS)}, got {self.turns!r}")
+            raise UserError(f"turns: expected one of {', '.join(WHICH_TURNS)}, got {self.turns!r}")
         if self.max_bytes < 1:
-            raise ValueError(f"max_bytes: expected at least 1, got {self.max_bytes}")
+            raise UserError(f"max_bytes: expected at least 1, got {self.max_bytes}")
 
 
 DATA = DataOptions()
@@ -168,7 +169,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
         size += sum(len(turn.answer.text.encode()) for turn in conversation.turns)
         size += len(json.dumps(conversation.tools, default=str)) if conversation.tools else 0
         if size > options.max_bytes:
-            raise ValueError(too_long(size, options.max_bytes))
+            raise UserError(too_long(size, options.max_bytes))
         digest = conversation.digest
     except (ValueError, TypeError, RecursionError) as error:
         reason = f"{place}: {without_text(error)}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError, UserTypeError
+
 from .files import KINDS, Found, is_url, kind_of, read_file
 from .tables import is_saved, read_memory, read_saved
 
@@ -61,7 +63,7 @@ def read_source(source: Source, max_bytes: int, split: str | None = None) -> Ite
             return read_saved(str(path))
         return read_file(str(source), max_bytes, split)
     if isinstance(source, Iterator):
-        raise TypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
+        raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
     table = read_memory(source)
     return table if table is not None else (Found(record) for record in source)
 
@@ -72,7 +74,7 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(part.name for part in folder.iterdir() if is_saved(part))
         if split not in splits:
-            raise ValueError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
+            raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
         return [folder / split]
     files = sorted(
         path
@@ -83,16 +85,16 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
         and path.name not in ("dataset_info.json", "dataset_infos.json")
     )
     if not files:
-        raise ValueError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")
+        raise UserError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")
     by_split: dict[str, list[Source]] = {}
     for path in files:
         by_split.setdefault(split_of(path.relative_to(folder)), []).append(path)
     if split is None and len(by_split) == 1:
         return next(iter(by_split.values()))
     if split is None:
-        raise ValueError(f"{folder} holds the splits {', '.join(sorted(by_split))}: name one by --split")
+        raise UserError(f"{folder} holds the splits {', '.join(sorted(by_split))}: name one by --split")
     if split not in by_split:
-        raise ValueError(f"split: {folder} holds {', '.join(sorted(by_split))}, got {split!r}")
+        raise UserError(f"split: {folder} holds {', '.join(sorted(by_split))}, got {split!r}")
     return by_split[split]
 
 
@@ -114,12 +116,12 @@ def _from_hub(name: str, split: str | None, config: str | None) -> Source:
     except Exception as error:  # the Hub's library raises a dozen kinds, with texts that tell what to do
         if isinstance(error, KeyboardInterrupt | MemoryError):
             raise
-        raise ValueError(
+        raise UserError(
             f"{name} is no file here, and the Hub gives no such data set ({type(error).__name__}: {error}); "
             "--config and --split name a part of one"
         ) from None
     if isinstance(dataset, DatasetDict):
         if len(dataset) > 1:
-            raise ValueError(f"{name} holds the splits {', '.join(dataset)}: name one by --split")
+            raise UserError(f"{name} holds the splits {', '.join(dataset)}: name one by --split")
         return next(iter(dataset.values()))
     return dataset

@@ -18,47 +18,79 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.formats import Columns
+from fastdss.errors import UserError, UserTypeError
 from fastdss.files import write_atomically
 
-from .rows import Columns, FailedRow, Row, Source, judged, read_rows
+from .rows import DataOptions, FailedRow, Row, Source, read_rows
 
 MANIFEST = "manifest.json"
-_HOLDS = ("columns", "counts", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
+_HOLDS = ("counts", "data", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
 
 
-class DamagedShard(ValueError):
+class ForeignManifestError(UserTypeError):
+    """A manifest that fastdss did not write: its folder is somebody else's."""
+
+
+class DamagedShard(UserError):
     """A shard that is truncated, altered, or not what its name says."""
 
 
 @dataclass(frozen=True)
-class ScoredRow:
-    """``scores[k]``: P(safe) of the response up to character ``ends[k]``. Where ``error`` says why there are none, both
-    are empty and ``"failed"`` is among the flags."""
+class ScoredTurn:
+    """``scores[k]``: P(safe) of the turn's answer up to character ``ends[k]``. Where ``error`` says why there are none,
+    both are empty and ``"failed"`` is among the flags."""
 
-    id: str
-    content_hash: str
+    turn: int
     scores: list[float]
     ends: list[int]
     flags: list[str]
-    error: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """The judged turns of a conversation. Where ``error`` says why nothing of it was judged, there are none;
+    ``left_out`` says that nothing of it is to be trained, so that there was nothing to judge."""
+
+    id: str
+    content_hash: str
+    turns: list[ScoredTurn]
+    error: str | None = None
+    left_out: bool = False
+
+    @property
+    def scored(self) -> list[ScoredTurn]:
+        """The turns that have scores."""
+        return [turn for turn in self.turns if turn.error is None]
+
+    @property
+    def reason(self) -> str | None:
+        """Why the row has no score at all; None where a turn has one."""
+        return None if self.scored else self.error or next((turn.error for turn in self.turns), None)
+
+    @staticmethod
+    def unpacked(record: dict[str, Any]) -> ScoredRow:
+        """From plain lists and mappings, as ``dataclasses.asdict`` and Arrow make them."""
+        return ScoredRow(**{**record, "turns": [ScoredTurn(**turn) for turn in record["turns"]]})
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
     """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged, and
-    ``TypeError`` where it is something else's."""
+    ``ForeignManifestError`` where it is something else's."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no scores: there is no {MANIFEST}") from None
+        raise UserError(f"{folder} holds no scores: there is no {MANIFEST}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); score again, finished shards are used") from error
+        raise UserError(f"{path} is damaged ({error}); score again, finished shards are used") from error
     if not isinstance(manifest, dict) or any(name not in manifest for name in _HOLDS):
-        raise TypeError(f"{path} was not written by fastdss score; use another folder")
+        raise ForeignManifestError(f"{path} was not written by fastdss score; use another folder")
     return manifest
 
 
@@ -76,33 +108,37 @@ def read_scores(folder: str | Path) -> Iterator[ScoredRow]:
     shards = Shards(Path(folder) / manifest["entry"])
     for name in manifest["shards"]:
         if not shards.path(name).exists():
-            raise ValueError(f"{folder} is not finished: shard {name} is missing; run the same command again")
+            raise UserError(f"{folder} is not finished: shard {name} is missing; run the same command again")
         yield from shards.read(name)
 
 
-def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row, ScoredRow]]:
-    """``zip(judged(read_rows(sources), turns), read_scores(folder))``, each pair with the same ``content_hash``.
+def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row | FailedRow, ScoredRow]]:
+    """``zip(read_rows(sources), read_scores(folder))``, each pair with the same ``content_hash``.
 
-    sources: the scored input, by default where the manifest says it was. A row that could not be read has an empty
-    history and response; its score says why. Raises ``ValueError`` where the input was edited or reordered since.
+    sources: the scored input, by default where the manifest says it was. Raises ``ValueError`` where the input was
+    edited or reordered since.
     """
     manifest = load_manifest(folder)
     if sources is None:
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
-            raise ValueError(f"{folder}: its input was no file; pass it as sources")
-    read = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
-    rows = judged(read, manifest["options"].get("turns", "last"))  # older manifests have no turns
-    scored = read_scores(folder)
-    for score in scored:
+            raise UserError(f"{folder}: its input was no file; pass it as sources")
+    rows = read_rows(sources, data_options(manifest))
+    for score in read_scores(folder):
         row = next(rows, None)
         if row is None or row.content_hash != score.content_hash:
-            raise ValueError(
+            raise UserError(
                 f"the input is not what was scored: row {score.id!r} is missing, edited or elsewhere; score it again"
             )
-        yield (Row(row.id, [], "", row.content_hash) if isinstance(row, FailedRow) else row), score
+        yield row, score
     if next(rows, None) is not None:
-        raise ValueError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
+        raise UserError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
+
+
+def data_options(manifest: dict[str, Any]) -> DataOptions:
+    """How the input of these scores was read."""
+    data = dict(manifest["data"])
+    return DataOptions(columns=Columns(**data.pop("columns")), **data)
 
 
 def shard_name(rows: Iterable[tuple[str, str]]) -> str:
@@ -134,7 +170,7 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_schema())
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         write_atomically(self.path(name), sink.getvalue())
@@ -149,7 +185,7 @@ class Shards:
             with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
                 table = file.read()
             table.validate(full=True)
-            rows = [ScoredRow(**record) for record in table.to_pylist()]
+            rows = [ScoredRow.unpacked(record) for record in table.to_pylist()]
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise
@@ -172,14 +208,20 @@ class Shards:
 def _schema() -> Any:
     import pyarrow as pa
 
+    turn = [
+        ("turn", pa.int32()),
+        ("scores", pa.list_(pa.float32())),
+        ("ends", pa.list_(pa.int32())),
+        ("flags", pa.list_(pa.string())),
+        ("error", pa.string()),
+    ]
     return pa.schema(
         [
             ("id", pa.string()),
             ("content_hash", pa.string()),
-            ("scores", pa.list_(pa.float32())),
-            ("ends", pa.list_(pa.int32())),
-            ("flags", pa.list_(pa.string())),
+            ("turns", pa.list_(pa.struct(turn))),
             ("error", pa.string()),
+            ("left_out", pa.bool_()),
         ]
     )
 
@@ -200,7 +242,7 @@ def only_writer(folder: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None
                 fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(held[-1], 200).decode(errors="replace") or "another process"
-                raise ValueError(f"{folder} is being written by {holder}; wait for it or use another folder") from None
+                raise UserError(f"{folder} is being written by {holder}; wait for it or use another folder") from None
         os.ftruncate(held[-1], 0)
         os.write(held[-1], f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

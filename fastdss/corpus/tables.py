@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError
+
 from .csv_files import check_names
 from .files import ROWS_AT_ONCE, Found, Unreadable, without_text
 
@@ -22,7 +24,7 @@ def read_parquet(path: str, file: Any) -> Iterator[Found]:
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from _rows(batch)
     except (pa.ArrowException, UnicodeError) as error:  # not all of which are ValueErrors
-        raise ValueError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
+        raise UserError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
 
 
 def read_arrow(path: str, file: Any) -> Iterator[Found]:
@@ -48,7 +50,7 @@ def read_arrow(path: str, file: Any) -> Iterator[Found]:
             for start in range(0, len(batch), ROWS_AT_ONCE):
                 yield from _rows(batch.slice(start, ROWS_AT_ONCE))
     except (pa.ArrowException, UnicodeError) as error:
-        raise ValueError(f"{path}: not to be read as Arrow: {without_text(error)}") from None
+        raise UserError(f"{path}: not to be read as Arrow: {without_text(error)}") from None
 
 
 def read_saved(path: str) -> Iterator[Found]:
@@ -72,7 +74,7 @@ def read_memory(source: Any) -> Iterator[Found] | None:
     """Rows of what lies in memory as a table; None for anything else."""
     name = f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
     if name in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
-        raise ValueError(f"the DatasetDict holds the splits {', '.join(source)}: give one of them")
+        raise UserError(f"the DatasetDict holds the splits {', '.join(source)}: give one of them")
     if name == "datasets.Dataset":
         return read_dataset(source)
     if name == "pandas.DataFrame":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdss.chat.conversation import Conversation, Turn
 from fastdss.chat.policy import PolicyChat
+from fastdss.errors import UserError
 
 IGNORE = -100
 Row = dict[str, list]
@@ -64,7 +65,7 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
     """Rows of ``TokenWeights`` as tensors ``[B, T]``: long, and float32 for the weights; padding is ignored by the
     loss."""
     if side not in ("left", "right"):
-        raise ValueError(f"side: expected 'left' or 'right', got {side!r}")
+        raise UserError(f"side: expected 'left' or 'right', got {side!r}")
     length = max((len(row["input_ids"]) for row in rows), default=0)
     length = -(-length // multiple_of) * multiple_of
     batch = {}
@@ -108,18 +109,18 @@ def align(
 ) -> TokenWeights:
     """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
     if across not in _ACROSS:
-        raise ValueError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
+        raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
     if truncation_side not in ("left", "right"):
-        raise ValueError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
+        raise UserError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
     if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length: expected a positive integer, got {max_length}")
+        raise UserError(f"max_length: expected a positive integer, got {max_length}")
     policy = PolicyChat(tokenizer, template=template, template_kwargs=template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored, first_row):
         try:
             row = align_conversation(policy, item, _ACROSS[across], end_of_turn)
         except ValueError as error:
-            raise ValueError(f"row {index}: {error}") from error
+            raise UserError(f"row {index}: {error}") from error
         cut = max_length is not None and len(row["input_ids"]) > max_length
         if cut and max_length is not None:
             keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
@@ -169,18 +170,18 @@ def _check_scored(turn: Turn, judged: ScoredTurn) -> None:
     place = f"turn {judged.turn}: "
     ends, scores, text = judged.ends, judged.scores, turn.answer.text
     if len(scores) != len(ends) or not ends:
-        raise ValueError(f"{place}expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
+        raise UserError(f"{place}expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
     bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
     if bad is not None:
-        raise ValueError(f"{place}scores[{bad}] = {scores[bad]}: must be in [0, 1]")
+        raise UserError(f"{place}scores[{bad}] = {scores[bad]}: must be in [0, 1]")
     bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= len(text)), None)
     if bad is not None:
-        raise ValueError(
+        raise UserError(
             f"{place}ends[{bad}] = {ends[bad]}: must ascend and lie within the answer's {len(text)} characters"
         )
     length = len(text.rstrip())
     if judged.complete and ends[-1] < length:
-        raise ValueError(
+        raise UserError(
             f"{place}the last boundary is {ends[-1]}, but the answer's text ends at {length}: score it anew"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastdss.chat.conversation import Conversation
 from fastdss.chat.formats import read_record
 from fastdss.chat.turns import parsed
+from fastdss.errors import RowError, UserError
 from fastdss.star.align import Scored, ScoredTurn
 
 
@@ -28,15 +29,15 @@ def read_scored(index: int, row: Mapping[str, Any]) -> Scored:
         if star is None and any(row.get(name) is None for name in ("scores", "ends")):
             missing = [name for name in ("scores", "ends") if row.get(name) is None]
             missing = ["star"] if "star" in row else missing
-            raise ValueError(f"it has no {' and no '.join(missing)}; it has {sorted(row)}: drop the row, or score it")
+            raise UserError(f"it has no {' and no '.join(missing)}; it has {sorted(row)}: drop the row, or score it")
         conversation = read_record(row).conversation
         if star is None:
             return Scored(conversation, [_last_turn(conversation, row)])
         if not star:
-            raise ValueError("it has no scores (star is empty): drop the row, or score it anew")
+            raise UserError("it has no scores (star is empty): drop the row, or score it anew")
         return Scored(conversation, [_turn(conversation, judged) for judged in star])
     except (TypeError, ValueError) as error:
-        raise type(error)(f"row {index}: {error}") from None
+        raise RowError(index, error.reason if isinstance(error, RowError) else str(error)) from None
 
 
 def scored_rows(scores: Any) -> Iterator[Scored]:
@@ -51,28 +52,28 @@ def _last_turn(conversation: Conversation, row: Mapping[str, Any]) -> ScoredTurn
     last = len(conversation.turns) - 1
     role = conversation.turns[last].role
     if role != "assistant":
-        raise ValueError(f"expected the last turn to be the assistant's, got {role!r}")
+        raise UserError(f"expected the last turn to be the assistant's, got {role!r}")
     return _checked(last, row["ends"], row["scores"], row.get("flags"))
 
 
 def _turn(conversation: Conversation, judged: Any) -> ScoredTurn:
     if not isinstance(judged, Mapping) or any(judged.get(name) is None for name in ("turn", "ends", "scores")):
-        raise ValueError("star: expected turn, ends and scores in each of its entries")
+        raise UserError("star: expected turn, ends and scores in each of its entries")
     t = judged["turn"]
     if not isinstance(t, int) or not 0 <= t < len(conversation.turns) or conversation.turns[t].role != "assistant":
-        raise ValueError(f"star: turn {t} is no turn of the assistant among {len(conversation.turns)} messages")
+        raise UserError(f"star: turn {t} is no turn of the assistant among {len(conversation.turns)} messages")
     text = judged.get("text")
     if text is not None and text != conversation.turns[t].answer.text:
-        raise ValueError(f"star: the text that was scored is not that of message {t}: score it anew")
+        raise UserError(f"star: the text that was scored is not that of message {t}: score it anew")
     return _checked(t, judged["ends"], judged["scores"], judged.get("flags"))
 
 
 def _checked(turn: int, ends: Any, scores: Any, flags: Any) -> ScoredTurn:
     scores, ends, flags = list(scores), list(ends), list(flags if flags is not None else ())
     if len(scores) != len(ends) or not ends:
-        raise ValueError(f"expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}")
+        raise UserError(f"expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}")
     if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
-        raise ValueError("scores and ends must be numbers: drop the row, or score it anew")
+        raise UserError("scores and ends must be numbers: drop the row, or score it anew")
     if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
-        raise ValueError(f"it has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
+        raise UserError(f"it has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
     return ScoredTurn(turn, ends, scores, "truncated" not in flags)
