@@ -1,4 +1,4 @@
-"""The command line: `fastdss demo`, `score`, `report`, `merge` and `train`."""
+"""The command line: `fastdss demo`, `check`, `score`, `report`, `merge` and `train`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from .corpus.commands import add_merge, add_score
+from .corpus.commands import add_check, add_merge, add_score
 from .demo.command import add_demo
+from .errors import UserError
 from .score_report.command import add_report
 from .train.run.command import add_train
 from .version import __version__
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_demo(commands)
+    add_check(commands)
     add_score(commands)
     add_report(commands)
     add_merge(commands)
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
     try:
         return int(args.run(args) or 0)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it
         if args.traceback:
             raise
         print(f"fastdss {args.command}: {error}", file=sys.stderr)

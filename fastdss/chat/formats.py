@@ -14,6 +14,7 @@ from typing import Any
 from fastdss.errors import UserError, UserTypeError
 
 from .conversation import Conversation, Turn
+from .record import COLUMNS, Columns, Record, names_of
 from .turns import TURN_KEYS, check_text, is_missing, parsed, read_turn
 
 JOIN = "\n"  # between an instruction and its input or context, as LLaMA-Factory has it
@@ -24,61 +25,6 @@ _CONTEXTS = ("context", "input")
 _SYSTEMS = ("system", "system_prompt")
 _REASONING = ("reasoning_content", "thinking")
 _ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
-_SCORES = ("star", "scores", "ends", "flags", "error")  # what fastdss itself writes beside a conversation
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns where they are not those of a known format. ``id`` is optional."""
-
-    prompt: str = "prompt"
-    response: str = "response"
-    messages: str = "messages"
-    id: str = "id"
-
-    @property
-    def names(self) -> tuple[str, str, str, str]:
-        return self.id, self.prompt, self.response, self.messages
-
-
-COLUMNS = Columns()
-
-
-class Record:
-    """A record's columns, without missing values; remembers which were used."""
-
-    def __init__(self, values: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
-        self.values = {name: value for name, value in values.items() if not is_missing(value)}
-        self.used = {
-            columns.id,
-            *(_SCORES if "star" in self.values or {"scores", "ends"} <= self.values.keys() else ()),
-        }
-        self.keys: set[str] = set()  # of turns, without use
-        renamed = {"prompt": columns.prompt, "response": columns.response, "messages": columns.messages}
-        self.renamed = {name: given for name, given in renamed.items() if given != name}
-
-    def __contains__(self, name: str) -> bool:
-        return self.renamed.get(name, name) in self.values
-
-    def first(self, names: Sequence[str]) -> str | None:
-        """The first of ``names`` that the record has and that was not used yet."""
-        return next((n for n in names if n in self and self.renamed.get(n, n) not in self.used), None)
-
-    def take(self, *names: str) -> Any:
-        """The value of the first of ``names`` that is there, or None; it counts as used."""
-        name = self.first(names)
-        if name is None:
-            return None
-        name = self.renamed.get(name, name)
-        self.used.add(name)
-        return self.values[name]
-
-    def peek(self, name: str) -> Any:
-        return self.values.get(self.renamed.get(name, name))
-
-    @property
-    def unused(self) -> list[str]:
-        return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
 
 
 @dataclass(frozen=True)
@@ -99,6 +45,7 @@ class Reading:
     format: str
     unused: list[str] = field(default_factory=list)
     unused_keys: list[str] = field(default_factory=list)
+    scored: bool = False  # the record holds scores already
 
 
 def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format: str = "auto") -> Reading:
@@ -115,7 +62,7 @@ def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format
         turns = _with_system(system, turns)
     if not turns:
         raise UserError("expected a non-empty list of messages, got none")
-    return Reading(Conversation(tuple(turns), tools), found.name, record.unused, sorted(record.keys))
+    return Reading(Conversation(tuple(turns), tools), found.name, record.unused, sorted(record.keys), record.scored)
 
 
 def choose_format(record: Record, columns: Columns = COLUMNS, format: str = "auto") -> Format:
@@ -143,13 +90,6 @@ def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
     return bool(known & set(names)) or {"text", "role", "parent_id"} <= set(names)
 
 
-def names_of(values: Mapping[str, Any]) -> str:
-    """Names of columns; those that are no names are counted only, because they may be text."""
-    names = [str(name) for name in values if re.fullmatch(r"[\w.\- ]{1,40}", str(name))][:12]
-    rest = len(values) - len(names)
-    return ", ".join(names) + (f" and {rest} more" if names and rest else "" if names else f"{rest} columns")
-
-
 def _listed(record: Record, name: str, value: Any) -> list[Turn]:
     """A list of messages, or its JSON, as turns."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -157,7 +97,7 @@ def _listed(record: Record, name: str, value: Any) -> list[Turn]:
             value = parsed(value)
         except ValueError as error:
             raise UserError(f"{name}: expected a list of messages, got {error}") from None
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise UserTypeError(
             f"{name}: expected a non-empty list of messages, got {type(value).__name__}"
             if not isinstance(value, Mapping)
@@ -344,7 +284,7 @@ def _is_list(value: Any) -> bool:
     """Whether it holds messages: a list, or the JSON of one."""
     if isinstance(value, str):
         return re.match(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:", value) is not None
-    return isinstance(value, Sequence)
+    return isinstance(value, Sequence) and not isinstance(value, bytes)
 
 
 def _text(name: str, value: Any) -> str:

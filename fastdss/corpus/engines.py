@@ -12,8 +12,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from fastdss.errors import UserError, missing_extra
 
 from .rows import FailedRow, Row
 from .scorer import Report, Scorer, score_readable
@@ -29,12 +31,16 @@ class Shard:
 
     def pack(self) -> dict[str, Any]:
         """The shard as a record of two plain columns, for engines with tables of their own."""
-        return {"name": self.name, "rows": json.dumps([vars(row) for row in self.rows])}
+        return {"name": self.name, "rows": json.dumps([_packed(row) for row in self.rows])}
 
     @staticmethod
     def unpack(record: Mapping[str, Any]) -> Shard:
         rows = json.loads(record["rows"])
-        return Shard(record["name"], [FailedRow(**row) if "reason" in row else Row(**row) for row in rows])
+        return Shard(record["name"], [FailedRow(**row) if "reason" in row else Row.unpacked(row) for row in rows])
+
+
+def _packed(row: Row | FailedRow) -> dict[str, Any]:
+    return row.packed() if isinstance(row, Row) else asdict(row)
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ def place_in_job() -> tuple[int, int]:
     try:
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        raise ValueError("engine='ranks' needs RANK and WORLD_SIZE: start it with torchrun or accelerate") from None
+        raise UserError("engine='ranks' needs RANK and WORLD_SIZE: start it with torchrun or accelerate") from None
     if not 0 <= rank < ranks:
-        raise ValueError(f"expected a rank below {ranks}, got {rank}")
+        raise UserError(f"expected a rank below {ranks}, got {rank}")
     return rank, ranks
 
 
@@ -134,7 +140,7 @@ def run_ray(job: Job) -> None:
         import ray.data
         import ray.util.client
     except ImportError as error:
-        raise RuntimeError(f"engine='ray' needs Ray: pip install 'fastdss[scale]' ({error})") from error
+        raise missing_extra("engine='ray'", "scale", error) from error
     import pyarrow as pa
 
     if not ray.is_initialized():
@@ -151,7 +157,7 @@ def run_ray(job: Job) -> None:
     else:
         records = _scored_by_actors(blocks, job.scorer, actors, bool(gpus))
     for record in records:
-        rows = [ScoredRow(**row) for row in json.loads(record["rows"])]
+        rows = [ScoredRow.unpacked(row) for row in json.loads(record["rows"])]
         job.shards.write(record["name"], rows)
         job.report(len(rows))
 
@@ -197,7 +203,7 @@ class _Actor:
         records = []
         for shard in map(Shard.unpack, table.to_pylist()):
             scored = score_readable(self.scorer, shard.rows, lambda done: None)
-            records.append({"name": shard.name, "rows": json.dumps([vars(row) for row in scored])})
+            records.append({"name": shard.name, "rows": json.dumps([asdict(row) for row in scored])})
         return pa.Table.from_pylist(records, schema=_packed_schema())
 
 

@@ -154,14 +154,14 @@ def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth
     if depth > 200:
         raise RecursionError
     if event == "start_map":
-        pairs = []
+        pairs: list[tuple[str, Any]] = []
         for _, inner, key in events:
             if inner == "end_map":
                 return each_name_once(pairs)
             _, inner, value = next(events)
             pairs.append((key, _built(events, inner, value, depth + 1)))
     if event == "start_array":
-        values = []
+        values: list[Any] = []
         for _, inner, given in events:
             if inner == "end_array":
                 return values

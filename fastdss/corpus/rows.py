@@ -16,7 +16,8 @@ from typing import Any
 
 from fastdss.chat import oasst
 from fastdss.chat.conversation import WHICH_TURNS, Conversation
-from fastdss.chat.formats import COLUMNS, Columns, Reading, check_format, read_record
+from fastdss.chat.formats import Reading, check_format, read_record
+from fastdss.chat.record import COLUMNS, SCORES, Columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, too_long, without_text
@@ -138,8 +139,8 @@ def gathered(records: Iterable[Found]) -> Iterator[Found]:
 
 def _paths(records: Iterable[Found]) -> Iterator[Found]:
     def tree(found: Found) -> Any:
-        is_message = isinstance(found.record, Mapping) and oasst.is_message(found.record)
-        return oasst.tree_name(found.record) if is_message else found
+        record = found.record
+        return oasst.tree_name(record) if isinstance(record, Mapping) and oasst.is_message(record) else found
 
     for name, group in groupby(records, tree):
         if isinstance(name, Found):
@@ -180,6 +181,8 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
         has_answer = any(turn.role == "assistant" for turn in conversation.turns)
         return FailedRow(row_id, reason, digest, has_answer, found.line)
     others = {name: record[name] for name in reading.unused}
+    if reading.scored:
+        others |= {name: record[name] for name in SCORES if name in record}
     return Row(row_id, conversation, tuple(judged), digest, found.line, others, reading)
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdss.chat.boundaries import UNITS
+from fastdss.errors import RowError, UserError
+from fastdss.star.options import ScoringOptions
 
+from .columns import star_type
 from .guards import GuardSource
-from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, read_rows
-from .store import ScoredRow
+from .merge import star_of
+from .rows import DATA, DataOptions, FailedRow, Row, read_rows
+from .store import ScoredRow, ScoredTurn
+from .tables import listed
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
     from fastdss.star.guard import Guard
+    from fastdss.star.scoring import Judged
 
     GuardLike = str | Path | Guard
 
-SCORING_VERSION = 2  # raised when the same guard and options give other scores than before
+SCORING_VERSION = 3  # raised when the same guard and options give other scores than before
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
-_NAMED_ROW = re.compile(r"row (\d+)\b[:,]? *")
 
 Report = Callable[[int], None]  # told how many rows are new
 
@@ -43,75 +47,90 @@ class Scorer(Protocol):
 
 @dataclass
 class StarScorer:
-    """``scorer(batch)`` is ``batch``'s ``scores``, ``ends``, ``flags`` and ``error``, from ``star_scores``.
+    """``scorer(batch)`` is ``batch``'s columns ``star`` and ``error``, from ``star_scores``.
 
-    A batch maps columns to values: ``prompt`` (text or messages) and ``response``, or ``messages``. The result holds
-    one value per row: P(safe) of each prefix [K], its character ends [K], flags, and why a row has no scores, else
-    None. A row that cannot be scored has empty scores and the flag ``"failed"``, and takes no other row down. Of
-    ``messages`` the last turn is judged; every assistant's turn is ``score_dataset``'s ``turns="all"``.
+    A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
+    The result holds one value per row, as arrays of Arrow that have the same types in every batch: ``star``, for each
+    judged turn ``{turn, text, ends, scores, flags}`` (see ``merge``, and ``prepare_dss_dataset``, which reads it), and
+    ``error``, why a row or one of its turns has no scores, else null. A row without scores has an empty ``star``, and
+    takes no other row down. ``data`` says how rows are read, and which turns are judged.
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
     that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec`` and
-    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. ``every``, ``unit``, ``max_tokens``,
-    ``sharpen``, ``impl``, ``gemm``, ``budget``: see ``star_scores``. device: ``"auto"``, the current GPU, else the CPU.
+    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. options: see ``ScoringOptions``; ``every``,
+    ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``gemm`` and ``budget`` are shortcuts
+    to its fields. device: ``"auto"``, the current GPU, else the CPU.
 
     It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
     """
 
     guard: GuardLike | Sequence[GuardLike]
     _: KW_ONLY
-    combine: str = "mean"
-    every: int = 5
-    unit: str = "word"
-    max_tokens: int | None = None
-    sharpen: float | str = 1.0
+    options: ScoringOptions = field(default_factory=ScoringOptions)
+    every: InitVar[int | None] = None
+    unit: InitVar[str | None] = None
+    max_tokens: InitVar[int | None] = None
+    combine: InitVar[str | None] = None
+    sharpen: InitVar[float | str | None] = None
+    method: InitVar[str | None] = None
+    backend: InitVar[str | None] = None
+    gemm: InitVar[str | None] = None
+    budget: InitVar[int | None] = None
     spec: GuardSpec | str | None = None
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
-    impl: str = "auto"
-    gemm: str = "auto"
-    budget: int | None = None
-    columns: Columns = COLUMNS
-    max_bytes: int = MAX_BYTES
+    data: DataOptions = DATA
     _sources: list[GuardSource] = field(init=False, repr=False, compare=False)
     _loaded: list[Guard] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every: expected a positive integer, got {self.every!r}")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens: expected a positive integer, got {self.max_tokens}")
+    def __post_init__(
+        self,
+        every: int | None,
+        unit: str | None,
+        max_tokens: int | None,
+        combine: str | None,
+        sharpen: float | str | None,
+        method: str | None,
+        backend: str | None,
+        gemm: str | None,
+        budget: int | None,
+    ) -> None:
+        self.options = self.options.with_said(
+            every=every, unit=unit, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
+            backend=backend, gemm=gemm, budget=budget,
+        )  # fmt: skip
         guards: list[GuardLike] = []
         if isinstance(self.guard, str) or not isinstance(self.guard, Sequence):
             guards.append(self.guard)
         else:
             guards.extend(self.guard)
         if not guards:
-            raise ValueError("guard: expected at least one, got none")
+            raise UserError("guard: expected at least one, got none")
         how = {"spec": self.spec, "revision": self.revision, "dtype": None if self.dtype == "auto" else self.dtype}
         given = [name for name, value in how.items() if value is not None]
         if given and any(guard == "tiny" or not isinstance(guard, str | Path) for guard in guards):
-            raise ValueError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
+            raise UserError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
-            raise ValueError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
+            raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
         self._sources = [GuardSource(guard, self.spec, self.revision, self.dtype) for guard in guards]
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        columns = {
-            name: values.tolist() if hasattr(values, "tolist") else list(values) for name, values in batch.items()
-        }
-        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = list(read_rows([records], self.columns, max_bytes=self.max_bytes))
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        import pyarrow as pa
+
+        rows = list(read_rows([_records_of(batch)], self.data))
         scored = score_readable(self, rows, lambda done: None)
-        return {name: [getattr(row, name) for row in scored] for name in ("scores", "ends", "flags", "error")}
+        star = [
+            [] if isinstance(row, FailedRow) else star_of(row, found) for row, found in zip(rows, scored, strict=True)
+        ]
+        errors = [found.error or next((t.error for t in found.turns if t.error), None) for found in scored]
+        return {"star": pa.array(star, star_type()), "error": pa.array(errors, pa.string())}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
+        """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""
+        return self.__dict__ | {"_loaded": None, "_identity": json.dumps(self.identity(), sort_keys=True)}
 
     def score_rows(self, rows: Sequence[Row], report: Report) -> list[ScoredRow]:
         """Scores in the order of ``rows``, computed in batches of similar length; the same rows make the same batches.
@@ -129,7 +148,7 @@ class StarScorer:
     def identity(self) -> dict[str, Any]:
         """Guard, revision, template hash (``GuardSource.identity``) and options; of several guards lists, in order.
 
-        What moves scores by rounding alone (impl, gemm, budget, device) is left out.
+        What moves scores by rounding alone (method, backend, gemm, budget, device) is left out.
         """
         found = [source.identity() for source in self._sources]
         name, revision, template = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
@@ -138,11 +157,11 @@ class StarScorer:
             "revision": revision,
             "template_hash": template,
             "options": {
-                "every": self.every,
-                "unit": self.unit,
-                "max_tokens": self.max_tokens,
-                "combine": self.combine if len(found) > 1 else None,
-                "sharpen": self.sharpen,
+                "every": self.options.every,
+                "unit": self.options.unit,
+                "max_tokens": self.options.max_tokens,
+                "combine": self.options.combine if len(found) > 1 else None,
+                "sharpen": self.options.sharpen,
                 "dtype": self.dtype,
             },
             "scoring_version": SCORING_VERSION,
@@ -150,10 +169,10 @@ class StarScorer:
 
     def settle(self, earlier: Mapping[str, str]) -> dict[str, str]:
         """Choose the faster ``gemm`` once: measured anew, it may change within a run, and with it the last bits."""
-        if self.gemm == "auto" and "gemm" in earlier:
-            self.gemm = earlier["gemm"]
+        if self.options.gemm == "auto" and "gemm" in earlier:
+            self.options = self.options.with_said(gemm=earlier["gemm"])
         self._load()
-        return {"gemm": self.gemm}
+        return {"gemm": self.options.gemm}
 
     def _load(self) -> list[Guard]:
         if self._loaded is None:
@@ -161,42 +180,56 @@ class StarScorer:
             from fastdss.star.scoring import star_scores
 
             guards = [source.load(self.device) for source in self._sources]
-            if self.gemm == "auto":
+            if self.options.gemm == "auto":
                 layers = [layer for guard in guards for layer in eligible_layers(guard.model)]
-                self.gemm = "onednn" if layers and onednn_is_faster(layers) else "default"
-            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, **self._options())  # refuses bad options
+                faster = "onednn" if layers and onednn_is_faster(layers) else "default"
+                self.options = self.options.with_said(gemm=faster)
+            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)  # refuses bad ones
             self._loaded = guards
         return self._loaded
 
-    def _options(self) -> dict[str, Any]:
-        names = ("every", "unit", "max_tokens", "combine", "sharpen", "impl", "gemm", "budget")
-        return {name: getattr(self, name) for name in names}
-
     def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
-        """Scores of a batch. Where it fails, the row that the error names is tried alone, or halves are."""
+        """Scores of a batch."""
+        from fastdss.star.scoring import Judged
+
+        items = [Judged(row.conversation, turn, place, 0) for place, row in enumerate(rows) for turn in row.judged]
+        turns = iter(self._judged(items))
+        return [ScoredRow(row.id, row.content_hash, [next(turns) for _ in row.judged]) for row in rows]
+
+    def _judged(self, items: list[Judged]) -> list[ScoredTurn]:
+        """Scores of turns. Where they fail together, the one that the error names is tried alone, or halves are."""
         import torch
 
-        from fastdss.star.scoring import star_scores
+        from fastdss.star import scoring
 
-        batch: dict[str, list] = {"prompt": [row.history for row in rows], "response": [row.response for row in rows]}
+        if not items:
+            return []
+        numbered = [item._replace(name=name) for name, item in enumerate(items)]
         try:
-            star = star_scores(self._load(), batch, **self._options())
+            star = scoring.score_turns(self._load(), numbered, self.options)
         except (ValueError, TypeError, torch.OutOfMemoryError) as error:
-            if len(rows) == 1:
-                return [_failed(rows[0], _reason(error, rows[0]))]
-            named = _NAMED_ROW.match(str(error))
-            at = int(named[1]) if named and int(named[1]) < len(rows) else None
+            if len(items) == 1:
+                return [_failed_turn(items[0], _reason(error, items[0]))]
+            at = error.row if isinstance(error, RowError) and error.row < len(items) else None
             if at is None:
-                half = len(rows) // 2
-                return [*self._scored(rows[:half]), *self._scored(rows[half:])]
-            others = self._scored([*rows[:at], *rows[at + 1 :]])
-            return [*others[:at], *self._scored(rows[at : at + 1]), *others[at:]]
+                half = len(items) // 2
+                return [*self._judged(items[:half]), *self._judged(items[half:])]
+            others = self._judged([*items[:at], *items[at + 1 :]])
+            return [*others[:at], *self._judged(items[at : at + 1]), *others[at:]]
         return [
-            _failed(row, "the guard's logits are not finite")
-            if "failed" in flags
-            else ScoredRow(row.id, row.content_hash, scores.tolist(), ends, sorted(flags), None)
-            for row, scores, ends, flags in zip(rows, star.scores, star.ends, star.flags, strict=True)
+            _failed_turn(item, "the guard's logits are not finite")
+            if found.failed
+            else ScoredTurn(item.turn, found.scores.tolist(), found.ends, sorted(found.flags))
+            for item, found in zip(items, star, strict=True)
         ]
+
+
+def _records_of(batch: Any) -> Any:
+    """A batch of another library as what ``read_rows`` reads; a mapping of columns as its records."""
+    if not isinstance(batch, Mapping):
+        return batch
+    columns = {name: listed(values) for name, values in batch.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:
@@ -204,12 +237,12 @@ def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Repo
     readable = [row for row in rows if isinstance(row, Row)]
     scores = iter(scorer.score_rows(readable, report) if readable else ())
     report(len(rows) - len(readable))
-    return [next(scores) if isinstance(row, Row) else _failed(row, row.reason) for row in rows]
+    return [next(scores) if isinstance(row, Row) else _failed(row) for row in rows]
 
 
 def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows of similar length, short ones first, under a cap of rows and characters per batch."""
-    sizes = [len(row.response) + sum(len(turn["content"]) for turn in row.history) for row in rows]
+    sizes = [row.conversation.characters for row in rows]
     batch: list[int] = []
     room = BATCH_CHARACTERS
     for index in sorted(range(len(rows)), key=lambda index: (sizes[index], index)):
@@ -222,19 +255,24 @@ def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
         yield batch
 
 
-def _failed(row: Row | FailedRow, reason: str) -> ScoredRow:
-    return ScoredRow(row.id, row.content_hash, [], [], ["failed"], reason)
+def _failed(row: FailedRow) -> ScoredRow:
+    return ScoredRow(row.id, row.content_hash, [], row.reason, row.left_out)
 
 
-def _reason(error: Exception, row: Row) -> str:
+def _failed_turn(item: Judged, reason: str) -> ScoredTurn:
+    return ScoredTurn(item.turn, [], [], ["failed"], reason)
+
+
+def _reason(error: Exception, item: Judged) -> str:
     """The error without its place in the batch; one that quotes the row, as others' code might, is only named."""
-    text = _NAMED_ROW.sub("", str(error), count=1)
-    if isinstance(error, ValueError | TypeError) and not _quotes(text, row):
+    text = error.reason if isinstance(error, RowError) else str(error)
+    if isinstance(error, ValueError | TypeError) and not _quotes(text, item):
         return text
-    roles = ", ".join(turn["role"] for turn in row.history[-8:])
-    return f"{type(error).__name__} in a row of {len(row.response)} characters after the roles {roles}"
+    before = item.conversation.turns[max(item.turn - 8, 0) : item.turn]
+    roles = ", ".join(turn.role for turn in before)
+    return f"{type(error).__name__} in a response of {len(item.text)} characters after the roles {roles}"
 
 
-def _quotes(message: str, row: Row) -> bool:
-    words = {word for turn in row.history for word in turn["content"].split()} | set(row.response.split())
-    return any(len(word) > 8 and word in message for word in words)
+def _quotes(message: str, item: Judged) -> bool:
+    texts = [turn.answer.text for turn in item.conversation.turns[: item.turn + 1]]
+    return any(len(word) > 8 and word in message for text in texts for word in text.split())

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdss.chat.formats import Columns
+from fastdss.chat.record import Columns
 from fastdss.errors import UserError, UserTypeError
 from fastdss.files import write_atomically
 

@@ -90,7 +90,20 @@ def read_memory(source: Any) -> Iterator[Found] | None:
 def _frame(frame: Any) -> Iterator[Found]:
     check_names("the frame", [str(name) for name in frame.columns])
     for start in range(0, len(frame), ROWS_AT_ONCE):
-        yield from (Found(record) for record in frame.iloc[start : start + ROWS_AT_ONCE].to_dict("records"))
+        for record in frame.iloc[start : start + ROWS_AT_ONCE].to_dict("records"):
+            yield Found({str(name): listed(value) for name, value in record.items()})
+
+
+def listed(value: Any) -> Any:
+    """Arrays of numpy and Arrow, and its scalars, as lists and plain values, whatever they are nested in."""
+    for name in ("tolist", "to_pylist", "as_py"):
+        if hasattr(value, name):
+            return listed(getattr(value, name)())
+    if isinstance(value, list):
+        return [listed(inner) for inner in value]
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {name: listed(inner) for name, inner in value.items()}
+    return value if isinstance(value, str | Mapping | tuple) or not hasattr(value, "__iter__") else list(value)
 
 
 def _rows(batch: Any) -> Iterator[Found]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdss.errors import UserError, UserTypeError
+
 from .causal_lm import LMHead, lm_head
 from .split_params import gather_as_one
 
@@ -27,7 +29,7 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
     """
     outer = model.get_output_embeddings()
     if outer is None:
-        raise TypeError(f"{type(model).__name__} has no output embeddings")
+        raise UserTypeError(f"{type(model).__name__} has no output embeddings")
 
     def forward_of(layer: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
         def forward(hidden: Tensor) -> tuple[Tensor, ...]:
@@ -90,10 +92,12 @@ def _effective_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
     if hasattr(layer, "base_layer"):
         return _lora_weight(layer)
     if hasattr(layer, "token_adapter") or not isinstance(getattr(layer, "weight", None), Tensor):
-        raise TypeError(f"expected a linear output head, got {type(layer).__name__}")
+        raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
     weight, bias = layer.weight, getattr(layer, "bias", None)
     if not weight.is_floating_point():
-        raise TypeError(f"expected an output head in floating point, got {weight.dtype}: leave the head unquantized")
+        raise UserTypeError(
+            f"expected an output head in floating point, got {weight.dtype}: leave the head unquantized"
+        )
     return weight, bias
 
 
@@ -103,17 +107,17 @@ def _lora_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
 
     base = layer.base_layer
     if not isinstance(layer, Linear):
-        raise TypeError(f"the output head carries an adapter that fastdss cannot fold in: {type(layer).__name__}")
+        raise UserTypeError(f"the output head carries an adapter that fastdss cannot fold in: {type(layer).__name__}")
     if layer.merged or layer.disable_adapters:
         if layer.merged and layer.disable_adapters:
-            raise ValueError("the output head's adapter is merged and switched off: unmerge it first")
+            raise UserError("the output head's adapter is merged and switched off: unmerge it first")
         return base.weight, base.bias
     weight = base.weight
     for name in (name for name in layer.active_adapters if name in layer.lora_A):
         dropout = layer.lora_dropout[name]
         drops = layer.training and getattr(dropout, "p", 0.0) > 0
         if name in layer.lora_variant or layer.lora_bias.get(name, False) or drops:
-            raise TypeError(
+            raise UserTypeError(
                 "an adapter on the output head must be plain LoRA without dropout, bias or variants (DoRA, …): "
                 f"adapter {name!r} is not; take the head out of target_modules or put it in modules_to_save"
             )

@@ -5,14 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fastdss.chat.conversation import Conversation, Turn
+from fastdss.chat.conversation import Turn
 from fastdss.chat.policy import PolicyChat
-from fastdss.errors import UserError
+from fastdss.errors import RowError, UserError
+
+from .scored import ScoredConversation, ScoredResponse
 
 IGNORE = -100
 Row = dict[str, list]
@@ -79,24 +81,8 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
     return batch
 
 
-class ScoredTurn(NamedTuple):
-    """One judged turn of a conversation; ``complete`` is false when the guard did not see all of its answer."""
-
-    turn: int
-    ends: list[int]
-    scores: list[float]
-    complete: bool = True
-
-
-class Scored(NamedTuple):
-    """A conversation and its judged turns: those that are trained."""
-
-    conversation: Conversation
-    turns: list[ScoredTurn]
-
-
 def align(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredConversation],
     tokenizer: Any,
     *,
     template: str | None = None,
@@ -120,7 +106,7 @@ def align(
         try:
             row = align_conversation(policy, item, _ACROSS[across], end_of_turn)
         except ValueError as error:
-            raise UserError(f"row {index}: {error}") from error
+            raise RowError(index, error.reason if isinstance(error, RowError) else str(error)) from error
         cut = max_length is not None and len(row["input_ids"]) > max_length
         if cut and max_length is not None:
             keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
@@ -133,7 +119,7 @@ def align(
 
 def align_conversation(
     policy: PolicyChat,
-    item: Scored,
+    item: ScoredConversation,
     pick: Callable[[list[float]], float] = _ACROSS["last"],
     end_of_turn: bool = True,
 ) -> Row:
@@ -142,33 +128,33 @@ def align_conversation(
     An answer without text or call is no answer: it would teach the policy to end at once.
     """
     turns = item.conversation.turns
-    judged_turns = [judged for judged in item.turns if not turns[judged.turn].is_empty]
+    judged_turns = [judged for judged in item.turns if not turns[judged.place].is_empty]
     for judged in judged_turns:
-        _check_scored(turns[judged.turn], judged)
-    rendered = policy.render(item.conversation, [judged.turn for judged in judged_turns])
+        _check_scored(turns[judged.place], judged)
+    rendered = policy.render(item.conversation, [judged.place for judged in judged_turns])
     ids, offsets = rendered.encoding.ids, rendered.encoding.offsets
     labels = [IGNORE] * len(ids)
     weights = [0.0] * len(ids)
     for judged in judged_turns:
-        turn, written = turns[judged.turn], rendered.written[judged.turn]
-        reached = 0
+        turn, written = turns[judged.place], rendered.written[judged.place]
+        scores, reached = judged.scores.tolist(), 0
         for t in range(written.first, written.last + (not written.ended)):
             begin, end = offsets[t]
             reached = max(reached, end)  # tokenizers that trim whitespace off offsets may report an earlier end
             place = written.place(reached)
             if not turn.untrained or turn.is_trained_at(place):
                 labels[t] = ids[t]
-                weights[t] = _weight(judged, min(written.place(begin), place), place, pick)
+                weights[t] = _weight(judged, scores, min(written.place(begin), place), place, pick)
         if written.ended and end_of_turn:
             labels[written.last] = ids[written.last]
-            weights[written.last] = judged.scores[-1] if judged.complete else 0.0
+            weights[written.last] = scores[-1] if judged.complete else 0.0
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "token_weights": weights}
 
 
-def _check_scored(turn: Turn, judged: ScoredTurn) -> None:
+def _check_scored(turn: Turn, judged: ScoredResponse) -> None:
     """Scores of other text, or none at all, must not become weights: what was cut has to be this answer."""
-    place = f"turn {judged.turn}: "
-    ends, scores, text = judged.ends, judged.scores, turn.answer.text
+    place = f"turn {judged.place}: "
+    ends, scores, text = judged.ends, judged.scores.tolist(), turn.answer.text
     if len(scores) != len(ends) or not ends:
         raise UserError(f"{place}expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
     bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
@@ -186,7 +172,9 @@ def _check_scored(turn: Turn, judged: ScoredTurn) -> None:
         )
 
 
-def _weight(judged: ScoredTurn, begin: int, end: int, pick: Callable[[list[float]], float]) -> float:
+def _weight(
+    judged: ScoredResponse, scores: list[float], begin: int, end: int, pick: Callable[[list[float]], float]
+) -> float:
     """The score of the token that covers ``answer[begin:end]``; past what the guard saw, 0: the reference decides."""
     last = bisect_left(judged.ends, end)
     if last == len(judged.ends):
@@ -194,4 +182,4 @@ def _weight(judged: ScoredTurn, begin: int, end: int, pick: Callable[[list[float
             return 0.0
         last -= 1  # whitespace after the last boundary
     first = min(bisect_right(judged.ends, begin), last)
-    return pick(judged.scores[first : last + 1])
+    return pick(scores[first : last + 1])

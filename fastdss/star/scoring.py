@@ -6,27 +6,30 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastdss.chat.boundaries import UNITS, find_ends, tidy_ends
-from fastdss.chat.encoder import Conversation, check_conversation, text_spans
+from fastdss.chat.boundaries import find_ends, tidy_ends
+from fastdss.chat.conversation import Conversation, Message
+from fastdss.chat.encoder import text_spans
+from fastdss.chat.formats import fits_columns, read_record
+from fastdss.errors import RowError, UserError, UserTypeError
+from fastdss.guards.guard import GuardModel
 from fastdss.guards.known import choose_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
-from fastdss.prefix.cpu_linear import BACKENDS
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
-from fastdss.prefix.tree import PrefixTree, build_tree
+from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 
 from .guard import Guard
+from .options import ScoringOptions
+from .scored import Flag, ScoredResponse
 from .scores import StarScores
 
-IMPLS = ("auto", "tree", "triton", "reference")
-COMBINE = ("mean", "min")
-TURNS = ("last", "all")
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
 
@@ -37,17 +40,19 @@ def star_scores(
     *,
     tokenizer: Any = None,
     spec: GuardSpec | None = None,
-    every: int = 5,
-    unit: str = "word",
+    every: int | None = None,
+    unit: str | None = None,
     ends: Sequence[Sequence[int]] | None = None,
     unit_tokenizer: Any = None,
-    turns: str = "last",
+    turns: str | None = None,
     max_tokens: int | None = None,
-    combine: str = "mean",
-    sharpen: float | str = 1.0,
-    impl: str = "auto",
+    combine: str | None = None,
+    sharpen: float | str | None = None,
+    method: str | None = None,
+    backend: str | None = None,
     budget: int | None = None,
-    gemm: str = "auto",
+    gemm: str | None = None,
+    options: ScoringOptions | None = None,
     progress: bool = False,
 ) -> StarScores:
     """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
@@ -60,23 +65,55 @@ def star_scores(
 
     Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
     the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
-    character ends instead. ``max_tokens`` caps the rendering: longer prefixes are left out and the row is flagged;
-    without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature);
-    ``"paper"`` mimics the released code's sampling settings.
-
-    impl: ``"tree"`` computes each distinct token once, ``"triton"`` does so with one attention kernel per layer and
-    micro-batch, ``"auto"`` takes that on a GPU where it runs, ``"reference"`` makes one forward per prefix. ``budget``:
-    tokens per forward pass.
-    ``gemm``: on a CPU, the library that multiplies fp32 matrices (``"default"``, ``"onednn"``, or the faster one).
-    ``progress`` shows a bar. Errors name the row, never its text.
+    character ends instead. These, and ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``budget`` and
+    ``gemm``, are shortcuts to the fields of ``options``, see ``ScoringOptions``.
+    ``progress`` shows a bar. Errors name the row (``RowError``), never its text.
     """
+    options = (options or ScoringOptions()).with_said(
+        every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
+        backend=backend, budget=budget, gemm=gemm,
+    )  # fmt: skip
     guards = _guards(model, tokenizer, spec)
-    _check_numbers(every, sharpen, max_tokens, budget)
-    _check_choices(unit=unit, turns=turns, impl=impl, combine=combine, gemm=gemm)
-    rows, histories, responses = _read(batch, turns)
-    cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
+    judged = _read(batch, options.turns)
+    cuts = None if ends is None else _tidied(judged, ends)
+    return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
+
+
+class Judged(NamedTuple):
+    """A turn of a conversation to judge. Turns of one ``row`` stand together; errors call it ``name``."""
+
+    conversation: Conversation
+    turn: int
+    row: int
+    name: int
+
+    @property
+    def text(self) -> str:
+        return self.conversation.turns[self.turn].answer.text
+
+
+def score_turns(
+    guards: Sequence[GuardModel],
+    judged: Sequence[Judged],
+    options: ScoringOptions,
+    *,
+    cuts: list[list[int]] | None = None,
+    unit_tokenizer: Any = None,
+    progress: bool = False,
+) -> StarScores:
+    """Scores of turns, in their order; ``options.turns`` is not asked. Turns of one conversation share prefix trees
+    wherever that computes fewer tokens."""
+    histories = [item.conversation.before(item.turn) for item in judged]
+    responses = [item.text for item in judged]
+    if cuts is None:
+        tokenizer = unit_tokenizer or guards[0].tokenizer
+        how: dict[str, Any] = {"every": options.every, "unit": options.unit}
+        cuts = [find_ends(text, **how, spans=lambda text: text_spans(tokenizer, text)) for text in responses]
     forests = [
-        [_tree(guard, rows[i], histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))]
+        [
+            _tree(guard, item.name, history, text, cut, options.max_tokens)
+            for item, history, text, cut in zip(judged, histories, responses, cuts, strict=True)
+        ]
         for guard in guards
     ]
     kept = [
@@ -88,21 +125,59 @@ def star_scores(
     with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
             trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
-            logits = _logits(guard, trees, prompts, impl, budget, gemm, report)
-            opinions.append(_sharpened(guard, logits, sharpen))
+            shared, first = _sharing(trees, [item.row for item in judged])
+            logits = _logits(guard, shared, [prompts[i] for i in first], options, report)
+            opinions.append(_sharpened(guard, logits, options.sharpen))
     stacked = torch.stack(opinions)
-    combined = (stacked.mean(0) if combine == "mean" else stacked.amin(0)).float()
+    combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     scores = list(combined.split(kept))
-    flags = [_flags(guards, histories[i], responses[i], kept[i] < len(cuts[i]), scores[i]) for i in range(len(cuts))]
-    return StarScores(scores, [c[:k] for c, k in zip(cuts, kept, strict=True)], flags, histories, responses, rows)
+    return StarScores(
+        ScoredResponse(
+            histories[i],
+            responses[i],
+            scores[i],
+            cuts[i][: kept[i]],
+            _flags(guards, histories[i], responses[i], cuts[i], scores[i]),
+            item.row,
+            item.conversation,
+            item.turn,
+        )
+        for i, item in enumerate(judged)
+    )
 
 
-def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
-    if isinstance(model, Guard):
+def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree], list[int]]:
+    """Trees of one row joined where one trunk for both is fewer tokens; and which turn each tree begins with.
+
+    Where a guard reads whole conversations, what it reads of a turn begins the rendering of the next. Where it reads
+    the last exchange alone, two turns share the template's head and nothing else.
+    """
+    groups: list[list[int]] = []
+    for i, tree in enumerate(trees):
+        if groups and rows[groups[-1][0]] == rows[i]:
+            last = trees[groups[-1][-1]]
+            shared = shared_length(np.asarray(last.trunk), np.asarray(tree.trunk))
+            lengths = [start + len(tail) for start, tail in zip(last.starts, last.tails, strict=True)]
+            joined = sum(n - min(start, shared) for n, start in zip(lengths, last.starts, strict=True))
+            if joined < len(last.trunk) + sum(map(len, last.tails)):
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    found = [
+        trees[group[0]]
+        if len(group) == 1
+        else build_tree([trees[i].rendering(k) for i in group for k in range(trees[i].num_prefixes)])
+        for group in groups
+    ]
+    return found, [group[0] for group in groups]
+
+
+def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
+    if isinstance(model, GuardModel):
         return [model]
     if isinstance(model, Sequence):
-        if not model or not all(isinstance(guard, Guard) for guard in model):
-            raise TypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
+        if not model or not all(isinstance(guard, GuardModel) for guard in model):
+            raise UserTypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
         return list(model)
     name = getattr(model, "name_or_path", "")
     if tokenizer is None:
@@ -114,81 +189,46 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
     return [Guard(model, tokenizer, spec)]
 
 
-def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None, budget: int | None) -> None:
-    for name, value in (("every", every), ("max_tokens", max_tokens), ("budget", budget)):
-        optional = value is None and name != "every"
-        if not optional and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    if sharpen != "paper" and not (isinstance(sharpen, int | float) and 0 < sharpen < float("inf")):
-        raise ValueError(f"sharpen: expected a positive temperature or 'paper', got {sharpen!r}")
-
-
-def _check_choices(**chosen: str) -> None:
-    allowed_values = {"unit": UNITS, "turns": TURNS, "impl": IMPLS, "combine": COMBINE, "gemm": BACKENDS}
-    for name, value in chosen.items():
-        if value not in (allowed := allowed_values[name]):
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
-
-
-def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Conversation], list[str]]:
-    """Row numbers, histories and responses of the two batch formats."""
-    for name in ("prompt", "response", "messages"):
-        if name in batch and (isinstance(batch[name], str) or not hasattr(batch[name], "__len__")):
-            raise TypeError(
-                f"batch[{name!r}]: expected a list with one entry per row, got {type(batch[name]).__name__}"
-            )
-    if set(batch) >= {"prompt", "response"}:
-        prompts, answers = batch["prompt"], batch["response"]
-        if len(prompts) != len(answers):
-            raise ValueError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
-        chats = []
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            if not isinstance(prompt, Sequence):
-                raise TypeError(f"row {row}: expected a prompt of text or messages, got {type(prompt).__name__}")
-            history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            chats.append([*history, {"role": "assistant", "content": answer}])
-    elif "messages" in batch:
-        chats = list(batch["messages"])
-    else:
-        raise ValueError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
-    if not chats:
-        raise ValueError("batch: no rows")
-    chats = [check_conversation(row, chat) for row, chat in enumerate(chats)]
-    for row, chat in enumerate(chats):
-        if chat[-1]["role"] != "assistant":
-            raise ValueError(f"row {row}: the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
-    first = {"last": lambda chat: len(chat) - 1, "all": lambda chat: 0}[turns]
-    judged = [
-        (row, turn)
-        for row, chat in enumerate(chats)
-        for turn in range(first(chat), len(chat))
-        if chat[turn]["role"] == "assistant"
-    ]
-    rows = [row for row, _ in judged]
-    return rows, [chats[row][:turn] for row, turn in judged], [chats[row][turn]["content"] for row, turn in judged]
-
-
-def _cuts(
-    responses: list[str], every: int, unit: str, ends: Sequence[Sequence[int]] | None, tokenizer: Any
-) -> list[list[int]]:
-    if ends is None:
-        return [
-            find_ends(text, every=every, unit=unit, spans=lambda text: text_spans(tokenizer, text))
-            for text in responses
-        ]
-    if len(ends) != len(responses):
-        raise ValueError(f"ends: {len(ends)} rows for {len(responses)} responses")
-    tidied = []
-    for row, (text, given) in enumerate(zip(responses, ends, strict=True)):
+def _read(batch: Mapping[str, Sequence], turns: str) -> list[Judged]:
+    """The turns to judge of a batch of conversations in any known format."""
+    for name, values in batch.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
+    sizes = {name: len(values) for name, values in batch.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in sizes.items())}")
+    if not fits_columns(list(batch)):
+        raise UserError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
+    if not any(sizes.values()):
+        raise UserError("batch: no rows")
+    judged = []
+    for row, values in enumerate(zip(*batch.values(), strict=True)):
         try:
-            tidied.append(tidy_ends(text, given))
+            chat = read_record(dict(zip(batch, values, strict=True))).conversation
         except (TypeError, ValueError) as error:
-            raise type(error)(f"row {row}: {error}") from None
+            raise RowError(row, str(error)) from None
+        last = len(chat.turns) - 1
+        if chat.turns[last].role != "assistant":
+            raise RowError(row, f"the last turn must be the assistant's, it is the {chat.turns[last].role}'s")
+        chosen = [t for t, turn in enumerate(chat.turns) if turn.role == "assistant" and (turn.train or t == last)]
+        judged += [Judged(chat, t, row, row) for t in (chosen if turns == "all" else [last])]
+    return judged
+
+
+def _tidied(judged: Sequence[Judged], ends: Sequence[Sequence[int]]) -> list[list[int]]:
+    if len(ends) != len(judged):
+        raise UserError(f"ends: {len(ends)} rows for {len(judged)} responses")
+    tidied = []
+    for row, (item, given) in enumerate(zip(judged, ends, strict=True)):
+        try:
+            tidied.append(tidy_ends(item.text, given))
+        except (TypeError, ValueError) as error:
+            raise RowError(row, str(error)) from None
     return tidied
 
 
 def _tree(
-    guard: Guard, row: int, history: Conversation, response: str, ends: list[int], max_tokens: int | None
+    guard: GuardModel, row: int, history: list[Message], response: str, ends: list[int], max_tokens: int | None
 ) -> PrefixTree:
     """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
     limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
@@ -201,35 +241,41 @@ def _tree(
     try:
         (whole,) = rendered(ends[-1:])[1]
         if whole > limit and max_tokens is None:
-            raise ValueError(
+            raise UserError(
                 f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
             )
         if whole > limit:
             ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
         renderings, lengths = rendered(ends) if ends else ([], [])
     except ValueError as error:
-        raise ValueError(f"row {row}: {error}") from error
+        raise RowError(row, str(error)) from error
     kept = len(list(takewhile(lambda length: length <= limit, lengths)))
     if not kept:
-        raise ValueError(f"row {row}: even its first prefix exceeds {limit} tokens with the template and the prompt")
+        raise RowError(row, f"even its first prefix exceeds {limit} tokens with the template and the prompt")
     return build_tree(renderings[: kept * guard.readouts])
 
 
 def _logits(
-    guard: Guard, trees: list[PrefixTree], prompts: list[int], impl: str, budget: int | None, gemm: str, report: Report
+    guard: GuardModel, trees: list[PrefixTree], prompts: list[int], options: ScoringOptions, report: Report
 ) -> Tensor:
-    if impl == "reference":
+    if options.method == "per_prefix":
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    attend = {"auto": attend_packed, "tree": attend_in_order, "triton": attend_by_kernel}[impl]
+    attend = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel}[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
-        *rows, budget=budget, gemm=gemm, attend=attend, packed=guard.packed, kept=guard.head, report=report
+        *rows,
+        budget=options.budget,
+        gemm=options.gemm,
+        attend=attend,
+        packed=guard.packed,
+        kept=guard.head,
+        report=report,
     )
 
 
-def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
+def _sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tensor:
     if not isinstance(sharpen, str):
         return guard.scores(logits, sharpen)
     score = guard.scores(logits, _RELEASED_TEMPERATURE)
@@ -237,20 +283,21 @@ def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
 
 
 def _flags(
-    guards: list[Guard], history: Conversation, response: str, truncated: bool, scores: Tensor
-) -> frozenset[str]:
+    guards: Sequence[GuardModel], history: list[Message], response: str, cuts: list[int], scores: Tensor
+) -> frozenset[Flag]:
     texts = [*(message["content"] for message in history), response]
     found = {
-        "empty": not response.strip(),
-        "truncated": truncated,
-        "failed": not bool(torch.isfinite(scores).all()),
-        "control_tokens": any(guard.encoder.control_strings(text) for guard in guards for text in texts),
-        "delimiter": any(guard.quoted_delimiters(text) for guard in guards for text in texts),
+        Flag.EMPTY: not response.strip(),
+        Flag.TRUNCATED: len(scores) < len(cuts),
+        Flag.ONE_BOUNDARY: len(cuts) == 1 and bool(response.strip()),
+        Flag.FAILED: not bool(torch.isfinite(scores).all()),
+        Flag.CONTROL_TOKENS: any(guard.encoder.control_strings(text) for guard in guards for text in texts),
+        Flag.DELIMITER: any(guard.quoted_delimiters(text) for guard in guards for text in texts),
     }
     return frozenset(name for name, present in found.items() if present)
 
 
-def _numbered(histories: list[Conversation]) -> list[int]:
+def _numbered(histories: list[list[Message]]) -> list[int]:
     """Equal histories get equal numbers."""
     numbers: dict[tuple, int] = {}
     keys = [tuple((message["role"], message["content"]) for message in history) for history in histories]

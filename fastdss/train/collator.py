@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
-from fastdss.star.align import Scored, align
+from fastdss.star.align import align
+from fastdss.star.scored import ScoredConversation
 
 from .scored_rows import read_scored, scored_rows
 
@@ -56,7 +58,7 @@ class DSSCollator:
         _refuse_ragged(columns)
         documents = [self._documents(index, example) for index, example in enumerate(examples)]
         if not self.padding_free and any(len(lengths) > 1 for lengths in documents):
-            raise ValueError("packed examples (seq_lengths) need padding_free=True")
+            raise UserError("packed examples (seq_lengths) need padding_free=True")
         columns["labels"] = [_without_firsts(*pair) for pair in zip(columns["labels"], documents, strict=True)]
         if self.kl_scale > 0 and {"token_weights", "ref_logprobs"} <= columns.keys():
             _refuse_improbable(columns)
@@ -74,23 +76,23 @@ class DSSCollator:
 
     def _names(self, examples: Sequence[Mapping[str, Any]]) -> list[str]:
         if not examples:
-            raise ValueError("examples: expected at least one, got none")
+            raise UserError("examples: expected at least one, got none")
         names = [name for name in _COLUMNS if name in examples[0]]
         for index, example in enumerate(examples):
             for name in ("input_ids", "labels"):
                 if name not in example:
-                    raise ValueError(f"example {index} has no {name!r}; it has {sorted(example)}")
+                    raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
             if [name for name in _COLUMNS if name in example] != names:
-                raise ValueError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
+                raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
             if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
-                raise ValueError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
+                raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
         return names
 
     def _documents(self, index: int, example: Mapping[str, Any]) -> list[int]:
         total = len(example["input_ids"])
         lengths = [int(length) for length in example.get("seq_lengths", None) or [total]]
         if sum(lengths) != total or min(lengths) < 1:
-            raise ValueError(
+            raise UserError(
                 f"example {index}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1"
             )
         return lengths
@@ -113,11 +115,11 @@ def _column(index: int, name: str, values: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
-        raise TypeError(f"example {index}: {name} must be one number per token ({error})") from None
+        raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
     if tensor.dim() != 1:
-        raise ValueError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
+        raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
     if dtype == torch.long and tensor.is_floating_point() and tensor.numel():
-        raise TypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
+        raise UserTypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
     return tensor.to(dtype)
 
 
@@ -125,7 +127,7 @@ def _refuse_ragged(columns: Mapping[str, list[Tensor]]) -> None:
     for name, rows in columns.items():
         for index, (row, ids) in enumerate(zip(rows, columns["input_ids"], strict=True)):
             if len(row) != len(ids):
-                raise ValueError(f"example {index}: expected {len(ids)} {name}, got {len(row)}")
+                raise UserError(f"example {index}: expected {len(ids)} {name}, got {len(row)}")
 
 
 def _refuse_improbable(columns: Mapping[str, list[Tensor]]) -> None:
@@ -135,7 +137,7 @@ def _refuse_improbable(columns: Mapping[str, list[Tensor]]) -> None:
         bad = (labels != IGNORED) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
         if bad.any():
             at = int(bad.nonzero()[0])
-            raise ValueError(
+            raise UserError(
                 f"example {index}: ref_logprobs[{at}] = {logprobs[at].item()}: must be a log-probability, "
                 "finite and not above 0"
             )
@@ -174,7 +176,7 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
     for index in sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"])):
         length = len(examples[index]["input_ids"])
         if length > max_length:
-            raise ValueError(f"example {index}: expected at most max_length = {max_length} tokens, got {length}")
+            raise UserError(f"example {index}: expected at most max_length = {max_length} tokens, got {length}")
         at = bisect_left(rooms, length)
         if at == len(rooms):
             row, room = len(members), max_length
@@ -225,10 +227,10 @@ def prepare_dss_dataset(
     from datasets import Dataset
 
     if packing and max_length is None:
-        raise ValueError("packing needs max_length, got None")
+        raise UserError("packing needs max_length, got None")
     options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
 
-    def tokenised(rows: Sequence[Scored], first: int = 0) -> list[dict[str, list]]:
+    def tokenised(rows: Sequence[ScoredConversation], first: int = 0) -> list[dict[str, list]]:
         aligned = align(rows, tokenizer, max_length=max_length, first_row=first, **options)
         return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
 

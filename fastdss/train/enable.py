@@ -17,25 +17,18 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from fastdss.loss.functional import KL, Impl, LiveRows, dss_loss, token_logprobs
-from fastdss.loss.objective import FULL_KL, LABEL_KL
+from fastdss.errors import UserError, UserTypeError
+from fastdss.loss.functional import Backend, LiveRows, dss_loss, token_logprobs
+from fastdss.loss.objective import KLName
 from fastdss.models.causal_lm import LMHead, backbone, some_tokens
 from fastdss.models.head_call import Operation, call_head, head_trains
 from fastdss.models.split_params import layers_gathered
 
+from .config import DSSConfig
+
 Model = TypeVar("Model", bound=nn.Module)
 _ASK = ("loss", "logprobs", "hidden", "logits")
-_SETTINGS = "_dss_settings"
-
-
-class DSSSettings(NamedTuple):
-    """What ``enable_dss`` was told; see there."""
-
-    kl: KL
-    kl_scale: float
-    impl: Impl
-    chunk_bytes: int | None
-    filter_eps: float | None
+_CONFIG = "_dss_config"
 
 
 @dataclass
@@ -58,10 +51,11 @@ class DSSOutput(ModelOutput):
 
 def enable_dss(
     model: Model,
+    config: DSSConfig | None = None,
     *,
-    kl: KL = "k2",
-    kl_scale: float = 0.5,
-    impl: Impl = "auto",
+    kl: KLName | None = None,
+    kl_scale: float | None = None,
+    backend: Backend | None = None,
     chunk_bytes: int | None = None,
     filter_eps: float | None = None,
     check: bool = True,
@@ -84,38 +78,36 @@ def enable_dss(
     and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
-    returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``, ``filter_eps``: see
-    ``dss_loss``.
+    returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
+    ``chunk_bytes`` and ``filter_eps`` are shortcuts to its fields. Calling again sets all of them anew.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
     ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
     """
-    if kl not in LABEL_KL + FULL_KL:
-        raise ValueError(f"kl: expected one of {LABEL_KL + FULL_KL}, got {kl!r}")
-    if not kl_scale >= 0:
-        raise ValueError(f"kl_scale: expected a number >= 0, got {kl_scale!r}")
+    config = (config or DSSConfig()).with_said(
+        kl=kl, kl_scale=kl_scale, backend=backend, chunk_bytes=chunk_bytes, filter_eps=filter_eps
+    )
     bare = bare_model(model)
     if any(cls.__name__ == "DeepSpeedEngine" for cls in type(bare).__mro__):
-        raise TypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
+        raise UserTypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
     backbone(bare)
     ranks = getattr(bare, "tp_size", None) or 1
     if ranks > 1:
-        raise TypeError(
+        raise UserTypeError(
             f"tensor parallelism splits this {type(bare).__name__} over {ranks} ranks, its head too: call dss_loss "
             "yourself with the local rows of the head and group=, or shard by FSDP2 or ZeRO-3 instead"
         )
-    settings = DSSSettings(kl, float(kl_scale), impl, chunk_bytes, filter_eps)
     if isinstance(bare, _DSSModel):
-        bare.__dict__[_SETTINGS] = settings
+        bare.__dict__[_CONFIG] = config
         return model
     if "forward" in bare.__dict__ and "_old_forward" not in bare.__dict__:
-        raise ValueError(
+        raise UserError(
             f"the forward of this {type(bare).__name__} was already replaced on the instance "
             f"(by {bare.forward!r}): enable DSS before that"
         )
     original: Any = type(bare)
-    bare.__dict__[_SETTINGS] = settings
+    bare.__dict__[_CONFIG] = config
     _set_class(bare, _dss_class(original))
     if check:
         try:
@@ -132,13 +124,13 @@ def disable_dss(model: Model) -> Model:
     if type(bare).__dict__.get("_dss_original") is not None:
         _restore(bare, type(bare)._dss_original)  # type: ignore[attr-defined]
     else:  # FSDP2 has put its own class on top: the subclass stays and passes everything through
-        bare.__dict__.pop(_SETTINGS, None)
+        bare.__dict__.pop(_CONFIG, None)
     return model
 
 
-def dss_settings(model: Any) -> DSSSettings | None:
-    """The settings ``enable_dss`` left on the model, or None where DSS is off."""
-    return bare_model(model).__dict__.get(_SETTINGS)
+def dss_config(model: Any) -> DSSConfig | None:
+    """The configuration that ``enable_dss`` left on the model, or None where DSS is off."""
+    return bare_model(model).__dict__.get(_CONFIG)
 
 
 def bare_model(model: Any) -> Any:
@@ -148,14 +140,18 @@ def bare_model(model: Any) -> Any:
     """
     while True:
         if isinstance(model, nn.DataParallel):
-            raise TypeError("DataParallel is not supported: use DistributedDataParallel (torchrun, accelerate launch)")
+            raise UserTypeError(
+                "DataParallel is not supported: use DistributedDataParallel (torchrun, accelerate launch)"
+            )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif "_orig_mod" in getattr(model, "_modules", {}):
             model = model._orig_mod
         elif hasattr(model, "get_base_model"):
             if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
-                raise TypeError("PEFT's prompt learning adds tokens that have no weight: use LoRA or full fine-tuning")
+                raise UserTypeError(
+                    "PEFT's prompt learning adds tokens that have no weight: use LoRA or full fine-tuning"
+                )
             model = model.get_base_model()
         else:
             return model
@@ -236,22 +232,24 @@ class _Given(NamedTuple):
     def refuse_without_weights(self) -> None:
         stray = [name for name, value in self._asdict().items() if value is not self._field_defaults[name]]
         if stray:
-            raise ValueError(f"{', '.join(stray)} given without token_weights")
+            raise UserError(f"{', '.join(stray)} given without token_weights")
 
 
 def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask: str) -> DSSOutput:
-    settings: DSSSettings | None = model.__dict__.get(_SETTINGS)
-    if settings is None:
-        raise ValueError("DSS is switched off in this model: call enable_dss first")
+    config: DSSConfig | None = model.__dict__.get(_CONFIG)
+    if config is None:
+        raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise ValueError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
     if len(args) > 1:
-        raise TypeError(f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)")
-    labels, num_items = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+        raise UserTypeError(
+            f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"
+        )
+    labels, num_items_in_batch = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
     if ask in ("loss", "logprobs") and labels is None:
-        raise ValueError("token_weights need labels of the same shape")
+        raise UserError("token_weights need labels of the same shape")
     if kwargs.pop("return_dict", True) is False or not _is_zero(kwargs.pop("logits_to_keep", 0)):
-        raise ValueError("return_dict=False and logits_to_keep have no meaning with token_weights")
+        raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
     kwargs["use_cache"] = False
     routed = _routes(model, kwargs)
     outputs = backbone(model)(*args, **kwargs)
@@ -261,15 +259,15 @@ def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask:
     if ask == "logits":
         return DSSOutput(logits=call_head(model, lambda hidden, head: (head.logits(hidden),), hidden)[0])
     if ask == "logprobs":
-        return DSSOutput(logprobs=call_head(model, _logprobs(settings, labels, given.rows), hidden)[0])
-    if settings.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
-        raise ValueError(
+        return DSSOutput(logprobs=call_head(model, _logprobs(config, labels, given.rows), hidden)[0])
+    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
+        raise UserError(
             "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
-            "in DSSTrainer a column ref_logprobs or reference="
+            "in DSSTrainer a column ref_logprobs or ref_model="
         )
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
-        raise ValueError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
-    loss, ce, kl, logprobs = call_head(model, _loss(settings, labels, given, num_items), hidden)
+        raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
+    loss, ce, kl, logprobs = call_head(model, _loss(config, labels, given, num_items_in_batch), hidden)
     aux_loss = None
     if routed:
         aux_loss = _load_balancing(model, outputs.router_logits, kwargs.get("attention_mask"))
@@ -277,47 +275,48 @@ def _shaped(model: Any, args: tuple, kwargs: dict[str, Any], given: _Given, ask:
     return DSSOutput(loss=loss, ce=ce, kl=kl, logprobs=logprobs, aux_loss=aux_loss)
 
 
-def _loss(settings: DSSSettings, labels: Tensor, given: _Given, num_items: Tensor | int | None) -> Operation:
+def _loss(config: DSSConfig, labels: Tensor, given: _Given, num_items_in_batch: Tensor | int | None) -> Operation:
     """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
     weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap, rows = given
     assert weights is not None
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
-        options = _options(settings, head, rows, here)
-        options |= {"kl": settings.kl, "kl_scale": settings.kl_scale, "filter_eps": settings.filter_eps}
+        options = _options(config, head, rows, here)
+        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
+        options["num_items_in_batch"] = num_items_in_batch
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
-                raise ValueError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+                raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
             options |= {"ref_logit_scale": ref_logit_scale, "ref_softcap": ref_softcap}
-        elif settings.kl_scale == 0:  # no KL term, so no reference: any will do
+        elif config.kl_scale == 0:  # no KL term, so no reference: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         else:
             options |= {"ref_logprobs": _to(ref_logprobs, here)}
-        shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
+        shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), **options)
         return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
 
     return operation
 
 
-def _options(settings: DSSSettings, head: LMHead, rows: Any, device: torch.device) -> dict[str, Any]:
+def _options(config: DSSConfig, head: LMHead, rows: Any, device: torch.device) -> dict[str, Any]:
     return {
         "bias": head.bias,
         "shift": True,
         "logit_scale": head.logit_scale,
         "softcap": head.softcap,
         "rows": _to(rows, device),
-        "impl": settings.impl,
-        "chunk_bytes": settings.chunk_bytes,
+        "backend": config.backend,
+        "chunk_bytes": config.chunk_bytes,
     }
 
 
-def _logprobs(settings: DSSSettings, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
+def _logprobs(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
-        options = _options(settings, head, rows, hidden.device)
+        options = _options(config, head, rows, hidden.device)
         return (_as_labels(token_logprobs(hidden, head.weight, labels.to(hidden.device), **options)),)
 
     return operation
@@ -355,7 +354,7 @@ def _load_balancing(model: Any, router_logits: Any, attention_mask: Tensor | Non
     function = next((f for m in modules if (f := getattr(m, "load_balancing_loss_func", None)) is not None), None)
     missing = [n for n in ("num_experts", "num_experts_per_tok", "router_aux_loss_coef") if not hasattr(model, n)]
     if function is None or missing:
-        raise TypeError(
+        raise UserTypeError(
             f"{type(model).__name__} computes its MoE auxiliary loss in a way fastdss does not know: "
             "set config.output_router_logits = False to train without it"
         )
@@ -370,7 +369,7 @@ def _set_class(model: Any, cls: type) -> None:
 
 
 def _restore(model: Any, original: type) -> None:
-    model.__dict__.pop(_SETTINGS, None)
+    model.__dict__.pop(_CONFIG, None)
     _set_class(model, original)
 
 
@@ -379,7 +378,7 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     """Compare a few tokens' logits, by backbone and head as fastdss reads them, with the model's own."""
     embedding = bare.get_input_embeddings().weight
     if embedding.is_meta:
-        raise ValueError("the model is on the meta device: load its weights first, or pass check=False")
+        raise UserError("the model is on the meta device: load its weights first, or pass check=False")
     ids = some_tokens(embedding.device)
     was_training = model.training
     model.eval()
@@ -392,7 +391,7 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     error = (own - ours.to(own.device)).abs().max().item() if own.shape == ours.shape else float("inf")
     limit = max(atol, 4 * torch.finfo(embedding.dtype).eps) * max(1.0, own.abs().max().item())
     if not error <= limit:
-        raise ValueError(
+        raise UserError(
             f"{type(bare).__name__} computes its logits in a way fastdss does not know: "
             f"expected {tuple(own.shape)} within {limit:.3g}, got {tuple(ours.shape)} off by {error:.3g}"
         )

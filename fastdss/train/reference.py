@@ -16,14 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.split_params import layers_gathered
 
 from .collator import DSSCollator
-from .enable import bare_model, disable_dss, dss_settings, enable_dss
+from .enable import bare_model, disable_dss, dss_config, enable_dss
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 1"
+_COLUMN = "ref_logprobs"
 
 
 def reference_logprobs(
@@ -38,8 +40,8 @@ def reference_logprobs(
 ) -> list[Tensor]:
     """``log_softmax(model(input_ids).logits)[:, t - 1, labels[t]]`` for every row of ``dataset``.
 
-    Returns one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts; with
-    ``datasets``: ``dataset.add_column("ref_logprobs", [row.tolist() for row in reference_logprobs(model, dataset)])``.
+    Returns one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts;
+    ``add_reference_logprobs`` makes a column of them.
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
 
     model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
@@ -53,7 +55,7 @@ def reference_logprobs(
     Raises ``ValueError`` where a log-probability is not finite, naming the row.
     """
     if batch_tokens < 1 or part_rows < 1:
-        raise ValueError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
+        raise UserError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
     cache = _Cache(cache_dir, model, model_id) if cache_dir is not None else None
     parts = [range(start, min(start + part_rows, len(dataset))) for start in range(0, len(dataset), part_rows)]
     found: list[Tensor] = []
@@ -65,12 +67,26 @@ def reference_logprobs(
                 known = _compute(model, rows, batch_tokens)
                 for index, row in zip(part, known, strict=True):
                     if not row.isfinite().all():
-                        raise ValueError(f"row {index}: the reference's log-probabilities are not finite")
+                        raise UserError(f"row {index}: the reference's log-probabilities are not finite")
                 if cache:
                     cache.store(rows, known)
             found += known
             bar.advance(len(rows))
     return found
+
+
+def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
+    """``dataset`` with the column ``ref_logprobs``, float32: ``reference_logprobs(model, dataset, **options)``.
+
+    dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes. An
+    earlier column of that name is replaced.
+    """
+    from datasets import Features, List, Value
+
+    values = [row.tolist() for row in reference_logprobs(model, dataset, **options)]
+    if _COLUMN in dataset.column_names:
+        dataset = dataset.remove_columns(_COLUMN)
+    return dataset.add_column(_COLUMN, values, feature=Features({_COLUMN: List(Value("float32"))})[_COLUMN])
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], batch_tokens: int) -> list[Tensor]:
@@ -112,7 +128,7 @@ def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
     """DSS on for the while, evaluation mode, no gradients; everything as before afterwards."""
-    was_training, was_enabled = model.training, dss_settings(model) is not None
+    was_training, was_enabled = model.training, dss_config(model) is not None
     if not was_enabled:
         enable_dss(model)
     model.eval()
@@ -210,7 +226,7 @@ def _zero3_local(name: str, tensor: Tensor) -> Tensor:
         return tensor
     share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
     if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
-        raise ValueError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
+        raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
     return share
 
 

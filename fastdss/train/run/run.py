@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from fastdss.loss.functional import KL
+from fastdss.errors import UserError, missing_extra
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
+from fastdss.star.scored import ScoredResponse
 
-from ..collator import DSSCollator, pack_dataset, prepare_dss_dataset
-from ..enable import enable_dss
+from ..collator import DSSCollator, pack_dataset
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
+from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         import accelerate  # noqa: F401
         from datasets import Dataset
     except ImportError as error:
-        raise RuntimeError(f"fastdss train needs the train extra: pip install 'fastdss[train]' ({error})") from error
+        raise missing_extra("fastdss train", "train", error) from error
     from .stop import NotFinite
 
     out = Path(settings.out)
@@ -39,15 +41,22 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     checkpoint = starting_point(settings, Path(args.output_dir))
     tokenizer = load_tokenizer(settings)
     check_early(settings, args, tokenizer)
-    with args.main_process_first(desc="scoring"):
-        if args.local_process_index == 0:
-            score_rows(settings, out / "scores", str(args.device))
-    read, scored = read_scored(out / "scores")
+    fates = Fates()
+    check_template(settings, tokenizer)
+    if holds_scores(settings):
+        _log.warning(
+            "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
+        )
+        scored = list(scored_before(settings, fates))
+    else:
+        with args.main_process_first(desc="scoring"):
+            if args.local_process_index == 0:
+                score_rows(settings, out / "scores", str(args.device))
+        scored = list(scored_here(out / "scores", fates))
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
-    prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
-    if not len(prepared):
-        raise ValueError(f"data: no row has a label within {limit} tokens")
+    prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), fates))
+    responses = [response for conversation in scored for response in conversation.turns]
     prepared, held_out = split_rows(settings, prepared)
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
@@ -66,15 +75,19 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     found = {
         "settings": asdict(settings),
         "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
-        "rows": {"read": read, "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
-        "scores": score_summary(scored),
+        "rows": {
+            **fates.told(),
+            "trained": len(prepared),
+            "held_out": 0 if held_out is None else len(held_out),
+        },
+        "scores": score_summary(responses),
         "before": before,
         "after": after,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "stopped": None if stopped is None else str(stopped),
     }
     if trainer.is_world_process_zero():
-        write_report(found, scored, out)
+        write_report(found, responses, out)
     if stopped is not None:
         raise stopped
     return found if trainer.is_world_process_zero() else {}
@@ -88,7 +101,7 @@ def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
     return split["train"], split["test"]
 
 
-def write_report(found: dict[str, Any], scored: list[dict[str, Any]], out: Path) -> None:
+def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path) -> None:
     """``report.json``, where numbers that are not finite (JSON has none) are null, and ``report.html``."""
     from .report import html
 
@@ -107,59 +120,30 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ValueError(f"report_to: {error}") from None
+        raise UserError(f"report_to: {error}") from None
     try:
         optimizer = torch.optim.SGD([torch.zeros(1)])
         get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
+        raise UserError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
     config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
     with torch.device("meta"):
         adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
 
 
-def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
-    """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
-    from fastdss.corpus.run import score_dataset
-    from fastdss.corpus.scorer import StarScorer
-
-    revision = settings.guard_revision or None
-    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, revision=revision, device=device)
-    score_dataset(settings.data, folder, scorer, progress=True)
-
-
-def read_scored(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """How many rows were read; and ``prompt`` (messages), ``response``, ``scores``, ``ends``, ``flags`` of the scored.
-
-    Rows without scores are left out and counted in the log: they never default to safe. None at all is a ValueError.
-    """
-    from fastdss.corpus.store import joined
-
-    pairs = list(joined(folder))
-    failed = [score for _, score in pairs if score.error is not None]
-    if failed:
-        _log.warning("%d of %d rows have no scores: left out. The first: %s", len(failed), len(pairs), failed[0].error)
-    if len(failed) == len(pairs):
-        raise ValueError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
-    return len(pairs), [
-        {"prompt": row.history, "response": row.response, "scores": s.scores, "ends": s.ends, "flags": s.flags}
-        for row, s in pairs
-        if s.error is None
-    ]
-
-
-def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
+def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
     """What the guard thought of the data: chunks, how many below one half, responses that end safe but were not."""
-    chunks = [score for row in scored for score in row["scores"]]
-    below = [min(row["scores"]) < 0.5 for row in scored]
+    scores = [response.scores.tolist() for response in scored]
+    below = [min(values) < 0.5 for values in scores]
     return {
-        "chunks": len(chunks),
-        "chunks_below_half": sum(score < 0.5 for score in chunks),
+        "responses": len(scored),
+        "chunks": sum(map(len, scores)),
+        "chunks_below_half": sum(score < 0.5 for values in scores for score in values),
         "responses_with_a_chunk_below_half": sum(below),
         "of_these_whole_response_above_half": sum(
-            b and row["scores"][-1] >= 0.5 for b, row in zip(below, scored, strict=True)
+            low and values[-1] >= 0.5 for low, values in zip(below, scores, strict=True)
         ),
-        "flags": {flag: sum(flag in row["flags"] for row in scored) for row in scored for flag in row["flags"]},
+        "flags": dict(Counter(str(flag) for response in scored for flag in response.flags)),
     }
 
 
@@ -170,7 +154,7 @@ def load_tokenizer(settings: TrainSettings) -> Any:
     check_source("model", settings.model)
     tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
+        raise UserError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     return tokenizer
 
 
@@ -188,7 +172,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
     """The model with adapters where they are asked for; ``ValueError`` where tokenizer or adapters do not fit it."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
+        raise UserError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -196,7 +180,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
         modules = [f".{name}" for name, _ in model.named_modules() if name]
         for target in targets:  # PEFT is silent where one of several is found
             if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
-                raise ValueError(f"lora_targets: the model has no module {target!r}")
+                raise UserError(f"lora_targets: the model has no module {target!r}")
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
@@ -242,7 +226,7 @@ def make_trainer(
     settings: TrainSettings, args: Any, model: Any, tokenizer: Any, train: Any, held_out: Any, limit: int
 ) -> Any:
     """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
-    from ..reference import reference_logprobs
+    from ..reference import add_reference_logprobs
     from .stop import StoppingTrainer
 
     reference: Any = None
@@ -255,8 +239,7 @@ def make_trainer(
         def with_reference(rows: Any) -> Any:
             without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
             with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
-                values = reference_logprobs(model, rows, cache_dir=Path(settings.out) / "reference", progress=True)
-            return rows.add_column("ref_logprobs", [row.tolist() for row in values])
+                return add_reference_logprobs(rows, model, cache_dir=Path(settings.out) / "reference", progress=True)
 
         train = with_reference(train)
         held_out = None if held_out is None else with_reference(held_out)
@@ -264,8 +247,6 @@ def make_trainer(
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    kl = cast(KL, settings.kl)
-    enable_dss(model, kl=kl, kl_scale=settings.kl_scale, filter_eps=settings.filter_eps or None)
     return StoppingTrainer(
         model=model,
         args=args,
@@ -273,7 +254,6 @@ def make_trainer(
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
-        kl=kl,
-        kl_scale=settings.kl_scale,
-        reference=reference,
+        config=settings.dss,
+        ref_model=reference,
     )
