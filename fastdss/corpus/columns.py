@@ -23,6 +23,41 @@ def star_type() -> Any:
     return pa.list_(pa.struct(turn))
 
 
+class TypedList(list):
+    """A list that becomes an array of ``type`` wherever Arrow reads it, whatever it holds.
+
+    ``datasets`` fixes a column's type by the first values that it writes: without a type, a batch in which nothing
+    failed would make the errors of later ones impossible to write.
+    """
+
+    def __init__(self, array: Any) -> None:
+        super().__init__(array.to_pylist())
+        self.type = array.type
+
+    def __arrow_array__(self, type: Any = None) -> Any:
+        import pyarrow as pa
+
+        return pa.array(list(self), type or self.type)
+
+
+def with_columns(batch: Any, arrays: Mapping[str, Any]) -> Any:
+    """What a batch function returns: a table or a frame with the columns added, of a mapping the new columns alone."""
+    if isinstance(batch, Mapping):
+        return {name: TypedList(array) for name, array in arrays.items()}
+    if type(batch).__module__.startswith("pandas"):
+        import pandas as pd
+
+        return batch.assign(
+            **{
+                name: pd.Series(array, index=batch.index, dtype=pd.ArrowDtype(array.type))
+                for name, array in arrays.items()
+            }
+        )
+    for name, array in arrays.items():
+        batch = batch.append_column(name, array)
+    return batch
+
+
 class ColumnTypes:
     """Types of columns from all of their values; what has no single type is written as its JSON."""
 

@@ -1,7 +1,4 @@
-"""Records of files, one at a time and with flat memory, each with its line where the file has lines.
-
-Whatever is wrong with a record is that record's (``Unreadable``); what is wrong with a file is a ``ValueError``.
-"""
+"""Files: their kinds, their bytes unpacked, their lines under a cap."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import io
 import lzma
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,8 +23,7 @@ KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
-_PACKED = (".gz", ".zst", ".xz", ".bz2")
-_POINTER = b"version https://git-lfs.github.com/spec/"
+PACKED = (".gz", ".zst", ".xz", ".bz2")
 
 
 @dataclass(frozen=True)
@@ -48,37 +44,9 @@ class Found(NamedTuple):
 def kind_of(name: str) -> str | None:
     """How a file is read, by its suffixes in any case; None where no reader knows it."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
-    if suffixes and suffixes[-1] in _PACKED:
+    if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
     return KINDS.get(suffixes[-1]) if suffixes else None
-
-
-def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
-    """Records of a local file or of a URL that fsspec knows.
-
-    Raises ``ValueError`` for a file that does not exist, is of no known kind, or is a Git LFS pointer.
-    """
-    from .csv_files import read_csv
-    from .json_files import read_json
-    from .tables import read_arrow, read_parquet
-
-    kind = kind_of(path)
-    if kind is None:
-        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(_PACKED)}), or a folder")
-    with opened(path) as file:
-        begun = file.peek(256)[:256]
-        if begun.startswith(_POINTER):
-            raise UserError(
-                f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
-            )
-        if kind == "json":
-            yield from read_json(path, file, max_bytes, split)
-        elif kind == "csv":
-            yield from read_csv(path, file)
-        else:
-            readers: dict[str, Callable] = {"parquet": read_parquet, "arrow": read_arrow}
-            with _seekable(path, file) as whole:
-                yield from readers[kind](path, whole)
 
 
 def is_url(path: str) -> bool:
@@ -131,10 +99,13 @@ def _unpacked(path: str, raw: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _seekable(path: str, file: BinaryIO) -> Iterator[Any]:
-    """Tables are read from both ends: what was packed or lies elsewhere goes to a temporary file first."""
-    if not is_url(path) and PurePosixPath(path).suffix.lower() not in _PACKED:
-        yield file
+def seekable(path: str, file: BinaryIO) -> Iterator[Any]:
+    """Tables are read from both ends, by Arrow itself: what is packed or lies elsewhere is copied to a file first."""
+    import pyarrow as pa
+
+    if not is_url(path) and PurePosixPath(path).suffix.lower() not in PACKED:
+        with pa.memory_map(path) as mapped:
+            yield mapped
         return
     with tempfile.TemporaryFile() as copy:
         while part := file.read(1 << 20):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastdss.errors import RowError, UserError
 from fastdss.star.options import ScoringOptions
 
-from .columns import star_type
+from .columns import star_type, with_columns
 from .guards import GuardSource
 from .merge import star_of
 from .rows import DATA, DataOptions, FailedRow, Row, read_rows
@@ -50,10 +50,11 @@ class StarScorer:
     """``scorer(batch)`` is ``batch``'s columns ``star`` and ``error``, from ``star_scores``.
 
     A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
-    The result holds one value per row, as arrays of Arrow that have the same types in every batch: ``star``, for each
-    judged turn ``{turn, text, ends, scores, flags}`` (see ``merge``, and ``prepare_dss_dataset``, which reads it), and
-    ``error``, why a row or one of its turns has no scores, else null. A row without scores has an empty ``star``, and
-    takes no other row down. ``data`` says how rows are read, and which turns are judged.
+    The result is a mapping of the two columns, and of a table or a frame the same with the two columns added, as
+    ``datasets`` and Ray expect; their Arrow types are the same in every batch. They hold one value per row: ``star``,
+    for each judged turn ``{turn, text, ends, scores, flags}``, which ``prepare_dss_dataset`` reads, and ``error``, why
+    a row or one of its turns has no scores, else null. A row without scores has an empty ``star``, and takes no other
+    row down. ``data`` says how rows are read, and which turns are judged.
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
@@ -117,7 +118,7 @@ class StarScorer:
             raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
         self._sources = [GuardSource(guard, self.spec, self.revision, self.dtype) for guard in guards]
 
-    def __call__(self, batch: Any) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
         rows = list(read_rows([_records_of(batch)], self.data))
@@ -126,7 +127,7 @@ class StarScorer:
             [] if isinstance(row, FailedRow) else star_of(row, found) for row, found in zip(rows, scored, strict=True)
         ]
         errors = [found.error or next((t.error for t in found.turns if t.error), None) for found in scored]
-        return {"star": pa.array(star, star_type()), "error": pa.array(errors, pa.string())}
+        return with_columns(batch, {"star": pa.array(star, star_type()), "error": pa.array(errors, pa.string())})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from fastdss.errors import UserError, UserTypeError
 
-from .files import KINDS, Found, is_url, kind_of, read_file
+from .files import KINDS, Found, is_url, kind_of
+from .readers import read_file
 from .tables import is_saved, read_memory, read_saved
 
 Source = str | Path | Iterable[Mapping[str, Any]]

@@ -186,7 +186,7 @@ class Shards:
                 table = file.read()
             table.validate(full=True)
             rows = [ScoredRow.unpacked(record) for record in table.to_pylist()]
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise
             raise DamagedShard(f"{path}: {type(error).__name__} while reading") from error
