@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdss.chat.encoder import check_conversation
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
+from fastdss.optional import require
 from fastdss.star.align import align
 from fastdss.star.scored import ScoredResponse
 from fastdss.star.scores import StarScores
@@ -223,6 +224,7 @@ def prepare_dss_dataset(
 
     Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
     """
+    require("prepare_dss_dataset", "train", "datasets")
     from datasets import Dataset
 
     if packing and max_length is None:
