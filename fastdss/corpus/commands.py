@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+<<<<<<< HEAD
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
@@ -15,6 +16,10 @@ from fastdss.star.options import COMBINE
 
 from .rows import DataOptions
 from .understood import why_mostly_failed
+=======
+from fastdss.optional import require
+from fastdss.star.options import COMBINE, TURNS
+>>>>>>> main
 
 
 def add_score(commands: Any) -> None:
@@ -123,8 +128,13 @@ def add_merge(commands: Any) -> None:
     parser.set_defaults(run=_merge)
 
 
+<<<<<<< HEAD
 def _score(args: argparse.Namespace) -> int:
     _need("pyarrow")
+=======
+def _score(args: argparse.Namespace) -> None:
+    require("fastdss score", "score", "pyarrow")
+>>>>>>> main
     from transformers.utils import logging
 
     from .run import score_dataset
@@ -172,10 +182,11 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    _need("pyarrow")
+    require("fastdss merge", "score", "pyarrow")
     from .merge import merge
 
     done = merge(args.folder, args.out, failed=args.failed, sources=args.input)
+<<<<<<< HEAD
     left = [f"{done.dropped} without scores left out"] if done.dropped or not done.left_out else []
     left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
     left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
@@ -187,3 +198,6 @@ def _need(package: str) -> None:
         __import__(package)
     except ImportError as error:
         raise missing_extra("this command", "score", error) from error
+=======
+    print(f"{args.out}: {done.rows} rows, {done.dropped} without scores left out")
+>>>>>>> main

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
+from fastdss.optional import require
 from fastdss.star.align import align
 from fastdss.star.scored import ScoredConversation
 
@@ -224,6 +225,7 @@ def prepare_dss_dataset(
 
     Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
     """
+    require("prepare_dss_dataset", "train", "datasets")
     from datasets import Dataset
 
     if packing and max_length is None:

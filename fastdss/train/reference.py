@@ -19,6 +19,7 @@ from torch import Tensor
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.split_params import layers_gathered
+from fastdss.optional import require
 
 from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_config, enable_dss
@@ -81,6 +82,7 @@ def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
     dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes. An
     earlier column of that name is replaced.
     """
+    require("add_reference_logprobs", "train", "datasets")
     from datasets import Features, List, Value
 
     values = [row.tolist() for row in reference_logprobs(model, dataset, **options)]
