@@ -7,19 +7,14 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
-<<<<<<< HEAD
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
-from fastdss.errors import missing_extra
+from fastdss.optional import require
 from fastdss.star.options import COMBINE
 
 from .rows import DataOptions
 from .understood import why_mostly_failed
-=======
-from fastdss.optional import require
-from fastdss.star.options import COMBINE, TURNS
->>>>>>> main
 
 
 def add_score(commands: Any) -> None:
@@ -102,7 +97,7 @@ def add_check(commands: Any) -> None:
 def _check(args: argparse.Namespace) -> int:
     from .check import check
 
-    _need("pyarrow")
+    require("fastdss check", "score", "pyarrow")
     found = check(
         args.input, data_options_of(args), guard=args.guard, spec=args.spec, model=args.model, limit=args.rows
     )
@@ -128,13 +123,8 @@ def add_merge(commands: Any) -> None:
     parser.set_defaults(run=_merge)
 
 
-<<<<<<< HEAD
 def _score(args: argparse.Namespace) -> int:
-    _need("pyarrow")
-=======
-def _score(args: argparse.Namespace) -> None:
     require("fastdss score", "score", "pyarrow")
->>>>>>> main
     from transformers.utils import logging
 
     from .run import score_dataset
@@ -186,18 +176,7 @@ def _merge(args: argparse.Namespace) -> None:
     from .merge import merge
 
     done = merge(args.folder, args.out, failed=args.failed, sources=args.input)
-<<<<<<< HEAD
     left = [f"{done.dropped} without scores left out"] if done.dropped or not done.left_out else []
     left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
     left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
     print(f"{args.out}: {done.rows} conversations, {', '.join(left)}")
-
-
-def _need(package: str) -> None:
-    try:
-        __import__(package)
-    except ImportError as error:
-        raise missing_extra("this command", "score", error) from error
-=======
-    print(f"{args.out}: {done.rows} rows, {done.dropped} without scores left out")
->>>>>>> main

@@ -9,12 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-<<<<<<< HEAD
 from dataclasses import dataclass, field
 from itertools import chain, groupby
-=======
-from dataclasses import dataclass, field, replace
->>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +61,8 @@ class Row:
     """
 
     id: str
-<<<<<<< HEAD
     conversation: Conversation
     judged: tuple[int, ...]
-=======
-    history: Conversation = field(repr=False)  # texts never reach a log by way of a repr
-    response: str = field(repr=False)
->>>>>>> main
     content_hash: str
     line: int | None = None
     others: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -73,14 +73,9 @@ def score_dataset(
     Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
-<<<<<<< HEAD
+    require("score_dataset", "score", "pyarrow")
     _check(engine, shard_rows, workers)
     given, folder = several(source), Path(out)
-=======
-    require("score_dataset", "score", "pyarrow")
-    _check(engine, turns, shard_rows, workers)
-    given, folder = _several(source), Path(out)
->>>>>>> main
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
         raise UserError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
     sources = expand(given, data.split, data.config)
