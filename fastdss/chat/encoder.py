@@ -174,8 +174,8 @@ class ChatEncoder:
         return index in self._control_ids
 
     def is_special(self, index: int) -> bool:
-        """Whether a token id is a special one of the tokenizer's."""
-        return index in self._special_ids
+        """Whether a token id is a control token that is special in the tokenizer too."""
+        return index in self._special_ids and index in self._control_ids
 
     def tokenize(self, texts: list[str], mark: str | None = None) -> list[list[int]]:
         """Token ids of texts as they are, without further special tokens; ``mark`` breaks tokens and yields none."""

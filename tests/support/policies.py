@@ -46,7 +46,7 @@ QWEN3 = (
     "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
     "{% if loop.index0 > ns.last and (loop.last or thought) %}<think>\n{{ thought.strip('\\n') }}\n</think>\n\n"
     "{{ text.lstrip('\\n') }}{% else %}{{ text }}{% endif %}"
-    "{% for call in m.tool_calls or [] %}{% if text or not loop.first %}\n{% endif %}"
+    "{% for call in m.tool_calls or [] %}{% if text or not loop.first %}{{ '\\n' }}{% endif %}"
     '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": '
     "{% if call.function.arguments is string %}{{ call.function.arguments }}"
     "{% else %}{{ call.function.arguments | tojson }}{% endif %}}\n</tool_call>{% endfor %}<|im_end|>\n"
@@ -57,7 +57,7 @@ HERMES = (
     "{% if tools %}<|im_start|>system\nYou may call: {{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'tool' %}<tool_response>\n{% endif %}"
     "{{ m.content }}{% if m.role == 'tool' %}\n</tool_response>{% endif %}"
-    "{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    "{% for call in m.tool_calls or [] %}{{ '\\n' }}<tool_call>\n"
     '{"arguments": {{ call.function.arguments | tojson }}, "name": "{{ call.function.name }}"}'
     "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

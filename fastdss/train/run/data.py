@@ -47,7 +47,8 @@ class Fates:
     def told(self) -> dict[str, Any]:
         """As JSON."""
         reasons = {self.examples[kind]: count for kind, count in self.reasons.most_common(20)}
-        return {"read": self.read, **{name: count for name, count in self.counts.items() if count}, "reasons": reasons}
+        counts = {name: count for name, count in self.counts.items() if count}
+        return {"read": self.read, **counts, **({"reasons": reasons} if reasons else {})}
 
 
 def data_options(settings: TrainSettings) -> DataOptions:
