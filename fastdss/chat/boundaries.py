@@ -76,7 +76,8 @@ def _sentence_ends(text: str) -> list[int]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
         end = match.end()
-        if not text[start:end].strip():
+        if text[start:end].isspace():
+            start = end
             continue
         if match["line"] is None and not _ends_sentence(text, start, match.start(), end):
             continue
@@ -97,8 +98,8 @@ def _ends_sentence(text: str, start: int, mark: int, end: int) -> bool:
     word = found[0] if found else ""
     if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper()):
         return False
-    line = text.rfind("\n", start, mark) + 1
-    return not (word.isdigit() and text[max(start, line) : mark].strip() == word)  # "1." begins a line of a list
+    begun = text[max(start, mark - 40) : mark].rpartition("\n")[2].strip()
+    return not (word.isdigit() and begun == word)  # "1." begins a line of a list
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:

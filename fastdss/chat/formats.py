@@ -84,6 +84,12 @@ def check_format(format: str) -> None:
         raise UserError(f"format: expected one of auto, {', '.join(BY_NAME)}, got {format!r}")
 
 
+def known_columns(columns: Columns = COLUMNS) -> set[str]:
+    """Every column that any format reads."""
+    known = {*columns.names, *_MESSAGES, *_PROMPTS, *_ANSWERS, *_CONTEXTS, *_SYSTEMS, *_REASONING}
+    return known | {"history", "tools", "chosen", "data", "label", "star"}
+
+
 def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
     """Whether a table of these columns can hold conversations: what is known before a row of it is read."""
     known = {*columns.names[1:], *_MESSAGES, *_ANSWERS, "chosen", "data", "star"}
@@ -160,7 +166,7 @@ def _pair(record: Record) -> list[Turn]:
         if context_name is not None:
             asked.append(_text(context_name, record.take(context_name)))
         text = JOIN.join(piece for piece in asked if piece.strip()) or asked[0]
-        turns.append(replace(Turn("user"), content=_checked("the prompt", text)))
+        turns.append(replace(Turn("user"), content=_checked(f"message {len(turns)}", text)))
     if _is_list(answer):
         return [*turns, *_listed(record, answer_name, answer)]
     thoughts = record.take(*_REASONING)
@@ -211,7 +217,7 @@ def _preference(record: Record) -> list[Turn]:
 
 def _asked(name: str, prompt: Any) -> list[Turn]:
     text = _text(name, prompt)
-    return _rounds(text) if _ROUND.match(text) else [Turn("user", _checked(name, text))]
+    return _rounds(text) if _ROUND.match(text) else [Turn("user", _checked("message 0", text))]
 
 
 def _rounds(text: str) -> list[Turn]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.formats import fits_columns
+from fastdss.chat.formats import fits_columns, known_columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
@@ -125,7 +125,8 @@ def delimiter_of(path: str, header: str) -> str:
 
 
 def check_names(path: str, names: list[str]) -> None:
-    """``ValueError`` where two columns have one name: which of them counts, readers decide differently."""
+    """``ValueError`` where two columns that are read have one name: readers disagree which counts."""
+    known = known_columns()
     for name in names:
-        if names.count(name) > 1:
+        if name in known and names.count(name) > 1:
             raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")

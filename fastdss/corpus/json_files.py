@@ -16,20 +16,12 @@ from fastdss.errors import UserError
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
 
 _LARGEST_OBJECT = 1 << 30  # bytes of one object of columns, which must be read whole
-_BYTE_ORDERS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | None) -> Iterator[Found]:
     """Records, by what the file holds and not by its suffix."""
-    begun = file.peek(PEEKED)
-    for mark, encoding in _BYTE_ORDERS:
-        if begun.startswith(mark):
-            file = _in_utf8(file, encoding)
-            begun = file.peek(PEEKED)
-    if begun.startswith(codecs.BOM_UTF8):
-        file.read(3)
-        begun = begun[3:]
-    layout = _layout(path, begun)
+    file = _in_utf8(file)
+    layout = _layout(path, file.peek(PEEKED))
     if layout == "array":
         yield from _array(path, "item")
     elif layout == "object":
@@ -38,9 +30,16 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
         yield from _lines(file, max_bytes, in_array=layout == "lines of an array")
 
 
-def _in_utf8(file: io.BufferedReader, encoding: str) -> io.BufferedReader:
+def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
+    """The file past its byte order mark, recoded where that is UTF-16's."""
+    begun = file.peek(3)
+    if begun.startswith(codecs.BOM_UTF8):
+        file.read(3)
+    if not begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return file
+
     class Recoded(io.RawIOBase):
-        text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, "utf-16", errors="surrogateescape", newline="")
 
         def readable(self) -> bool:
             return True
@@ -50,7 +49,7 @@ def _in_utf8(file: io.BufferedReader, encoding: str) -> io.BufferedReader:
             buffer[: len(part)] = part
             return len(part)
 
-    return io.BufferedReader(Recoded())
+    return io.BufferedReader(Recoded(), PEEKED)
 
 
 def _layout(path: str, begun: bytes) -> str:
@@ -72,15 +71,21 @@ def _layout(path: str, begun: bytes) -> str:
         return "lines" if _has_two_lines(path) else "object"
     record = _parsed(lines[0].removesuffix(b","))
     if isinstance(record, dict):
-        single = not further and (not fits_columns(list(record)) or _is_columns(record))
+        data = record.get("data")
+        names = [name for name in record if name != "data" or not (isinstance(data, list) and _all_objects(data))]
+        single = not further and (not fits_columns(names) or _is_columns(record))
         return "object" if single else "lines"
     pretty = lines[0] == b"{" or (further and not further[0].startswith(b"{"))
     return "object" if pretty else "lines"
 
 
+def _all_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 def _has_two_lines(path: str) -> bool:
     with opened(path) as file:
-        return len(list(islice(lines_of(file, PEEKED), 2))) > 1
+        return len(list(islice(lines_of(_in_utf8(file), PEEKED), 2))) > 1
 
 
 def _parsed(line: bytes) -> Any:
@@ -124,7 +129,7 @@ def _array(path: str, prefix: str) -> Iterator[Found]:
     with opened(path) as file:
         count = 0
         try:
-            for record in _items(ijson.parse(_past_mark(file), use_float=True), prefix):
+            for record in _items(ijson.parse(_in_utf8(file), use_float=True), prefix):
                 count += 1
                 if isinstance(record, dict):
                     yield Found(record)
@@ -135,12 +140,6 @@ def _array(path: str, prefix: str) -> Iterator[Found]:
             reason = without_text(error) if isinstance(error, UnicodeError | RecursionError) else type(error).__name__
             reason = str(error) if "occurs twice" in str(error) else reason
             raise UserError(f"{path}: not JSON after {count} objects of its array ({reason})") from None
-
-
-def _past_mark(file: io.BufferedReader) -> io.BufferedReader:
-    if file.peek(3).startswith(codecs.BOM_UTF8):
-        file.read(3)
-    return file
 
 
 def _items(events: Iterator[tuple[str, str, Any]], prefix: str) -> Iterator[Any]:
@@ -172,7 +171,7 @@ def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth
 def _whole(path: str, split: str | None) -> Iterator[Found]:
     """One object: splits or other lists of records by name, columns, or a single record."""
     names, lists = _top_level(path)
-    if lists and not fits_columns(names):
+    if lists and not fits_columns([name for name in names if name != "data"]):
         if split is not None and split not in lists:
             raise UserError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
         if split is None and len(lists) > 1:
@@ -180,14 +179,17 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
         yield from _array(path, f"{split or lists[0]}.item")
         return
     with opened(path) as file:
-        content = file.read(_LARGEST_OBJECT + 1)
+        content = _in_utf8(file).read(_LARGEST_OBJECT + 1)
     if len(content) > _LARGEST_OBJECT:
         raise UserError(f"{path}: one object of more than {_LARGEST_OBJECT} bytes; save it as JSON Lines")
     try:
-        whole = json.loads(content.decode("utf-8-sig"), object_pairs_hook=each_name_once)
+        whole = json.loads(content.decode(), object_pairs_hook=each_name_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {without_text(error)}") from None
-    yield from (Found(record) for record in _records(path, whole))
+    if _is_columns(whole):
+        yield from (Found(record) for record in _records(whole))
+    else:
+        yield Found(whole, 1)
 
 
 def _top_level(path: str) -> tuple[list[str], list[str]]:
@@ -198,7 +200,7 @@ def _top_level(path: str) -> tuple[list[str], list[str]]:
     lists: list[str] = []
     with opened(path) as file:
         try:
-            for place, event, value in ijson.parse(_past_mark(file)):
+            for place, event, value in ijson.parse(_in_utf8(file)):
                 if event == "map_key" and not place:
                     names.append(value)
                 elif event == "start_map" and names and place == f"{names[-1]}.item" and lists[-1:] != names[-1:]:
@@ -211,6 +213,8 @@ def _top_level(path: str) -> tuple[list[str], list[str]]:
 def _is_columns(whole: Mapping[str, Any]) -> bool:
     """Whether an object holds columns of values instead of one record: pandas' and ``Dataset.to_dict``'s forms."""
     values = list(whole.values())
+    if {"columns", "data"} <= whole.keys() and isinstance(whole["columns"], list) and isinstance(whole["data"], list):
+        return True
     if values and all(isinstance(value, dict) for value in values):
         return len({tuple(value) for value in values}) == 1
     plain = [value for value in values if isinstance(value, list)]
@@ -220,17 +224,14 @@ def _is_columns(whole: Mapping[str, Any]) -> bool:
     return not any(isinstance(value[0], dict) for value in plain if value)
 
 
-def _records(path: str, whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if {"columns", "data"} <= whole.keys() and isinstance(whole["columns"], list):  # pandas' "split"
+def _records(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if {"columns", "data"} <= whole.keys():  # pandas' "split"
         for values in whole["data"]:
             yield dict(zip(whole["columns"], values, strict=True))
         return
-    if not _is_columns(whole):
-        yield whole
-        return
-    columns = {name: list(value.values() if isinstance(value, dict) else value) for name, value in whole.items()}
     if all(isinstance(value, dict) for value in whole.values()) and not fits_columns(list(whole)):
         yield from whole.values()  # pandas' "index"
         return
+    columns = {name: list(value.values() if isinstance(value, dict) else value) for name, value in whole.items()}
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))

@@ -18,6 +18,7 @@ from fastdss.chat import oasst
 from fastdss.chat.conversation import WHICH_TURNS, Conversation
 from fastdss.chat.formats import Reading, check_format, read_record
 from fastdss.chat.record import COLUMNS, SCORES, Columns
+from fastdss.chat.turns import is_missing
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, too_long, without_text
@@ -163,7 +164,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
     row_id = str(position)
     try:
         given = record.get(columns.id) if columns.id else None
-        row_id = row_id if given is None or given == "" else str(given)
+        row_id = row_id if is_missing(given) or given == "" else str(given)
         size = len(row_id.encode()) if len(row_id) <= 1000 else options.max_bytes + len(row_id)
         reading = read_record(record, columns, format=options.format)
         conversation = reading.conversation

@@ -224,13 +224,13 @@ def test_a_setting_that_a_file_gives_twice(tmp_path):
         (
             "odd.jsonl",
             '{"text": "hello"}\n',
-            "row 0: expected 'messages', or 'prompt' and 'response'; it has 1 columns",
+            "line 1: expected 'messages', or 'prompt' and 'response', or the columns of another format; it has text",
         ),
         # once trained on the user's words as if they were the assistant's
         (
             "asked.jsonl",
             '{"messages": [{"role": "user", "content": "Hi"}]}\n',
-            "must be the assistant's, it is the user",
+            "line 1: it has no turn of the assistant",
         ),
     ],
 )
