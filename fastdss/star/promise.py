@@ -1,0 +1,114 @@
+"""Promises about approximate scores, as statistics: which doubt is low enough, and whether that goes on being so.
+
+**The promise.** With probability ``confidence`` over the draw of a random sample of rows, at most the share
+``at_most`` of all rows has any score that is off by more than ``tolerance``. Rows, not scores: those of one row are
+not independent.
+
+**Choosing the threshold** (Learn then Test, Angelopoulos et al., https://arxiv.org/abs/2110.01052). Scores whose doubt
+is at most ``t`` are approximated, the others computed. On n sampled rows for which both are known, row r is wrong from
+the smallest doubt on at which it has an error, so the number of wrong rows W(t) grows with t. The hypothesis "more
+than ``at_most`` of all rows are wrong at t" has the p-value P(Binomial(n, at_most) <= W(t)). Thresholds that were
+fixed without these rows are tested one after the other, from the most careful on, and the last one before the first
+that cannot be rejected at ``1 - confidence`` is taken: testing in a fixed order needs no correction for how many there
+are.
+
+**The audit.** While rows are scored, a random share of them is computed whole as well. A betting process multiplies by
+
+    (3 a / a) = 3                        for a wrong row             a = at_most
+    (1 - 3 a) / (1 - a)                  for a right one
+
+which is a martingale or less while the promise holds, so that it ever reaches ``1 / (1 - confidence)`` with a
+probability of no more than ``1 - confidence`` (Ville's inequality), however often one looks. When it does, the promise
+is withdrawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastdss.errors import UserError
+
+_RIVAL = 3.0  # the audit bets on this multiple of the promised share of wrong rows
+
+
+@dataclass(frozen=True)
+class Promise:
+    """At most the share ``at_most`` of rows is off by more than ``tolerance`` anywhere, with this ``confidence``."""
+
+    tolerance: float = 0.1
+    at_most: float = 0.02
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("tolerance", 0, 1), ("at_most", 0, 0.3), ("confidence", 0.5, 1)):
+            value = getattr(self, name)
+            if not low < value < high:
+                raise UserError(f"{name}: expected a number between {low} and {high}, got {value}")
+
+    @property
+    def least_rows(self) -> int:
+        """The fewest sampled rows that can ever show it: all of them right."""
+        return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.at_most))
+
+    def __str__(self) -> str:
+        return (
+            f"at most {self.at_most:.1%} of rows off by more than {self.tolerance:g} anywhere, "
+            f"with {self.confidence:.0%} confidence"
+        )
+
+
+def binomial_tail(wrong: int, rows: int, share: float) -> float:
+    """P(Binomial(rows, share) <= wrong)."""
+    if wrong >= rows:
+        return 1.0
+    logs = [
+        math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)
+        + k * math.log(share) + (rows - k) * math.log1p(-share)
+        for k in range(wrong + 1)
+    ]  # fmt: skip
+    top = max(logs)
+    return min(1.0, math.exp(top) * sum(math.exp(value - top) for value in logs))
+
+
+def wrong_from(doubts: Sequence[float], errors: Sequence[float], tolerance: float) -> float:
+    """The threshold from which on a row is wrong: the least doubt at which it is off by more than ``tolerance``."""
+    return min((d for d, e in zip(doubts, errors, strict=True) if not e <= tolerance), default=math.inf)
+
+
+def choose_threshold(thresholds: Sequence[float], wrong: Sequence[float], promise: Promise) -> float | None:
+    """The largest of ``thresholds`` (ascending, fixed without these rows) that keeps the promise; None: not even one.
+
+    wrong: for every sampled row, from which threshold on it is wrong (``wrong_from``).
+    """
+    chosen = None
+    for threshold in thresholds:
+        count = sum(value <= threshold for value in wrong)
+        if binomial_tail(count, len(wrong), promise.at_most) > 1 - promise.confidence:
+            break
+        chosen = threshold
+    return chosen
+
+
+class Audit:
+    """Watches whether rows go on keeping the promise."""
+
+    def __init__(self, promise: Promise) -> None:
+        self.promise = promise
+        self.rows = self.wrong = 0
+        self._log_wealth = 0.0
+        self._highest = 0.0
+
+    def add(self, wrong: bool) -> None:
+        """One more row of which both the approximate and the computed scores are known."""
+        self.rows += 1
+        self.wrong += wrong
+        share = self.promise.at_most
+        self._log_wealth += math.log(_RIVAL if wrong else (1 - _RIVAL * share) / (1 - share))
+        self._highest = max(self._highest, self._log_wealth)
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the rows seen so far speak against the promise; once they did, they always will."""
+        return self._highest >= -math.log(1 - self.promise.confidence)
