@@ -44,6 +44,8 @@ def read_turn(index: int, message: Any) -> Turn:
     role = KNOWN_ROLES.get(named.strip().lower())
     if role is None:
         raise UserError(f"{place}: unknown role, expected one of {', '.join(KNOWN_ROLES)}")
+    if not any(key in message for key in (*_CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, "refusal")):
+        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
     content, thoughts = _content(place, given)
     calls = _calls(place, given)
     if named.strip().lower() == "function_call" and not calls:
@@ -105,10 +107,6 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
     if content is None:
         content = given.get("refusal")
     if content is None:
-        if not any(key in given for key in (*_CALL_KEYS, *_REASONING_KEYS)) and not any(
-            key in given for key in _CONTENT_KEYS
-        ):
-            raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
         return "", ""
     if isinstance(content, str):
         return content, ""
