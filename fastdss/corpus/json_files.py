@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastdss.chat.formats import fits_columns
@@ -35,7 +36,8 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
     begun = file.peek(3)
     if begun.startswith(codecs.BOM_UTF8):
         file.read(3)
-    if not begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    marked = begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not marked or b"\0" not in file.peek(8)[2:8]:  # every second byte of JSON is NUL there
         return file
 
     class Recoded(io.RawIOBase):
@@ -54,17 +56,27 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
 
 def _layout(path: str, begun: bytes) -> str:
     """``"lines"``: an object each. ``"lines of an array"``: the same between brackets, with commas; read by lines, a
-    bad line stays one bad line. ``"array"`` and ``"object"``: whatever else is one JSON value."""
-    text = begun.lstrip()
+    bad line stays one bad line. ``"array"`` and ``"object"``: whatever else is one JSON value.
+
+    What is called JSON Lines and is no JSON value as a whole is read by lines, whatever stands in them.
+    """
+    text = begun.strip() if len(begun) < PEEKED else begun.lstrip()
     lines = [line.strip() for line in text.split(b"\n")]
     is_cut = len(begun) >= PEEKED and len(lines) == 1
     further = [line for line in lines[1:] if line]
+    damaged = (
+        len(begun) < PEEKED
+        and ".json" not in [s.lower() for s in PurePosixPath(path).suffixes]
+        and _parsed(text) is None
+    )
     if text.startswith(b"["):
         if not is_cut and isinstance(_parsed(lines[0]), list):
             return "lines" if further else "array"
-        rest = lines[0][1:].strip()
-        first = rest or (further[0] if further else b"")
-        return "lines of an array" if isinstance(_parsed(first.removesuffix(b",")), dict) else "array"
+        first = lines[0][1:].strip() or (further[0] if further else b"")
+        closed = len(begun) >= PEEKED or text.endswith(b"]")
+        if closed and isinstance(_parsed(first.removesuffix(b",")), dict):
+            return "lines of an array"
+        return "lines" if damaged else "array"
     if not text.startswith(b"{"):
         return "lines"
     if is_cut:
@@ -76,7 +88,7 @@ def _layout(path: str, begun: bytes) -> str:
         single = not further and (not fits_columns(names) or _is_columns(record))
         return "object" if single else "lines"
     pretty = lines[0] == b"{" or (further and not further[0].startswith(b"{"))
-    return "object" if pretty else "lines"
+    return "object" if pretty and not damaged else "lines"
 
 
 def _all_objects(values: list[Any]) -> bool:

@@ -209,7 +209,7 @@ def test_what_a_scorer_records(guard: Guard, loud: Callable[[], str]) -> None:
     judge.encoder.template = RAISING
     judge.encoder._expected.clear()
     scorer = StarScorer(judge)
-    scorer._loaded = judge
+    scorer._loaded = [judge]
     found = scorer({"prompt": [TEXT], "response": [TEXT]})
     assert found["star"] == [[]]
     assert "refuses the conversation" in found["error"][0]
