@@ -67,10 +67,6 @@ class KVStore:
                     target[:, base : base + source[:, :size].shape[1]] = source[:, :size]
 
 
-class Attended(Exception):
-    """Leaves a layer when its attention is done."""
-
-
 @dataclass(eq=False)
 class PrefixPlan:
     """What one micro-batch's attention must know: its segments in order, and the store."""
@@ -80,8 +76,6 @@ class PrefixPlan:
     attend: Callable[..., Tensor]
     bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
     windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
-    rows: Tensor | None = None  # of the last layer, when only these are to be finished: see last_layer.py
-    found: Tensor | None = None  # what they found there
     packed: Any = None  # what attend_by_kernel computes once for all layers
 
     def band(self, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
@@ -175,18 +169,11 @@ def prefix_attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None or not getattr(module, "is_causal", True):
         raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
-    if fastdss_plan.found is not None:
-        found, fastdss_plan.found = fastdss_plan.found, None
-        return found, None
     if layer in fastdss_plan.windows:  # the store would keep the last call's keys for all of them
         raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap)
-    if fastdss_plan.rows is not None:
-        fastdss_plan.found = out[:, fastdss_plan.rows.to(out.device)]
-        raise Attended
-    return out, None
+    return fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, prefix_attention)  # no mask function of this name: transformers then builds no mask

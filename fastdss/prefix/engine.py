@@ -15,7 +15,6 @@ from fastdss.models.causal_lm import backbone, lm_head
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .cpu_linear import PackedWeights, cpu_gemm, version
-from .last_layer import at_rows, find_last_layer
 from .packing import Segment, make_groups, micro_batches, schedule, shared_head
 from .tree import PrefixTree, shared_length
 
@@ -40,7 +39,6 @@ class Runner:
             )
         self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
         self.config = model.config.get_text_config(decoder=True)
-        self.last_layer = find_last_layer(self.body, self.config.num_hidden_layers)
         self.bands: dict[tuple, Tensor] = {}
 
     def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
@@ -53,13 +51,12 @@ class Runner:
             scores += [k for _, k in segment.verdicts]
             left += len(segment.ids)
         plan = PrefixPlan(segments, store, self.attend, self.bands)
-        with at_rows(self.last_layer, plan, rows or [0], len(ids)):
-            hidden = self.body(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
-                use_cache=False,
-                fastdss_plan=plan,
-            ).last_hidden_state
+        hidden = self.body(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            fastdss_plan=plan,
+        ).last_hidden_state
         self._check_layers(plan, max(positions))
         picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores

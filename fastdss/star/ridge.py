@@ -41,10 +41,11 @@ class Ridge:
         held = numbers % 4 == 3
         mean, scale = features.mean(0), features.std(0).clamp(min=1e-8)
         x = (features - mean) / scale
-        offset = targets[~held].mean()
-        values, vectors = torch.linalg.eigh(x[~held] @ x[~held].t())
+        offset, centre = targets[~held].mean(), x[~held].mean(0)
+        known = x[~held] - centre
+        values, vectors = torch.linalg.eigh(known @ known.t())
         rotated = vectors.t() @ (targets[~held] - offset)
-        crossed = x[held] @ x[~held].t() @ vectors
+        crossed = (x[held] - centre) @ known.t() @ vectors
         unit = values.mean().clamp(min=1e-12)
         errors = [
             (crossed @ (rotated / (values + penalty * unit)) + offset - targets[held]).square().mean()
