@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from fastdss.errors import UserError
+from fastdss.optional import require
 
 ROWS_AT_ONCE = 64
 PEEKED = 1 << 16  # bytes by which a file's layout is known
@@ -77,10 +78,9 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
 def _unpacked(path: str, raw: Any) -> Iterator[Any]:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(f"{path} needs zstandard: pip install zstandard ({error})") from None
+        require(path, "score", "zstandard")
+        import zstandard
+
         file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     else:
         unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)

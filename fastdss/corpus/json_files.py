@@ -13,6 +13,7 @@ from typing import Any
 
 from fastdss.chat.formats import fits_columns
 from fastdss.errors import UserError
+from fastdss.optional import require
 
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
 
@@ -136,6 +137,7 @@ def _object(text: bytes, digest: str) -> Mapping[str, Any] | Unreadable:
 
 def _array(path: str, prefix: str) -> Iterator[Found]:
     """Objects of an array, however they are laid out; memory holds one of them."""
+    require(path, "score", "ijson")
     import ijson
 
     with opened(path) as file:
@@ -206,6 +208,7 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
 
 def _top_level(path: str) -> tuple[list[str], list[str]]:
     """Names in the outermost object, and those of them that hold lists of objects."""
+    require(path, "score", "ijson")
     import ijson
 
     names: list[str] = []
