@@ -242,6 +242,7 @@ def _kto(record: Record) -> list[Turn]:
 
 def _ultrachat(record: Record) -> list[Turn]:
     said = record.take("data")
+    said = parsed(said) if isinstance(said, str) else said
     if isinstance(said, str) or not isinstance(said, Sequence):
         raise UserTypeError(f"data: expected a list of texts, got {type(said).__name__}")
     return [
@@ -291,6 +292,11 @@ def _is_list(value: Any) -> bool:
     if isinstance(value, str):
         return re.match(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:", value) is not None
     return isinstance(value, Sequence) and not isinstance(value, bytes)
+
+
+def _holds_texts(value: Any) -> bool:
+    """Whether it is a list of texts, or the JSON of one."""
+    return re.match(r"\s*\[\s*[\"']", value) is not None if isinstance(value, str) else not isinstance(value, bytes)
 
 
 def _text(name: str, value: Any) -> str:
@@ -344,7 +350,7 @@ FORMATS = (
     Format(
         "ultrachat",
         "`data`: texts of user and assistant by turns",
-        lambda r: isinstance(r.peek("data"), Sequence) and not isinstance(r.peek("data"), str),
+        lambda r: isinstance(r.peek("data"), Sequence) and _holds_texts(r.peek("data")),
         _ultrachat,
     ),
     Format(

@@ -9,6 +9,7 @@ import io
 import lzma
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,17 +78,19 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
 @contextmanager
 def _unpacked(path: str, raw: Any) -> Iterator[Any]:
     suffix = PurePosixPath(path).suffix.lower()
+    unpacking: tuple[type[Exception], ...] = ()
     if suffix == ".zst":
         require(path, "score", "zstandard")
         import zstandard
 
+        unpacking = (zstandard.ZstdError,)
         file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     else:
         unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)
         file = raw if unpack is None else unpack(raw, "rb")
     try:
         yield file
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, *unpacking) as error:
         raise UserError(f"{path}: its compression is damaged ({type(error).__name__})") from None
     except OSError as error:
         if suffix == ".bz2":
