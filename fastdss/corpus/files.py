@@ -78,19 +78,19 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
 @contextmanager
 def _unpacked(path: str, raw: Any) -> Iterator[Any]:
     suffix = PurePosixPath(path).suffix.lower()
-    unpacking: tuple[type[Exception], ...] = ()
+    damaged: list[type[Exception]] = [EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error]
     if suffix == ".zst":
         require(path, "score", "zstandard")
         import zstandard
 
-        unpacking = (zstandard.ZstdError,)
+        damaged.append(zstandard.ZstdError)
         file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     else:
         unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)
         file = raw if unpack is None else unpack(raw, "rb")
     try:
         yield file
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, *unpacking) as error:
+    except tuple(damaged) as error:
         raise UserError(f"{path}: its compression is damaged ({type(error).__name__})") from None
     except OSError as error:
         if suffix == ".bz2":
