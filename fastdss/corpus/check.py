@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from fastdss.chat.conversation import Conversation
 
@@ -32,6 +33,7 @@ def check(
     *,
     guard: str | None = None,
     spec: str | None = None,
+    guard_options: Mapping[str, Any] | None = None,
     model: str | None = None,
     limit: int = 10_000,
 ) -> Checked:
@@ -58,27 +60,30 @@ def check(
     if not understood.conversations:
         lines.append(f"nothing can be scored; {NAMING}")
     if first is not None and longest is not None:
-        for name, make in ((guard, _GuardView), (model, _PolicyView)):
-            if name is not None:
-                view = make(name, spec)
-                lines += ["", *view.report(first.conversation, first.judged, longest)]
-                usable = usable and view.accepted
+        views: list[_GuardView | _PolicyView] = []
+        views += [_GuardView(guard, spec, guard_options or {})] if guard is not None else []
+        views += [_PolicyView(model)] if model is not None else []
+        for view in views:
+            lines += ["", *view.report(first.conversation, first.judged, longest)]
+            usable = usable and view.accepted
     return Checked(understood, lines, usable)
 
 
 class _GuardView:
     """What a guard reads, without its weights."""
 
-    def __init__(self, name: str, spec: str | None) -> None:
+    def __init__(self, name: str, spec: str | None, options: Mapping[str, Any]) -> None:
         from .guards import GuardSource
 
         self.name, self.accepted = name, True
-        _, _, self.encoder, _ = GuardSource(name, spec).described()
+        _, _, (self.encoder, *_), self.spec = GuardSource(name, spec, options=options).described()
         self.context = self.encoder.tokenizer.model_max_length
 
     def text(self, conversation: Conversation, turn: int) -> str:
         answer = {"role": "assistant", "content": conversation.turns[turn].answer.text}
-        return self.encoder.render([[*conversation.before(turn), answer]], generation_prompt=True)[0]
+        return self.encoder.render([[*conversation.before(turn), answer]], generation_prompt=self.spec.head == "words")[
+            0
+        ]
 
     def report(self, conversation: Conversation, judged: Sequence[int], longest: Row) -> list[str]:
         lines = []
@@ -99,7 +104,7 @@ class _GuardView:
 class _PolicyView:
     """What a policy is trained on, without its weights."""
 
-    def __init__(self, name: str, spec: str | None) -> None:
+    def __init__(self, name: str) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         from fastdss.chat.policy import PolicyChat

@@ -10,8 +10,9 @@ from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
+from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
-from fastdss.star.options import COMBINE
+from fastdss.star.options import COMBINE, METHODS
 
 from .rows import DataOptions
 from .understood import why_mostly_failed
@@ -42,7 +43,10 @@ def add_score(commands: Any) -> None:
     add("--unit", choices=UNITS, default="word", help="what a chunk counts")
     add("--max-tokens", type=int, help="score what fits instead of failing rows longer than the guard's context")
     add("--revision", help="commit, tag or branch of a guard on the Hub")
-    add("--spec", metavar="NAME", help="known guard whose spec to use, where the guard's own name does not tell")
+    add_guard_options(parser)
+    add(
+        "--method", choices=METHODS, default="auto", help="per_prefix: one forward per prefix, for guards no tree takes"
+    )
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--rescore", action="store_true", help="judge anew what holds scores already")
@@ -87,7 +91,7 @@ def add_check(commands: Any) -> None:
     add("input", nargs="+", metavar="DATA", help="files (JSON, CSV, Parquet, Arrow), folders, URLs, or a Hub id")
     add("--guard", metavar="ID|PATH", help="show the first conversation as this guard sees it")
     add("--model", metavar="ID|PATH", help="show the first conversation as this model is trained on it")
-    add("--spec", metavar="NAME", help="known guard whose spec to use, where the guard's own name does not tell")
+    add_guard_options(parser)
     add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
     add_data_options(parser)
     add("--traceback", action="store_true", help="show the traceback of an error")
@@ -95,11 +99,19 @@ def add_check(commands: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from fastdss.guards.options import parse_options
+
     from .check import check
 
     require("fastdss check", "score", "pyarrow")
     found = check(
-        args.input, data_options_of(args), guard=args.guard, spec=args.spec, model=args.model, limit=args.rows
+        args.input,
+        data_options_of(args),
+        guard=args.guard,
+        spec=args.spec,
+        guard_options=parse_options(args.guard_option),
+        model=args.model,
+        limit=args.rows,
     )
     print("\n".join(found.lines))
     return 0 if found.usable else 1
@@ -127,6 +139,8 @@ def _score(args: argparse.Namespace) -> int:
     require("fastdss score", "score", "pyarrow")
     from transformers.utils import logging
 
+    from fastdss.guards.options import parse_options
+
     from .run import score_dataset
     from .scorer import StarScorer
     from .understood import summary
@@ -140,6 +154,8 @@ def _score(args: argparse.Namespace) -> int:
         unit=args.unit,
         max_tokens=args.max_tokens,
         spec=args.spec,
+        guard_options=parse_options(args.guard_option),
+        method=args.method,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,

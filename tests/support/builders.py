@@ -10,16 +10,24 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 from transformers.models.gemma2 import Gemma2ForCausalLM
+from transformers.models.gemma3 import Gemma3ForCausalLM
+from transformers.models.gpt_oss import GptOssForCausalLM
 from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
+from transformers.models.llama4 import Llama4ForCausalLM
 from transformers.models.mistral import MistralForCausalLM
+from transformers.models.qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from fastdss import Guard, GuardSpec
@@ -111,12 +119,34 @@ ARCHITECTURES = {
             final_logit_softcapping=3.0, **_SHAPE)
     ),
 }  # fmt: skip
+MORE_ARCHITECTURES = {
+    "llama4_text": lambda v: Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=v, attention_chunk_size=24, no_rope_layers=[1, 1, 0], floor_scale=16, num_local_experts=2,
+            intermediate_size_mlp=48, pad_token_id=None, **_SHAPE)
+    ),
+    "qwen2": lambda v: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, **_SHAPE)),
+    "gemma3_text": lambda v: Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=v, sliding_window=24, query_pre_attn_scalar=8, **_SHAPE)
+    ),
+    "gpt_oss": lambda v: _with_sinks(
+        GptOssForCausalLM(GptOssConfig(vocab_size=v, sliding_window=24, num_local_experts=4, **_SHAPE))
+    ),
+}  # fmt: skip
+
+
+def _with_sinks(model):
+    """Sinks of about the size of the scores beside them, or nobody would miss them."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, std=1.0)
+    return model
 
 
 def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):
     """A random model of three layers with grouped-query heads; the windows of Mistral and Gemma2 cut into the text."""
     torch.manual_seed(seed)
-    model = ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
+    model = (ARCHITECTURES | MORE_ARCHITECTURES)[architecture](vocabulary).to(dtype).eval()
     if architecture == "gemma2":
         model.set_attn_implementation("eager")  # transformers 5.17 would choose sdpa, which drops the softcap
     return model
@@ -140,8 +170,11 @@ def make_spec(**changes) -> GuardSpec:
     return GuardSpec("test-guard", **{"template": TEMPLATE, **WORDS, **changes})
 
 
-def dense_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **_):
-    """The definition, in the inputs' own precision: softmax over a dense causal (and windowed) score matrix."""
+def dense_attention(
+    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, s_aux=None, **_
+):
+    """The definition, in the inputs' own precision: softmax over a dense causal matrix of scores, of which a window or
+    a chunk hides some, and beside which each head may have a sink."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -149,7 +182,15 @@ def dense_attention(module, query, key, value, attention_mask, scaling=None, sli
         scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(key.shape[2])[:, None] - torch.arange(key.shape[2])[None, :]
     hidden = (distance < 0) | (distance >= (sliding_window or 2**30))
-    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds and kinds[module.layer_idx] == "chunked_attention":
+        chunk = torch.arange(key.shape[2]) // module.config.attention_chunk_size
+        hidden |= chunk[:, None] != chunk[None, :]
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if s_aux is not None:
+        sinks = s_aux.to(scores)[None, :, None, None].expand(*scores.shape[:-1], 1)
+        return (torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1] @ value).transpose(1, 2), None
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
 
 
 AttentionInterface.register("fastdss_test_dense", dense_attention)
