@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard, star_scores
-from fastdss.train.collator import DSSCollator, prepare_dss_dataset
+from fastdss.train.collator import DSSCollator
 from fastdss.train.enable import enable_dss
+from fastdss.train.prepare import prepare_dss_dataset
 from fastdss.train.reference import reference_logprobs
 
 

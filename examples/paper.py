@@ -16,7 +16,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from fastdss import Guard, GuardSpec, star_scores
-from fastdss.train.collator import prepare_dss_dataset
+from fastdss.train.prepare import prepare_dss_dataset
 from fastdss.train.reference import reference_logprobs
 from fastdss.train.trainer import DSSTrainer
 

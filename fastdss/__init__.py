@@ -26,7 +26,7 @@ _HOME = {
     "enable_dss": "train.enable",
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
-    "prepare_dss_dataset": "train.collator",
+    "prepare_dss_dataset": "train.prepare",
     "DSSTrainer": "train.trainer",
     "DSSSFTTrainer": "train.sft_trainer",
     "StarScorer": "corpus.scorer",
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from .star.scoring import star_scores as star_scores
     from .star.stream import StarStream as StarStream
     from .train.collator import DSSCollator as DSSCollator
-    from .train.collator import prepare_dss_dataset as prepare_dss_dataset
     from .train.enable import disable_dss as disable_dss
     from .train.enable import enable_dss as enable_dss
+    from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import reference_logprobs as reference_logprobs
     from .train.sft_trainer import DSSSFTTrainer as DSSSFTTrainer
     from .train.trainer import DSSTrainer as DSSTrainer

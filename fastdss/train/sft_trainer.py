@@ -14,8 +14,9 @@ from trl import SFTTrainer
 
 from fastdss.loss.functional import KL
 
-from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_dataset
+from .collator import DSSCollator
 from .enable import bare_model
+from .prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
 from .trainer import ShapedTraining, enabled_settings
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch

@@ -16,8 +16,9 @@ from fastdss.loss.functional import KL
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
 
-from ..collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from ..collator import DSSCollator
 from ..enable import enable_dss
+from ..prepare import pack_dataset, prepare_dss_dataset
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .settings import TrainSettings
 

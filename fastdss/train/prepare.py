@@ -1,0 +1,145 @@
+"""Scored conversations to training rows: text read, tokenised, aligned with its weights, cut and packed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastdss.chat.encoder import check_conversation
+from fastdss.star.align import Scored, align
+
+from .collator import COLUMNS, IGNORED, pack
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_dss_dataset(
+    scored: Any,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    packing: bool = False,
+    template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    across: str = "last",
+) -> Any:
+    """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
+
+    scored: ``StarScores``, or rows (a ``Dataset`` or a sequence of mappings) with ``prompt`` (text or messages) and
+    ``response``, or ``messages``, and the scorer's columns: ``scores`` [K], ``ends`` [K] (character ends into the
+    response) and optionally ``flags``. ``template``, ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
+
+    max_length: rows are cut on the right after tokens and weights were aligned, so each token keeps its own weight;
+    rows that are left without any label that counts are dropped, and how many is logged.
+    packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
+    ``DSSCollator(padding_free=True)``.
+
+    Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
+    """
+    from datasets import Dataset
+
+    if packing and max_length is None:
+        raise ValueError("packing needs max_length, got None")
+    options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
+
+    def tokenised(rows: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, list]]:
+        read = [_read_scored(index, row) for index, row in enumerate(rows, first)]
+        aligned = align(read, tokenizer, max_length=max_length, first_row=first, **options)
+        return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
+
+    def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        return _columns(tokenised(_rows(batch), indices[0]))
+
+    if isinstance(scored, Dataset):
+        prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
+    else:
+        prepared = Dataset.from_dict(_columns(tokenised(_as_rows(scored))))
+    prepared = _drop_unlabelled(prepared, max_length)
+    if packing:
+        assert max_length is not None
+        prepared = pack_dataset(prepared, max_length)
+    return prepared
+
+
+def truncate_dataset(dataset: Any, max_length: int) -> Any:
+    """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
+    names = [name for name in COLUMNS if name in dataset.column_names]
+
+    def cut(*values: list) -> dict[str, list]:
+        return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
+
+    return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
+
+
+def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
+    kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
+    if len(kept) < len(dataset):
+        lost = len(dataset) - len(kept)
+        _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
+    return kept
+
+
+def pack_dataset(dataset: Any, max_length: int) -> Any:
+    """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
+    names = [name for name in COLUMNS if name in dataset.column_names]
+
+    def packed(batch: Mapping[str, list]) -> dict[str, list]:
+        return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
+
+    return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=dataset.column_names)
+
+
+def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _as_rows(scored: Any) -> Iterator[Mapping[str, Any]]:
+    if not hasattr(scored, "histories"):
+        yield from scored
+        return
+    for index in range(len(scored)):
+        yield {
+            "prompt": scored.histories[index],
+            "response": scored.responses[index],
+            "scores": scored.scores[index].tolist(),
+            "ends": scored.ends[index],
+            "flags": scored.flags[index],
+        }
+
+
+def _read_scored(index: int, row: Mapping[str, Any]) -> Scored:
+    missing = [name for name in ("scores", "ends") if row.get(name) is None]
+    if missing:
+        raise ValueError(f"row {index} has no {' and no '.join(missing)}; it has {sorted(row)}")
+    history, response = _conversation(index, row)
+    scores, ends, flags = list(row["scores"]), list(row["ends"]), row.get("flags") or ()
+    if len(scores) != len(ends) or not ends:
+        raise ValueError(
+            f"row {index}: expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}"
+        )
+    if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
+        raise ValueError(f"row {index}: scores and ends must be numbers: drop the row, or score it anew")
+    if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
+        raise ValueError(
+            f"row {index} has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it"
+        )
+    return Scored(history, response, ends, scores, "truncated" not in flags)
+
+
+def _conversation(index: int, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    messages = row.get("messages")
+    if messages is None:
+        if row.get("prompt") is None or row.get("response") is None:
+            raise ValueError(f"row {index}: expected messages, or prompt and response; it has {sorted(row)}")
+        prompt = row["prompt"]
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = [*prompt, {"role": "assistant", "content": row["response"]}]
+    turns = check_conversation(index, messages)
+    if turns[-1]["role"] != "assistant":
+        raise ValueError(f"row {index}: expected the last turn to be the assistant's, got {turns[-1]['role']!r}")
+    return turns[:-1], turns[-1]["content"]
