@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastdss.chat.encoder import check_conversation
+from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.star.align import Scored, align
 
 from .collator import COLUMNS, IGNORED, pack
@@ -64,7 +65,7 @@ def prepare_dss_dataset(
 
 def truncate_dataset(dataset: Any, max_length: int) -> Any:
     """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
-    names = [name for name in COLUMNS if name in dataset.column_names]
+    names = [name for name in dataset.column_names if name in COLUMNS or name in TOKEN_INPUTS]
 
     def cut(*values: list) -> dict[str, list]:
         return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
@@ -82,7 +83,8 @@ def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
 
 def pack_dataset(dataset: Any, max_length: int) -> Any:
     """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
-    names = [name for name in COLUMNS if name in dataset.column_names]
+    known = COLUMNS.keys() | TOKEN_INPUTS.keys() | MEDIA_INPUTS
+    names = [name for name in dataset.column_names if name in known]
 
     def packed(batch: Mapping[str, list]) -> dict[str, list]:
         return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
