@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .probes import evaluating, some_tokens
+
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap")
 _SCALING_MULTIPLIES = ("hyperclovax",)  # every other family divides by `logits_scaling`
@@ -62,19 +64,14 @@ def logit_scale_and_softcap(model: Any) -> tuple[float, float | None]:
     return _logit_scale(config), _softcap(config)
 
 
-@torch.no_grad()
 def check_head(model: Any, atol: float = 1e-3) -> None:
     """Raise ``ValueError`` unless backbone, head, scale and softcap give the model's own logits of a few tokens."""
     model = _unwrap(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         head = lm_head(model)
         ids = some_tokens(head.weight.device)
         own = model(input_ids=ids, use_cache=False).logits.float()
         ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    finally:
-        model.train(was_training)
     error = (own - ours).abs().max().item()
     limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
     if not error <= limit:
@@ -82,12 +79,6 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
             f"{type(model).__name__} computes its logits in a way fastdss does not know: "
             f"head, scale {head.logit_scale} and softcap {head.softcap} miss them by {error:.3g}"
         )
-
-
-def some_tokens(device: torch.device) -> Tensor:
-    """``[1, 3]`` ids to compare logits on. The first alone may be padding, its embedding zero, and so all it leads to:
-    logits that no scale changes."""
-    return torch.arange(3, device=device)[None]
 
 
 def ignores_softcap(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Run an operation on hidden states and the output head *inside* the head's own call.
+"""Run an operation on hidden states and the output head *inside* the head's own call, within the model's own forward.
 
 FSDP2, ZeRO-3 and accelerate bring a head's weights together when the head is called and take them apart afterwards,
 by hooks on that call. So the head's ``forward`` is swapped for the call, and only there is the weight read: the one
@@ -19,20 +19,27 @@ from .split_params import gather_as_one
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
 
-def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor, ...]:
-    """``operation(hidden, head)`` within ``model.get_output_embeddings()(hidden)``.
+def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -> tuple[tuple[Tensor, ...], Any]:
+    """``forward()``, the model's own, with ``operation(hidden, head)`` in place of the product with the output head.
+
+    Returns the operation's results and what the forward returned, whose ``logits`` have no meaning then. So whatever a
+    class does on the way to its head (images laid among the tokens, a transform before the head, auxiliary losses) is
+    done by the class itself, and only the logits are never made.
 
     ``model`` is the bare transformers model (no PEFT or DDP wrapper); ``hidden: [..., D]``. Gradients reach ``hidden``
-    and whatever the weight is made of. Raises ``TypeError`` for a head whose effective weight fastdss cannot read.
+    and whatever the weight is made of. Raises ``TypeError`` for a head whose effective weight fastdss cannot read, and
+    for a forward that does not call its head exactly once.
     """
-    outer = model.get_output_embeddings()
+    outer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if outer is None:
-        raise TypeError(f"{type(model).__name__} has no output embeddings")
+        raise TypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
+    results: list[tuple[Tensor, ...]] = []
 
-    def forward_of(layer: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        def forward(hidden: Tensor) -> tuple[Tensor, ...]:
+    def forward_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        def forward(hidden: Tensor) -> Tensor:
             weight, bias = _effective_weight(layer)
-            return operation(hidden, lm_head(model)._replace(weight=weight, bias=bias))
+            results.append(operation(hidden, lm_head(model)._replace(weight=weight, bias=bias)))
+            return hidden.new_zeros((*hidden.shape[:-1], 1))
 
         return forward
 
@@ -41,7 +48,12 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
     with ExitStack() as swapped:
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
-        return outer(hidden)
+        returned = forward()
+    if len(results) != 1:
+        raise TypeError(
+            f"{type(model).__name__}: expected one call of the output head in a forward, got {len(results)}"
+        )
+    return results[0], returned
 
 
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:

@@ -44,11 +44,12 @@ MEDIA_INPUTS = _names(
     "input_features_mask feature_attention_mask audio_feature_lengths audio_input_features "
     "audio_embed_sizes audio_attention_mask input_values input_values_mask padding_mask"
 )
-# Inputs by which other models, other stages or other trainers work; no row of training data means them.
+# What a forward takes that is no input of its own in a row: by it trainers, generation and this package work.
 _NOT_OF_ROWS = _names(
     "self args kwargs input_ids labels use_cache return_dict logits_to_keep past_key_values cache_params "
     "cache_position output_attentions output_hidden_states output_router_logits num_items_in_batch "
-    "mm_encoder_outputs"
+    "token_weights ref_logprobs ref_hidden ref_lm_head ref_bias ref_logit_scale ref_softcap rows kl_rows "
+    "real_tokens dss_ask mm_encoder_outputs"
 )
 
 

@@ -122,6 +122,9 @@ class Row:
 def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken: frozenset[str] | None) -> Row:
     """``example`` with the columns ``names`` of COLUMNS and the inputs in ``taken`` (None: any known), tight."""
     where = f"example {index}"
+    for name in names:
+        if example.get(name) is None:
+            raise ValueError(f"{where} has no {name!r}; it has {sorted(example)}")
     columns = {name: _column(index, name, example[name]) for name in names}
     length = len(columns["input_ids"])
     for name, column in columns.items():
