@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -174,6 +175,13 @@ def _documents(where: str, example: Mapping[str, Any], kept: slice, total: int) 
     if sum(lengths) != kept.stop - kept.start or min(lengths) < 1:
         raise ValueError(f"{where}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1")
     return lengths
+
+
+def label_documents(row: Mapping[str, Any]) -> list[list[int]]:
+    """The labels of each document of a row."""
+    labels = [int(label) for label in row.get("labels") or ()]
+    ends = list(accumulate(row.get("seq_lengths") or [len(labels)], initial=0))
+    return [labels[start:end] for start, end in pairwise(ends)]
 
 
 def _restarts(positions: Tensor) -> list[int] | None:

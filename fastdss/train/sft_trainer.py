@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from fastdss.loss.functional import KL
+from fastdss.models.experts import set_coefficient
+from fastdss.models.inputs import input_names
 
 from .collator import DSSCollator
 from .enable import bare_model
@@ -57,7 +59,7 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         settings = enabled_settings(model, kl, kl_scale, reference)
         super().__init__(model, *args, **kwargs)
         if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
-            bare_model(self.model).router_aux_loss_coef = self.router_aux_loss_coef
+            set_coefficient(bare_model(self.model), self.router_aux_loss_coef)
         own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
@@ -66,8 +68,10 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 kl_scale=settings.kl_scale,
                 padding_free=self.padding_free,
                 pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
+                model_inputs=input_names(bare_model(self.model)),
             )
         self._set_up_dss(reference)
+        self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
     def _prepare_dataset(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,21 @@ from transformers import Trainer
 from fastdss.loss.functional import KL
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.causal_lm import logit_scale_and_softcap
-from fastdss.models.head_call import head_is_adapted, head_trains, original_head
+from fastdss.models.experts import coefficient
+from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
+from fastdss.models.inputs import input_names
+from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
+from fastdss.models.stops import stop_tokens, unstopped
 
-from .collator import DSSCollator
-from .enable import DSSSettings, bare_model, dss_settings, enable_dss
+from .collator import DSSCollator, label_documents
+from .enable import bare_model, check_packing, dss_settings, enable_dss
+from .forward import DSSSettings
+from .start_copy import StartCopy, adapter_off_is_not_the_start
 
 _log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
+_ROWS_LOOKED_AT = 32  # for a token at which answers end
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
 
@@ -31,6 +38,7 @@ class ShapedTraining:
     """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
 
     _dss_reference: Any = None
+    _dss_own_mean = False  # the class divides its own loss by the labels of its own batch
     _dss_told_unshaped = False
 
     def _set_up_dss(self: Any, reference: Any) -> None:
@@ -41,17 +49,23 @@ class ShapedTraining:
                 "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
                 f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
             )
-        if args.use_liger_kernel:
+        if args.use_liger_kernel and _fuses_head(args.liger_kernel_config):
             raise ValueError(
-                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, "
-                f"got {args.use_liger_kernel!r}"
+                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, or set "
+                "liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}, "
+                f"got {args.liger_kernel_config!r}"
             )
         if args.n_gpu > 1:
             raise ValueError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
         parallel = getattr(self.accelerator, "parallelism_config", None)
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
             raise ValueError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+        self._dss_own_mean = not self.model_accepts_loss_kwargs
+        self.model_accepts_loss_kwargs = True  # the shaped loss divides by all labels of a step, whatever the class
         settings, collator = dss_settings(self.model), self.data_collator
+        if isinstance(collator, DSSCollator) and collator.padding_free:
+            check_packing(self.model)
+        _tell_unstopped(self)
         if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and settings is not None and settings.kl_scale:
             raise ValueError(
                 f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={settings.kl_scale} needs: give it the same"
@@ -77,7 +91,7 @@ class ShapedTraining:
         if reference == "adapter":
             if not hasattr(self.model, "disable_adapter"):
                 raise TypeError(f"reference='adapter' needs a PEFT model, got {type(self.model).__name__}")
-            return reference
+            return self._start_reference()
         if not isinstance(reference, torch.nn.Module):
             raise TypeError(f"reference: expected None, 'adapter' or a model, got {type(reference).__name__}")
         if bare_model(reference) is bare_model(self.model):
@@ -86,6 +100,27 @@ class ShapedTraining:
             raise ValueError("a sharded live reference is not supported: compute ref_logprobs once before training")
         reference.requires_grad_(False).eval().to(self.args.device)
         return enable_dss(reference)
+
+    def _start_reference(self: Any) -> Any:
+        """The adapters switched off where that is the model before training; else a copy of all that trains."""
+        peft_model = bare_peft(self.model)
+        why = adapter_off_is_not_the_start(peft_model, bare_model(self.model))
+        if why is None:
+            return "adapter"
+        state = self.accelerator.state
+        zero3 = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) == 3
+        if zero3 or getattr(state, "fsdp_plugin", None) is not None:
+            raise ValueError(
+                f"reference='adapter': {why}, so the reference is a copy of the model before training, and none can be "
+                "kept of weights that are split over ranks: compute ref_logprobs once before training"
+            )
+        start = StartCopy(peft_model)
+        _log.warning(
+            "reference='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
+            why,
+            start.numbers,
+        )
+        return start
 
     def compute_loss(
         self: Any,
@@ -102,12 +137,21 @@ class ShapedTraining:
             inputs = inputs | live if refers else inputs
         if not shaped:
             self._tell_unshaped(inputs)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _unshaped_loss(self: Any, model: Any, inputs: Any, return_outputs: bool, num_items: Tensor | int | None) -> Any:
+        own = super().compute_loss  # type: ignore[misc]
+        if not self._dss_own_mean:
+            return own(model, inputs, return_outputs, num_items)
+        loss, outputs = own(model, inputs, True, None)
+        if self.model.training:  # Trainer believes that it is divided by all labels of the step
+            loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
@@ -124,33 +168,40 @@ class ShapedTraining:
         scaled = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
         times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
+        return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
     def _reference_module(self: Any, model: Any) -> Any:
-        return model if self._dss_reference == "adapter" else self._dss_reference
+        return model if self._refers_to_policy() else self._dss_reference
+
+    def _refers_to_policy(self: Any) -> bool:
+        return self._dss_reference == "adapter" or isinstance(self._dss_reference, StartCopy)
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
-        adapter = self._dss_reference == "adapter"
+        policy = self._refers_to_policy()
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = self._reference_module(model)
-        was_training = reference.training
-        reference.eval()
-        try:
-            # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            precision = without_adapter(bare_peft(model)) if adapter else self.accelerator.autocast()
-            with precision, layers_gathered(bare_model(reference)):
-                hidden = reference(**asked, dss_ask="hidden").hidden
-        finally:
-            reference.train(was_training)
-        bare, found = bare_model(reference), {"ref_hidden": hidden}
-        if not adapter or head_trains(bare) or head_is_adapted(bare):
-            weight, bias = original_head(bare)
-            found["ref_lm_head"] = whole(weight, hidden.dtype)
-            found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype)
-            found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
+        bare = bare_model(reference)
+        # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+        with evaluating(reference), self._as_reference(model), layers_gathered(bare):
+            hidden = reference(**asked, dss_ask="hidden").hidden
+            found = {"ref_hidden": hidden}
+            if not policy or head_trains(bare) or head_is_adapted(bare):
+                start = isinstance(self._dss_reference, StartCopy)
+                weight, bias = current_head(bare) if start else original_head(bare)
+                found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
+                found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
+                found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
+
+    def _as_reference(self: Any, model: Any) -> AbstractContextManager[Any]:
+        if isinstance(self._dss_reference, StartCopy):
+            return self._dss_reference.restored()
+        if self._dss_reference == "adapter":
+            return without_adapter(bare_peft(model))
+        precision: AbstractContextManager[Any] = self.accelerator.autocast()
+        return precision
 
     def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
@@ -309,7 +360,41 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     tokenizer = trainer.processing_class
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
-    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
+    taken = input_names(bare_model(trainer.model))
+    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free=_is_packed(dataset, columns or ()), model_inputs=taken)
+
+
+def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
+    """Whether rows hold several documents: they say so, or the first one's positions start anew."""
+    if "seq_lengths" in columns:
+        return True
+    if "position_ids" not in columns or not isinstance(dataset, Sized) or not len(dataset):
+        return False
+    positions = dataset[0]["position_ids"]  # type: ignore[index]
+    return positions is not None and list(positions[1:]).count(0) > 0
+
+
+def _fuses_head(liger: Mapping[str, Any] | None) -> bool:
+    """Whether Liger puts a forward of its own, with the head and the loss in one, in place of the model's."""
+    chosen = {"fused_linear_cross_entropy": True, "cross_entropy": False} | dict(liger or {})
+    return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])
+
+
+def _tell_unstopped(trainer: Any) -> None:
+    """A model that is never shown the token at which ``generate`` stops learns to go on for ever."""
+    dataset, stops = trainer.train_dataset, stop_tokens(bare_model(trainer.model))
+    if not stops or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        return
+    rows = [dataset[index] for index in range(min(len(dataset), _ROWS_LOOKED_AT))]  # type: ignore[index]
+    labels = [part for row in rows if isinstance(row, Mapping) for part in label_documents(row)]
+    if unstopped(labels, stops):
+        _log.warning(
+            "none of the first %d rows ends with a label at which generate stops (%s): what is trained may never end; "
+            "look at the end of an answer in the chat template of %s",
+            len(rows),
+            ", ".join(map(str, sorted(stops))),
+            getattr(trainer.processing_class, "name_or_path", None) or "the tokenizer",
+        )
 
 
 def _with_loss(found: dict[str, float]) -> dict[str, float]:
