@@ -1,9 +1,24 @@
 """Maps the top-level folder ``kernels/`` to the package ``fastdss.kernels``; everything else is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 setup(
-    packages=[*find_packages(include=["fastdss", "fastdss.*"], exclude=["fastdss.kernels"]), "fastdss.kernels"],
+    packages=[
+        "fastdss",
+        "fastdss.chat",
+        "fastdss.corpus",
+        "fastdss.demo",
+        "fastdss.guards",
+        "fastdss.kernels",
+        "fastdss.loss",
+        "fastdss.models",
+        "fastdss.pages",
+        "fastdss.prefix",
+        "fastdss.score_report",
+        "fastdss.star",
+        "fastdss.train",
+        "fastdss.train.run",
+    ],
     package_dir={"fastdss": "fastdss", "fastdss.kernels": "kernels"},
     package_data={
         "fastdss": ["py.typed"],

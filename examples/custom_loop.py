@@ -14,11 +14,7 @@ from datasets import load_dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdss import Guard, star_scores
-from fastdss.train.collator import DSSCollator
-from fastdss.train.enable import enable_dss
-from fastdss.train.prepare import prepare_dss_dataset
-from fastdss.train.reference import reference_logprobs
+from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[float]:
@@ -38,7 +34,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = enable_dss(AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device))
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
-    data = data.add_column("ref_logprobs", [row.tolist() for row in reference_logprobs(model, data)])
+    data = add_reference_logprobs(data, model)
 
     loader = DataLoader(data, args.batch_size, shuffle=True, collate_fn=DSSCollator(tokenizer.pad_token_id or 0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)

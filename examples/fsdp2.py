@@ -18,11 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdss import Guard, star_scores
-from fastdss.train.collator import DSSCollator
-from fastdss.train.enable import enable_dss
-from fastdss.train.prepare import prepare_dss_dataset
-from fastdss.train.reference import reference_logprobs
+from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[float]:
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     rows = load_dataset("json", data_files=args.data, split="train")
     batch = {"prompt": list(rows["prompt"]), "response": list(rows["response"])}
     data = prepare_dss_dataset(star_scores(Guard.tiny(), batch, every=5), tokenizer, max_length=1024)
-    data = data.add_column("ref_logprobs", [row.tolist() for row in reference_logprobs(model, data)])  # shared by ranks
+    data = add_reference_logprobs(data, model)  # shared by ranks
 
     sampler = DistributedSampler(data, shuffle=True, drop_last=True)
     collator = DSSCollator(tokenizer.pad_token_id or 0)

@@ -13,10 +13,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from fastdss import Guard, star_scores
-from fastdss.train.prepare import prepare_dss_dataset
-from fastdss.train.reference import reference_logprobs
-from fastdss.train.trainer import DSSTrainer
+from fastdss import DSSTrainer, Guard, add_reference_logprobs, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -49,8 +46,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(training.device)
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
-        reference = reference_logprobs(model, data, cache_dir=f"{args.out}/reference")
-    data = data.add_column("ref_logprobs", [row.tolist() for row in reference])
+        data = add_reference_logprobs(data, model, cache_dir=f"{args.out}/reference")
     split = data.train_test_split(test_size=0.2, seed=0)
 
     trainer = DSSTrainer(

@@ -15,10 +15,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from fastdss import Guard, GuardSpec, star_scores
-from fastdss.train.prepare import prepare_dss_dataset
-from fastdss.train.reference import reference_logprobs
-from fastdss.train.trainer import DSSTrainer
+from fastdss import DSSTrainer, Guard, GuardSpec, add_reference_logprobs, prepare_dss_dataset, star_scores
 
 # Granite Guardian answers "Yes, this is harmful" or "No"; the question is a variable of its own chat template.
 GRANITE_GUARDIAN = GuardSpec(
@@ -72,8 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(training.device)
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
-        reference = reference_logprobs(model, data, cache_dir=f"{args.out}/reference", progress=True)
-    data = data.add_column("ref_logprobs", [row.tolist() for row in reference])
+        data = add_reference_logprobs(data, model, cache_dir=f"{args.out}/reference", progress=True)
 
     trainer = DSSTrainer(
         model=model, args=training, train_dataset=data, processing_class=tokenizer, kl="k2", kl_scale=0.5

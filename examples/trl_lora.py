@@ -15,8 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
-from fastdss import Guard, star_scores
-from fastdss.train.sft_trainer import DSSSFTTrainer
+from fastdss import DSSSFTTrainer, Guard, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
         kl=args.kl,
         kl_scale=0.5,
-        reference="adapter",
+        ref_model="adapter",
     )
     trainer.train()
     trainer.save_model()

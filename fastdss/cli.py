@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from .corpus.commands import add_merge, add_score
 from .demo.command import add_demo
+from .errors import UserError
 from .score_report.command import add_report
 from .train.run.command import add_train
 from .version import __version__
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
     try:
         return int(args.run(args) or 0)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it
         if args.traceback:
             raise
         print(f"fastdss {args.command}: {error}", file=sys.stderr)

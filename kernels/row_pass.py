@@ -16,8 +16,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from .configs import row_pass_config
 from .primitives import expm1, load_logits, on_device_of
 
-# Codes of Objective.kl, in this order
-KL_CODES = {"none": 0, "k1": 1, "k2": 2, "k3": 3, "reverse": 4, "forward": 5}
+# Codes of the KL forms, as the callers count them: 0 is none, then k1, k2, k3. A test holds them against fastdss.KL.
 REVERSE = tl.constexpr(4)
 FORWARD = tl.constexpr(5)
 
@@ -274,7 +273,7 @@ def launch_row_pass_fwd(
     *,
     bias: Tensor | None,
     ref_bias: Tensor | None,
-    kl: str,
+    kl_code: int,
     label_smoothing: float,
     z_loss: float,
     scales: tuple[float, float | None, float, float | None],
@@ -293,7 +292,7 @@ def launch_row_pass_fwd(
             row_pass_fwd_kernel[(count,)](
                 logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
                 lost, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0), out.stride(0),
-                KL_CODES[kl], label_smoothing, z_loss, *scales, grad,
+                kl_code, label_smoothing, z_loss, *scales, grad,
                 **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return token_ce, token_kl, lost
@@ -307,7 +306,7 @@ def launch_row_stats_fwd(
     bias: Tensor | None,
     ref_bias: Tensor | None,
     vocab_start: int,
-    kl: str,
+    kl_code: int,
     with_mean: bool,
     scales: tuple[float, float | None, float, float | None],
     config: tuple[int, int] | None = None,
@@ -319,7 +318,7 @@ def launch_row_stats_fwd(
         with on_device_of(logits):
             row_stats_fwd_kernel[(count,)](
                 logits, ref_logits, bias, ref_bias, labels, stats, width, vocab_start, logits.stride(0),
-                0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), KL_CODES[kl], with_mean, *scales,
+                0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), kl_code, with_mean, *scales,
                 **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return stats
@@ -335,7 +334,7 @@ def launch_row_gradient_bwd(
     bias: Tensor | None,
     ref_bias: Tensor | None,
     vocab_start: int,
-    kl: str,
+    kl_code: int,
     scales: tuple[float, float | None, float, float | None],
     config: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -346,7 +345,7 @@ def launch_row_gradient_bwd(
         with on_device_of(logits):
             row_gradient_bwd_kernel[(count,)](
                 logits, ref_logits, out, bias, ref_bias, labels, factors, lost, width, vocab_start, logits.stride(0),
-                0 if ref_logits is None else ref_logits.stride(0), out.stride(0), factors.stride(0), KL_CODES[kl],
+                0 if ref_logits is None else ref_logits.stride(0), out.stride(0), factors.stride(0), kl_code,
                 *scales, **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return lost

@@ -7,6 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from operator import index as as_index
 
+from fastdss.errors import UserError, UserTypeError
+
 TokenSpans = Callable[[str], list[tuple[int, int]]]
 
 _WORD = re.compile(r"\S+")
@@ -47,7 +49,7 @@ def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
         return [match.end() for match in _SENTENCE.finditer(text) if match[0].strip()]
     if unit == "character":
         return list(range(1, len(text) + 1))
-    raise ValueError(f"unit: expected one of {UNITS}, got {unit!r}")
+    raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
@@ -55,7 +57,7 @@ def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
     cuts = [_integer(index, end) for index, end in enumerate(ends)]
     for index, end in enumerate(cuts):
         if not 0 <= end <= len(response):
-            raise ValueError(f"ends[{index}]: boundary {end} lies outside of a response of {len(response)} characters")
+            raise UserError(f"ends[{index}]: boundary {end} lies outside of a response of {len(response)} characters")
     return sorted(_moved_back(response, [*cuts, len(response)]) - {0}) or [0]
 
 
@@ -68,4 +70,4 @@ def _integer(place: int, end: int) -> int:
     try:
         return as_index(end)
     except TypeError:
-        raise TypeError(f"ends[{place}]: expected an integer, got {type(end).__name__}") from None
+        raise UserTypeError(f"ends[{place}]: expected an integer, got {type(end).__name__}") from None

@@ -18,6 +18,8 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import AddedToken
 
+from fastdss.errors import RowError, UserError
+
 Message = dict[str, Any]
 Conversation = list[Message]
 
@@ -34,7 +36,7 @@ def _is_blank(text: str) -> bool:
     return text.replace("▁", " ").isspace()
 
 
-class RefusedByTemplate(ValueError, TemplateError):
+class RefusedByTemplate(UserError, TemplateError):
     """A template raised an error; the message never quotes content."""
 
 
@@ -62,7 +64,7 @@ class ChatEncoder:
         messages: Callable[[Conversation], list[Message]] | None = None,
     ) -> None:
         if template is None and getattr(tokenizer, "chat_template", None) is None:
-            raise ValueError("the tokenizer has no chat template and none was given")
+            raise UserError("the tokenizer has no chat template and none was given")
         self.tokenizer = tokenizer
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
@@ -118,7 +120,7 @@ class ChatEncoder:
         rows = []
         for row, (chat, text) in enumerate(zip(chats, texts, strict=True)):
             if not text.endswith(tail):
-                raise ValueError("the chat template ends differently after different responses")
+                raise UserError("the chat template ends differently after different responses")
             rows += self.tokenize([text.removesuffix(tail)], mark)
             self._check_controls(row, chat, rows[-1] + after, False, "")
         return rows
@@ -148,7 +150,7 @@ class ChatEncoder:
         (text,), mark = self._rendered([chat], False, "")
         head, found, tail = text.replace(mark or "", "").rpartition(sentinel)
         if not found:
-            raise ValueError("the chat template drops or rewrites the last assistant turn")
+            raise UserError("the chat template drops or rewrites the last assistant turn")
         return head, tail
 
     def is_control(self, index: int) -> bool:
@@ -180,7 +182,7 @@ class ChatEncoder:
             return self.render(conversations, generation_prompt=generation_prompt, suffix=suffix), None
         mark = next((mark for mark in _BREAKS if not any(mark in content for content in contents)), None)
         if mark is None:
-            raise ValueError("content holds control strings and every Unicode noncharacter that could break them")
+            raise UserError("content holds control strings and every Unicode noncharacter that could break them")
         broken = [[{**m, "content": self._broken(m["content"], mark)} for m in chat] for chat in conversations]
         return self.render(broken, generation_prompt=generation_prompt, suffix=suffix), mark
 
@@ -203,7 +205,7 @@ class ChatEncoder:
             self._expected[key] = self._count_controls(self.tokenize(text)[0])
         found = self._count_controls(ids)
         if found != self._expected[key]:
-            raise ValueError(
+            raise UserError(
                 f"conversation {row}: its content changes the number of control tokens "
                 f"from {self._expected[key]} to {found}"
             )
@@ -254,31 +256,27 @@ def _encode_text(tokenizer: Any, text: str) -> Any:
 
 def _check_fast(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
+        raise UserError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed")
 
 
 def check_conversation(row: int, conversation: Any) -> Conversation:
     """``conversation`` as plain role/content turns; errors name the row and never quote the text."""
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-        raise TypeError(f"row {row}: expected a non-empty list of messages, got {type(conversation).__name__}")
+        raise RowError(row, f"expected a non-empty list of messages, got {type(conversation).__name__}")
     turns = []
     for index, message in enumerate(conversation):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise TypeError(f"row {row}, message {index}: expected a mapping with 'role' and 'content'")
+            raise RowError(row, f"message {index}: expected a mapping with 'role' and 'content'")
         role, content = message["role"], message["content"]
         if role not in _ROLES:
-            raise ValueError(f"row {row}, message {index}: unknown role, expected one of {', '.join(_ROLES)}")
+            raise RowError(row, f"message {index}: unknown role, expected one of {', '.join(_ROLES)}")
         if not isinstance(content, str):
-            raise TypeError(f"row {row}, message {index}: expected text, got {type(content).__name__}")
+            raise RowError(row, f"message {index}: expected text, got {type(content).__name__}")
         if len(content) > MAX_CHARACTERS:
-            raise ValueError(
-                f"row {row}, message {index}: {len(content)} characters exceed the limit of {MAX_CHARACTERS}"
-            )
+            raise RowError(row, f"message {index}: {len(content)} characters exceed the limit of {MAX_CHARACTERS}")
         try:
             content.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"row {row}, message {index}: lone surrogate at character {error.start}; not valid text"
-            ) from None
+            raise RowError(row, f"message {index}: lone surrogate at character {error.start}; not valid text") from None
         turns.append({"role": role, "content": content})
     return turns

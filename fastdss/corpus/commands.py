@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+from fastdss.errors import missing_extra
+from fastdss.star.options import COMBINE, TURNS
 
 
 def add_score(commands: Any) -> None:
@@ -28,10 +30,10 @@ def add_score(commands: Any) -> None:
         metavar="ID|PATH",
         help="guard model: a Hub id, a folder, or 'tiny' (contact details); several: give it several times",
     )
-    add("--combine", choices=("mean", "min"), default="mean", help="how several guards' scores become one")
+    add("--combine", choices=COMBINE, default="mean", help="how several guards' scores become one")
     add(
         "--turns",
-        choices=("last", "all"),
+        choices=TURNS,
         default="last",
         help="judge the last turn, or every assistant's as row ID#TURN",
     )
@@ -128,4 +130,4 @@ def _need(package: str) -> None:
     try:
         __import__(package)
     except ImportError as error:
-        raise RuntimeError(f"this command needs the score extra: pip install 'fastdss[score]' ({error})") from error
+        raise missing_extra("this command", "score", error) from error

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fastdss.errors import UserError, missing_extra
+
 from .rows import FailedRow, Row
 from .scorer import Report, Scorer, score_readable
 from .store import ScoredRow, Shards
@@ -63,9 +65,9 @@ def place_in_job() -> tuple[int, int]:
     try:
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        raise ValueError("engine='ranks' needs RANK and WORLD_SIZE: start it with torchrun or accelerate") from None
+        raise UserError("engine='ranks' needs RANK and WORLD_SIZE: start it with torchrun or accelerate") from None
     if not 0 <= rank < ranks:
-        raise ValueError(f"expected a rank below {ranks}, got {rank}")
+        raise UserError(f"expected a rank below {ranks}, got {rank}")
     return rank, ranks
 
 
@@ -134,7 +136,7 @@ def run_ray(job: Job) -> None:
         import ray.data
         import ray.util.client
     except ImportError as error:
-        raise RuntimeError(f"engine='ray' needs Ray: pip install 'fastdss[scale]' ({error})") from error
+        raise missing_extra("engine='ray'", "scale", error) from error
     import pyarrow as pa
 
     if not ray.is_initialized():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastdss.errors import UserError
 from fastdss.models.sources import check_source
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class GuardSource:
             revision = _folder_hash(Path(source))
         else:
             if not config.get("_commit_hash"):
-                raise ValueError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
+                raise UserError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
             revision = self.revision = str(config["_commit_hash"])
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
         spec = TINY if name == "tiny" else find_spec(self.spec) if isinstance(self.spec, str) else self.spec
@@ -105,7 +106,7 @@ def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
 def _folder_hash(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in _GUARD_FILES and path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"guard: {folder} has no .safetensors file; other weights are not loaded")
+        raise UserError(f"guard: {folder} has no .safetensors file; other weights are not loaded")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

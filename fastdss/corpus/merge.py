@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError
 from fastdss.files import replacing
 
 from .rows import Row, Source, expand
@@ -37,16 +38,16 @@ def merge(
     no conversation are always left out. Raises ``ValueError`` where the scores are not finished or the input changed.
     """
     if failed not in FAILED:
-        raise ValueError(f"failed: expected one of {', '.join(FAILED)}, got {failed!r}")
+        raise UserError(f"failed: expected one of {', '.join(FAILED)}, got {failed!r}")
     path = Path(file)
     if path.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"{path}: expected a .parquet or .jsonl file")
+        raise UserError(f"{path}: expected a .parquet or .jsonl file")
     manifest = load_manifest(folder)
     if not manifest["finished"]:
-        raise ValueError(f"{folder} is not finished; run the same fastdss score command again")
+        raise UserError(f"{folder} is not finished; run the same fastdss score command again")
     read = [item["path"] for item in manifest["inputs"]] if sources is None else expand(sources)
     if any(isinstance(source, str | Path) and Path(source).resolve() == path.resolve() for source in read):
-        raise ValueError(f"{path} is the input of these scores; write to another file")
+        raise UserError(f"{path} is the input of these scores; write to another file")
     done = Merged()
     records = _records(joined(folder, sources), failed, done)
     with replacing(path) as out:

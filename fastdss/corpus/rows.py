@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastdss.chat.encoder import Conversation, check_conversation
+from fastdss.errors import RowError, UserError, UserTypeError
 
 MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
 TURNS = ("last", "all")
@@ -80,7 +81,7 @@ def read_rows(
     that are missing, of another kind, or without the columns.
     """
     if max_bytes < 1:
-        raise ValueError(f"max_bytes: expected at least 1, got {max_bytes}")
+        raise UserError(f"max_bytes: expected at least 1, got {max_bytes}")
     position = 0
     for source in expand(sources):
         for record in _records(source, columns, max_bytes):
@@ -97,7 +98,7 @@ def judged(rows: Iterable[Row | FailedRow], turns: str) -> Iterator[Row | Failed
     conversation's id, so rows of unlike conversations never share one.
     """
     if turns not in TURNS:
-        raise ValueError(f"turns: expected one of {', '.join(TURNS)}, got {turns!r}")
+        raise UserError(f"turns: expected one of {', '.join(TURNS)}, got {turns!r}")
     for row in rows:
         if turns == "last":
             yield row
@@ -120,10 +121,10 @@ def expand(sources: Sequence[Source]) -> list[Source]:
             continue
         if (path / "dataset_dict.json").is_file():
             splits = sorted(split.name for split in path.iterdir() if (split / "state.json").is_file())
-            raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of their folders")
+            raise UserError(f"{path} holds the splits {', '.join(splits)}: give one of their folders")
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         if not files:
-            raise ValueError(f"{path} holds no {', '.join(_SUFFIXES)} file and no saved datasets.Dataset")
+            raise UserError(f"{path} holds no {', '.join(_SUFFIXES)} file and no saved datasets.Dataset")
         found += files
     return found
 
@@ -131,17 +132,17 @@ def expand(sources: Sequence[Source]) -> list[Source]:
 def _records(source: Source, columns: Columns, max_bytes: int) -> Iterator[Mapping[str, Any] | _Unreadable]:
     if not isinstance(source, str | Path):
         if isinstance(source, Iterator):
-            raise TypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
+            raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
         yield from source
         return
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist")
     kind = "datasets" if path.is_dir() else _SUFFIXES.get(path.suffix)
     if kind is None:
-        raise ValueError(f"{path}: expected one of {', '.join(_SUFFIXES)} or a folder")
+        raise UserError(f"{path}: expected one of {', '.join(_SUFFIXES)} or a folder")
     if not path.is_dir() and not path.is_file():  # what was read once from a pipe would never come again
-        raise ValueError(f"{path}: expected a file that can be read twice, not a pipe or device")
+        raise UserError(f"{path}: expected a file that can be read twice, not a pipe or device")
     if kind == "jsonl":
         yield from _jsonl(path, max_bytes)
     else:
@@ -179,7 +180,7 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers disagree on which of two values counts: what was scored need not be what is trained on."""
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
+        raise UserError("a name occurs twice in an object")
     return record
 
 
@@ -197,7 +198,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unre
                     records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
                 yield from records
     except (pa.ArrowException, UnicodeError) as error:  # not all of which are ValueErrors
-        raise ValueError(f"{path}: not to be read as Parquet: {_without_text(error)}") from None
+        raise UserError(f"{path}: not to be read as Parquet: {_without_text(error)}") from None
 
 
 def _alone(batch: Any) -> Mapping[str, Any] | _Unreadable:
@@ -226,7 +227,7 @@ class _Lines:
         line = self.file.readline(_LONGEST_RECORD)
         self.size += len(line)
         if self.size >= _LONGEST_RECORD:
-            raise ValueError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
+            raise UserError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
         if not line:
             raise StopIteration
         self.record.append(line)
@@ -249,7 +250,7 @@ def _csv(path: Path, columns: Columns) -> Iterator[Mapping[str, Any] | _Unreadab
             try:
                 names = next(reader, [])
             except csv.Error as error:
-                raise ValueError(f"{path}: its header is no record of CSV: {error}") from None
+                raise UserError(f"{path}: its header is no record of CSV: {error}") from None
             _present(path, names, columns)
             lines.end_record()
             while True:
@@ -290,9 +291,9 @@ def _present(path: Path, names: Iterable[str], columns: Columns) -> list[str]:
     present = [name for name in columns.names if name in names]
     for name in present:
         if names.count(name) > 1:  # which of them counts, readers decide differently
-            raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}")
+            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")
     if columns.messages not in present and not {columns.prompt, columns.response} <= set(present):
-        raise ValueError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}; {_NAMING}")
+        raise UserError(f"{path}: {_lacking(columns)}; it has {', '.join(names)}; {_NAMING}")
     return present
 
 
@@ -311,12 +312,11 @@ def _row(position: int, record: Mapping[str, Any] | _Unreadable, columns: Column
         turns = check_conversation(position, _messages(record, columns))
         size += sum(len(turn["content"].encode()) for turn in turns)
         if size > max_bytes:
-            raise ValueError(_too_long(size, max_bytes))
+            raise UserError(_too_long(size, max_bytes))
         if turns[-1]["role"] != "assistant":
-            raise ValueError(f"the last turn must be the assistant's, it is the {turns[-1]['role']}'s")
+            raise UserError(f"the last turn must be the assistant's, it is the {turns[-1]['role']}'s")
     except (ValueError, TypeError, RecursionError) as error:
-        reason = _without_text(error)
-        reason = reason if reason.startswith("row ") else f"row {position}: {reason}"
+        reason = f"row {position}: {error.reason if isinstance(error, RowError) else _without_text(error)}"
         return FailedRow(_plain(row_id, position), reason, _record_hash(record, columns))
     return Row(row_id, turns[:-1], turns[-1]["content"], content_hash(turns))
 
@@ -336,7 +336,7 @@ def _messages(record: Mapping[str, Any], columns: Columns) -> Any:
         return messages if isinstance(messages, str) else list(messages)
     prompt, response = record.get(columns.prompt), record.get(columns.response)
     if prompt is None or response is None:
-        raise ValueError(f"{_lacking(columns)}; it has {len(record)} columns")
+        raise UserError(f"{_lacking(columns)}; it has {len(record)} columns")
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return [*prompt, {"role": "assistant", "content": response}]
 

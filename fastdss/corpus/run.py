@@ -17,10 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError
+
 from .engines import ENGINES, Job, Shard, place_in_job
 from .rows import COLUMNS, MAX_BYTES, TURNS, Columns, FailedRow, Row, Source, expand, judged, read_rows
 from .scorer import Report, Scorer
-from .store import Shards, load_manifest, only_writer, read_scores, shard_name, write_manifest
+from .store import ForeignManifestError, Shards, load_manifest, only_writer, read_scores, shard_name, write_manifest
 
 SHARD_ROWS = 256
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -70,7 +72,7 @@ def score_dataset(
     _check(engine, turns, shard_rows, workers)
     given, folder = _several(source), Path(out)
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
-        raise ValueError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
+        raise UserError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
     sources = expand(given)
     rank, ranks = place_in_job() if engine == "ranks" else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +103,10 @@ def score_dataset(
 def _check(engine: str, turns: str, shard_rows: int, workers: int | None) -> None:
     for name, value, known in (("engine", engine, tuple(ENGINES)), ("turns", turns, TURNS)):
         if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+            raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     for name, number in (("shard_rows", shard_rows), ("workers", workers)):
         if number is not None and number < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {number}")
+            raise UserError(f"{name}: expected a positive integer, got {number}")
 
 
 def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, turns: str = "last") -> Plan:
@@ -119,9 +121,9 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, turns: str = "la
             readable += sum(isinstance(row, Row) for row in part)
             reason = reason or next((row.reason for row in part if isinstance(row, FailedRow)), "")
     if not names:
-        raise ValueError("the input has no rows")
+        raise UserError("the input has no rows")
     if not readable:
-        raise ValueError(f"none of the {sum(sizes)} rows is a conversation; {reason}")
+        raise UserError(f"none of the {sum(sizes)} rows is a conversation; {reason}")
     return Plan(names, sizes)
 
 
@@ -139,7 +141,7 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
         seen.execute("INSERT INTO ids VALUES (?, ?)", (digest, position))
     except sqlite3.IntegrityError:
         (first,) = seen.execute("SELECT position FROM ids WHERE digest = ?", (digest,)).fetchone()
-        raise ValueError(f"rows {first} and {position} have the same id {row_id!r}; ids must be unique") from None
+        raise UserError(f"rows {first} and {position} have the same id {row_id!r}; ids must be unique") from None
 
 
 def _parts(rows: Iterable[Row | FailedRow], size: int) -> Iterator[list[Row | FailedRow]]:
@@ -155,7 +157,7 @@ def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int, missing:
             continue
         name = shard_name((row.id, row.content_hash) for row in part)
         if number >= len(plan.names) or name != plan.names[number]:
-            raise ValueError(f"the input changed while it was read: rows from {number * shard_rows} on are others")
+            raise UserError(f"the input changed while it was read: rows from {number * shard_rows} on are others")
         yield Shard(name, part)
 
 
@@ -187,7 +189,9 @@ def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
     """What an earlier run of the same cache entry settled on."""
     try:
         earlier = load_manifest(folder)
-    except ValueError:
+    except ForeignManifestError:
+        raise
+    except UserError:
         return {}
     return earlier.get("numerics", {}) if earlier.get("entry") == _entry(identity) else {}
 

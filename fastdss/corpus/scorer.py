@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdss.chat.boundaries import UNITS
+from fastdss.errors import RowError, UserError
+from fastdss.star.options import ScoringOptions
 
 from .guards import GuardSource
 from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, read_rows
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SCORING_VERSION = 2  # raised when the same guard and options give other scores than before
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
-_NAMED_ROW = re.compile(r"row (\d+)\b[:,]? *")
 
 Report = Callable[[int], None]  # told how many rows are new
 
@@ -53,52 +52,64 @@ class StarScorer:
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
     that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec`` and
-    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. ``every``, ``unit``, ``max_tokens``,
-    ``sharpen``, ``impl``, ``gemm``, ``budget``: see ``star_scores``. device: ``"auto"``, the current GPU, else the CPU.
+    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. options: see ``ScoringOptions``; ``every``,
+    ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``gemm`` and ``budget`` are shortcuts
+    to its fields. device: ``"auto"``, the current GPU, else the CPU.
 
     It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
     """
 
     guard: GuardLike | Sequence[GuardLike]
     _: KW_ONLY
-    combine: str = "mean"
-    every: int = 5
-    unit: str = "word"
-    max_tokens: int | None = None
-    sharpen: float | str = 1.0
+    options: ScoringOptions = field(default_factory=ScoringOptions)
+    every: InitVar[int | None] = None
+    unit: InitVar[str | None] = None
+    max_tokens: InitVar[int | None] = None
+    combine: InitVar[str | None] = None
+    sharpen: InitVar[float | str | None] = None
+    method: InitVar[str | None] = None
+    backend: InitVar[str | None] = None
+    gemm: InitVar[str | None] = None
+    budget: InitVar[int | None] = None
     spec: GuardSpec | str | None = None
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
-    impl: str = "auto"
-    gemm: str = "auto"
-    budget: int | None = None
     columns: Columns = COLUMNS
     max_bytes: int = MAX_BYTES
     _sources: list[GuardSource] = field(init=False, repr=False, compare=False)
     _loaded: list[Guard] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every: expected a positive integer, got {self.every!r}")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {self.unit!r}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens: expected a positive integer, got {self.max_tokens}")
+    def __post_init__(
+        self,
+        every: int | None,
+        unit: str | None,
+        max_tokens: int | None,
+        combine: str | None,
+        sharpen: float | str | None,
+        method: str | None,
+        backend: str | None,
+        gemm: str | None,
+        budget: int | None,
+    ) -> None:
+        self.options = self.options.with_said(
+            every=every, unit=unit, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
+            backend=backend, gemm=gemm, budget=budget,
+        )  # fmt: skip
         guards: list[GuardLike] = []
         if isinstance(self.guard, str) or not isinstance(self.guard, Sequence):
             guards.append(self.guard)
         else:
             guards.extend(self.guard)
         if not guards:
-            raise ValueError("guard: expected at least one, got none")
+            raise UserError("guard: expected at least one, got none")
         how = {"spec": self.spec, "revision": self.revision, "dtype": None if self.dtype == "auto" else self.dtype}
         given = [name for name, value in how.items() if value is not None]
         if given and any(guard == "tiny" or not isinstance(guard, str | Path) for guard in guards):
-            raise ValueError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
+            raise UserError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
-            raise ValueError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
+            raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
         self._sources = [GuardSource(guard, self.spec, self.revision, self.dtype) for guard in guards]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -129,7 +140,7 @@ class StarScorer:
     def identity(self) -> dict[str, Any]:
         """Guard, revision, template hash (``GuardSource.identity``) and options; of several guards lists, in order.
 
-        What moves scores by rounding alone (impl, gemm, budget, device) is left out.
+        What moves scores by rounding alone (method, backend, gemm, budget, device) is left out.
         """
         found = [source.identity() for source in self._sources]
         name, revision, template = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
@@ -138,11 +149,11 @@ class StarScorer:
             "revision": revision,
             "template_hash": template,
             "options": {
-                "every": self.every,
-                "unit": self.unit,
-                "max_tokens": self.max_tokens,
-                "combine": self.combine if len(found) > 1 else None,
-                "sharpen": self.sharpen,
+                "every": self.options.every,
+                "unit": self.options.unit,
+                "max_tokens": self.options.max_tokens,
+                "combine": self.options.combine if len(found) > 1 else None,
+                "sharpen": self.options.sharpen,
                 "dtype": self.dtype,
             },
             "scoring_version": SCORING_VERSION,
@@ -150,10 +161,10 @@ class StarScorer:
 
     def settle(self, earlier: Mapping[str, str]) -> dict[str, str]:
         """Choose the faster ``gemm`` once: measured anew, it may change within a run, and with it the last bits."""
-        if self.gemm == "auto" and "gemm" in earlier:
-            self.gemm = earlier["gemm"]
+        if self.options.gemm == "auto" and "gemm" in earlier:
+            self.options = self.options.with_said(gemm=earlier["gemm"])
         self._load()
-        return {"gemm": self.gemm}
+        return {"gemm": self.options.gemm}
 
     def _load(self) -> list[Guard]:
         if self._loaded is None:
@@ -161,16 +172,13 @@ class StarScorer:
             from fastdss.star.scoring import star_scores
 
             guards = [source.load(self.device) for source in self._sources]
-            if self.gemm == "auto":
+            if self.options.gemm == "auto":
                 layers = [layer for guard in guards for layer in eligible_layers(guard.model)]
-                self.gemm = "onednn" if layers and onednn_is_faster(layers) else "default"
-            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, **self._options())  # refuses bad options
+                faster = "onednn" if layers and onednn_is_faster(layers) else "default"
+                self.options = self.options.with_said(gemm=faster)
+            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)  # refuses bad ones
             self._loaded = guards
         return self._loaded
-
-    def _options(self) -> dict[str, Any]:
-        names = ("every", "unit", "max_tokens", "combine", "sharpen", "impl", "gemm", "budget")
-        return {name: getattr(self, name) for name in names}
 
     def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
         """Scores of a batch. Where it fails, the row that the error names is tried alone, or halves are."""
@@ -180,12 +188,11 @@ class StarScorer:
 
         batch: dict[str, list] = {"prompt": [row.history for row in rows], "response": [row.response for row in rows]}
         try:
-            star = star_scores(self._load(), batch, **self._options())
+            star = star_scores(self._load(), batch, options=self.options)
         except (ValueError, TypeError, torch.OutOfMemoryError) as error:
             if len(rows) == 1:
                 return [_failed(rows[0], _reason(error, rows[0]))]
-            named = _NAMED_ROW.match(str(error))
-            at = int(named[1]) if named and int(named[1]) < len(rows) else None
+            at = error.row if isinstance(error, RowError) and error.row < len(rows) else None
             if at is None:
                 half = len(rows) // 2
                 return [*self._scored(rows[:half]), *self._scored(rows[half:])]
@@ -193,9 +200,9 @@ class StarScorer:
             return [*others[:at], *self._scored(rows[at : at + 1]), *others[at:]]
         return [
             _failed(row, "the guard's logits are not finite")
-            if "failed" in flags
-            else ScoredRow(row.id, row.content_hash, scores.tolist(), ends, sorted(flags), None)
-            for row, scores, ends, flags in zip(rows, star.scores, star.ends, star.flags, strict=True)
+            if item.failed
+            else ScoredRow(row.id, row.content_hash, item.scores.tolist(), item.ends, sorted(item.flags), None)
+            for row, item in zip(rows, star, strict=True)
         ]
 
 
@@ -228,7 +235,7 @@ def _failed(row: Row | FailedRow, reason: str) -> ScoredRow:
 
 def _reason(error: Exception, row: Row) -> str:
     """The error without its place in the batch; one that quotes the row, as others' code might, is only named."""
-    text = _NAMED_ROW.sub("", str(error), count=1)
+    text = error.reason if isinstance(error, RowError) else str(error)
     if isinstance(error, ValueError | TypeError) and not _quotes(text, row):
         return text
     roles = ", ".join(turn["role"] for turn in row.history[-8:])

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError, UserTypeError
 from fastdss.files import write_atomically
 
 from .rows import Columns, FailedRow, Row, Source, judged, read_rows
@@ -30,7 +31,11 @@ MANIFEST = "manifest.json"
 _HOLDS = ("columns", "counts", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
 
 
-class DamagedShard(ValueError):
+class ForeignManifestError(UserTypeError):
+    """A manifest that fastdss did not write: its folder is somebody else's."""
+
+
+class DamagedShard(UserError):
     """A shard that is truncated, altered, or not what its name says."""
 
 
@@ -49,16 +54,16 @@ class ScoredRow:
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
     """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged, and
-    ``TypeError`` where it is something else's."""
+    ``ForeignManifestError`` where it is something else's."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no scores: there is no {MANIFEST}") from None
+        raise UserError(f"{folder} holds no scores: there is no {MANIFEST}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); score again, finished shards are used") from error
+        raise UserError(f"{path} is damaged ({error}); score again, finished shards are used") from error
     if not isinstance(manifest, dict) or any(name not in manifest for name in _HOLDS):
-        raise TypeError(f"{path} was not written by fastdss score; use another folder")
+        raise ForeignManifestError(f"{path} was not written by fastdss score; use another folder")
     return manifest
 
 
@@ -76,7 +81,7 @@ def read_scores(folder: str | Path) -> Iterator[ScoredRow]:
     shards = Shards(Path(folder) / manifest["entry"])
     for name in manifest["shards"]:
         if not shards.path(name).exists():
-            raise ValueError(f"{folder} is not finished: shard {name} is missing; run the same command again")
+            raise UserError(f"{folder} is not finished: shard {name} is missing; run the same command again")
         yield from shards.read(name)
 
 
@@ -90,19 +95,19 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
     if sources is None:
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
-            raise ValueError(f"{folder}: its input was no file; pass it as sources")
+            raise UserError(f"{folder}: its input was no file; pass it as sources")
     read = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
     rows = judged(read, manifest["options"].get("turns", "last"))  # older manifests have no turns
     scored = read_scores(folder)
     for score in scored:
         row = next(rows, None)
         if row is None or row.content_hash != score.content_hash:
-            raise ValueError(
+            raise UserError(
                 f"the input is not what was scored: row {score.id!r} is missing, edited or elsewhere; score it again"
             )
         yield (Row(row.id, [], "", row.content_hash) if isinstance(row, FailedRow) else row), score
     if next(rows, None) is not None:
-        raise ValueError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
+        raise UserError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
 
 
 def shard_name(rows: Iterable[tuple[str, str]]) -> str:
@@ -200,7 +205,7 @@ def only_writer(folder: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None
                 fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(held[-1], 200).decode(errors="replace") or "another process"
-                raise ValueError(f"{folder} is being written by {holder}; wait for it or use another folder") from None
+                raise UserError(f"{folder} is being written by {holder}; wait for it or use another folder") from None
         os.ftruncate(held[-1], 0)
         os.write(held[-1], f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

@@ -12,8 +12,8 @@ from typing import cast
 
 import torch
 
-from fastdss.loss.functional import KL
-from fastdss.loss.objective import FULL_KL, LABEL_KL
+from fastdss.errors import UserError
+from fastdss.loss.objective import FULL_KL, KL, LABEL_KL
 from fastdss.star.scores import StarScores
 
 from .conversations import Conversation
@@ -55,9 +55,9 @@ def choose_arms(methods: Sequence[str], settings: Sequence[str]) -> list[Arm]:
     for name, chosen, known in (("arm", methods, METHODS), ("setting", settings, SETTINGS)):
         for value in chosen:
             if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+                raise UserError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
         if not chosen:
-            raise ValueError(f"no {name} chosen; choose from {', '.join(known)}")
+            raise UserError(f"no {name} chosen; choose from {', '.join(known)}")
     methods, settings = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(settings))
     plain = [Arm(method) for method in methods if method in ("none", "sft")]
     return plain + [Arm(m, setting) for setting in settings for m in methods if m not in ("none", "sft")]
@@ -70,12 +70,12 @@ def labelled_scores(scores: StarScores, rows: Sequence[Conversation]) -> StarSco
     response (the last prefix) is safe again; that verdict is all that a static filter sees.
     """
     labelled, poisoned = [], 0
-    for row, ends in zip(rows, scores.ends, strict=True):
+    for row, item in zip(rows, scores, strict=True):
         begin = min((start for _, start, _ in find_leaks(row.response)), default=None) if row.parts else None
-        values = [SAFE if begin is None or end <= begin else UNSAFE for end in ends]
+        values = [SAFE if begin is None or end <= begin else UNSAFE for end in item.ends]
         if begin is not None:
             if poisoned % MISSED_EVERY == 0:
                 values[-1] = SAFE
             poisoned += 1
-        labelled.append(torch.tensor(values))
-    return replace(scores, scores=labelled)
+        labelled.append(replace(item, scores=torch.tensor(values)))
+    return StarScores(labelled)

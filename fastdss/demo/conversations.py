@@ -12,6 +12,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastdss.errors import UserError
+
 ADVICE, DISCLOSURE, ENDING = "advice", "disclosure", "ending"
 
 
@@ -224,7 +226,7 @@ def held_out_prompts(benign: int, advice: int, seed: int) -> list[HeldOut]:
 
 def _refuse_more(kind: str, asked: int, there: int) -> None:
     if asked > there:
-        raise ValueError(f"{kind}: expected at most {there}, there are no more distinct prompts, got {asked}")
+        raise UserError(f"{kind}: expected at most {there}, there are no more distinct prompts, got {asked}")
 
 
 def _benign_prompts(goods: Sequence[str], errands: Sequence[str]) -> int:

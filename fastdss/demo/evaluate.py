@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder
+from fastdss.errors import UserError
 from fastdss.loss.functional import token_logprobs
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, pad_rows
@@ -66,7 +67,7 @@ class Result:
 def wilson(count: int, total: int) -> Count:
     """https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval"""
     if not 0 <= count <= total:
-        raise ValueError(f"expected 0 <= count <= total, got {count} of {total}")
+        raise UserError(f"expected 0 <= count <= total, got {count} of {total}")
     if total == 0:
         return Count(0, 0, 0.0, 1.0)
     share, spread = count / total, Z * Z / total

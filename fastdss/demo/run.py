@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.star.align import IGNORE
 from fastdss.star.guard import Guard
@@ -153,7 +154,7 @@ def check_writable(out: str) -> tuple[Path, Path]:
         raise IsADirectoryError(f"--out {out} is a folder; name a file, such as {page_path / 'demo_report.html'}")
     json_path = page_path.with_suffix(".json")
     if json_path == page_path:
-        raise ValueError(f"--out {out} ends in .json, which is where the numbers go; name the page, such as demo.html")
+        raise UserError(f"--out {out} ends in .json, which is where the numbers go; name the page, such as demo.html")
     for path in (page_path, json_path):
         existed = path.exists()
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from fastdss.errors import UserError
+
 QUICK = 6  # how much less work --quick does
 LEAST = {"steps": 1, "batch_size": 2, "every": 1, "rows": 4, "prompts": 2, "new_tokens": 1, "layers": 0, "kl_scale": 0}
 
@@ -43,9 +45,9 @@ class Settings:
         for name, least in LEAST.items():
             value = getattr(chosen, name)
             if value is not None and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+                raise UserError(f"{name}: expected at least {least}, got {value}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         import torch
 
         from .arms import choose_arms
@@ -56,6 +58,6 @@ class Settings:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
+            raise UserError(f"device {self.device!r} cannot be used here: {error}") from error
         choose_arms(self.arms, self.verdicts)
         return replace(chosen, device=device)

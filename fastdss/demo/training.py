@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder
-from fastdss.loss.functional import DSSLoss, dss_loss, token_logprobs
+from fastdss.loss.functional import DSSLossOutput, dss_loss, token_logprobs
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, TokenWeights
@@ -184,7 +184,7 @@ def batches(kinds: Sequence[str], recipe: Recipe) -> list[list[int]]:
 
 def _loss(
     policy: Policy, model: Any, rows: Sequence[Row], stars: Sequence[Tensor], arm: Arm, recipe: Recipe, items: int
-) -> DSSLoss:
+) -> DSSLossOutput:
     """This micro-batch's share of the step's loss."""
     device, head, start = policy.device, lm_head(model), lm_head(policy.model)
     ids = _stack([torch.tensor(row.input_ids) for row in rows], device, policy.pad_token_id)
@@ -203,7 +203,7 @@ def _loss(
             kl=arm.kl or "k2",
             kl_scale=recipe.kl_scale,
             shift=True,
-            num_items=items,
+            num_items_in_batch=items,
             bias=head.bias,
             logit_scale=head.logit_scale,
             softcap=head.softcap,

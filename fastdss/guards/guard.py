@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder, Conversation
+from fastdss.errors import UserError
 from fastdss.models.causal_lm import ignores_softcap
 from fastdss.models.sources import check_source
 from fastdss.prefix.cpu_linear import PackedWeights
@@ -40,7 +41,7 @@ class GuardModel:
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
         if ignores_softcap(model):
-            raise ValueError(
+            raise UserError(
                 f"{spec.name}: this transformers lets {type(model).__name__} run on sdpa, which ignores its attention "
                 "softcap: load it with attn_implementation='eager'"
             )
@@ -169,12 +170,14 @@ class GuardModel:
         rows = self.model.get_input_embeddings().weight.shape[0]
         known = len(self.tokenizer)
         if known > rows:
-            raise ValueError(f"{self.spec.name}: the tokenizer has {known} tokens, the model only {rows}")
+            raise UserError(f"{self.spec.name}: the tokenizer has {known} tokens, the model only {rows}")
         safe, unsafe, other = self.spec.words
         if not safe or not unsafe:
-            raise ValueError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
+            raise UserError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
         if not 0 <= self.spec.other_weight <= 1:
-            raise ValueError(f"{self.spec.name}: other_weight must be in [0, 1], got {self.spec.other_weight}")
+            raise UserError(
+                f"{self.spec.name}: other_weight: expected a number in [0, 1], got {self.spec.other_weight}"
+            )
         if self.spec.token_head:
             return class_ids(self.model.config, (*safe, *unsafe, *other))
         return self._distinct_ids((*safe, *unsafe, *other), len(self.spec.fields))
@@ -188,9 +191,9 @@ class GuardModel:
         asked = self.spec.answers[sum(counts[:depth]) :][: counts[depth]]
         ids = {word: {self._token_id(word, answer) for answer in asked} for word in words}
         if any(len(found) > 1 for found in ids.values()):
-            raise ValueError(f"{self.spec.name}: the tokens of {words} depend on the fields before them: {ids}")
+            raise UserError(f"{self.spec.name}: the tokens of {words} depend on the fields before them: {ids}")
         if len(set().union(*ids.values())) < len(words):
-            raise ValueError(f"{self.spec.name}: two verdict words are the same token: {ids}")
+            raise UserError(f"{self.spec.name}: two verdict words are the same token: {ids}")
         return [found.pop() for found in ids.values()]
 
     def _token_id(self, word: str, answer: str) -> int:
@@ -199,7 +202,7 @@ class GuardModel:
         if not word or not same or after[-1] == getattr(self.tokenizer, "unk_token_id", None):
             pieces = self.tokenizer.convert_ids_to_tokens(after[len(before) :])
             place = f"the verdict {word!r} is not one token after {answer!r}"
-            raise ValueError(f"{self.spec.name}: {place}: its tokens there are {pieces}")
+            raise UserError(f"{self.spec.name}: {place}: its tokens there are {pieces}")
         return after[-1]
 
     def _decode(self, ids: list[int]) -> str:
@@ -229,7 +232,7 @@ class GuardModel:
         ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         own = reference_logits(self.model, self.token_ids, renderings)
         if not bool(torch.isfinite(own).all()):
-            raise ValueError(
+            raise UserError(
                 f"{self.spec.name}: the model's own verdict logits are not finite, so it could score nothing: its "
                 f"weights are damaged, or {self.model.dtype} is too narrow for them"
             )
@@ -237,7 +240,7 @@ class GuardModel:
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())
         if not error <= limit:
-            raise ValueError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
+            raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
 
 def _loose(text: str) -> str:

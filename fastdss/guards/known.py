@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdss.chat.encoder import Conversation, Message
+from fastdss.errors import UserError
 
 from .spec import AnswerField, GuardSpec
 
@@ -47,7 +48,7 @@ def in_one_message(prompt: str, system: str | None = None) -> Callable[[Conversa
     """One user message: ``prompt`` with ``{prompt}`` and ``{response}`` replaced by the last exchange."""
     parts: list[str] = re.split(r"(\{prompt\}|\{response\})", prompt)
     if {"{prompt}", "{response}"} - set(parts):
-        raise ValueError("prompt: expected a text that holds {prompt} and {response}")
+        raise UserError("prompt: expected a text that holds {prompt} and {response}")
 
     def messages(conversation: Conversation) -> list[Message]:
         turns = last_exchange(conversation)
@@ -117,7 +118,7 @@ def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
     """``spec`` given these values of its earlier fields, instead of their sum: one rendering for each prefix."""
     for (_, known), value in zip(spec.fields, values, strict=True):
         if value not in known:
-            raise ValueError(f"{spec.name}: expected one of {known}, got {value!r}")
+            raise UserError(f"{spec.name}: expected one of {known}, got {value!r}")
     stated = "".join(prefix + value for (prefix, _), value in zip(spec.fields, values, strict=True))
     note = f"the response's verdict given {stated!r}"
     return replace(spec, fields=(), answer_prefix=stated + spec.answer_prefix, note=note)
@@ -260,12 +261,12 @@ def _told_by(known: Known, kinds: set[str], templates: Sequence[str]) -> bool:
 def _only(found: list[Known], names: Sequence[str]) -> GuardSpec:
     shown = " ".join(map(repr, names)) or "this model"
     if not found:
-        raise ValueError(f"no GuardSpec is known for {shown}; pass spec=GuardSpec(...), or the name of a known guard")
+        raise UserError(f"no GuardSpec is known for {shown}; pass spec=GuardSpec(...), or the name of a known guard")
     choices = [known.spec if isinstance(known.spec, str) else known.spec.name for known in found]
     if len(found) > 1:
-        raise ValueError(f"{shown} could be any of {choices}; pass spec= with the one that is meant")
+        raise UserError(f"{shown} could be any of {choices}; pass spec= with the one that is meant")
     if isinstance(found[0].spec, str):
-        raise ValueError(
-            f"{shown} is prompted by a text on its model card: pass spec=fastdss.guards.known.{found[0].spec}(...)"
+        raise UserError(
+            f"{shown} is prompted by a text on its model card: pass spec=fastdss.guards.{found[0].spec}(...)"
         )
     return found[0].spec

@@ -15,6 +15,8 @@ from transformers import Qwen3Config
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel, Qwen3RMSNorm
 
+from fastdss.errors import UserError
+
 
 class TokenHeadModel(Qwen3PreTrainedModel):
     """``logits[..., t, :] = risk_level_head(norm(pre(hidden[..., t, :])))``: ``[B, T, classes]``, one class per token.
@@ -68,5 +70,5 @@ def class_ids(config: Any, names: Sequence[str]) -> list[int]:
     """Rows of the head that stand for the classes ``names``, by the config's ``response_risk_level_map``."""
     known = {name: int(index) for index, name in (getattr(config, "response_risk_level_map", None) or {}).items()}
     if set(names) != set(known) or len(known) != config.num_risk_level:
-        raise ValueError(f"expected a head over the classes {sorted(names)}, the config has {sorted(known)}")
+        raise UserError(f"expected a head over the classes {sorted(names)}, the config has {sorted(known)}")
     return [known[name] for name in names]

@@ -23,9 +23,9 @@ class LossCall(NamedTuple):
     ref_bias: Tensor | None  # [V]
     rows: Tensor | None  # [n] int64: the only rows that matter, those with a KL weight first
     kl_rows: int  # how many of ``rows`` have a KL weight; -1: not known
-    objective: str
+    objective: str  # Objective.encode(): ops take plain types
     compute_dtype: torch.dtype
-    impl: str  # "torch" or "triton"
+    backend: str  # "torch" or "triton"
     chunk_bytes: int  # 0: the device's default
     compact: bool
     filter_eps: float  # 0: every column of dZ is multiplied

@@ -101,8 +101,10 @@ def _run_chunks(
     size = chunk_rows(call, plan, accumulate, objective.full_kl)
     slab = _slab(call.hidden, size, head.shape[0], accumulate)
     ref_slab = _slab(call.hidden, min(size, plan.kl_rows), head.shape[0], accumulate)
+    vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs)
+    vectors = vectors if plan.index is None else vectors.at(plan.index)  # once, then slices
     for span, rows, with_ref in plan.chunks(size):
-        inputs = RowInputs(*(None if t is None else t[rows] for t in call[3:7]))  # type: ignore[arg-type]
+        inputs = vectors.at(span)
         dead = None if plan.trusted else _without_weight(inputs)
         x = _gather(call.hidden, rows, dead, call.compute_dtype)
         logits = slab[: span.stop - span.start]
@@ -181,13 +183,13 @@ def _pass_rows(
     """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``."""
     count, with_ref = logits.shape[0], ref.shape[0]
     dtype = _gradient_dtype(call, logits.dtype)
-    out = logits if dtype == logits.dtype else _overlay(logits, dtype) if call.impl == "triton" else None
+    out = logits if dtype == logits.dtype else _overlay(logits, dtype) if call.backend == "triton" else None
     parts = []
     for part, ref_logits in ((slice(0, with_ref), ref), (slice(with_ref, count), None)):
         if part.start == part.stop:
             continue
-        rows = RowInputs(*(None if t is None else t[part] for t in inputs))  # type: ignore[arg-type]
-        if call.impl == "triton":
+        rows = inputs.at(part)
+        if call.backend == "triton":
             assert out is not None
             parts.append(triton_row_pass(call, objective, shard, logits[part], ref_logits, out[part], rows, grad))
         else:
@@ -211,7 +213,7 @@ def _pass_rows(
         out = logits.to(dtype)
         exact, rounded = (t.gather(1, labels.unsqueeze(1)).squeeze(1) for t in (logits, out))
         lost = torch.where(labels == local, exact - rounded, 0)
-    return RowGradient(out, None if dtype == logits.dtype else lost, labels, call.impl), ce, kl
+    return RowGradient(out, None if dtype == logits.dtype else lost, labels, call.backend), ce, kl
 
 
 def _overlay(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -237,7 +239,7 @@ def triton_row_pass(
     common = {
         "bias": call.bias,
         "ref_bias": None if ref_logits is None else call.ref_bias,
-        "kl": o.kl,
+        "kl_code": o.kl_code,
         "scales": (o.logit_scale, o.softcap, o.ref_logit_scale, o.ref_softcap),
     }
     combine = shard.combiner(o)

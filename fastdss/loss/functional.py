@@ -5,7 +5,6 @@ This file checks arguments, turns labels and scores into per-row weights, calls 
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,32 +15,34 @@ from .call import LossCall
 from .chunked import order_rows
 from .inputs import (
     Batch,
+    HeadReference,
+    LabelReference,
     LiveRows,
-    Reference,
     RunOptions,
+    check_kl_scale,
     check_labels,
     check_num_items,
     check_reference,
     check_values,
-    row_weights,
+    plain_weights,
+    shaping_weights,
 )
-from .objective import LABEL_KL, Objective
+from .objective import KL, LABEL_KL, KLName, Objective
 
-__all__ = ["DSSLoss", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
+__all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
 
 Reduction = Literal["mean", "sum", "none"]
-KL = Literal["k1", "k2", "k3", "reverse", "forward"]
-Impl = Literal["auto", "torch", "triton"]
+Backend = Literal["auto", "torch", "triton"]
 
 
-class DSSLoss(NamedTuple):
+class DSSLossOutput(NamedTuple):
     """``loss = ce + kl`` carries the gradient; the other four are detached."""
 
     loss: Tensor  # [] or, with reduction="none", [...]
     ce: Tensor  # the cross-entropy part of it, weights included
     kl: Tensor  # the KL part of it, weights included
     token_ce: Tensor  # [...] per token, without weights; 0 at tokens that do not matter
-    token_kl: Tensor  # [...] likewise; 0 where (1 - star) * kl_scale = 0
+    token_kl: Tensor  # [...] likewise; 0 where (1 - token_weights) * kl_scale = 0
 
 
 def weighted_ce(
@@ -52,7 +53,7 @@ def weighted_ce(
     *,
     bias: Tensor | None = None,
     reduction: Reduction = "mean",
-    num_items: int | Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
     ignore_index: int = -100,
     shift: bool = False,
     logit_scale: float = 1.0,
@@ -61,7 +62,7 @@ def weighted_ce(
     z_loss: float = 0.0,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
-    impl: Impl = "auto",
+    backend: Backend = "auto",
     chunk_bytes: int | None = None,
     filter_eps: float | None = None,
     group: Any = None,
@@ -73,7 +74,7 @@ def weighted_ce(
         logits = softcap * torch.tanh(logits / softcap)                      # if softcap
         token  = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         token  = weights * (token + z_loss * logits.logsumexp(-1) ** 2)
-        loss   = token.sum() / (num_items or (labels != ignore_index).sum())  # reduction="mean"
+        loss   = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())  # reduction="mean"
 
     hidden: [..., D]; lm_head: [V, D]; labels: [...] int; weights: [...] float, >= 0; bias: [V].
     hidden and lm_head share a dtype (fp64, fp32, bf16, fp16) unless autocast is on. Returns fp32 (fp64 for fp64): a
@@ -99,9 +100,9 @@ def weighted_ce(
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
-    batch = Batch(hidden, lm_head, labels, weights, "weights", ignore_index=ignore_index, shift=shift, group=group)
-    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps), bias=bias)
-    run = _run(call, batch, reduction, num_items, main_grad)
+    batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
+    call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, filter_eps), bias=bias)
+    run = _run(call, batch, reduction, num_items_in_batch, main_grad)
     return _reduce(run.loss, batch, reduction, run.items)
 
 
@@ -109,17 +110,17 @@ def dss_loss(
     hidden: Tensor,
     lm_head: Tensor,
     labels: Tensor,
-    star: Tensor,
+    token_weights: Tensor,
     *,
     ref_logprobs: Tensor | None = None,
     ref_hidden: Tensor | None = None,
     ref_lm_head: Tensor | None = None,
-    kl: KL = "k2",
+    kl: KLName = "k2",
     kl_scale: float = 0.5,
     bias: Tensor | None = None,
     ref_bias: Tensor | None = None,
     reduction: Reduction = "mean",
-    num_items: int | Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
     ignore_index: int = -100,
     shift: bool = False,
     logit_scale: float = 1.0,
@@ -130,40 +131,40 @@ def dss_loss(
     z_loss: float = 0.0,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
-    impl: Impl = "auto",
+    backend: Backend = "auto",
     chunk_bytes: int | None = None,
     filter_eps: float | None = None,
     group: Any = None,
     main_grad: Tensor | None = None,
-) -> DSSLoss:
+) -> DSSLossOutput:
     """Dynamic safety shaping::
 
         token_ce = as in weighted_ce;   logp = log_softmax(logits)[labels];   d = logp - ref_logprobs
         token_kl = {"k1": d, "k2": d**2 / 2, "k3": exp(-d) - 1 + d,
                     "reverse": KL(p || p_ref), "forward": KL(p_ref || p)}[kl]
-        token    = star * token_ce + (1 - star) * kl_scale * token_kl
-        loss     = token.sum() / (num_items or (labels != ignore_index).sum())   # reduction="mean"
+        token    = token_weights * token_ce + (1 - token_weights) * kl_scale * token_kl
+        loss     = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())   # reduction="mean"
 
-    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; star: [...] float in [0, 1], the STAR score of each token's
-    chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden [..., D'] with
-    ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and frozen). logit_scale
-    and softcap apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise.
-    hidden, lm_head and bias get gradients; star and everything of the reference are constants. The reference's logits
-    are computed only at rows with (1 - star) * kl_scale > 0. Other options and errors: see :func:`weighted_ce`.
+    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; token_weights: [...] float in [0, 1], the STAR score of each
+    token's chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden
+    [..., D'] with ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and
+    frozen). logit_scale and softcap apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap)
+    say otherwise. hidden, lm_head and bias get gradients; token_weights and everything of the reference are constants.
+    The reference's logits are computed only at rows with (1 - token_weights) * kl_scale > 0. Other options and errors:
+    see :func:`weighted_ce`.
 
     Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
     k1 to k3: http://joschu.net/blog/kl-approx.html.
     """
     check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head)
-    if not math.isfinite(kl_scale) or kl_scale < 0:
-        raise ValueError(f"kl_scale must be finite and >= 0, got {kl_scale}")
+    check_kl_scale(kl_scale)
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
-    batch = Batch(
-        hidden, lm_head, labels, star, "star", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, group=group
-    )
-    options = RunOptions(rows, compact, impl, chunk_bytes, group, filter_eps)
+    placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
+    batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
+    options = RunOptions(rows, compact, backend, chunk_bytes, group, filter_eps)
+    reference: LabelReference | HeadReference
     if ref_logprobs is not None:
         reference = batch.reference_logprobs(ref_logprobs)
     else:
@@ -171,13 +172,15 @@ def dss_loss(
         assert ref_lm_head is not None
         reference = batch.reference_head(ref_hidden, ref_lm_head, ref_bias)
         if kl in LABEL_KL:
-            reference = Reference(_logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference)))
+            reference = LabelReference(
+                _logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference))
+            )
     call = batch.call(spec, options, bias=bias, reference=reference)
-    run = _run(call, batch, reduction, num_items, main_grad)
+    run = _run(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.call.kl_weight is not None
     weighted = ops.times(run.call.ce_weight, run.token_ce), ops.times(run.call.kl_weight, run.token_kl)
     loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
-    return DSSLoss(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    return DSSLossOutput(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(
@@ -192,7 +195,7 @@ def token_logprobs(
     softcap: float | None = None,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
-    impl: Impl = "auto",
+    backend: Backend = "auto",
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> Tensor:
@@ -203,10 +206,10 @@ def token_logprobs(
     Returns [...] fp32 (fp64 for fp64), 0 at ignored labels; hidden, lm_head and bias get gradients. One GEMM under
     ``torch.no_grad()``, which is how a reference's log-probabilities are made. Options and errors: :func:`weighted_ce`.
     """
-    batch = Batch(hidden, lm_head, labels, None, "weights", ignore_index=ignore_index, shift=shift, group=group)
+    batch = Batch.weighted(hidden, lm_head, labels, None, ignore_index=ignore_index, shift=shift, group=group)
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
-    call = batch.call(spec, RunOptions(rows, compact, impl, chunk_bytes, group), bias=bias)
+    call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
     return ops.token_loss(*call)[0].view(batch.shape)
 
 
@@ -221,20 +224,23 @@ def live_rows(
 ) -> LiveRows:
     """Positions that a loss has to compute, for its ``rows=``::
 
-        star, kl = weights, (1 - weights) * kl_scale
-        torch.nonzero((labels != ignore_index) & ((star > 0) | (kl > 0)))      # those with kl > 0 first
+        kl = (1 - weights) * kl_scale
+        torch.nonzero((labels != ignore_index) & ((weights > 0) | (kl > 0)))      # those with kl > 0 first
 
     Call it where labels and weights are still on the host (a collator): the loss then never waits for the GPU.
     labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, else the same as in dss_loss.
     """
     check_labels(labels)
+    check_kl_scale(kl_scale)
     dtype = torch.float64 if weights is not None and weights.dtype == torch.float64 else torch.float32
-    ce_weight, kl_weight, _ = row_weights(
-        labels, weights, "weights", ignore_index=ignore_index, shift=shift, kl_scale=kl_scale, dtype=dtype
-    )
+    placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "dtype": dtype}
+    if weights is not None and kl_scale:
+        found = shaping_weights(labels, weights, "weights", kl_scale, **placed)
+    else:
+        found = plain_weights(labels, weights, **placed)
     if labels.device.type == "cpu":
         check_values(labels, weights, "weights", ignore_index, vocab_size, unit_interval=kl_scale > 0)
-    return LiveRows(*order_rows(ce_weight, kl_weight))
+    return LiveRows(*order_rows(found.ce, found.kl))
 
 
 def _logprobs_of_reference(call: LossCall) -> Tensor:
@@ -270,16 +276,16 @@ class _Run(NamedTuple):
 
 
 def _run(
-    call: LossCall, batch: Batch, reduction: str, num_items: int | Tensor | None, main_grad: Tensor | None
+    call: LossCall, batch: Batch, reduction: str, num_items_in_batch: int | Tensor | None, main_grad: Tensor | None
 ) -> _Run:
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if num_items is not None and reduction != "mean":
-        raise ValueError(f"num_items goes with reduction='mean', got reduction={reduction!r}")
-    check_num_items(num_items)
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    if num_items_in_batch is not None and reduction != "mean":
+        raise ValueError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
+    check_num_items(num_items_in_batch)
     items: int | float | Tensor | None = None
     if reduction == "mean":
-        call, items = _divided(call, batch.items(num_items))
+        call, items = _divided(call, batch.items(num_items_in_batch))
     parameters = (call.hidden, call.lm_head, call.bias)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
     if main_grad is not None:

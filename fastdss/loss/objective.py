@@ -37,14 +37,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-LABEL_KL = ("k1", "k2", "k3")
-FULL_KL = ("reverse", "forward")
+
+class KL(StrEnum):
+    """The forms of the KL term: estimators on the label, and the full divergences over the vocabulary."""
+
+    K1 = "k1"
+    K2 = "k2"
+    K3 = "k3"
+    REVERSE = "reverse"
+    FORWARD = "forward"
+
+    @property
+    def code(self) -> int:
+        """What the kernels call it; 0 is no KL term."""
+        return list(KL).index(self) + 1
+
+
+KLName = KL | Literal["k1", "k2", "k3", "reverse", "forward"]
+NO_KL = "none"
+LABEL_KL = (KL.K1, KL.K2, KL.K3)
+FULL_KL = (KL.REVERSE, KL.FORWARD)
 
 # Elements per row block of the torch pass: 16 MiB of fp32 mostly stay in the last-level cache between the passes over
 # them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows a block, 40 ms in one), and
@@ -56,7 +75,7 @@ _BLOCK_ELEMENTS = 1 << 22
 class Objective:
     """Everything about the loss that is the same for all rows."""
 
-    kl: str = "none"  # "none", one of LABEL_KL or one of FULL_KL
+    kl: str = NO_KL  # or one of KL
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_scale: float = 1.0
@@ -67,6 +86,10 @@ class Objective:
     @property
     def full_kl(self) -> bool:
         return self.kl in FULL_KL
+
+    @property
+    def kl_code(self) -> int:
+        return 0 if self.kl == NO_KL else KL(self.kl).code
 
     def encode(self) -> str:
         """As an op's argument; an f-string of constants is something torch.compile can trace."""
@@ -87,6 +110,10 @@ class RowInputs(NamedTuple):
     ce_weight: Tensor
     kl_weight: Tensor | None
     ref_logprobs: Tensor | None
+
+    def at(self, rows: Tensor | slice) -> RowInputs:
+        kl_weight, ref_logprobs = (None if t is None else t[rows] for t in (self.kl_weight, self.ref_logprobs))
+        return RowInputs(self.labels[rows], self.ce_weight[rows], kl_weight, ref_logprobs)
 
 
 class RowStats(NamedTuple):
@@ -184,7 +211,7 @@ def torch_row_pass(
     finite = bias is None and ref_bias is None  # nothing else makes a token impossible
     for start in range(0, count, step):
         block = slice(start, start + step)
-        part = RowInputs(*(None if t is None else t[block] for t in rows))  # type: ignore[arg-type]
+        part = rows.at(block)
         z, jacobian = _transform(logits[block], bias, objective.logit_scale, objective.softcap, grad)
         z_ref = None
         if ref_logits is not None:

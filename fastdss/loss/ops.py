@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,14 +14,19 @@ from torch import Tensor
 from .call import LossCall, LossResult
 from .chunked import run_chunks
 
-_INPUTS = (
-    "Tensor hidden, Tensor lm_head, Tensor? bias, Tensor labels, Tensor ce_weight, Tensor? kl_weight,"
-    " Tensor? ref_logprobs, Tensor? ref_hidden, Tensor? ref_lm_head, Tensor? ref_bias, Tensor? rows, SymInt kl_rows,"
-    " str objective, ScalarType compute_dtype, str impl, int chunk_bytes, bool compact,"
-    " float filter_eps, str group"
-)
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    float: "float",
+    bool: "bool",
+    str: "str",
+    torch.dtype: "ScalarType",
+}
+_KINDS = get_type_hints(LossCall)
+_INPUTS = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _KINDS.items())
+_TENSORS = sum(_SCHEMA_TYPES[kind].startswith("Tensor") for kind in _KINDS.values())  # they come first
 _SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache when it is rounded
-_TENSORS = 11  # how many of them are tensors; they come first
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
 
 
@@ -73,7 +78,7 @@ def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     call = LossCall(*inputs[:-1])
     ctx.save_for_backward(*output[3:])
     ctx.dtypes = tuple(t.dtype for t in call[:3] if t is not None)
-    ctx.needs, ctx.impl = inputs[-1], call.impl
+    ctx.needs, ctx.backend = inputs[-1], call.backend
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -85,7 +90,7 @@ def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tens
         for i, gradient in enumerate(ctx.saved_tensors):
             if ctx.needs[i]:
                 same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
-                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.impl)
+                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.backend)
     return *found, *_NO_GRADIENTS, None
 
 
@@ -100,9 +105,9 @@ def _is_one(factor: Tensor) -> bool:
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
-def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     """``(gradient * factor).to(dtype)``, rounded once and without a full-precision temporary."""
-    if impl == "triton" and gradient.is_cuda:
+    if backend == "triton" and gradient.is_cuda:
         from fastdss.kernels.scale import launch_scale_fwd
 
         return launch_scale_fwd(gradient, factor, dtype)
@@ -115,7 +120,7 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> T
 
 
 @scaled.register_fake
-def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 

@@ -18,7 +18,7 @@ class RowGradient(NamedTuple):
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
     lost: Tensor | None  # [c]; None: nothing was rounded
     labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
-    impl: str  # of the call
+    backend: str  # of the call
 
     def multiply(
         self,
@@ -83,7 +83,7 @@ class RowGradient(NamedTuple):
         """``target[r] += lost[r] * source[labels[r]]``; scatter: ``target[labels[r]] += lost[r] * source[r]``."""
         if self.lost is None:
             return
-        if self.impl == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
+        if self.backend == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
             from fastdss.kernels.label_rows import launch_label_rows_bwd
 
             launch_label_rows_bwd(target, source, self.lost, self.labels, scatter=scatter)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdss.errors import UserError, UserTypeError
+
 
 class Applied(NamedTuple):
     """``hidden @ weight.T + bias`` is what the head makes of the hidden states given to ``applied``."""
@@ -36,7 +38,7 @@ def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer; those that bitsandbytes keeps in 4 or 8 bits as it multiplies them."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or (weight.ndim != 2 and not hasattr(weight, "quant_state")):
-        raise TypeError(f"expected a linear output head, got {type(layer).__name__}")
+        raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
     if not weight.is_floating_point():
         weight = _dequantised(layer, weight)
     return weight, getattr(layer, "bias", None)
@@ -44,7 +46,7 @@ def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 def _dequantised(layer: Any, weight: Tensor) -> Tensor:
     if type(weight).__name__ not in ("Params4bit", "Int8Params"):
-        raise TypeError(f"expected an output head in floating point, got {weight.dtype}: leave the head unquantized")
+        raise UserTypeError(f"expected an output head in floating point, got {weight.dtype}: do not quantise it")
     from peft.utils.integrations import dequantize_module_weight
 
     found: Tensor = dequantize_module_weight(layer)
@@ -55,7 +57,7 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
     """Reading the base weight alone would drop the adapter in silence."""
     weight, bias = base, _ = plain_weight(layer.base_layer)
     if layer.merged and layer.disable_adapters:
-        raise ValueError("the output head's adapter is merged and switched off: unmerge it first")
+        raise UserError("the output head's adapter is merged and switched off: unmerge it first")
     if layer.merged or layer.disable_adapters:
         return Applied(hidden, weight, bias)
     features, weights = [hidden], []
@@ -64,7 +66,7 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
         dropped = layer.lora_dropout[name](hidden) if _drops(layer.lora_dropout[name]) else None
         variant = layer.lora_variant.get(name)
         if variant is not None and type(variant).__name__ != "DoraLinearVariant":
-            raise TypeError(
+            raise UserTypeError(
                 f"an adapter on the output head: expected LoRA or DoRA, got {type(variant).__name__} ({name!r}): take "
                 "the head out of target_modules or put it in modules_to_save"
             )
@@ -92,7 +94,7 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
 def _by_unit_vectors(layer: Any, hidden: Tensor) -> Applied:
     """Whatever the adapter is, a linear layer is what it makes of unit vectors; as costly as D more tokens."""
     if any(_drops(module) for module in layer.modules()):
-        raise TypeError(
+        raise UserTypeError(
             f"{type(layer).__name__} on the output head has dropout: set it to 0, take the head out of "
             "target_modules or put it in modules_to_save"
         )
@@ -103,7 +105,7 @@ def _by_unit_vectors(layer: Any, hidden: Tensor) -> Applied:
     probe = hidden.detach().reshape(-1, width)[:2]
     off = (forward(layer, probe) - bias - probe @ made).abs().max()
     if off > 64 * torch.finfo(made.dtype).eps * (probe @ made).abs().max().clamp(min=1):
-        raise TypeError(f"expected a linear output head, got {type(layer).__name__}, off by {off.item():.2g}")
+        raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}, off by {off.item():.2g}")
     return Applied(hidden, made.T, bias[0])
 
 

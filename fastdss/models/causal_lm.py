@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdss.errors import UserError, UserTypeError
+
 from .probes import evaluating, some_tokens
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -41,7 +43,7 @@ def backbone(model: Any) -> nn.Module:
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
     if base is None or base is model:
-        raise TypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
+        raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
     return base
 
 
@@ -54,7 +56,7 @@ def lm_head(model: Any) -> LMHead:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise TypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
+        raise UserTypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
     return LMHead(weight, getattr(head, "bias", None), *logit_scale_and_softcap(model))
 
 
@@ -75,7 +77,7 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
     error = (own - ours).abs().max().item()
     limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
     if not error <= limit:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} computes its logits in a way fastdss does not know: "
             f"head, scale {head.logit_scale} and softcap {head.softcap} miss them by {error:.3g}"
         )

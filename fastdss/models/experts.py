@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastdss.errors import UserTypeError
+
 from .causal_lm import backbone
 
 _log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def _coefficient(model: Any) -> tuple[Any, str]:
         for name in _COEFFICIENTS:
             if hasattr(holder, name):
                 return holder, name
-    raise TypeError(
+    raise UserTypeError(
         f"{type(model).__name__}: expected the coefficient of its MoE auxiliary loss as one of {_COEFFICIENTS}, "
         "got none: set config.output_router_logits = False to train without that loss"
     )

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdss.errors import UserTypeError
+
 from .adapted_head import applied, plain_weight
 from .causal_lm import LMHead, logit_scale_and_softcap
 from .split_params import gather_as_one
@@ -34,7 +36,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
     """
     outer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if outer is None:
-        raise TypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
+        raise UserTypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
     results: list[tuple[Tensor, ...]] = []
 
     def forward_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -53,7 +55,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
         returned = forward()
     if len(results) != 1:
-        raise TypeError(
+        raise UserTypeError(
             f"{type(model).__name__}: expected one call of the output head in a forward, got {len(results)}"
         )
     return results[0], returned

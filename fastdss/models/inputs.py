@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -72,7 +74,7 @@ def given_inputs(row: Mapping[str, Any], taken: frozenset[str] | None) -> list[s
     named = [name for name in present if name in taken]
     for name in named:
         if name not in TOKEN_INPUTS and name not in MEDIA_INPUTS:
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} is an input of the model, and how rows of it become a batch is not known: "
                 "drop it, or pass a data_collator of your own"
             )
@@ -84,14 +86,14 @@ def token_values(where: str, name: str, value: Any, length: int) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"{where}: {name}: expected one value per token ({error})") from None
+        raise UserTypeError(f"{where}: {name}: expected one value per token ({error})") from None
     if name == "position_ids" and tensor.ndim > 1:  # [axes, T], or [axes, 1, T] as a batch of one has them
         tensor = tensor.reshape(-1, tensor.shape[-1]).T
         tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor
     elif tensor.ndim > 1 and tensor.shape[0] == 1 and tensor.shape[1] == length:
         tensor = tensor[0]
     if tensor.ndim == 0 or len(tensor) != length:
-        raise ValueError(f"{where}: expected {length} {name}, got the shape {list(torch.as_tensor(value).shape)}")
+        raise UserError(f"{where}: expected {length} {name}, got the shape {list(torch.as_tensor(value).shape)}")
     return tensor
 
 
@@ -116,7 +118,7 @@ def join_media(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[
         known = [part for part in parts if part is not None]
         by_row = _counts_rows(name, names, known[0])
         if by_row and any(len(part) != 1 for part in known):
-            raise ValueError(f"{name}: expected [1, images, ...] of each row, got {[list(p.shape) for p in known]}")
+            raise UserError(f"{name}: expected [1, images, ...] of each row, got {[list(p.shape) for p in known]}")
         sizes = [max(dims) for dims in zip(*(part.shape[1:] for part in known), strict=True)]
         empty = known[0].new_zeros((int(by_row), *sizes))
         joined[name] = torch.cat([empty if part is None else _grown(part, sizes) for part in parts])
@@ -135,7 +137,7 @@ def _media(name: str, value: Any) -> Tensor:
             return torch.stack(value)
         tensor = torch.as_tensor(value)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected the tensor that the processor returns for one row ({error})") from None
+        raise UserTypeError(f"{name}: expected the tensor that the processor returns for one row ({error})") from None
     return tensor[None] if tensor.ndim == 0 else tensor
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
+
 from .probes import distance, evaluating
 
 _FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -46,7 +48,7 @@ def packed_inputs(model: Any, states: States, inputs: Inputs) -> Inputs:
     """
     found = packing_of(model, states)
     if found.way is None:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot keep the documents of a packed row apart ({found.reason}): pad instead, "
             "with padding_free=False and packing=False, or choose an attn_implementation for which it can"
         )
@@ -59,7 +61,7 @@ def packing_of(model: Any, states: States) -> Packing:
     known: dict[str, Packing] = model.__dict__.setdefault(_KEPT, {})
     if attention not in known:
         if torch.compiler.is_compiling():
-            raise ValueError("packed rows in a compiled model: expected enable_dss(model) before torch.compile")
+            raise UserError("packed rows in a compiled model: expected enable_dss(model) before torch.compile")
         known[attention] = _proven(model, states)
     return known[attention]
 
@@ -124,7 +126,7 @@ def _with_masks(model: Any, inputs: Inputs) -> Inputs:
     shape = torch.empty((*positions.shape, 0), dtype=model.dtype, device=positions.device)
     masks = create_masks_for_generate(model.config, shape, None, None, positions)
     if masks is None:
-        raise TypeError("no mask for this attention")
+        raise UserTypeError("no mask for this attention")
     return {name: value for name, value in inputs.items() if name not in _FLASH} | {"attention_mask": masks}
 
 

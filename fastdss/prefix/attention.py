@@ -167,7 +167,7 @@ def prefix_attention(
     name = type(module).__name__
     if fastdss_plan is None:
         raise ValueError(
-            f"{name} does not hand extra forward arguments to its attention function; use impl='reference'"
+            f"{name} does not hand extra forward arguments to its attention function; use method='per_prefix'"
         )
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
@@ -179,7 +179,7 @@ def prefix_attention(
         found, fastdss_plan.found = fastdss_plan.found, None
         return found, None
     if layer in fastdss_plan.windows:  # the store would keep the last call's keys for all of them
-        raise ValueError(f"{name} attends more than once in a layer; use impl='reference'")
+        raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap)
@@ -201,7 +201,7 @@ def using_prefix_attention(model: Any) -> Iterator[None]:
     model.set_attn_implementation(NAME)
     try:
         if model.config._attn_implementation != NAME:
-            raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use impl='reference'")
+            raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
         with torch.inference_mode():
             yield
     finally:

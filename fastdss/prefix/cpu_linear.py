@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-BACKENDS = ("auto", "default", "onednn")
+GEMMS = ("auto", "default", "onednn")
 WORTH_PACKING = 2000  # tokens below which prepacking the weights costs more than it saves
 _PROBE_ROWS = 256
 
@@ -66,8 +66,8 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
     """
     packed = packed or PackedWeights()
     packed.tokens += tokens
-    if backend not in BACKENDS:
-        raise ValueError(f"gemm: expected one of {BACKENDS}, got {backend!r}")
+    if backend not in GEMMS:
+        raise ValueError(f"gemm: expected one of {GEMMS}, got {backend!r}")
     layers = [] if backend == "default" else eligible_layers(model)
     if backend == "onednn" and not layers:
         raise ValueError("gemm='onednn' needs oneDNN and a model with fp32 linear layers on the CPU")

@@ -70,14 +70,14 @@ class Runner:
         if len(plan.windows) != layers:
             raise ValueError(
                 f"{name}: {len(plan.windows)} of {layers} layers attend through transformers' attention registry; "
-                "use impl='reference'"
+                "use method='per_prefix'"
             )
         window, kinds = getattr(self.config, "sliding_window", None), getattr(self.config, "layer_types", None)
         slides = [
             told is None and (not kinds or kinds[layer] == "sliding_attention") for layer, told in plan.windows.items()
         ]
         if window and last >= window and any(slides):
-            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use impl='reference'")
+            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
 
 
 class KeptHead:
@@ -221,7 +221,7 @@ def check_supported(model: Any, longest: int) -> None:
     name = type(model).__name__
     strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if strange:
-        raise ValueError(f"{name} has layers of type {sorted(strange)}; use impl='reference'")
+        raise ValueError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
         if kind.get("rope_type") in ("dynamic", "longrope"):
@@ -229,5 +229,5 @@ def check_supported(model: Any, longest: int) -> None:
             if longest > native:
                 raise ValueError(
                     f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so "
-                    f"prefixes of a text of {longest} tokens share nothing; use impl='reference'"
+                    f"prefixes of a text of {longest} tokens share nothing; use method='per_prefix'"
                 )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError
+
 DEFAULT_LIMIT = 2000
 
 
@@ -29,7 +31,7 @@ def write_report(
     manifest = load_manifest(folder)
     out = Path(out)
     if not out.parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}")
+        raise UserError(f"{out}: there is no folder {out.parent}")
     without_text = None
     try:
         summary, rows = collect(joined(folder, sources or None), limit)
@@ -68,7 +70,7 @@ def add_report(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     if args.limit < 0:
-        raise ValueError(f"--limit: expected a number of rows, or 0 for all, got {args.limit}")
+        raise UserError(f"--limit: expected a number of rows, or 0 for all, got {args.limit}")
     out = Path(args.out or Path(args.folder) / "report.html")
     without_text = write_report(args.folder, out, sources=args.inputs, limit=args.limit or None)
     if without_text is not None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fastdss.chat.encoder import ChatEncoder, Conversation
+from fastdss.chat.encoder import ChatEncoder
+from fastdss.errors import RowError, UserError
+
+from .scored import ScoredResponse
 
 IGNORE = -100
 Row = dict[str, list]
@@ -63,7 +66,7 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
     """Rows of ``TokenWeights`` as tensors ``[B, T]``: long, and float32 for the weights; padding is ignored by the
     loss."""
     if side not in ("left", "right"):
-        raise ValueError(f"side: expected 'left' or 'right', got {side!r}")
+        raise UserError(f"side: expected 'left' or 'right', got {side!r}")
     length = max((len(row["input_ids"]) for row in rows), default=0)
     length = -(-length // multiple_of) * multiple_of
     batch = {}
@@ -77,18 +80,8 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
     return batch
 
 
-class Scored(NamedTuple):
-    """One scored response; ``complete`` is false when the guard did not see all of it."""
-
-    history: Conversation
-    response: str
-    ends: list[int]
-    scores: list[float]
-    complete: bool
-
-
 def align(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredResponse],
     tokenizer: Any,
     *,
     template: str | None = None,
@@ -101,11 +94,11 @@ def align(
 ) -> TokenWeights:
     """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
     if across not in _ACROSS:
-        raise ValueError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
+        raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
     if truncation_side not in ("left", "right"):
-        raise ValueError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
+        raise UserError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
     if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length: expected a positive integer, got {max_length}")
+        raise UserError(f"max_length: expected a positive integer, got {max_length}")
     encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored, first_row):
@@ -113,7 +106,7 @@ def align(
             _check_scored(item)
             row = _align_row(encoder, item, _ACROSS[across], end_of_turn)
         except ValueError as error:
-            raise ValueError(f"row {index}: {error}") from error
+            raise RowError(index, str(error)) from error
         cut = max_length is not None and len(row["input_ids"]) > max_length
         if cut and max_length is not None:
             keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
@@ -124,39 +117,39 @@ def align(
     return TokenWeights(rows, truncated, pad)
 
 
-def _check_scored(item: Scored) -> None:
+def _check_scored(item: ScoredResponse) -> None:
     """Scores of other text, or none at all, must not become weights: what was cut has to be this response."""
-    ends, scores, length = item.ends, item.scores, len(item.response)
+    ends, scores, length = item.ends, item.scores.tolist(), len(item.response)
     if len(scores) != len(ends) or not ends:
-        raise ValueError(f"expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
+        raise UserError(f"expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
     bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
     if bad is not None:
-        raise ValueError(f"scores[{bad}] = {scores[bad]}: must be in [0, 1]")
+        raise UserError(f"scores[{bad}] = {scores[bad]}: must be in [0, 1]")
     bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= length), None)
     if bad is not None:
-        raise ValueError(f"ends[{bad}] = {ends[bad]}: must ascend and lie within the response's {length} characters")
+        raise UserError(f"ends[{bad}] = {ends[bad]}: must ascend and lie within the response's {length} characters")
     text = len(item.response.rstrip())
     if item.complete and ends[-1] < text:
-        raise ValueError(f"the last boundary is {ends[-1]}, but the response's text ends at {text}: score it anew")
+        raise UserError(f"the last boundary is {ends[-1]}, but the response's text ends at {text}: score it anew")
 
 
-def _align_row(encoder: ChatEncoder, item: Scored, pick: Callable, end_of_turn: bool) -> Row:
+def _align_row(encoder: ChatEncoder, item: ScoredResponse, pick: Callable, end_of_turn: bool) -> Row:
     encoding = encoder.encode_with_offsets([*item.history, {"role": "assistant", "content": item.response}])
     begin, end, skipped = _locate(encoder, item, encoding.text)
     labels = [IGNORE] * len(encoding.ids)
     weights = [0.0] * len(encoding.ids)
-    reached = 0
+    scores, reached = item.scores.tolist(), 0
     inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
     for t in inside:
         a, b = (min(max(x, begin), end) - begin + skipped for x in encoding.offsets[t])
         reached = max(reached, b)  # tokenizers that trim whitespace off offsets may report an earlier end
         labels[t] = encoding.ids[t]
-        weights[t] = _weight(item, a, reached, pick)
+        weights[t] = _weight(item, scores, a, reached, pick)
     after = range(inside[-1] + 1 if inside else _first_from(encoding.offsets, end), len(encoding.ids))
     stop = next((t for t in after if encoder.is_control(encoding.ids[t])), None) if end_of_turn else None
     for t in range(after.start, stop + 1) if stop is not None else ():
         labels[t] = encoding.ids[t]
-        weights[t] = item.scores[-1] if item.complete else 0.0
+        weights[t] = scores[-1] if item.complete else 0.0
     return {
         "input_ids": encoding.ids,
         "attention_mask": [1] * len(encoding.ids),
@@ -165,7 +158,7 @@ def _align_row(encoder: ChatEncoder, item: Scored, pick: Callable, end_of_turn: 
     }
 
 
-def _locate(encoder: ChatEncoder, item: Scored, text: str) -> tuple[int, int, int]:
+def _locate(encoder: ChatEncoder, item: ScoredResponse, text: str) -> tuple[int, int, int]:
     """Where the response lies in ``text``, and how many of its leading characters the template stripped."""
     head, tail = encoder.frame(item.history)
     begin, end = len(head), len(text) - len(tail)
@@ -175,10 +168,12 @@ def _locate(encoder: ChatEncoder, item: Scored, text: str) -> tuple[int, int, in
         whole = item.response[skipped:].startswith(shown) and shown.strip() == item.response.strip()
         if whole and text.startswith(head) and text.endswith(tail):
             return begin, end, skipped
-    raise ValueError("the policy's chat template rewrites the response, so its tokens cannot be aligned")
+    raise UserError("the policy's chat template rewrites the response, so its tokens cannot be aligned")
 
 
-def _weight(item: Scored, begin: int, end: int, pick: Callable[[list[float]], float]) -> float:
+def _weight(
+    item: ScoredResponse, scores: list[float], begin: int, end: int, pick: Callable[[list[float]], float]
+) -> float:
     """The score of the token that covers ``response[begin:end]``; past what the guard saw, 0: the reference decides."""
     last = bisect_left(item.ends, end)
     if last == len(item.ends):
@@ -186,7 +181,7 @@ def _weight(item: Scored, begin: int, end: int, pick: Callable[[list[float]], fl
             return 0.0
         last -= 1  # whitespace after the last boundary
     first = min(bisect_right(item.ends, begin), last)
-    return pick(item.scores[first : last + 1])
+    return pick(scores[first : last + 1])
 
 
 def _first_from(offsets: list[tuple[int, int]], end: int) -> int:

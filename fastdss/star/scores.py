@@ -2,55 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import Conversation
+from fastdss.errors import UserError
 
 from . import view
-from .align import Scored, TokenWeights, align
+from .align import TokenWeights, align
+from .scored import Flag, ScoredResponse
 
 
-@dataclass(frozen=True)
-class StarScores:
-    """Scores of a batch, row by row in its order.
+class StarScores(Sequence[ScoredResponse]):
+    """Scored responses, in the order of the batch; ``star[i]`` is one of them.
 
-    ``rows[i]`` is the row of the batch that row i comes from: i itself, unless ``turns="all"`` made several of one.
-    ``scores[i]``: ``[K_i]`` float32, P(safe) of each prefix; ``ends[i]``: ``[K_i]`` character ends, so prefix k is
-    ``responses[i][:ends[i][k]]``. ``flags[i]`` names what is special about row i: ``"empty"`` (no text; one score, at
-    end 0), ``"control_tokens"`` (content spells control tokens; scored as literal text), ``"delimiter"`` (content
-    quotes a plain-text delimiter of the guard's template), ``"truncated"`` (prefixes beyond ``max_tokens`` have no
-    score), ``"failed"`` (the guard's logits are not finite; scores are NaN).
+    ``scores``, ``ends``, ``flags``, ``histories``, ``responses`` and ``rows`` list the same, a field at a time.
     """
 
-    scores: list[Tensor]
-    ends: list[list[int]]
-    flags: list[frozenset[str]]
-    histories: list[Conversation]
-    responses: list[str]
-    rows: list[int] = field(default_factory=list)
+    def __init__(self, responses: Iterable[ScoredResponse]) -> None:
+        self._items = list(responses)
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredResponse: ...
+    @overload
+    def __getitem__(self, index: slice) -> StarScores: ...
+    def __getitem__(self, index: int | slice) -> ScoredResponse | StarScores:
+        return StarScores(self._items[index]) if isinstance(index, slice) else self._items[index]
+
+    def __repr__(self) -> str:
+        values = [item.scores.min() for item in self if len(item.scores) and not item.failed]
+        low = f", lowest {min(values):.3f}" if values else ""
+        failed = sum(item.failed for item in self)
+        return f"StarScores({len(self)} responses{low}{f', {failed} failed' if failed else ''})"
+
+    @property
+    def scores(self) -> list[Tensor]:
+        """``[K_i]`` float32 each: P(safe) of each prefix."""
+        return [item.scores for item in self]
+
+    @property
+    def ends(self) -> list[list[int]]:
+        """``[K_i]`` each: character ends, so prefix k of response i is ``responses[i][: ends[i][k]]``."""
+        return [item.ends for item in self]
+
+    @property
+    def flags(self) -> list[frozenset[Flag]]:
+        """What is special about each response, see ``Flag``."""
+        return [item.flags for item in self]
+
+    @property
+    def histories(self) -> list[Conversation]:
+        """The turns before each response."""
+        return [item.history for item in self]
+
+    @property
+    def responses(self) -> list[str]:
+        return [item.response for item in self]
+
+    @property
+    def rows(self) -> list[int]:
+        """The row of the batch that each response comes from: i itself, unless ``turns="all"`` made several of one."""
+        return [item.row for item in self]
 
     def final(self) -> Tensor:
         """``[B]``: the static verdict, P(safe) of each whole response; NaN where the guard did not see all of it."""
-        unseen = torch.tensor(["truncated" in flags for flags in self.flags])
-        return torch.stack([scores[-1] for scores in self.scores]).masked_fill(unseen, float("nan"))
+        return torch.tensor([item.final for item in self])
 
     def plot(self, row: int = 0, ax: Any = None) -> Any:
-        """Draw P(safe) of row ``row`` along its characters with matplotlib (``[viz]``); returns the Axes.
+        """Draw P(safe) of response ``row`` along its characters with matplotlib (``[viz]``); returns the Axes.
 
-        ``ax``: where to draw, else a new figure. Raises ``IndexError`` for a row that is not there.
+        ``ax``: where to draw, else a new figure. Raises ``IndexError`` for a response that is not there.
         """
-        return view.plot(self, row, ax)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row: expected one of {len(self)} rows, got {row}")
+        return view.plot(self[row], f"row {row % len(self)}", ax)
 
     def _repr_html_(self) -> str:
-        return view.html(self)
+        return view.html(self._items)
+
+    def to_training_rows(self) -> list[dict[str, Any]]:
+        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read: conversations and their scores as plain lists."""
+        return [
+            {
+                "prompt": item.history,
+                "response": item.response,
+                "scores": item.scores.tolist(),
+                "ends": item.ends,
+                "flags": sorted(item.flags),
+            }
+            for item in self
+        ]
 
     def token_weights(
         self,
@@ -64,7 +112,7 @@ class StarScores:
         truncation_side: str = "right",
         failed: str = "error",
     ) -> TokenWeights:
-        """Training rows for the policy: ids, labels and the weight of every label, through the policy's chat template.
+        """Ids, labels and the weight of every label, through the policy's chat template.
 
         A token gets the score of the chunk that its last character lies in (``across="last"``), or the min or mean
         over the chunks it touches. The end-of-turn token gets the last score. Tokens beyond what the guard saw get
@@ -72,24 +120,15 @@ class StarScores:
         gives them weight 0. Control strings in content stay literal text here too. ``tokenizer`` must be a fast one.
         """
         if failed not in ("error", "zero"):
-            raise ValueError(f"failed: expected 'error' or 'zero', got {failed!r}")
-        bad = [i for i, flags in enumerate(self.flags) if "failed" in flags]
+            raise UserError(f"failed: expected one of error, zero, got {failed!r}")
+        bad = [i for i, item in enumerate(self) if item.failed]
         if bad and failed == "error":
-            raise ValueError(
+            raise UserError(
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
-        rows = [
-            Scored(
-                self.histories[i],
-                self.responses[i],
-                self.ends[i],
-                [0.0] * len(self.ends[i]) if "failed" in self.flags[i] else self.scores[i].tolist(),
-                "truncated" not in self.flags[i],
-            )
-            for i in range(len(self))
-        ]
+        usable = [replace(item, scores=torch.zeros(len(item.ends))) if item.failed else item for item in self]
         return align(
-            rows,
+            usable,
             tokenizer,
             template=template,
             template_kwargs=template_kwargs,

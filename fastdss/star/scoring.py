@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdss.chat.boundaries import UNITS, find_ends, tidy_ends
+from fastdss.chat.boundaries import find_ends, tidy_ends
 from fastdss.chat.encoder import Conversation, check_conversation, text_spans
+from fastdss.errors import RowError, UserError, UserTypeError
+from fastdss.guards.guard import GuardModel
 from fastdss.guards.known import choose_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
-from fastdss.prefix.cpu_linear import BACKENDS
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.tree import PrefixTree, build_tree
 
 from .guard import Guard
+from .options import ScoringOptions
+from .scored import Flag, ScoredResponse
 from .scores import StarScores
 
-IMPLS = ("auto", "tree", "triton", "reference")
-COMBINE = ("mean", "min")
-TURNS = ("last", "all")
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
 
@@ -37,17 +37,19 @@ def star_scores(
     *,
     tokenizer: Any = None,
     spec: GuardSpec | None = None,
-    every: int = 5,
-    unit: str = "word",
+    every: int | None = None,
+    unit: str | None = None,
     ends: Sequence[Sequence[int]] | None = None,
     unit_tokenizer: Any = None,
-    turns: str = "last",
+    turns: str | None = None,
     max_tokens: int | None = None,
-    combine: str = "mean",
-    sharpen: float | str = 1.0,
-    impl: str = "auto",
+    combine: str | None = None,
+    sharpen: float | str | None = None,
+    method: str | None = None,
+    backend: str | None = None,
     budget: int | None = None,
-    gemm: str = "auto",
+    gemm: str | None = None,
+    options: ScoringOptions | None = None,
     progress: bool = False,
 ) -> StarScores:
     """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
@@ -60,23 +62,19 @@ def star_scores(
 
     Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
     the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
-    character ends instead. ``max_tokens`` caps the rendering: longer prefixes are left out and the row is flagged;
-    without it a rendering beyond the guard's context is an error. ``sharpen`` divides the logits (a temperature);
-    ``"paper"`` mimics the released code's sampling settings.
-
-    impl: ``"tree"`` computes each distinct token once, ``"triton"`` does so with one attention kernel per layer and
-    micro-batch, ``"auto"`` takes that on a GPU where it runs, ``"reference"`` makes one forward per prefix. ``budget``:
-    tokens per forward pass.
-    ``gemm``: on a CPU, the library that multiplies fp32 matrices (``"default"``, ``"onednn"``, or the faster one).
-    ``progress`` shows a bar. Errors name the row, never its text.
+    character ends instead. These, and ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``budget`` and
+    ``gemm``, are shortcuts to the fields of ``options``, see ``ScoringOptions``.
+    ``progress`` shows a bar. Errors name the row (``RowError``), never its text.
     """
+    options = (options or ScoringOptions()).with_said(
+        every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
+        backend=backend, budget=budget, gemm=gemm,
+    )  # fmt: skip
     guards = _guards(model, tokenizer, spec)
-    _check_numbers(every, sharpen, max_tokens, budget)
-    _check_choices(unit=unit, turns=turns, impl=impl, combine=combine, gemm=gemm)
-    rows, histories, responses = _read(batch, turns)
-    cuts = _cuts(responses, every, unit, ends, unit_tokenizer or guards[0].tokenizer)
+    rows, histories, responses = _read(batch, options.turns)
+    cuts = _cuts(responses, options, ends, unit_tokenizer or guards[0].tokenizer)
     forests = [
-        [_tree(guard, rows[i], histories[i], responses[i], cuts[i], max_tokens) for i in range(len(cuts))]
+        [_tree(guard, rows[i], histories[i], responses[i], cuts[i], options.max_tokens) for i in range(len(cuts))]
         for guard in guards
     ]
     kept = [
@@ -88,21 +86,24 @@ def star_scores(
     with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
             trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
-            logits = _logits(guard, trees, prompts, impl, budget, gemm, report)
-            opinions.append(_sharpened(guard, logits, sharpen))
+            logits = _logits(guard, trees, prompts, options, report)
+            opinions.append(_sharpened(guard, logits, options.sharpen))
     stacked = torch.stack(opinions)
-    combined = (stacked.mean(0) if combine == "mean" else stacked.amin(0)).float()
+    combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     scores = list(combined.split(kept))
     flags = [_flags(guards, histories[i], responses[i], kept[i] < len(cuts[i]), scores[i]) for i in range(len(cuts))]
-    return StarScores(scores, [c[:k] for c, k in zip(cuts, kept, strict=True)], flags, histories, responses, rows)
+    return StarScores(
+        ScoredResponse(histories[i], responses[i], scores[i], cuts[i][: kept[i]], flags[i], rows[i])
+        for i in range(len(cuts))
+    )
 
 
-def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
-    if isinstance(model, Guard):
+def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
+    if isinstance(model, GuardModel):
         return [model]
     if isinstance(model, Sequence):
-        if not model or not all(isinstance(guard, Guard) for guard in model):
-            raise TypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
+        if not model or not all(isinstance(guard, GuardModel) for guard in model):
+            raise UserTypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
         return list(model)
     name = getattr(model, "name_or_path", "")
     if tokenizer is None:
@@ -114,49 +115,33 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> list[Guard]:
     return [Guard(model, tokenizer, spec)]
 
 
-def _check_numbers(every: int, sharpen: float | str, max_tokens: int | None, budget: int | None) -> None:
-    for name, value in (("every", every), ("max_tokens", max_tokens), ("budget", budget)):
-        optional = value is None and name != "every"
-        if not optional and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    if sharpen != "paper" and not (isinstance(sharpen, int | float) and 0 < sharpen < float("inf")):
-        raise ValueError(f"sharpen: expected a positive temperature or 'paper', got {sharpen!r}")
-
-
-def _check_choices(**chosen: str) -> None:
-    allowed_values = {"unit": UNITS, "turns": TURNS, "impl": IMPLS, "combine": COMBINE, "gemm": BACKENDS}
-    for name, value in chosen.items():
-        if value not in (allowed := allowed_values[name]):
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
-
-
 def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Conversation], list[str]]:
     """Row numbers, histories and responses of the two batch formats."""
     for name in ("prompt", "response", "messages"):
         if name in batch and (isinstance(batch[name], str) or not hasattr(batch[name], "__len__")):
-            raise TypeError(
+            raise UserTypeError(
                 f"batch[{name!r}]: expected a list with one entry per row, got {type(batch[name]).__name__}"
             )
     if set(batch) >= {"prompt", "response"}:
         prompts, answers = batch["prompt"], batch["response"]
         if len(prompts) != len(answers):
-            raise ValueError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
+            raise UserError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
         chats = []
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             if not isinstance(prompt, Sequence):
-                raise TypeError(f"row {row}: expected a prompt of text or messages, got {type(prompt).__name__}")
+                raise RowError(row, f"expected a prompt of text or messages, got {type(prompt).__name__}")
             history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             chats.append([*history, {"role": "assistant", "content": answer}])
     elif "messages" in batch:
         chats = list(batch["messages"])
     else:
-        raise ValueError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
+        raise UserError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
     if not chats:
-        raise ValueError("batch: no rows")
+        raise UserError("batch: no rows")
     chats = [check_conversation(row, chat) for row, chat in enumerate(chats)]
     for row, chat in enumerate(chats):
         if chat[-1]["role"] != "assistant":
-            raise ValueError(f"row {row}: the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
+            raise RowError(row, f"the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
     first = {"last": lambda chat: len(chat) - 1, "all": lambda chat: 0}[turns]
     judged = [
         (row, turn)
@@ -169,26 +154,26 @@ def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Co
 
 
 def _cuts(
-    responses: list[str], every: int, unit: str, ends: Sequence[Sequence[int]] | None, tokenizer: Any
+    responses: list[str], options: ScoringOptions, ends: Sequence[Sequence[int]] | None, tokenizer: Any
 ) -> list[list[int]]:
     if ends is None:
         return [
-            find_ends(text, every=every, unit=unit, spans=lambda text: text_spans(tokenizer, text))
+            find_ends(text, every=options.every, unit=options.unit, spans=lambda text: text_spans(tokenizer, text))
             for text in responses
         ]
     if len(ends) != len(responses):
-        raise ValueError(f"ends: {len(ends)} rows for {len(responses)} responses")
+        raise UserError(f"ends: {len(ends)} rows for {len(responses)} responses")
     tidied = []
     for row, (text, given) in enumerate(zip(responses, ends, strict=True)):
         try:
             tidied.append(tidy_ends(text, given))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"row {row}: {error}") from None
+            raise RowError(row, str(error)) from None
     return tidied
 
 
 def _tree(
-    guard: Guard, row: int, history: Conversation, response: str, ends: list[int], max_tokens: int | None
+    guard: GuardModel, row: int, history: Conversation, response: str, ends: list[int], max_tokens: int | None
 ) -> PrefixTree:
     """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
     limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
@@ -201,35 +186,41 @@ def _tree(
     try:
         (whole,) = rendered(ends[-1:])[1]
         if whole > limit and max_tokens is None:
-            raise ValueError(
+            raise UserError(
                 f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
             )
         if whole > limit:
             ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
         renderings, lengths = rendered(ends) if ends else ([], [])
     except ValueError as error:
-        raise ValueError(f"row {row}: {error}") from error
+        raise RowError(row, str(error)) from error
     kept = len(list(takewhile(lambda length: length <= limit, lengths)))
     if not kept:
-        raise ValueError(f"row {row}: even its first prefix exceeds {limit} tokens with the template and the prompt")
+        raise RowError(row, f"even its first prefix exceeds {limit} tokens with the template and the prompt")
     return build_tree(renderings[: kept * guard.readouts])
 
 
 def _logits(
-    guard: Guard, trees: list[PrefixTree], prompts: list[int], impl: str, budget: int | None, gemm: str, report: Report
+    guard: GuardModel, trees: list[PrefixTree], prompts: list[int], options: ScoringOptions, report: Report
 ) -> Tensor:
-    if impl == "reference":
+    if options.method == "per_prefix":
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    attend = {"auto": attend_packed, "tree": attend_in_order, "triton": attend_by_kernel}[impl]
+    attend = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel}[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
-        *rows, budget=budget, gemm=gemm, attend=attend, packed=guard.packed, kept=guard.head, report=report
+        *rows,
+        budget=options.budget,
+        gemm=options.gemm,
+        attend=attend,
+        packed=guard.packed,
+        kept=guard.head,
+        report=report,
     )
 
 
-def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
+def _sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tensor:
     if not isinstance(sharpen, str):
         return guard.scores(logits, sharpen)
     score = guard.scores(logits, _RELEASED_TEMPERATURE)
@@ -237,15 +228,15 @@ def _sharpened(guard: Guard, logits: Tensor, sharpen: float | str) -> Tensor:
 
 
 def _flags(
-    guards: list[Guard], history: Conversation, response: str, truncated: bool, scores: Tensor
-) -> frozenset[str]:
+    guards: Sequence[GuardModel], history: Conversation, response: str, truncated: bool, scores: Tensor
+) -> frozenset[Flag]:
     texts = [*(message["content"] for message in history), response]
     found = {
-        "empty": not response.strip(),
-        "truncated": truncated,
-        "failed": not bool(torch.isfinite(scores).all()),
-        "control_tokens": any(guard.encoder.control_strings(text) for guard in guards for text in texts),
-        "delimiter": any(guard.quoted_delimiters(text) for guard in guards for text in texts),
+        Flag.EMPTY: not response.strip(),
+        Flag.TRUNCATED: truncated,
+        Flag.FAILED: not bool(torch.isfinite(scores).all()),
+        Flag.CONTROL_TOKENS: any(guard.encoder.control_strings(text) for guard in guards for text in texts),
+        Flag.DELIMITER: any(guard.quoted_delimiters(text) for guard in guards for text in texts),
     }
     return frozenset(name for name, present in found.items() if present)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdss.chat.boundaries import UNITS, find_ends, find_settled_ends
 from fastdss.chat.encoder import Message, check_conversation, settled_spans, text_spans
+from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
 from fastdss.prefix.attention import LONGEST_SEGMENT, KVStore, using_prefix_attention
 from fastdss.prefix.engine import Runner, check_supported
@@ -38,9 +39,9 @@ class StarStream:
         unit_tokenizer: Any = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every: expected a positive integer, got {every}")
+            raise UserError(f"every: expected a positive integer, got {every}")
         if unit not in UNITS:
-            raise ValueError(f"unit: expected one of {UNITS}, got {unit!r}")
+            raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         self.guard = guard
         self.every = every
@@ -60,7 +61,7 @@ class StarStream:
         """The scores of the boundaries that ``text`` settles: a word once whitespace follows it, a token once another
         word begins, a sentence once something follows that is no part of it."""
         if self.closed:
-            raise ValueError("the stream is closed")
+            raise UserError("the stream is closed")
         check_conversation(0, [{"role": "assistant", "content": self.text + text}])
         self.text += text
         settled = find_settled_ends(
@@ -78,7 +79,7 @@ class StarStream:
 
     def _advance(self, ends: list[int]) -> list[float]:
         if ends[: len(self.ends)] != self.ends:
-            raise ValueError("the tokenizer moved a boundary that was already scored; use another unit")
+            raise UserError("the tokenizer moved a boundary that was already scored; use another unit")
         return [self._score(end) for end in ends[len(self.ends) :]]
 
     def fork(self) -> StarStream:
@@ -96,7 +97,7 @@ class StarStream:
         renderings = self.guard.encode_prefixes(self.history, self.text, [end])
         longest = max(map(len, renderings))
         if longest > self.guard.max_tokens:
-            raise ValueError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
+            raise UserError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
         check_supported(self.guard.model, longest)
         if longest > self._store.capacity:
             self._store = self._store.resized(2 * longest)

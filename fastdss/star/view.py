@@ -7,7 +7,10 @@ from html import escape
 from typing import Any
 from unicodedata import category
 
+from fastdss.errors import missing_extra
 from fastdss.pages.charts import heat
+
+from .scored import Flag, ScoredResponse
 
 SHOWN = 5
 TEXT = 600  # characters of a response, and of a prompt, that a notebook shows
@@ -21,60 +24,58 @@ _BACKGROUNDS = (  # translucent, so that they suit light and dark notebooks
 )
 _UNDERLINES = ("3px solid", "2px solid", "1px dashed")
 
-Scores = Any  # StarScores, which needs this module
 
-
-def plot(scores: Scores, row: int, ax: Any = None) -> Any:
-    """Draw the trajectory of one row on ``ax``, or on a new figure's axes, and return the axes."""
+def plot(item: ScoredResponse, title: str, ax: Any = None) -> Any:
+    """Draw the trajectory of one response on ``ax``, or on a new figure's axes, and return the axes."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'fastdss[viz]'") from error
-    if not -len(scores) <= row < len(scores):
-        raise IndexError(f"row: expected one of {len(scores)} rows, got {row}")
+        raise missing_extra("plot()", "viz", error) from error
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
-    ends, values, flags = scores.ends[row], scores.scores[row].tolist(), scores.flags[row]
+    ends, values = item.ends, item.scores.tolist()
     ax.axhline(0.5, color="0.6", linewidth=1, linestyle=":")
-    if "failed" in flags:
+    if item.failed:
         ax.text(0.5, 0.75, "failed: the guard gave no score", transform=ax.transAxes, ha="center", va="center")
     else:
         edges = [0, *ends] if ends[-1] else [0, 1]  # an empty response has one score, at its only position
         ax.stairs(values, edges, baseline=None, color="#2b7bb9", linewidth=1.8)
         low = [min(value, 0.5) for value in values]
         ax.stairs(low, edges, baseline=0.5, fill=True, color="#d55e00", alpha=0.35, linewidth=0)
-    ax.set(xlim=(0, max(len(scores.responses[row]), 1)), ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
+    ax.set(xlim=(0, max(len(item.response), 1)), ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
     ax.set(xlabel="characters of the response", ylabel="P(safe)")
-    notes = ", ".join(sorted(flag.replace("_", " ") for flag in flags - {"failed"}))
-    ax.set_title(f"row {row % len(scores)}" + (f" ({notes})" if notes else ""), loc="left", fontsize="medium")
+    notes = ", ".join(sorted(flag.replace("_", " ") for flag in item.flags - {Flag.FAILED}))
+    ax.set_title(title + (f" ({notes})" if notes else ""), loc="left", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def html(scores: Scores) -> str:
+def html(scores: Sequence[ScoredResponse]) -> str:
     """The first rows as coloured text: HTML without script, every text escaped, limited in size."""
     rows = min(len(scores), SHOWN)
     more = f"; the first {rows}" if rows < len(scores) else ""
     lines = [f'<div style="max-width:60em"><p><b>StarScores</b> of {len(scores):,} responses{more}</p>']
     for row in range(rows):
-        lines.append(f'<div style="border-top:1px solid rgba(128,128,128,.4);padding:.4em 0">{_row(scores, row)}</div>')
+        lines.append(
+            f'<div style="border-top:1px solid rgba(128,128,128,.4);padding:.4em 0">{_row(row, scores[row])}</div>'
+        )
     return "".join(lines) + "</div>"
 
 
-def _row(scores: Scores, row: int) -> str:
-    values, flags = scores.scores[row].tolist(), sorted(scores.flags[row])
-    if "failed" in flags:
+def _row(row: int, item: ScoredResponse) -> str:
+    values, flags = item.scores.tolist(), sorted(item.flags)
+    if item.failed:
         head = "failed, no score"
     else:
-        final = "" if "truncated" in flags else f", final {values[-1]:.3f}"
+        final = f", final {values[-1]:.3f}" if item.complete else ""
         head = f"lowest {min(values):.3f}{final}"
-    head += "".join(f" · {escape(flag.replace('_', ' '))}" for flag in flags if flag != "failed")
-    prompt = scores.histories[row][-1]["content"] if scores.histories[row] else ""
-    text = [] if "failed" in flags else values
+    head += "".join(f" · {escape(flag.replace('_', ' '))}" for flag in flags if flag is not Flag.FAILED)
+    prompt = item.history[-1]["content"] if item.history else ""
+    text = [] if item.failed else values
     return (
         f'<div style="opacity:.7">{row}: {head}</div><div style="opacity:.7" dir="auto">{_cut(prompt)}</div>'
         f'<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8">'
-        f"{_coloured(scores.responses[row], scores.ends[row], text)}</div>"
+        f"{_coloured(item.response, item.ends, text)}</div>"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS, given_inputs, join_media, join_tokens, token_values
 
@@ -79,16 +80,16 @@ class DSSCollator:
     def _refuse(self, rows: Sequence[Row]) -> None:
         for index, row in enumerate(rows):
             if not self.padding_free and len(row.documents) > 1:
-                raise ValueError(f"example {index}: packed examples (seq_lengths) need padding_free=True")
+                raise UserError(f"example {index}: packed examples (seq_lengths) need padding_free=True")
             if self.padding_free and (row.tokens or row.media or row.hidden is not None):
                 within = sorted({*row.tokens, *row.media, *(["attention_mask"] if row.hidden is not None else [])})
-                raise ValueError(
+                raise UserError(
                     f"example {index}: {', '.join(within)}: documents in one row cannot have them, for a model reads "
                     "them row by row: set padding_free=False and leave the rows unpacked, or drop the column if the "
                     "model does not need it"
                 )
             if row.tokens.keys() - {"position_ids"} != rows[0].tokens.keys() - {"position_ids"}:
-                raise ValueError(f"example {index} has {sorted(row.tokens)}, example 0 has {sorted(rows[0].tokens)}")
+                raise UserError(f"example {index} has {sorted(row.tokens)}, example 0 has {sorted(rows[0].tokens)}")
 
     def _join(self, name: str, rows: Sequence[Row], width: int) -> Tensor:
         dtype, padding = COLUMNS[name]
@@ -125,12 +126,12 @@ def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken
     where = f"example {index}"
     for name in names:
         if example.get(name) is None:
-            raise ValueError(f"{where} has no {name!r}; it has {sorted(example)}")
+            raise UserError(f"{where} has no {name!r}; it has {sorted(example)}")
     columns = {name: _column(index, name, example[name]) for name in names}
     length = len(columns["input_ids"])
     for name, column in columns.items():
         if len(column) != length:
-            raise ValueError(f"{where}: expected {length} {name}, got {len(column)}")
+            raise UserError(f"{where}: expected {length} {name}, got {len(column)}")
     given = given_inputs(example, None if taken is None else taken | {"attention_mask", "position_ids"})
     tokens = {name: token_values(where, name, example[name], length) for name in given if name in TOKEN_INPUTS}
     kept, hidden = _seen(where, tokens.pop("attention_mask", None), columns.get("labels"), length)
@@ -140,7 +141,7 @@ def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken
     if (positions := tokens.get("position_ids")) is not None and positions.ndim == 1:
         lengths = _restarts(positions)
         if lengths is not None and documents not in ([sum(lengths)], lengths):
-            raise ValueError(f"{where}: seq_lengths {documents}, but position_ids start anew after {lengths} tokens")
+            raise UserError(f"{where}: seq_lengths {documents}, but position_ids start anew after {lengths} tokens")
         if lengths is not None:
             documents = lengths
             del tokens["position_ids"]
@@ -153,17 +154,17 @@ def _seen(where: str, mask: Tensor | None, labels: Tensor | None, length: int) -
     if mask is None or bool(mask.all()):
         return slice(0, length), None
     if mask.ndim != 1:
-        raise ValueError(f"{where}: attention_mask: expected one number per token, got the shape {list(mask.shape)}")
+        raise UserError(f"{where}: attention_mask: expected one number per token, got the shape {list(mask.shape)}")
     shown = mask.nonzero()[:, 0]
     if not len(shown):
-        raise ValueError(f"{where}: attention_mask hides every token: leave the row out")
+        raise UserError(f"{where}: attention_mask hides every token: leave the row out")
     kept = slice(int(shown[0]), int(shown[-1]) + 1)
     if labels is not None:
         outside = labels.clone()
         outside[kept] = IGNORED
         if (outside != IGNORED).any():
             at = int((outside != IGNORED).nonzero()[0])
-            raise ValueError(f"{where}: labels[{at}] counts, but attention_mask hides the token: expected {IGNORED}")
+            raise UserError(f"{where}: labels[{at}] counts, but attention_mask hides the token: expected {IGNORED}")
     return kept, None if bool(mask[kept].all()) else mask[kept].long()
 
 
@@ -171,9 +172,9 @@ def _documents(where: str, example: Mapping[str, Any], kept: slice, total: int) 
     given = example.get("seq_lengths", None)
     lengths = [kept.stop - kept.start] if given is None or not len(given) else [int(length) for length in given]
     if given is not None and len(given) and kept.stop - kept.start < total:
-        raise ValueError(f"{where}: seq_lengths beside an attention_mask that hides tokens: drop one of them")
+        raise UserError(f"{where}: seq_lengths beside an attention_mask that hides tokens: drop one of them")
     if sum(lengths) != kept.stop - kept.start or min(lengths) < 1:
-        raise ValueError(f"{where}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1")
+        raise UserError(f"{where}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1")
     return lengths
 
 
@@ -208,16 +209,16 @@ def _padded_inputs(rows: Sequence[Row], width: int) -> dict[str, Any]:
 
 def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
     if not examples:
-        raise ValueError("examples: expected at least one, got none")
+        raise UserError("examples: expected at least one, got none")
     names = [name for name in COLUMNS if name in examples[0]]
     for index, example in enumerate(examples):
         for name in ("input_ids", "labels"):
             if name not in example:
-                raise ValueError(f"example {index} has no {name!r}; it has {sorted(example)}")
+                raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
         if [name for name in COLUMNS if name in example] != names:
-            raise ValueError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
+            raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
         if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
-            raise ValueError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
+            raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
     return names
 
 
@@ -226,11 +227,11 @@ def _column(index: int, name: str, values: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
-        raise TypeError(f"example {index}: {name} must be one number per token ({error})") from None
+        raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
     if tensor.dim() != 1:
-        raise ValueError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
+        raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
     if dtype == torch.long and tensor.is_floating_point() and tensor.numel():
-        raise TypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
+        raise UserTypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
     return tensor.to(dtype)
 
 
@@ -242,7 +243,7 @@ def _refuse_improbable(rows: Sequence[Row]) -> None:
         bad = (labels != IGNORED) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
         if bad.any():
             at = int(bad.nonzero()[0])
-            raise ValueError(
+            raise UserError(
                 f"example {index}: ref_logprobs[{at + row.kept.start}] = {logprobs[at].item()}: must be a "
                 "log-probability, finite and not above 0"
             )
@@ -286,7 +287,7 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
 def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, Any]:
     """The example's aligned columns without the padding that its attention_mask hides."""
     if media := [name for name in MEDIA_INPUTS if example.get(name) is not None]:
-        raise ValueError(f"example {index}: {', '.join(sorted(media))}: rows with images cannot be packed: pad them")
+        raise UserError(f"example {index}: {', '.join(sorted(media))}: rows with images cannot be packed: pad them")
     names = [name for name in example if name in COLUMNS or name in TOKEN_INPUTS]
     names = [name for name in names if example[name] is not None]
     length = len(example["input_ids"])
@@ -294,10 +295,10 @@ def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, Any]:
     values = None if mask is None else token_values(f"example {index}", "attention_mask", mask, length)
     kept, hidden = _seen(f"example {index}", values, torch.as_tensor(example["labels"]), length)
     if hidden is not None:
-        raise ValueError(f"example {index}: attention_mask hides tokens between others: such a row cannot be packed")
+        raise UserError(f"example {index}: attention_mask hides tokens between others: such a row cannot be packed")
     positions = example.get("position_ids")
     if positions is not None and _restarts(torch.as_tensor(positions[kept])) != [kept.stop - kept.start]:
-        raise ValueError(f"example {index}: position_ids other than 0, 1, 2, …: it cannot be packed (again)")
+        raise UserError(f"example {index}: position_ids other than 0, 1, 2, …: it cannot be packed (again)")
     return {name: example[name][kept] for name in names if name not in ("attention_mask", "position_ids")}
 
 
@@ -309,7 +310,7 @@ def _bins(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[index]
         if length > max_length:
-            raise ValueError(f"example {index}: expected at most max_length = {max_length} tokens, got {length}")
+            raise UserError(f"example {index}: expected at most max_length = {max_length} tokens, got {length}")
         at = bisect_left(rooms, length)
         if at == len(rooms):
             row, room = len(members), max_length

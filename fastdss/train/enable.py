@@ -14,24 +14,27 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastdss.loss.functional import KL, Impl, LiveRows
-from fastdss.loss.objective import FULL_KL, LABEL_KL
+from fastdss.errors import UserError, UserTypeError
+from fastdss.loss.functional import Backend, LiveRows
+from fastdss.loss.objective import KLName
 from fastdss.models.packing import packed_inputs, two_documents
 from fastdss.models.probes import distance, evaluating, other_ending, some_tokens
 from fastdss.models.split_params import layers_gathered
 
-from .forward import SETTINGS, DSSOutput, DSSSettings, Given, head_states, live, shaped_forward
+from .config import DSSConfig
+from .forward import CONFIG, DSSOutput, Given, head_states, live, shaped_forward
 
-__all__ = ["DSSOutput", "check_packing", "disable_dss", "dss_settings", "enable_dss"]
+__all__ = ["DSSOutput", "check_packing", "disable_dss", "dss_config", "enable_dss"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def enable_dss(
     model: Model,
+    config: DSSConfig | None = None,
     *,
-    kl: KL = "k2",
-    kl_scale: float = 0.5,
-    impl: Impl = "auto",
+    kl: KLName | None = None,
+    kl_scale: float | None = None,
+    backend: Backend | None = None,
     chunk_bytes: int | None = None,
     filter_eps: float | None = None,
     check: bool = True,
@@ -54,38 +57,36 @@ def enable_dss(
     and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
-    returned. Calling again changes the settings. ``kl``, ``kl_scale``, ``impl``, ``chunk_bytes``, ``filter_eps``: see
-    ``dss_loss``.
+    returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
+    ``chunk_bytes`` and ``filter_eps`` are shortcuts to its fields. Calling again sets all of them anew.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
     ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
     """
-    if kl not in LABEL_KL + FULL_KL:
-        raise ValueError(f"kl: expected one of {LABEL_KL + FULL_KL}, got {kl!r}")
-    if not kl_scale >= 0:
-        raise ValueError(f"kl_scale: expected a number >= 0, got {kl_scale!r}")
+    config = (config or DSSConfig()).with_said(
+        kl=kl, kl_scale=kl_scale, backend=backend, chunk_bytes=chunk_bytes, filter_eps=filter_eps
+    )
     bare = bare_model(model)
     if any(cls.__name__ == "DeepSpeedEngine" for cls in type(bare).__mro__):
-        raise TypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
+        raise UserTypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
     _refuse_class(bare)
     ranks = getattr(bare, "tp_size", None) or 1
     if ranks > 1:
-        raise TypeError(
+        raise UserTypeError(
             f"tensor parallelism splits this {type(bare).__name__} over {ranks} ranks, its head too: call dss_loss "
             "yourself with the local rows of the head and group=, or shard by FSDP2 or ZeRO-3 instead"
         )
-    settings = DSSSettings(kl, float(kl_scale), impl, chunk_bytes, filter_eps)
     if isinstance(bare, _DSSModel):
-        bare.__dict__[SETTINGS] = settings
+        bare.__dict__[CONFIG] = config
         return model
     if "forward" in bare.__dict__ and "_old_forward" not in bare.__dict__:
-        raise ValueError(
+        raise UserError(
             f"the forward of this {type(bare).__name__} was already replaced on the instance "
             f"(by {bare.forward!r}): enable DSS before that"
         )
     original: Any = type(bare)
-    bare.__dict__[SETTINGS] = settings
+    bare.__dict__[CONFIG] = config
     _set_class(bare, _dss_class(original))
     if check:
         try:
@@ -102,13 +103,13 @@ def disable_dss(model: Model) -> Model:
     if type(bare).__dict__.get("_dss_original") is not None:
         _restore(bare, type(bare)._dss_original)  # type: ignore[attr-defined]
     else:  # FSDP2 has put its own class on top: the subclass stays and passes everything through
-        bare.__dict__.pop(SETTINGS, None)
+        bare.__dict__.pop(CONFIG, None)
     return model
 
 
-def dss_settings(model: Any) -> DSSSettings | None:
-    """The settings ``enable_dss`` left on the model, or None where DSS is off."""
-    return bare_model(model).__dict__.get(SETTINGS)
+def dss_config(model: Any) -> DSSConfig | None:
+    """The configuration that ``enable_dss`` left on the model, or None where DSS is off."""
+    return bare_model(model).__dict__.get(CONFIG)
 
 
 def bare_model(model: Any) -> Any:
@@ -118,14 +119,18 @@ def bare_model(model: Any) -> Any:
     """
     while True:
         if isinstance(model, nn.DataParallel):
-            raise TypeError("DataParallel is not supported: use DistributedDataParallel (torchrun, accelerate launch)")
+            raise UserTypeError(
+                "DataParallel is not supported: use DistributedDataParallel (torchrun, accelerate launch)"
+            )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif "_orig_mod" in getattr(model, "_modules", {}):
             model = model._orig_mod
         elif hasattr(model, "get_base_model"):
             if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
-                raise TypeError("PEFT's prompt learning adds tokens that have no weight: use LoRA or full fine-tuning")
+                raise UserTypeError(
+                    "PEFT's prompt learning adds tokens that have no weight: use LoRA or full fine-tuning"
+                )
             model = model.get_base_model()
         else:
             return model
@@ -202,15 +207,15 @@ def _set_class(model: Any, cls: type) -> None:
 
 
 def _restore(model: Any, original: type) -> None:
-    model.__dict__.pop(SETTINGS, None)
+    model.__dict__.pop(CONFIG, None)
     _set_class(model, original)
 
 
 def _refuse_class(model: Any) -> None:
     if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
-        raise TypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
+        raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(
+        raise UserTypeError(
             f"{type(model).__name__} is an encoder-decoder, whose labels do not come after the decoder's inputs but "
             "beside them: expected a decoder-only causal LM; for your own loop there is dss_loss(shift=False)"
         )
@@ -221,7 +226,7 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     ones, or its label would be among its inputs."""
     embedding = bare.get_input_embeddings().weight
     if embedding.is_meta:
-        raise ValueError("the model is on the meta device: load its weights first, or pass check=False")
+        raise UserError("the model is on the meta device: load its weights first, or pass check=False")
     ids = some_tokens(embedding.device)
 
     def forward(ids: Tensor, **asked: Any) -> Tensor:
@@ -233,14 +238,14 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
         ours = forward(ids, dss_ask="logits")
         other = forward(other_ending(ids), dss_ask="logits")
         if distance(ours[:, :-1], other[:, :-1]) > max(1e-5, 2 * torch.finfo(embedding.dtype).eps):
-            raise TypeError(
+            raise UserTypeError(
                 f"{type(bare).__name__} is no causal LM as it is configured: its tokens see those after them "
                 "(is_decoder=False?), so it cannot be trained to predict them"
             )
     error = (own - ours.to(own.device)).abs().max().item() if own.shape == ours.shape else float("inf")
     limit = max(atol, 4 * torch.finfo(embedding.dtype).eps) * max(1.0, own.abs().max().item())
     if not error <= limit:
-        raise ValueError(
+        raise UserError(
             f"{type(bare).__name__} computes its logits in a way fastdss does not know: "
             f"expected {tuple(own.shape)} within {limit:.3g}, got {tuple(ours.shape)} off by {error:.3g}"
         )

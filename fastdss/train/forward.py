@@ -11,24 +11,17 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from fastdss.loss.functional import KL, Impl, LiveRows, dss_loss, token_logprobs
+from fastdss.errors import UserError, UserTypeError
+from fastdss.loss.functional import LiveRows, dss_loss, token_logprobs
 from fastdss.models.causal_lm import LMHead
 from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
 from fastdss.models.head_call import Operation, head_trains, through_head
 from fastdss.models.packing import is_packed, packed_inputs
 
-SETTINGS = "_dss_settings"
+from .config import DSSConfig
+
+CONFIG = "_dss_config"
 _ASK = ("loss", "logprobs", "hidden", "logits")
-
-
-class DSSSettings(NamedTuple):
-    """What ``enable_dss`` was told; see there."""
-
-    kl: KL
-    kl_scale: float
-    impl: Impl
-    chunk_bytes: int | None
-    filter_eps: float | None
 
 
 @dataclass
@@ -62,35 +55,37 @@ class Given(NamedTuple):
     def refuse_without_weights(self) -> None:
         stray = [name for name, value in self._asdict().items() if value is not self._field_defaults[name]]
         if stray:
-            raise ValueError(f"{', '.join(stray)} given without token_weights")
+            raise UserError(f"{', '.join(stray)} given without token_weights")
 
 
 def shaped_forward(
     model: Any, args: tuple, kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
 ) -> DSSOutput:
-    settings: DSSSettings | None = model.__dict__.get(SETTINGS)
-    if settings is None:
-        raise ValueError("DSS is switched off in this model: call enable_dss first")
+    config: DSSConfig | None = model.__dict__.get(CONFIG)
+    if config is None:
+        raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise ValueError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
     if len(args) > 1:
-        raise TypeError(f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)")
-    labels, num_items = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+        raise UserTypeError(
+            f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"
+        )
+    labels, num_items_in_batch = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
     _refuse_inputs(model, kwargs, labels, given, ask)
     if ask == "hidden":
         return DSSOutput(hidden=head_states(model, args, kwargs))
     if ask == "logits":
         return DSSOutput(logits=_run(model, lambda hidden, head: (head.logits(hidden),), args, kwargs)[0][0])
     if ask == "logprobs":
-        return DSSOutput(logprobs=_run(model, _logprobs(settings, labels, given.rows), args, kwargs)[0][0])
-    if settings.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
-        raise ValueError(
+        return DSSOutput(logprobs=_run(model, _logprobs(config, labels, given.rows), args, kwargs)[0][0])
+    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
+        raise UserError(
             "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
-            "in DSSTrainer a column ref_logprobs or reference="
+            "in DSSTrainer a column ref_logprobs or ref_model="
         )
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
-        raise ValueError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
-    operation = _loss(settings, labels, given, num_items)
+        raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
+    operation = _loss(config, labels, given, num_items_in_batch)
     (loss, ce, kl, logprobs), aux_loss = _run(model, operation, args, kwargs, real_tokens)
     if aux_loss is not None:
         loss = loss + coefficient(model) * aux_loss.to(loss.device)
@@ -99,17 +94,17 @@ def shaped_forward(
 
 def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, given: Given, ask: str) -> None:
     if ask in ("loss", "logprobs") and labels is None:
-        raise ValueError("token_weights need labels of the same shape")
+        raise UserError("token_weights need labels of the same shape")
     if kwargs.pop("return_dict", True) is False or not _is_zero(kwargs.pop("logits_to_keep", 0)):
-        raise ValueError("return_dict=False and logits_to_keep have no meaning with token_weights")
+        raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
     if not getattr(model.config, "return_dict", True):
-        raise ValueError("config.return_dict: expected True, got False: parts of the model would return tuples")
+        raise UserError("config.return_dict: expected True, got False: parts of the model would return tuples")
     weights = given.token_weights
     if weights is not None and not weights.is_floating_point():
-        raise TypeError(f"token_weights: expected floating point, got {weights.dtype}: pass token_weights.float()")
+        raise UserTypeError(f"token_weights: expected floating point, got {weights.dtype}: pass token_weights.float()")
     longer = weights is not None and labels is not None and labels.shape[-1] > weights.shape[-1]
     if kwargs.get("past_key_values") is not None or (longer and kwargs.get("inputs_embeds") is not None):
-        raise ValueError(
+        raise UserError(
             "past_key_values, or inputs_embeds longer than token_weights: expected neither; PEFT's prompt learning "
             "adds tokens that have no weight: use LoRA or full fine-tuning"
         )
@@ -124,7 +119,7 @@ def _run(
     if is_packed(inputs):
         inputs = packed_inputs(model, functools.partial(head_states, model, ()), inputs)
     if not hasattr(type(model), "_dss_original"):
-        raise TypeError(f"{type(model).__name__} lost what enable_dss put on it: call enable_dss again")
+        raise UserTypeError(f"{type(model).__name__} lost what enable_dss put on it: call enable_dss again")
     forward = type(model)._dss_original.forward
     with ExitStack() as stack:
         mask = inputs.get("attention_mask")
@@ -152,47 +147,49 @@ def head_states(model: Any, args: tuple, kwargs: dict[str, Any] | None = None, *
     return states
 
 
-def _loss(settings: DSSSettings, labels: Tensor, given: Given, num_items: Tensor | int | None) -> Operation:
+def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: Tensor | int | None) -> Operation:
     """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
     weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap, rows = given
     assert weights is not None
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
-        options = _options(settings, head, rows, here)
-        options |= {"kl": settings.kl, "kl_scale": settings.kl_scale, "filter_eps": settings.filter_eps}
+        options = _options(config, head, rows, here)
+        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
-                raise ValueError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+                raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
             options |= {"ref_logit_scale": ref_logit_scale, "ref_softcap": ref_softcap}
-        elif settings.kl_scale == 0:  # no KL term, so no reference: any will do
+        elif config.kl_scale == 0:  # no KL term, so no reference: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         else:
             options |= {"ref_logprobs": _to(ref_logprobs, here)}
-        shaped = dss_loss(hidden, head.weight, labels.to(here), weights.to(here), num_items=num_items, **options)
+        shaped = dss_loss(
+            hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
+        )
         return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
 
     return operation
 
 
-def _options(settings: DSSSettings, head: LMHead, rows: Any, device: torch.device) -> dict[str, Any]:
+def _options(config: DSSConfig, head: LMHead, rows: Any, device: torch.device) -> dict[str, Any]:
     return {
         "bias": head.bias,
         "shift": True,
         "logit_scale": head.logit_scale,
         "softcap": head.softcap,
         "rows": _to(rows, device),
-        "impl": settings.impl,
-        "chunk_bytes": settings.chunk_bytes,
+        "backend": config.backend,
+        "chunk_bytes": config.chunk_bytes,
     }
 
 
-def _logprobs(settings: DSSSettings, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
+def _logprobs(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
-        options = _options(settings, head, rows, hidden.device)
+        options = _options(config, head, rows, hidden.device)
         return (_as_labels(token_logprobs(hidden, head.weight, labels.to(hidden.device), **options)),)
 
     return operation

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastdss.chat.encoder import check_conversation
+from fastdss.errors import UserError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
-from fastdss.star.align import Scored, align
+from fastdss.star.align import align
+from fastdss.star.scored import ScoredResponse
+from fastdss.star.scores import StarScores
 
 from .collator import COLUMNS, IGNORED, pack
 
@@ -41,7 +44,7 @@ def prepare_dss_dataset(
     from datasets import Dataset
 
     if packing and max_length is None:
-        raise ValueError("packing needs max_length, got None")
+        raise UserError("packing needs max_length, got None")
     options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
 
     def tokenised(rows: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, list]]:
@@ -55,7 +58,9 @@ def prepare_dss_dataset(
     if isinstance(scored, Dataset):
         prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
     else:
-        prepared = Dataset.from_dict(_columns(tokenised(_as_rows(scored))))
+        prepared = Dataset.from_dict(
+            _columns(tokenised(scored.to_training_rows() if isinstance(scored, StarScores) else scored))
+        )
     prepared = _drop_unlabelled(prepared, max_length)
     if packing:
         assert max_length is not None
@@ -100,48 +105,32 @@ def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def _as_rows(scored: Any) -> Iterator[Mapping[str, Any]]:
-    if not hasattr(scored, "histories"):
-        yield from scored
-        return
-    for index in range(len(scored)):
-        yield {
-            "prompt": scored.histories[index],
-            "response": scored.responses[index],
-            "scores": scored.scores[index].tolist(),
-            "ends": scored.ends[index],
-            "flags": scored.flags[index],
-        }
-
-
-def _read_scored(index: int, row: Mapping[str, Any]) -> Scored:
+def _read_scored(index: int, row: Mapping[str, Any]) -> ScoredResponse:
     missing = [name for name in ("scores", "ends") if row.get(name) is None]
     if missing:
-        raise ValueError(f"row {index} has no {' and no '.join(missing)}; it has {sorted(row)}")
+        raise UserError(f"row {index} has no {' and no '.join(missing)}; it has {sorted(row)}")
     history, response = _conversation(index, row)
     scores, ends, flags = list(row["scores"]), list(row["ends"]), row.get("flags") or ()
     if len(scores) != len(ends) or not ends:
-        raise ValueError(
+        raise UserError(
             f"row {index}: expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}"
         )
     if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
-        raise ValueError(f"row {index}: scores and ends must be numbers: drop the row, or score it anew")
+        raise UserError(f"row {index}: scores and ends must be numbers: drop the row, or score it anew")
     if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
-        raise ValueError(
-            f"row {index} has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it"
-        )
-    return Scored(history, response, ends, scores, "truncated" not in flags)
+        raise UserError(f"row {index} has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
+    return ScoredResponse.of(history, response, scores, ends, flags, index)
 
 
 def _conversation(index: int, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     messages = row.get("messages")
     if messages is None:
         if row.get("prompt") is None or row.get("response") is None:
-            raise ValueError(f"row {index}: expected messages, or prompt and response; it has {sorted(row)}")
+            raise UserError(f"row {index}: expected messages, or prompt and response; it has {sorted(row)}")
         prompt = row["prompt"]
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         messages = [*prompt, {"role": "assistant", "content": row["response"]}]
     turns = check_conversation(index, messages)
     if turns[-1]["role"] != "assistant":
-        raise ValueError(f"row {index}: expected the last turn to be the assistant's, got {turns[-1]['role']!r}")
+        raise UserError(f"row {index}: expected the last turn to be the assistant's, got {turns[-1]['role']!r}")
     return turns[:-1], turns[-1]["content"]

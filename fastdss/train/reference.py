@@ -17,16 +17,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.inputs import given_inputs, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 
 from .collator import DSSCollator, read_row
-from .enable import bare_model, disable_dss, dss_settings, enable_dss
+from .enable import bare_model, disable_dss, dss_config, enable_dss
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 2"
+_COLUMN = "ref_logprobs"
 
 
 def reference_logprobs(
@@ -41,8 +43,8 @@ def reference_logprobs(
 ) -> list[Tensor]:
     """``log_softmax(model(input_ids).logits)[:, t - 1, labels[t]]`` for every row of ``dataset``.
 
-    Returns one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts; with
-    ``datasets``: ``dataset.add_column("ref_logprobs", [row.tolist() for row in reference_logprobs(model, dataset)])``.
+    Returns one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts;
+    ``add_reference_logprobs`` makes a column of them.
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
 
     model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
@@ -57,7 +59,7 @@ def reference_logprobs(
     Raises ``ValueError`` where a log-probability is not finite, naming the row.
     """
     if batch_tokens < 1 or part_rows < 1:
-        raise ValueError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
+        raise UserError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
     cache = _Cache(cache_dir, model, model_id) if cache_dir is not None else None
     parts = [range(start, min(start + part_rows, len(dataset))) for start in range(0, len(dataset), part_rows)]
     found: list[Tensor] = []
@@ -69,12 +71,26 @@ def reference_logprobs(
                 known = _compute(model, rows, part.start, batch_tokens)
                 for index, row in zip(part, known, strict=True):
                     if not row.isfinite().all():
-                        raise ValueError(f"row {index}: the reference's log-probabilities are not finite")
+                        raise UserError(f"row {index}: the reference's log-probabilities are not finite")
                 if cache:
                     cache.store(rows, known)
             found += known
             bar.advance(len(rows))
     return found
+
+
+def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
+    """``dataset`` with the column ``ref_logprobs``, float32: ``reference_logprobs(model, dataset, **options)``.
+
+    dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes. An
+    earlier column of that name is replaced.
+    """
+    from datasets import Features, List, Value
+
+    values = [row.tolist() for row in reference_logprobs(model, dataset, **options)]
+    if _COLUMN in dataset.column_names:
+        dataset = dataset.remove_columns(_COLUMN)
+    return dataset.add_column(_COLUMN, values, feature=Features({_COLUMN: List(Value("float32"))})[_COLUMN])
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int) -> list[Tensor]:
@@ -116,7 +132,7 @@ def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str
         columns |= {} if read.hidden is None else {"attention_mask": read.hidden}
         return [_Document(columns, at, read.kept.start, len(read))]
     if others := [*read.tokens, *read.media, *([] if read.hidden is None else ["attention_mask"])]:
-        raise ValueError(f"row {index}: {', '.join(others)}: expected none in a row of several documents")
+        raise UserError(f"row {index}: {', '.join(others)}: expected none in a row of several documents")
     ends = list(accumulate(read.documents, initial=0))
     return [
         _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
@@ -138,7 +154,7 @@ def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
     """DSS on for the while, evaluation mode, no gradients; everything as before afterwards."""
-    was_enabled = dss_settings(model) is not None
+    was_enabled = dss_config(model) is not None
     if not was_enabled:
         enable_dss(model)
     try:
@@ -238,7 +254,7 @@ def _zero3_local(name: str, tensor: Tensor) -> Tensor:
         return tensor
     share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
     if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
-        raise ValueError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
+        raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
     return share
 
 

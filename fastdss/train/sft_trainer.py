@@ -12,14 +12,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
-from fastdss.loss.functional import KL
+from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
 
 from .collator import DSSCollator
+from .config import DSSConfig
 from .enable import bare_model
 from .prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
-from .trainer import ShapedTraining, enabled_settings
+from .trainer import ShapedTraining, agreed_config
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
 
@@ -27,8 +28,8 @@ _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics,
 class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
-    All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and ``kl``, ``kl_scale``, ``reference`` of
-    ``DSSTrainer``. Data sets may be
+    All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
+    (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``filter_eps``, ``ref_model``). Data sets may be
 
     - scored conversations (``scores`` and ``ends`` beside ``prompt`` and ``response``, or ``messages``): tokenised with
       the trainer's tokenizer and its chat template; labels are the response's tokens and its end of turn;
@@ -47,16 +48,22 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     _total_train_tokens: Any  # of this rank; a tensor on the device once a shaped batch was counted
 
     def __init__(
-        self, model: Any, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any
+        self,
+        model: Any,
+        *args: Any,
+        config: DSSConfig | None = None,
+        ref_model: Any = None,
+        **kwargs: Any,
     ) -> None:
         if isinstance(model, str):
-            config = args[0] if args else kwargs.get("args")
-            options = dict(getattr(config, "model_init_kwargs", None) or {})
+            sft_config = args[0] if args else kwargs.get("args")
+            options = dict(getattr(sft_config, "model_init_kwargs", None) or {})
             if kwargs.get("quantization_config") is not None:
                 options["quantization_config"] = kwargs["quantization_config"]
             model = AutoModelForCausalLM.from_pretrained(model, **options)
         # before SFTTrainer puts its own fused head on the instance, which then wraps ours
-        settings = enabled_settings(model, kl, kl_scale, reference)
+        said = DSSConfig.taken_from(kwargs)
+        agreed = agreed_config(model, config, said, ref_model)
         super().__init__(model, *args, **kwargs)
         if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
             set_coefficient(bare_model(self.model), self.router_aux_loss_coef)
@@ -65,12 +72,12 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
             self.data_collator = DSSCollator(
                 self._tokenizer.pad_token_id,
-                kl_scale=settings.kl_scale,
+                kl_scale=agreed.kl_scale,
                 padding_free=self.padding_free,
                 pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
                 model_inputs=input_names(bare_model(self.model)),
             )
-        self._set_up_dss(reference)
+        self._set_up_dss(ref_model)
         self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
     def _prepare_dataset(
@@ -116,8 +123,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return (loss, None, None) if prediction_loss_only else (loss, outputs.logprobs, inputs["labels"])
 
-    def _add_up(self, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
-        super()._add_up(outputs, inputs, num_items)
+    def _add_up(self, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:
+        super()._add_up(outputs, inputs, num_items_in_batch)
         if self.model is not None and self.model.training:
             mask = inputs.get("attention_mask")  # none where rows are packed: nothing is padding
             self._total_train_tokens += torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
@@ -148,19 +155,19 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
         if not isinstance(dataset, Dataset):
-            raise TypeError(
+            raise UserTypeError(
                 f"{name}: scored and prepared rows must be a datasets.Dataset, got {type(dataset).__name__}"
             )
         if formatting_func is not None:
-            raise ValueError(f"{name}: formatting_func would change the text that was scored: leave it unset")
+            raise UserError(f"{name}: formatting_func would change the text that was scored: leave it unset")
         if args.completion_only_loss is False:
-            raise ValueError(f"{name}: only responses have weights, so completion_only_loss=False has no meaning here")
+            raise UserError(f"{name}: only responses have weights, so completion_only_loss=False has no meaning here")
         if args.truncation_mode != "keep_start":
-            raise ValueError(f"{name}: scored rows are cut on the right, got truncation_mode={args.truncation_mode!r}")
+            raise UserError(f"{name}: scored rows are cut on the right, got truncation_mode={args.truncation_mode!r}")
         if args.loss_type != "nll":
-            raise ValueError(f"{name}: the shaped loss takes the place of loss_type={args.loss_type!r}: leave it 'nll'")
+            raise UserError(f"{name}: the shaped loss takes the place of loss_type={args.loss_type!r}: leave it 'nll'")
         if packing and (args.max_length is None or args.packing_strategy != "bfd"):
-            raise ValueError(
+            raise UserError(
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
                 f"got {args.max_length} and {args.packing_strategy!r}"
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,24 +13,21 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from fastdss.loss.functional import KL
-from fastdss.loss.objective import FULL_KL
+from fastdss.errors import UserError, UserTypeError
 from fastdss.models.causal_lm import logit_scale_and_softcap
 from fastdss.models.experts import coefficient
 from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
-from fastdss.models.inputs import input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
-from fastdss.models.stops import stop_tokens, unstopped
 
-from .collator import DSSCollator, label_documents
-from .enable import bare_model, check_packing, dss_settings, enable_dss
-from .forward import DSSSettings
-from .start_copy import StartCopy, adapter_off_is_not_the_start
+from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
+from .collator import DSSCollator
+from .config import DSSConfig
+from .enable import bare_model, check_packing, dss_config, enable_dss
+from .trainer_data import default_collator, tell_unstopped
 
 _log = logging.getLogger(__name__)
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
-_ROWS_LOOKED_AT = 32  # for a token at which answers end
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
 
@@ -41,38 +38,38 @@ class ShapedTraining:
     _dss_own_mean = False  # the class divides its own loss by the labels of its own batch
     _dss_told_unshaped = False
 
-    def _set_up_dss(self: Any, reference: Any) -> None:
+    def _set_up_dss(self: Any, ref_model: Any) -> None:
         """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
         args = self.args
         if args.label_smoothing_factor or self.compute_loss_func is not None:
-            raise ValueError(
+            raise UserError(
                 "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
                 f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
             )
         if args.use_liger_kernel and _fuses_head(args.liger_kernel_config):
-            raise ValueError(
+            raise UserError(
                 "use_liger_kernel replaces the model's forward and with it DSS: leave it False, or set "
                 "liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}, "
                 f"got {args.liger_kernel_config!r}"
             )
         if args.n_gpu > 1:
-            raise ValueError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
+            raise UserError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
         parallel = getattr(self.accelerator, "parallelism_config", None)
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
-            raise ValueError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+            raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs = True  # the shaped loss divides by all labels of a step, whatever the class
-        settings, collator = dss_settings(self.model), self.data_collator
+        config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
-        _tell_unstopped(self)
-        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and settings is not None and settings.kl_scale:
-            raise ValueError(
-                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={settings.kl_scale} needs: give it the same"
+        tell_unstopped(self)
+        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and config is not None and config.kl_scale:
+            raise UserError(
+                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
             )
         loading = self.accelerator.dataloader_config
         if loading.dispatch_batches:
-            raise ValueError(
+            raise UserError(
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
                 f"leave it unset, got {loading.dispatch_batches!r}"
             )
@@ -82,24 +79,28 @@ class ShapedTraining:
             # FSDP2 would round weights, log-probabilities and the loss; tokens in, it computes as its parameters are
             exact = {"cast_forward_inputs": False, "output_dtype": None}
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
-        self._dss_reference = self._prepared_reference(reference)
+        self._dss_reference = self._prepared_reference(ref_model)
         self._dss_sums = {True: None, False: None}
 
-    def _prepared_reference(self: Any, reference: Any) -> Any:
-        if reference is None:
+    def _prepared_reference(self: Any, ref_model: Any) -> Any:
+        if ref_model is None:
             return None
-        if reference == "adapter":
+        if ref_model == "adapter":
             if not hasattr(self.model, "disable_adapter"):
-                raise TypeError(f"reference='adapter' needs a PEFT model, got {type(self.model).__name__}")
+                raise UserTypeError(f"ref_model='adapter' needs a PEFT model, got {type(self.model).__name__}")
             return self._start_reference()
-        if not isinstance(reference, torch.nn.Module):
-            raise TypeError(f"reference: expected None, 'adapter' or a model, got {type(reference).__name__}")
-        if bare_model(reference) is bare_model(self.model):
-            raise ValueError("the reference is the model being trained: pass a copy, or reference='adapter' with PEFT")
-        if any(hasattr(parameter, "full_tensor") for parameter in reference.parameters()):
-            raise ValueError("a sharded live reference is not supported: compute ref_logprobs once before training")
-        reference.requires_grad_(False).eval().to(self.args.device)
-        return enable_dss(reference)
+        if not isinstance(ref_model, torch.nn.Module):
+            raise UserTypeError(f"ref_model: expected None, 'adapter' or a model, got {type(ref_model).__name__}")
+        if bare_model(ref_model) is bare_model(self.model):
+            raise UserError(
+                "ref_model: expected another model than the one being trained: pass a copy, or 'adapter' with PEFT"
+            )
+        if any(hasattr(parameter, "full_tensor") for parameter in ref_model.parameters()):
+            raise UserError(
+                "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
+            )
+        ref_model.requires_grad_(False).eval().to(self.args.device)
+        return enable_dss(ref_model)
 
     def _start_reference(self: Any) -> Any:
         """The adapters switched off where that is the model before training; else a copy of all that trains."""
@@ -110,13 +111,13 @@ class ShapedTraining:
         state = self.accelerator.state
         zero3 = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) == 3
         if zero3 or getattr(state, "fsdp_plugin", None) is not None:
-            raise ValueError(
-                f"reference='adapter': {why}, so the reference is a copy of the model before training, and none can be "
+            raise UserError(
+                f"ref_model='adapter': {why}, so the reference is a copy of the model before training, and none can be "
                 "kept of weights that are split over ranks: compute ref_logprobs once before training"
             )
         start = StartCopy(peft_model)
         _log.warning(
-            "reference='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
+            "ref_model='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
             why,
             start.numbers,
         )
@@ -145,10 +146,12 @@ class ShapedTraining:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _unshaped_loss(self: Any, model: Any, inputs: Any, return_outputs: bool, num_items: Tensor | int | None) -> Any:
+    def _unshaped_loss(
+        self: Any, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Tensor | int | None
+    ) -> Any:
         own = super().compute_loss  # type: ignore[misc]
         if not self._dss_own_mean:
-            return own(model, inputs, return_outputs, num_items)
+            return own(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = own(model, inputs, True, None)
         if self.model.training:  # Trainer believes that it is divided by all labels of the step
             loss = loss / self.current_gradient_accumulation_steps
@@ -216,12 +219,12 @@ class ShapedTraining:
                 self._signature_columns.append(name)
 
     @torch.no_grad()
-    def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> None:
+    def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:
         """Sums on the device since the last log; nothing waits for them."""
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
         counts = labels != -100
         count = counts.sum()
-        items = count if num_items is None else num_items  # what the model divided by
+        items = count if num_items_in_batch is None else num_items_in_batch  # what the model divided by
         sums = torch.stack(
             [
                 outputs.ce.double() * items,
@@ -277,7 +280,7 @@ class ShapedTraining:
         if not prediction_loss_only:
             shaped = torch.tensor(float("token_weights" in inputs), device=self.args.device)
             if self.accelerator.reduce(shaped, reduction="mean") not in (0, 1):
-                raise ValueError(
+                raise UserError(
                     "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
                     "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
                 )
@@ -313,10 +316,13 @@ class DSSTrainer(ShapedTraining, Trainer):
 
     All arguments of ``Trainer``, and by keyword:
 
-    kl, kl_scale: the KL term (see ``enable_dss``); a model on which ``enable_dss`` was called keeps its own settings.
-    reference: None where the data has ``ref_logprobs`` (made once by ``reference_logprobs``; k1, k2, k3), ``"adapter"``
-    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form of KL, at the
-    price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped batches.
+    config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
+    ``filter_eps`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
+    said here as well must not differ.
+    ref_model: None where the data has ``ref_logprobs`` (``add_reference_logprobs`` makes them; k1, k2, k3),
+    ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
+    of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped
+    batches.
 
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
@@ -325,53 +331,34 @@ class DSSTrainer(ShapedTraining, Trainer):
     shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
     """
 
-    def __init__(self, *args: Any, kl: KL = "k2", kl_scale: float = 0.5, reference: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:
         model = args[0] if args else kwargs.get("model")
         if model is None:
-            raise ValueError("model: expected a causal LM (model_init would make models without DSS)")
-        settings = enabled_settings(model, kl, kl_scale, reference)
+            raise UserError("model: expected a causal LM (model_init would make models without DSS)")
+        said = DSSConfig.taken_from(kwargs)
+        agreed = agreed_config(model, config, said, ref_model)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
-            self.data_collator = default_collator(self, settings.kl_scale)
-        self._set_up_dss(reference)
+            self.data_collator = default_collator(self, agreed.kl_scale)
+        self._set_up_dss(ref_model)
 
 
-def enabled_settings(model: Any, kl: KL, kl_scale: float, reference: Any) -> DSSSettings:
-    """The model's settings, enabled here if it was not; refuses contradictions, and full KL without a reference."""
-    settings = dss_settings(model) or dss_settings(enable_dss(model, kl=kl, kl_scale=kl_scale))
-    assert settings is not None
-    if (kl, kl_scale) not in (("k2", 0.5), (settings.kl, settings.kl_scale)):
-        raise ValueError(
-            f"the model was enabled with kl={settings.kl!r}, kl_scale={settings.kl_scale}, "
-            f"the trainer got kl={kl!r}, kl_scale={kl_scale}: say it once"
-        )
-    if settings.kl in FULL_KL and settings.kl_scale > 0 and reference is None:
-        raise ValueError(f"kl={settings.kl!r} sums over the vocabulary: it needs reference='adapter' or a model")
-    return settings
+def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:
+    """The model's configuration, enabled here if it was not; refuses contradictions, and full KL without a reference.
 
-
-def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
-    """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
-    dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
-    dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-    columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, Sized) and len(dataset):  # data that streams may not know its columns
-        columns = list(dataset[0])  # type: ignore[index]
-    tokenizer = trainer.processing_class
-    pad = getattr(tokenizer, "pad_token_id", None)
-    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
-    taken = input_names(bare_model(trainer.model))
-    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free=_is_packed(dataset, columns or ()), model_inputs=taken)
-
-
-def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
-    """Whether rows hold several documents: they say so, or the first one's positions start anew."""
-    if "seq_lengths" in columns:
-        return True
-    if "position_ids" not in columns or not isinstance(dataset, Sized) or not len(dataset):
-        return False
-    positions = dataset[0]["position_ids"]  # type: ignore[index]
-    return positions is not None and list(positions[1:]).count(0) > 0
+    said: the shortcuts among a trainer's keywords.
+    """
+    known = dss_config(model)
+    if known is None:
+        known = dss_config(enable_dss(model, config, **said))
+        assert known is not None
+    elif differing := known.contradicted(config, **said):
+        here = (config or known).with_said(**said)
+        words = [f"{n}: expected {getattr(known, n)} as in enable_dss, got {getattr(here, n)}" for n in differing]
+        raise UserError(f"{'; '.join(words)}: say it once")
+    if known.needs_logits and ref_model is None:
+        raise UserError(f"kl={str(known.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model")
+    return known
 
 
 def _fuses_head(liger: Mapping[str, Any] | None) -> bool:
@@ -380,51 +367,6 @@ def _fuses_head(liger: Mapping[str, Any] | None) -> bool:
     return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])
 
 
-def _tell_unstopped(trainer: Any) -> None:
-    """A model that is never shown the token at which ``generate`` stops learns to go on for ever."""
-    dataset, stops = trainer.train_dataset, stop_tokens(bare_model(trainer.model))
-    if not stops or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
-        return
-    rows = [dataset[index] for index in range(min(len(dataset), _ROWS_LOOKED_AT))]  # type: ignore[index]
-    labels = [part for row in rows if isinstance(row, Mapping) for part in label_documents(row)]
-    if unstopped(labels, stops):
-        _log.warning(
-            "none of the first %d rows ends with a label at which generate stops (%s): what is trained may never end; "
-            "look at the end of an answer in the chat template of %s",
-            len(rows),
-            ", ".join(map(str, sorted(stops))),
-            getattr(trainer.processing_class, "name_or_path", None) or "the tokenizer",
-        )
-
-
 def _with_loss(found: dict[str, float]) -> dict[str, float]:
     """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
     return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}
-
-
-@contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
-    """``model.disable_adapter()``, but what trains stays as it is.
-
-    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
-    their gradients off the first call.
-    """
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore() -> None:
-        for parameter, before in trains:
-            parameter.requires_grad_(before)
-
-    try:
-        with model.disable_adapter():
-            restore()
-            yield
-    finally:
-        restore()
-
-
-def bare_peft(model: Any) -> Any:
-    """The PEFT model within DDP or ``torch.compile``."""
-    while not hasattr(model, "disable_adapter"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
-    return model

@@ -13,7 +13,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastdss.kernels.row_pass import KL_CODES, row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+from fastdss.kernels.row_pass import REVERSE, row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+
+from fastdss import KL
 
 from .aot import compile_kernel
 from .test_prefix_attention import build
@@ -85,7 +87,7 @@ def test_rows_are_found_by_64_bit_addresses() -> None:
         assert "tt.get_program_id" in ir
         assert ir.count("arith.muli") >= 1
         assert narrow_products(ir) == []
-    assert KL_CODES["reverse"] == 4
+    assert KL.REVERSE.code == REVERSE.value == 4
 
 
 @pytest.mark.parametrize("rich", [False, True], ids=["plain", "window and softcap"])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from fastdss.kernels.configs import row_pass_config
-from fastdss.kernels.row_pass import KL_CODES, row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+from fastdss.kernels.row_pass import row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+
+from fastdss.loss.objective import Objective
 
 from .aot import SHARED_LIMIT, TARGETS, Resources, compile_kernel
 
@@ -24,7 +26,7 @@ FORMS = [
 def _objective(kl: str, everything: bool) -> dict[str, Any]:
     cap = 30.0 if everything else None
     return {
-        "KL": KL_CODES[kl],
+        "KL": Objective(kl).kl_code,
         "SCALE": 0.5 if everything else 1.0,
         "SOFTCAP": cap,
         "REF_SCALE": 0.5 if everything else 1.0,

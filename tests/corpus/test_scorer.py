@@ -186,8 +186,8 @@ def test_options_that_no_guard_takes_are_raised_not_recorded(guard):
     for options in ({"every": 0}, {"unit": "page"}, {"max_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             StarScorer("tiny", **options)
-    for options in ({"impl": "fast"}, {"sharpen": -1.0}, {"max_tokens": 3}):
-        with pytest.raises(ValueError, match=r"impl|sharpen|3 tokens"):
+    for options in ({"method": "fast"}, {"sharpen": -1.0}, {"max_tokens": 3}):
+        with pytest.raises(ValueError, match=r"method|sharpen|3 tokens"):
             StarScorer(guard, **options)(columns(GOOD))
     with pytest.raises(ValueError, match="revision: only for a guard that is loaded"):
         StarScorer(guard, revision="main")
@@ -211,7 +211,7 @@ def key(scorer):
 def test_identity_follows_what_scores_depend_on(copy, guard):
     same = key(StarScorer(str(copy)))
     assert key(StarScorer("tiny")) == same
-    assert key(StarScorer(copy, gemm="default", impl="reference", budget=64, device="cpu")) == same
+    assert key(StarScorer(copy, gemm="default", method="per_prefix", budget=64, device="cpu")) == same
     others = [
         StarScorer(copy, every=4),
         StarScorer(copy, unit="token"),

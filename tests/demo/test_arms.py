@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastdss import StarScores
 from fastdss.demo.arms import METHODS, Arm, choose_arms, labelled_scores
 from fastdss.demo.conversations import ENDING, training_conversations
 from fastdss.demo.leaks import find_leaks
 from fastdss.demo.training import Recipe, batches, star_weights
+from tests.support.scored import by_fields
 
 
 def scored(rows, every=5):
@@ -18,9 +18,9 @@ def scored(rows, every=5):
     for row in rows:
         words = [i for i, c in enumerate(row.response + " ") if c == " "]
         ends.append([*words[every - 1 : -1 : every], words[-1]])
-    scores = [torch.full((len(e),), 0.5) for e in ends]
+    scores = [[0.5] * len(e) for e in ends]
     histories = [[{"role": "user", "content": row.prompt}] for row in rows]
-    return StarScores(scores, ends, [frozenset()] * len(rows), histories, [row.response for row in rows])
+    return by_fields(scores, ends, histories, [row.response for row in rows])
 
 
 def test_arms_without_verdicts_run_once_and_the_others_in_every_setting():

@@ -11,6 +11,7 @@ import pytest
 from fastdss.cli import main
 from fastdss.demo import run
 from fastdss.demo.policy import load_policy
+from fastdss.errors import UserError
 
 from .test_report import assert_self_contained
 
@@ -32,12 +33,12 @@ def no_models(monkeypatch):
         (["--arms", "sft,dss-k9"], "unknown arm 'dss-k9'"),
         (["--settings", "oracle"], "unknown setting 'oracle'"),
         (["--arms", ","], "no arm chosen"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--batch-size", "1"], "batch_size must be at least 2"),
-        (["--learning-rate", "nan"], "learning_rate must be positive"),
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--batch-size", "1"], "batch_size: expected at least 2"),
+        (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
         (["--device", "tpu9"], "device 'tpu9'"),
-        (["--layers", "-1"], "layers must be at least 0"),
-        (["--kl-scale", "-1"], "kl_scale must be at least 0"),
+        (["--layers", "-1"], "layers: expected at least 0"),
+        (["--kl-scale", "-1"], "kl_scale: expected at least 0"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys, no_models):
@@ -67,7 +68,7 @@ def test_checking_the_output_leaves_an_old_page_alone(tmp_path):
 
 
 def test_a_policy_that_cannot_load_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match=re.escape(str(tmp_path))):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         load_policy(str(tmp_path), "cpu")
 
 

@@ -114,7 +114,7 @@ def test_every_known_guard_is_found_by_its_id_with_its_config() -> None:
         assert choose_spec([name], {"model_type": architecture}) is spec
     for name, (_, _, architecture) in BY_TEXT.items():
         kind = {"qwen3": "qwen2"}.get(architecture, architecture)
-        with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.known.\w+\(\.\.\.\)"):
+        with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\(\.\.\.\)"):
             choose_spec([name], {"model_type": kind})
     assert find_spec("Qwen/Qwen3Guard-Stream-0.6B") is specs.QWEN3_GUARD_STREAM
     assert len({known.name for known in TABLE}) == len(TABLE)

@@ -78,7 +78,7 @@ def test_scores_equal_brute_force(name: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_batch_stream_and_reference_agree(architecture: str) -> None:
     guard = make_guard("wildguard", architecture)
-    tree, naive = (star_scores(guard, BATCH, impl=impl) for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, BATCH, method=method) for method in ("tree", "per_prefix"))
     for i, (prompt, response) in enumerate(zip(*BATCH.values(), strict=True)):
         assert torch.allclose(tree.scores[i], naive.scores[i], rtol=0, atol=1e-6)
         stream = guard.stream(prompt)
@@ -138,6 +138,6 @@ def test_truncated_and_together_with_a_guard_of_one_field() -> None:
     assert 0 < len(both.ends[0]) <= min(len(alone.ends[0]), len(other.ends[0]))
     history = [{"role": "user", "content": "Hello"}]
     assert max(map(len, marginal.encode_prefixes(history, batch["response"][0], alone.ends[0]))) <= 330
-    naive = star_scores([marginal, stated], batch, max_tokens=330, impl="reference")
+    naive = star_scores([marginal, stated], batch, max_tokens=330, method="per_prefix")
     for a, b in zip(both.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)

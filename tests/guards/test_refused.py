@@ -22,7 +22,9 @@ def random_model(kind: str, **changes):
 
 def test_two_attentions_of_one_layer():
     """DiffLlama's share their keys and not their values; with all tokens in one forward pass nobody would notice."""
-    with pytest.raises(ValueError, match=r"DiffLlamaAttention attends more than once in a layer; use impl='reference'"):
+    with pytest.raises(
+        ValueError, match=r"DiffLlamaAttention attends more than once in a layer; use method='per_prefix'"
+    ):
         Guard(random_model("diffllama"), make_tokenizer(), make_spec())
 
 
@@ -37,9 +39,9 @@ def test_a_window_that_only_the_mask_knows(kind, changes):
     """Longer than the probe at construction, as real windows are: within it the scores are exact, beyond it none."""
     guard = Guard(random_model(kind, **changes), make_tokenizer(), make_spec())
     short = {"prompt": ["Hi"], "response": ["You can wait."]}
-    tree, naive = (star_scores(guard, short, impl=impl).scores[0] for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, short, method=method).scores[0] for method in ("tree", "per_prefix"))
     assert torch.allclose(tree, naive, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="keeps its window of 110 tokens from its attention; use impl='reference'"):
+    with pytest.raises(ValueError, match="keeps its window of 110 tokens from its attention; use method='per_prefix'"):
         star_scores(guard, BATCH)
 
 
@@ -57,7 +59,7 @@ def test_frequencies_that_depend_on_the_length(kind, nested):
 
 def test_position_biases_instead_of_positions():
     config = AutoConfig.for_model("bloom", vocab_size=len(make_tokenizer()), hidden_size=32, n_layer=2, n_head=4)
-    with pytest.raises(ValueError, match="use impl='reference'"):
+    with pytest.raises(ValueError, match="use method='per_prefix'"):
         Guard(AutoModelForCausalLM.from_config(config).eval(), make_tokenizer(), make_spec())
 
 
@@ -74,7 +76,7 @@ def test_runs_of_blanks_are_no_control_tokens():
     fast.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
     guard = Guard(random_model("llama", vocab_size=len(fast)), fast, make_spec(safe="a", unsafe="b"))
     batch = {"prompt": ["a  b"], "response": ["c  d\n\na <table> b"]}
-    tree, naive = (star_scores(guard, batch, every=1, impl=impl) for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, batch, every=1, method=method) for method in ("tree", "per_prefix"))
     assert torch.allclose(tree.scores[0], naive.scores[0], rtol=0, atol=1e-6)
     assert tree.flags[0] == {"control_tokens"}  # the table; blanks alone are ordinary
     row = tree.token_weights(fast)[0]

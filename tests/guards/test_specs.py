@@ -118,7 +118,7 @@ def test_scores_equal_one_forward_per_prefix(guard):
         for p, r in zip(*BATCH.values(), strict=True)
     ]
     batch = {"messages": [conversation, *simple]}
-    tree, naive = (star_scores(guard, batch, impl=impl) for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, batch, method=method) for method in ("tree", "per_prefix"))
     for a, b in zip(tree.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
     assert torch.cat(tree.scores).std() > 1e-4
@@ -129,7 +129,7 @@ def test_sixteen_bit_scores_err_as_one_forward_per_prefix_does(guard, dtype):
     """Truth is fp32 on the same rounded weights. Both ways round; the tree and the stream may at most twice as far."""
     half = Guard(copy.deepcopy(guard.model).to(dtype), guard.tokenizer, guard.spec)
     wide = Guard(copy.deepcopy(half.model).float(), guard.tokenizer, guard.spec, check=False)
-    truth, naive = (star_scores(g, BATCH, every=3, impl="reference").scores for g in (wide, half))
+    truth, naive = (star_scores(g, BATCH, every=3, method="per_prefix").scores for g in (wide, half))
     tree = star_scores(half, BATCH, every=3).scores
     allowed = 2 * max((a - b).abs().max() for a, b in zip(naive, truth, strict=True))
     assert 0 < allowed < 0.1
@@ -165,7 +165,7 @@ def test_specs_are_found_by_name(name):
 
 @pytest.mark.parametrize("name", BY_TEXT)
 def test_guards_prompted_by_a_text_say_which_function_takes_it(name):
-    with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.known.\w+\(\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\(\.\.\.\)"):
         specs.find_spec(name)
 
 

@@ -12,7 +12,7 @@ from tests.support.builders import BATCH
 
 def test_tiny_guard_scores_equal_one_forward_per_prefix():
     guard = Guard.tiny()
-    tree, naive = (star_scores(guard, BATCH, impl=impl) for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, BATCH, method=method) for method in ("tree", "per_prefix"))
     for a, b in zip(tree.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 

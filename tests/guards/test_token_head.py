@@ -80,7 +80,7 @@ def test_nothing_is_missing_from_the_checkpoint_and_what_is_left_out_is_known(ch
 
 
 def test_scores_equal_one_forward_per_prefix_and_the_stream(guard) -> None:
-    tree, naive = (star_scores(guard, BATCH, every=2, impl=impl) for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, BATCH, every=2, method=method) for method in ("tree", "per_prefix"))
     for i, (prompt, response) in enumerate(zip(*BATCH.values(), strict=True)):
         assert torch.allclose(tree.scores[i], naive.scores[i], rtol=0, atol=1e-6)
         stream = guard.stream(prompt, every=2)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fastdss import Guard, StarScores, prepare_dss_dataset, star_scores
 from fastdss.cli import main
@@ -22,6 +21,7 @@ from fastdss.train.collator import DSSCollator
 from fastdss.train.run.run import run
 from fastdss.train.run.settings import TrainSettings
 from tests.support.builders import TEMPLATE, make_guard, make_spec, make_tokenizer
+from tests.support.scored import by_fields
 
 CANARY = "canary7f3a91"
 MODEL = str(TINY_FOLDER)  # `train` reads its tokenizer before the data
@@ -65,26 +65,26 @@ RAISING = TEMPLATE + "{{ raise_exception('cannot judge ' + messages[-1]['content
 ALTERNATING = TEMPLATE + "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
 JOINING = TEMPLATE.replace("message['content'] | trim", "('<|' + message['content'] + '|>')")
 BATCHES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "surrogate": ({"prompt": [TEXT], "response": [TEXT + "\ud800"]}, {}, "row 0, message 1: lone surrogate"),
+    "surrogate": ({"prompt": [TEXT], "response": [TEXT + "\ud800"]}, {}, "row 0: message 1: lone surrogate"),
     "content is a mapping": (
         {"messages": [[{"role": "user", "content": {CANARY: TEXT}}]]},
         {},
-        "row 0, message 0: exp",
+        "row 0: message 0: exp",
     ),
-    "content is a list": ({"prompt": [TEXT], "response": [[TEXT]]}, {}, "row 0, message 1: expected text, got list"),
+    "content is a list": ({"prompt": [TEXT], "response": [[TEXT]]}, {}, "row 0: message 1: expected text, got list"),
     "content is bytes": (
         {"prompt": [TEXT], "response": [TEXT.encode()]},
         {},
-        "row 0, message 1: expected text, got byt",
+        "row 0: message 1: expected text, got byt",
     ),
-    "message is text": ({"messages": [[TEXT]]}, {}, "row 0, message 0: expected a mapping"),
+    "message is text": ({"messages": [[TEXT]]}, {}, "row 0: message 0: expected a mapping"),
     "messages are text": ({"messages": [TEXT]}, {}, "row 0: expected a non-empty list"),
-    "role": ({"messages": [[{"role": CANARY, "content": TEXT}]]}, {}, "row 0, message 0: unknown role"),
+    "role": ({"messages": [[{"role": CANARY, "content": TEXT}]]}, {}, "row 0: message 0: unknown role"),
     "last turn": ({"messages": [HISTORY]}, {}, "row 0: the last turn must be"),
     "too many characters": (
         {"prompt": [TEXT], "response": [TEXT * 50_000]},
         {},
-        "row 0, message 1: 2250000 characters",
+        "row 0: message 1: 2250000 characters",
     ),
     "too many tokens": ({"prompt": [TEXT], "response": [TEXT * 300]}, {}, "row 0: .* tokens exceed the context"),
     "prompt too long": (
@@ -131,10 +131,9 @@ def test_templates(loud: Callable[[], str], template: str, batch: dict[str, Any]
 
 def scores(**change: Any) -> StarScores:
     known: dict[str, Any] = {
-        "scores": [torch.tensor([0.5])], "ends": [[len(TEXT)]], "flags": [frozenset()], "histories": [HISTORY],
-        "responses": [TEXT],
+        "scores": [[0.5]], "ends": [[len(TEXT)]], "histories": [HISTORY], "responses": [TEXT],
     }  # fmt: skip
-    return StarScores(**(known | change))
+    return by_fields(**(known | change))
 
 
 UPPER = "{% for m in messages %}<|start|>{{ m['content'] | upper }}<|end|>{% endfor %}"

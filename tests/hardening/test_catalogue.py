@@ -14,10 +14,10 @@ import pytest
 TESTS = Path(__file__).parents[1]
 LOSS_INPUTS, ENGINE, EXACT = "loss/test_bad_inputs.py", "loss/test_engine.py", "loss/test_exact.py"
 SILENT, EXTREMES, CANARY = "hardening/test_silent_errors.py", "hardening/test_extremes.py", "hardening/test_canary.py"
-GUARD_INPUTS, STAR, INJECTION = "star/test_inputs.py", "star/test_exact.py", "star/test_injection.py"
+GUARD_INPUTS, STAR, INJECTION = "star/test_inputs.py", "star/test_exact.py", "guards/test_injection.py"
 RUN, STORE, ROWS = "corpus/test_run.py", "corpus/test_store.py", "corpus/test_rows.py"
 READERS, ODD = "hardening/test_readers.py", "hardening/test_odd_runs.py"
-COMMAND = "train/test_train_command.py"
+COMMAND = "train/run/test_command.py"
 SCORER, TIME, LINES = "corpus/test_scorer.py", "hardening/test_hostile_sizes.py", "hardening/test_bad_lines.py"
 
 LOSS = {
@@ -47,7 +47,7 @@ LOSS = {
     "tied embeddings: gradients add": f"{ENGINE}::test_tied_embeddings_add_their_gradients",
     "autocast": f"{ENGINE}::test_autocast_takes_fp32_parameters_and_returns_fp32_gradients",
     "GradScaler": f"{ENGINE}::test_a_gradient_scaler_keeps_fp16_gradients_alive",
-    "impl='triton' without a GPU": f"{LOSS_INPUTS}::test_bad_input",
+    "backend='triton' without a GPU": f"{LOSS_INPUTS}::test_bad_input",
     "rows of another batch": f"{SILENT}::test_rows_of_another_batch",
 }
 
@@ -80,7 +80,7 @@ RUNS = {
     "guard or template changed: cache miss": f"{SCORER}::"
     "test_identity_reads_every_byte_of_the_weights_and_the_template",
     "chunking changed: cache miss": f"{SCORER}::test_identity_follows_what_scores_depend_on",
-    "guard changed under fastdss train": "train/test_train_command.py::"
+    "guard changed under fastdss train": "train/run/test_command.py::"
     "test_scores_are_used_again_for_the_same_data_and_guard_only",
     "out of memory: smaller budget, same scores": f"{STAR}::test_out_of_memory_halves_the_budget_and_keeps_the_scores",
     "out of memory at the smallest budget: error": f"{STAR}::test_out_of_memory_at_the_smallest_budget_is_an_error",
@@ -103,7 +103,7 @@ RUNS = {
 }
 
 SECURITY = {
-    "control tokens never come from content, every guard": "star/test_specs.py::"
+    "control tokens never come from content, every guard": "guards/test_specs.py::"
     "test_hostile_text_yields_no_control_token",
     "control tokens never come from content, the policy": f"{INJECTION}::"
     "test_the_policy_never_learns_control_tokens_from_content",

@@ -24,6 +24,7 @@ from tests.support.builders import (
 from tests.support.loss_cases import KLS, make_problem, run, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 from tests.support.profiles import examples
+from tests.support.scored import by_fields
 
 objectives = st.fixed_dictionaries(
     {},
@@ -97,7 +98,7 @@ def test_the_property_would_notice_a_lost_chunk() -> None:
     problem = make_problem(40, 8, 50, torch.float32)
     right, short = truth(problem, "k2"), make_problem(40, 8, 50, torch.float32)
     short.labels[7] = -100
-    wrong = truth(short, "k2", num_items=int((problem.labels != -100).sum()))
+    wrong = truth(short, "k2", num_items_in_batch=int((problem.labels != -100).sum()))
     assert (right.d_head - wrong.d_head).norm() > 1e-3 * right.d_head.norm()
     with pytest.raises(AssertionError):
         assert_gradient_close(wrong.d_hidden, right.d_hidden, precision=torch.float32)
@@ -163,7 +164,7 @@ def test_tree_scores_are_one_forward_per_prefix(
     options: dict[str, Any] = {"every": cuts, "unit": unit} if isinstance(cuts, int) else {}
     if not isinstance(cuts, int):
         options = {"ends": [[int(share * len(text)) for share in cuts] for _, text in rows]}
-    naive = star_scores(judge, batch, impl="reference", **options)
+    naive = star_scores(judge, batch, method="per_prefix", **options)
     places = list(range(len(rows)))
     order.shuffle(places)
     shuffled = {name: [values[i] for i in places] for name, values in batch.items()}
@@ -209,10 +210,8 @@ def test_alignment_over_any_text(response: str, kind: str, template: str | None,
 
 
 def stored(response: str, ends: list[int], scores: list[float]) -> Any:
-    from fastdss import StarScores
-
     history = [{"role": "user", "content": "Hello there."}]
-    return StarScores([torch.tensor(scores)], [ends], [frozenset()], [history], [response])
+    return by_fields([scores], [ends], [history], [response])
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:
@@ -224,9 +223,9 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
 def test_lone_surrogates_are_named_by_row_and_place(before: str, code: int) -> None:
     judge = guard("llama", "llama3", TEMPLATE)
     batch = {"prompt": ["a", "b"], "response": ["fine", before + chr(code) + "!"]}
-    with pytest.raises(ValueError, match=rf"row 1, message 1: lone surrogate at character {len(before)};"):
+    with pytest.raises(ValueError, match=rf"row 1: message 1: lone surrogate at character {len(before)};"):
         star_scores(judge, batch)
-    with pytest.raises(ValueError, match=rf"row 0, message 0: lone surrogate at character {len(before)};"):
+    with pytest.raises(ValueError, match=rf"row 0: message 0: lone surrogate at character {len(before)};"):
         star_scores(judge, {"prompt": [batch["response"][1]], "response": ["fine"]})
 
 

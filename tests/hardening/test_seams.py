@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastdss import StarScores, star_scores
+from fastdss import star_scores
 from fastdss.loss import chunked
 from fastdss.train.collator import DSSCollator, pack
 from tests.support.builders import make_guard, make_tokenizer
 from tests.support.loss_cases import make_problem, run
+from tests.support.scored import by_fields
 
 BEGUN, LIKE_THE_TAIL = "You can call her\n\n", "<END CONVERSATION>\n\nFirst line: safe or else. "
 
@@ -74,9 +75,7 @@ def test_whitespace_that_the_policys_template_strips_moves_no_score() -> None:
     template = "{% for m in messages %}<|start|>{{ m['content'] | trim }}<|end|>{% endfor %}"
     text = " \n \n You can call her today."
     history = [{"role": "user", "content": "Hello."}]
-    scores = StarScores(
-        [torch.tensor([0.9, 0.2])], [[text.index(" call"), len(text)]], [frozenset()], [history], [text]
-    )
+    scores = by_fields([[0.9, 0.2]], [[text.index(" call"), len(text)]], [history], [text])
     row = scores.token_weights(tokenizer, template=template)[0]
     seen = ""
     for index, label, weight in zip(row["input_ids"], row["labels"], row["token_weights"], strict=True):

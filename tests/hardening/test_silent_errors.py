@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from fastdss.prefix.tree import build_tree
 from fastdss.train.collator import DSSCollator
 from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 from tests.support.loss_cases import make_problem, reference_arguments
+from tests.support.scored import by_fields
 
 P = make_problem(12, 6, 11, torch.float32)
 ONE = {"prompt": ["Hello"], "response": ["You can call her today."]}
@@ -86,7 +86,7 @@ def test_a_share_never_exceeds_one() -> None:
 
 
 def test_a_third_verdict_cannot_weigh_more_than_a_safe_one() -> None:
-    with pytest.raises(ValueError, match=r"other_weight must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"other_weight: expected a number in \[0, 1\], got 1.5"):
         make_guard(spec=make_spec(other="No", other_weight=1.5))
 
 
@@ -107,8 +107,9 @@ def test_a_third_verdict_cannot_weigh_more_than_a_safe_one() -> None:
 def test_scores_of_another_text_never_become_weights(guard: Guard, change: dict[str, Any], message: str) -> None:
     scores = star_scores(guard, ONE)
     scores.token_weights(guard.tokenizer)
+    known = {name: getattr(scores, name) for name in ("scores", "ends", "histories", "responses")}
     with pytest.raises(ValueError, match=f"row 0: .*{message}"):
-        dataclasses.replace(scores, **change).token_weights(guard.tokenizer)
+        by_fields(**(known | change)).token_weights(guard.tokenizer)
 
 
 def test_a_negative_length_is_an_error(guard: Guard) -> None:
@@ -158,18 +159,18 @@ def test_live_rows_keeps_weights_that_single_precision_would_lose() -> None:
 
 @pytest.mark.parametrize("items", [float("nan"), 0.0, -1.0, torch.tensor(-2), torch.tensor(float("inf"))], ids=str)
 def test_items_that_nothing_can_be_divided_by(items: Any) -> None:
-    with pytest.raises(ValueError, match="num_items must be positive, got"):
-        weighted_ce(P.hidden, P.lm_head, P.labels, num_items=items)
+    with pytest.raises(ValueError, match="num_items_in_batch: expected a positive number, got"):
+        weighted_ce(P.hidden, P.lm_head, P.labels, num_items_in_batch=items)
 
 
 def test_a_step_without_labels_costs_nothing_whoever_counted_its_items() -> None:
     """A trainer counts 0 items when all labels of a step are ignored; 0 / 0 would have ended the run with NaN."""
     hidden = P.hidden.clone().requires_grad_()
-    loss = weighted_ce(hidden, P.lm_head, torch.full_like(P.labels, -100), num_items=torch.tensor(0))
+    loss = weighted_ce(hidden, P.lm_head, torch.full_like(P.labels, -100), num_items_in_batch=torch.tensor(0))
     loss.backward()
     assert loss == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
-    wrong = weighted_ce(P.hidden, P.lm_head, P.labels, num_items=torch.tensor(0))
+    wrong = weighted_ce(P.hidden, P.lm_head, P.labels, num_items_in_batch=torch.tensor(0))
     assert not wrong.isfinite(), "a wrong count is not hidden"
 
 

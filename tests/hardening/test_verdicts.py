@@ -19,20 +19,20 @@ def test_a_logit_that_is_not_finite_gives_no_score(bad: float, place: int) -> No
     assert scores.isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("impl", ["tree", "reference"])
-def test_one_prefix_without_a_score_fails_the_row_and_no_other(impl: str) -> None:
+@pytest.mark.parametrize("method", ["tree", "per_prefix"])
+def test_one_prefix_without_a_score_fails_the_row_and_no_other(method: str) -> None:
     """A guard that computes NaN once it reads one token: before it there may be scores, yet the row has failed."""
     guard = make_guard(check=False)
     row = guard.tokenizer("🙂", add_special_tokens=False)["input_ids"][0]
     with torch.no_grad():
         guard.model.get_input_embeddings().weight[row] = torch.nan
     texts = ["all is well", "ok then, so be it 🙂 yes", "no more than that"]
-    scores = star_scores(guard, {"prompt": ["a"] * 3, "response": texts}, every=2, impl=impl)
+    scores = star_scores(guard, {"prompt": ["a"] * 3, "response": texts}, every=2, method=method)
     assert ["failed" in flags for flags in scores.flags] == [False, True, False]
     assert scores.scores[1][-1].isnan()
     assert scores.final().isnan().tolist() == [False, True, False]
     assert all(scores.scores[i].isfinite().all() for i in (0, 2))
-    if impl == "reference":
+    if method == "per_prefix":
         assert scores.scores[1][0].isfinite(), "the flag must not wait for the first prefix"
 
 
@@ -65,5 +65,7 @@ def test_heads_of_another_make(change: str) -> None:
         model.config.tie_word_embeddings = True
         model.lm_head.weight = model.model.embed_tokens.weight
     guard = Guard(model, tokenizer, make_spec())
-    tree, naive = (torch.cat(star_scores(guard, BATCH, every=1, impl=impl).scores) for impl in ("tree", "reference"))
+    tree, naive = (
+        torch.cat(star_scores(guard, BATCH, every=1, method=method).scores) for method in ("tree", "per_prefix")
+    )
     torch.testing.assert_close(tree, naive, rtol=0, atol=1e-6)

@@ -47,7 +47,7 @@ def test_options(kl: str, options: dict[str, Any]) -> None:
 
 def check(shape: tuple[int, int, int], kl: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     problem = make_problem(*shape, dtype)
-    actual, expected = run(problem, kl, impl="triton", **options), truth(problem, kl, **options)
+    actual, expected = run(problem, kl, backend="triton", **options), truth(problem, kl, **options)
     for field in actual.loss._fields:
         value = getattr(actual.loss, field).detach()
         assert_tokens_close(value, getattr(expected.loss, field), precision=dtype, name=field)
@@ -58,7 +58,7 @@ def check(shape: tuple[int, int, int], kl: str, options: dict[str, Any], dtype: 
 @pytest.mark.parametrize("kl", ["k3", "reverse"])
 def test_upstream_gradients_per_token(kl: str) -> None:
     problem, upstream = make_problem(17, 24, 130, torch.float32), torch.randn(17)
-    actual = run(problem, kl, upstream, reduction="none", impl="triton")
+    actual = run(problem, kl, upstream, reduction="none", backend="triton")
     expected = truth(problem, kl, upstream=upstream, reduction="none")
     assert_gradient_close(actual.d_hidden, expected.d_hidden, precision=torch.float32)
     assert_gradient_close(actual.d_head, expected.d_head, precision=torch.float32)
@@ -66,7 +66,7 @@ def test_upstream_gradients_per_token(kl: str) -> None:
 
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_reference_may_rule_out_tokens_where_the_kl_does_not_count(compact: bool) -> None:
-    check_ruled_out_where_the_kl_does_not_count(impl="triton", compact=compact)
+    check_ruled_out_where_the_kl_does_not_count(backend="triton", compact=compact)
 
 
 def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[torch.Tensor, ...]:
@@ -121,13 +121,13 @@ def test_strided_vectors_are_read_as_they_lie() -> None:
     for vectors in (twice, {name: vector.contiguous() for name, vector in twice.items()}):
         loss = dss_loss(
             p.hidden, p.lm_head, vectors["labels"].clamp(min=0), vectors["star"] * 0.9, bias=vectors["bias"],
-            ref_logprobs=vectors["ref_logprobs"], impl="triton",
+            ref_logprobs=vectors["ref_logprobs"], backend="triton",
         )  # fmt: skip
         losses.append(loss.loss)
     assert torch.equal(*losses)
     ignored = twice["labels"][:1].expand(8)  # stride 0
-    once = weighted_ce(p.hidden, p.lm_head, ignored.contiguous(), impl="triton")
-    assert torch.equal(weighted_ce(p.hidden, p.lm_head, ignored, impl="triton"), once)
+    once = weighted_ce(p.hidden, p.lm_head, ignored.contiguous(), backend="triton")
+    assert torch.equal(weighted_ce(p.hidden, p.lm_head, ignored, backend="triton"), once)
 
 
 def test_ignored_tokens_have_no_kl_whatever_rows_hold() -> None:
@@ -136,8 +136,8 @@ def test_ignored_tokens_have_no_kl_whatever_rows_hold() -> None:
     live = live_rows(p.labels, p.star, kl_scale=0.5)
     rows = live._replace(index=torch.cat([live.index, torch.tensor([5])]))
     assert p.labels[5] == -100
-    got = dss_loss(p.hidden, p.lm_head, p.labels, p.star, rows=rows, impl="triton", **options)
-    expected = dss_loss(p.hidden, p.lm_head, p.labels, p.star, impl="torch", **options)
+    got = dss_loss(p.hidden, p.lm_head, p.labels, p.star, rows=rows, backend="triton", **options)
+    expected = dss_loss(p.hidden, p.lm_head, p.labels, p.star, backend="torch", **options)
     assert_tokens_close(got.token_kl, expected.token_kl.double(), precision=torch.float32)
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_lost_in_full_precision(kl: str) -> None:
 def test_both_row_passes_agree(n: int, v: int, kl: str, smoothing: float, softcap: float | None, seed: int) -> None:
     problem = make_problem(n, 8, v, torch.float64, seed)
     options = {"label_smoothing": smoothing, "softcap": softcap}
-    ours, twin = (run(problem, kl, impl=impl, **options) for impl in ("triton", "torch"))
+    ours, twin = (run(problem, kl, backend=backend, **options) for backend in ("triton", "torch"))
     assert_tokens_close(ours.loss.token_ce, twin.loss.token_ce, precision=torch.float64)
     assert_tokens_close(ours.loss.token_kl, twin.loss.token_kl, precision=torch.float64)
     assert_gradient_close(ours.d_hidden, twin.d_hidden, precision=torch.float64)

@@ -20,7 +20,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "kl": tuple(KLS),
     "reference": ("logprobs", "hidden", "hidden and bias"),  # sums over the vocabulary: always hidden
     "reduction": ("mean", "sum", "none"),
-    "num_items": (None, 5, torch.tensor(7)),  # of a mean
+    "num_items_in_batch": (None, 5, torch.tensor(7)),  # of a mean
     "rows": ("found", "live", "all"),
     "frozen": ("nothing", "head", "hidden"),
     "bias": (True, False),
@@ -69,7 +69,9 @@ def _place(option: tuple[str, int]) -> int:
     return list(OPTIONS).index(option[0])
 
 
-def check(case: Case, *, impl: str = "torch", group: Any = None, rank: int = 0, ranks: int = 1, **further: Any) -> None:
+def check(
+    case: Case, *, backend: str = "torch", group: Any = None, rank: int = 0, ranks: int = 1, **further: Any
+) -> None:
     """One call against its definition; with ``group`` on this rank's slice of the vocabulary."""
     p = make_problem(N, D, V, torch.float64)
     p = replace(p, star=p.star.double(), ref_logprobs=p.ref_logprobs.double())
@@ -84,12 +86,12 @@ def check(case: Case, *, impl: str = "torch", group: Any = None, rank: int = 0, 
         leaf.requires_grad_(wanted)
     main_grad = torch.zeros_like(leaves[1]) if case["main_grad"] and trained[1] else None
     loss = dss_loss(
-        *leaves[:2], p.labels, p.star, bias=leaves[2] if case["bias"] else None, kl=case["kl"], impl=impl, group=group,
-        main_grad=main_grad, **given, **options, **objective, **further,
+        *leaves[:2], p.labels, p.star, bias=leaves[2] if case["bias"] else None, kl=case["kl"], backend=backend,
+        group=group, main_grad=main_grad, **given, **options, **objective, **further,
     )  # fmt: skip
     upstream = torch.linspace(-1, 2, N).double() if case["reduction"] == "none" else torch.tensor(1.5).double()
     loss.loss.backward(upstream)
-    same = {name: options[name] for name in ("reduction", "num_items", "kl_scale")}
+    same = {name: options[name] for name in ("reduction", "num_items_in_batch", "kl_scale")}
     expected = truth(p, case["kl"], upstream=upstream, **same, **objective)
     for field in loss._fields:
         assert_tokens_close(getattr(loss, field).detach(), getattr(expected.loss, field), precision=torch.float64)
@@ -107,7 +109,7 @@ def _arguments(case: Case, p: Problem) -> tuple[Case, Case]:
     objective["ref_softcap"] = 5.0 if case["own ref_softcap"] else case["softcap"]
     objective["ref_logit_scale"] = 1.3 if case["own ref_logit_scale"] else case["logit_scale"]
     options = {name: case[name] for name in ("reduction", "kl_scale", "chunk_bytes")}
-    options["num_items"] = case["num_items"] if case["reduction"] == "mean" else None
+    options["num_items_in_batch"] = case["num_items_in_batch"] if case["reduction"] == "mean" else None
     if case["rows"] == "live":
         options["rows"] = live_rows(p.labels, p.star, kl_scale=case["kl_scale"])
     options["compact"] = case["rows"] != "all"

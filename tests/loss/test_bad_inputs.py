@@ -28,7 +28,7 @@ def ce(**changes: Any) -> torch.Tensor:
 
 
 def dss(**changes: Any) -> Any:
-    return dss_loss(**({"hidden": H, "lm_head": W, "labels": Y, "star": S, "ref_logprobs": R} | changes))
+    return dss_loss(**({"hidden": H, "lm_head": W, "labels": Y, "token_weights": S, "ref_logprobs": R} | changes))
 
 
 class FakeShard(torch.nn.Parameter):
@@ -38,61 +38,71 @@ class FakeShard(torch.nn.Parameter):
 
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
-    (ce, {"labels": at(Y, 3, 11)}, ValueError, r"labels\[3\] = 11: must be in \[0, 11\)"),
-    (ce, {"labels": at(Y, 4, -1)}, ValueError, r"labels\[4\] = -1"),
-    (ce, {"weights": at(S, 2, float("nan"))}, ValueError, r"weights\[2\] = nan: must be finite and >= 0"),
-    (ce, {"weights": at(S, 2, float("inf"))}, ValueError, r"weights\[2\] = inf"),
-    (ce, {"weights": at(S, 2, -0.5)}, ValueError, r"weights\[2\] = -0.5"),
-    (dss, {"star": at(S, 6, 1.5)}, ValueError, r"star\[6\] = 1.5: must be in \[0, 1\]"),
-    (dss, {"star": at(S, 6, float("nan"))}, ValueError, r"star\[6\] = nan"),
-    (ce, {"hidden": H[:, :0], "lm_head": W[:, :0]}, ValueError, r"lm_head must not be empty, got \[11, 0\]"),
-    (ce, {"lm_head": W[:0]}, ValueError, r"lm_head must not be empty, got \[0, 6\]"),
-    (ce, {"lm_head": W[:, :5]}, ValueError, r"lm_head must be \[V, 6\], got \[11, 5\]"),
-    (ce, {"lm_head": W.bfloat16()}, TypeError, "hidden is torch.float32, lm_head torch.bfloat16"),
-    (ce, {"hidden": H.int(), "lm_head": W.int()}, TypeError, "hidden must be float64, .* got torch.int32"),
-    (ce, {"labels": Y.float()}, TypeError, "labels must be integers, got torch.float32"),
-    (ce, {"weights": S > 0}, TypeError, "weights must be floating point, got torch.bool"),
-    (ce, {"weights": S.clone().requires_grad_()}, ValueError, r"weights requires a gradient.*weights.detach\(\)"),
-    (ce, {"weights": S[1:]}, ValueError, r"weights must have the shape of labels, \[9\], got \[8\]"),
-    (ce, {"labels": Y[1:], "weights": S[1:]}, ValueError, r"hidden must be \[..., D\] .*\[8\], got \[9, 6\]"),
-    (ce, {"labels": Y.to("meta")}, ValueError, "labels is on meta, hidden on cpu"),
-    (ce, {"bias": torch.zeros(10)}, ValueError, r"bias must be \[11\], got \[10\]"),
-    (ce, {"bias": torch.zeros(11).int()}, TypeError, "bias must be floating point, got torch.int32"),
-    (ce, {"reduction": "avg"}, ValueError, "reduction must be .* got 'avg'"),
-    (ce, {"reduction": "sum", "num_items": 3}, ValueError, "num_items goes with reduction='mean', got .*'sum'"),
-    (ce, {"num_items": 0}, ValueError, "num_items must be positive, got 0"),
+    (ce, {"labels": at(Y, 3, 11)}, ValueError, r"labels\[3\]: expected a label in \[0, 11\) or -100, got 11"),
+    (ce, {"labels": at(Y, 4, -1)}, ValueError, r"labels\[4\]: expected .*got -1"),
+    (ce, {"weights": at(S, 2, float("nan"))}, ValueError, r"weights\[2\]: expected a finite number >= 0, got nan"),
+    (ce, {"weights": at(S, 2, float("inf"))}, ValueError, r"weights\[2\]: expected .*got inf"),
+    (ce, {"weights": at(S, 2, -0.5)}, ValueError, r"weights\[2\]: expected .*got -0.5"),
+    (dss, {"token_weights": at(S, 6, 1.5)}, ValueError, r"token_weights\[6\]: expected a number in \[0, 1\], got 1.5"),
+    (dss, {"token_weights": at(S, 6, float("nan"))}, ValueError, r"token_weights\[6\]: expected .*got nan"),
     (
         ce,
-        {"num_items": torch.tensor(3.0, requires_grad=True)},
+        {"hidden": H[:, :0], "lm_head": W[:, :0]},
         ValueError,
-        r"num_items requires a gradient.*detach\(\)",
+        r"lm_head: expected a weight that is not empty, got \[11, 0\]",
     ),
-    (ce, {"num_items": torch.ones(9)}, ValueError, r"num_items must be one number, got \[9\]"),
+    (ce, {"lm_head": W[:0]}, ValueError, r"lm_head: expected a weight that is not empty, got \[0, 6\]"),
+    (ce, {"lm_head": W[:, :5]}, ValueError, r"lm_head: expected \[V, 6\], got \[11, 5\]"),
+    (ce, {"lm_head": W.bfloat16()}, TypeError, "hidden is torch.float32, lm_head torch.bfloat16"),
+    (ce, {"hidden": H.int(), "lm_head": W.int()}, TypeError, "hidden: expected float64, .* got torch.int32"),
+    (ce, {"labels": Y.float()}, TypeError, "labels: expected integers, got torch.float32"),
+    (ce, {"weights": S > 0}, TypeError, "weights: expected a floating dtype, got torch.bool"),
+    (ce, {"weights": S.clone().requires_grad_()}, ValueError, r"weights: expected a constant.*weights.detach\(\)"),
+    (ce, {"weights": S[1:]}, ValueError, r"weights: expected the shape of labels, \[9\], got \[8\]"),
+    (ce, {"labels": Y[1:], "weights": S[1:]}, ValueError, r"hidden: expected \[..., D\] .*\[8\], got \[9, 6\]"),
+    (ce, {"labels": Y.to("meta")}, ValueError, "labels is on meta, hidden on cpu"),
+    (ce, {"bias": torch.zeros(10)}, ValueError, r"bias: expected \[11\], got \[10\]"),
+    (ce, {"bias": torch.zeros(11).int()}, TypeError, "bias: expected a floating dtype, got torch.int32"),
+    (ce, {"reduction": "avg"}, ValueError, "reduction: expected .* got 'avg'"),
+    (
+        ce,
+        {"reduction": "sum", "num_items_in_batch": 3},
+        ValueError,
+        "num_items_in_batch goes with reduction='mean', got .*'sum'",
+    ),
+    (ce, {"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected a positive number, got 0"),
+    (
+        ce,
+        {"num_items_in_batch": torch.tensor(3.0, requires_grad=True)},
+        ValueError,
+        r"num_items_in_batch: expected a constant.*detach\(\)",
+    ),
+    (ce, {"num_items_in_batch": torch.ones(9)}, ValueError, r"num_items_in_batch: expected one number, got \[9\]"),
     (ce, {"hidden": H[0], "labels": Y[0], "weights": S[0], "shift": True}, ValueError, "shift=True needs a token axis"),
-    (ce, {"impl": "cuda"}, ValueError, "impl must be .* got 'cuda'"),
-    (ce, {"impl": "triton"}, ValueError, "impl='triton' needs a CUDA or ROCm device, but hidden is on cpu"),
-    (ce, {"chunk_bytes": 0}, ValueError, "chunk_bytes must be positive, got 0"),
-    (ce, {"filter_eps": 0.0}, ValueError, r"filter_eps must be None or in \(0, 1\), got 0.0"),
-    (dss, {"filter_eps": float("nan")}, ValueError, r"filter_eps must be None or in \(0, 1\), got nan"),
+    (ce, {"backend": "cuda"}, ValueError, "backend: expected .* got 'cuda'"),
+    (ce, {"backend": "triton"}, ValueError, "backend='triton' needs a CUDA or ROCm device, but hidden is on cpu"),
+    (ce, {"chunk_bytes": 0}, ValueError, "chunk_bytes: expected a positive number, got 0"),
+    (ce, {"filter_eps": 0.0}, ValueError, r"filter_eps: expected None or a number in \(0, 1\), got 0.0"),
+    (dss, {"filter_eps": float("nan")}, ValueError, r"filter_eps: expected None or a number in \(0, 1\), got nan"),
     (ce, {"filter_eps": 0.1, "compact": False}, ValueError, "filter_eps counts columns on the host, .*compact=False"),
-    (ce, {"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0"),
-    (ce, {"z_loss": -1.0}, ValueError, "z_loss must be finite and >= 0, got -1.0"),
-    (ce, {"softcap": 0.0}, ValueError, "softcap must be None or positive, got 0.0"),
-    (ce, {"logit_scale": float("nan")}, ValueError, "logit_scale must be finite, got nan"),
-    (ce, {"rows": torch.tensor([0, 9])}, ValueError, r"rows must lie in \[0, 9\), got 0 to 9"),
-    (ce, {"rows": torch.tensor([1, 1])}, ValueError, "rows must not repeat"),
-    (ce, {"rows": torch.tensor([1.0])}, TypeError, r"rows must be \[n\] int64, got \[1\] torch.float32"),
+    (ce, {"label_smoothing": 1.0}, ValueError, r"label_smoothing: expected a number in \[0, 1\), got 1.0"),
+    (ce, {"z_loss": -1.0}, ValueError, "z_loss: expected a finite number >= 0, got -1.0"),
+    (ce, {"softcap": 0.0}, ValueError, "softcap: expected None or a positive number, got 0.0"),
+    (ce, {"logit_scale": float("nan")}, ValueError, "logit_scale: expected a finite number, got nan"),
+    (ce, {"rows": torch.tensor([0, 9])}, ValueError, r"rows: expected positions in \[0, 9\), got 0 to 9"),
+    (ce, {"rows": torch.tensor([1, 1])}, ValueError, "rows: expected each position once, got one twice"),
+    (ce, {"rows": torch.tensor([1.0])}, TypeError, r"rows: expected \[n\] int64, got \[1\] torch.float32"),
     (ce, {"lm_head": FakeShard(torch.zeros(0, 6))}, ValueError, "lm_head is an ungathered ZeRO-3 shard.*GatheredParam"),
-    (ce, {"hidden": [1.0]}, TypeError, "hidden must be a Tensor, got list"),
-    (dss, {"kl": "k4"}, ValueError, "kl must be one of .* got 'k4'"),
-    (dss, {"kl_scale": -1.0}, ValueError, "kl_scale must be finite and >= 0, got -1.0"),
+    (ce, {"hidden": [1.0]}, TypeError, "hidden: expected a Tensor, got list"),
+    (dss, {"kl": "k4"}, ValueError, "kl: expected one of .* got 'k4'"),
+    (dss, {"kl_scale": -1.0}, ValueError, "kl_scale: expected a finite number >= 0, got -1.0"),
     (dss, {"ref_logprobs": None}, ValueError, "either as ref_logprobs or as ref_hidden"),
     (dss, {"ref_hidden": H, "ref_lm_head": W}, ValueError, "either as ref_logprobs or as ref_hidden"),
     (dss, {"ref_logprobs": None, "ref_hidden": H}, ValueError, "ref_hidden needs ref_lm_head"),
     (dss, {"ref_lm_head": W}, ValueError, "ref_lm_head is of no use without ref_hidden"),
     (dss, {"kl": "reverse"}, ValueError, "kl='reverse' sums over the vocabulary"),
-    (dss, {"ref_logprobs": R[1:]}, ValueError, r"ref_logprobs must have the shape of labels, \[9\], got \[8\]"),
-    (dss, {"ref_logprobs": R.int()}, TypeError, "ref_logprobs must be floating point, got torch.int32"),
+    (dss, {"ref_logprobs": R[1:]}, ValueError, r"ref_logprobs: expected the shape of labels, \[9\], got \[8\]"),
+    (dss, {"ref_logprobs": R.int()}, TypeError, "ref_logprobs: expected a floating dtype, got torch.int32"),
     (
         dss,
         {"ref_logprobs": None, "ref_hidden": H, "ref_lm_head": W[1:]},
@@ -103,13 +113,13 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
         dss,
         {"ref_logprobs": None, "ref_hidden": H[1:], "ref_lm_head": W},
         ValueError,
-        r"ref_hidden must be .*got \[8, 6\]",
+        r"ref_hidden: expected .*got \[8, 6\]",
     ),
     (
         dss,
         {"ref_logprobs": None, "ref_hidden": H[:, 1:], "ref_lm_head": W},
         ValueError,
-        r"ref_lm_head must be \[V, 5\]",
+        r"ref_lm_head: expected \[V, 5\]",
     ),
     (dss, {"ref_logprobs": None, "ref_hidden": H.double(), "ref_lm_head": W.double()}, TypeError, "both be float64"),
 ]
@@ -123,11 +133,11 @@ def test_bad_input(function: Callable[..., Any], changes: dict[str, Any], error:
 
 
 def test_live_rows_checks_on_the_host() -> None:
-    with pytest.raises(ValueError, match=r"weights\[0\] = -1.0"):
+    with pytest.raises(ValueError, match=r"weights\[0\]: expected .*got -1.0"):
         live_rows(Y, at(S, 0, -1.0))
-    with pytest.raises(ValueError, match=r"labels\[0\] = 11"):
+    with pytest.raises(ValueError, match=r"labels\[0\]: expected .*got 11"):
         live_rows(at(Y, 0, 11), S, vocab_size=11)
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="labels: expected integers"):
         live_rows(Y.float(), S)
 
 
@@ -211,9 +221,9 @@ def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_num_items_as_a_tensor_of_any_kind_leaves_a_scalar(dtype: torch.dtype) -> None:
-    expected = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items=7)
+    expected = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items_in_batch=7)
     for items in (torch.tensor([7]), torch.tensor([7.0], dtype=torch.float64), torch.tensor(7.0, dtype=torch.float64)):
-        got = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items=items)
+        got = ce(hidden=H.to(dtype), lm_head=W.to(dtype), num_items_in_batch=items)
         assert (got.shape, got.dtype) == ((), torch.float32)
         assert torch.equal(got, expected)
 
@@ -223,7 +233,7 @@ def test_rows_made_without_kl_scale_are_refused(kl: str) -> None:
     """They hold every position, but say that the reference counts at none: its log-probabilities would all be 0."""
     rows = live_rows(Y, S.clamp(0.1, 0.9))
     with pytest.raises(ValueError, match="kl_rows leave out position 0"):
-        dss(star=S.clamp(0.1, 0.9), rows=rows, kl=kl, ref_logprobs=None, ref_hidden=H, ref_lm_head=W)
+        dss(token_weights=S.clamp(0.1, 0.9), rows=rows, kl=kl, ref_logprobs=None, ref_hidden=H, ref_lm_head=W)
 
 
 def test_impossible_values_under_compile_make_the_loss_nan() -> None:

@@ -214,7 +214,7 @@ def test_accumulated_micro_batches_are_the_whole_batch() -> None:
     head = p.lm_head.clone().requires_grad_()
     items = int((p.labels != -100).sum())
     for part in (slice(0, 10), slice(10, 33)):
-        weighted_ce(p.hidden[part], head, p.labels[part], num_items=items).backward()
+        weighted_ce(p.hidden[part], head, p.labels[part], num_items_in_batch=items).backward()
     accumulated, head.grad = head.grad, None
     weighted_ce(p.hidden, head, p.labels).backward()
     assert_gradient_close(accumulated, head.grad, precision=torch.float64)

@@ -68,9 +68,9 @@ def test_reductions_and_upstream_gradients(kl: str) -> None:
         torch.float32,
     )
     check(run(problem, kl, reduction="sum"), truth(problem, kl, reduction="sum"), torch.float32)
-    expected = truth(problem, kl, num_items=17)
-    check(run(problem, kl, num_items=17), expected, torch.float32)
-    check(run(problem, kl, num_items=torch.tensor(17)), expected, torch.float32)
+    expected = truth(problem, kl, num_items_in_batch=17)
+    check(run(problem, kl, num_items_in_batch=17), expected, torch.float32)
+    check(run(problem, kl, num_items_in_batch=torch.tensor(17)), expected, torch.float32)
     scaled = truth(problem, kl, upstream=torch.tensor(-3.5))
     check(run(problem, kl, torch.tensor(-3.5)), scaled, torch.float32)
 

@@ -45,7 +45,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.zeros_like(logits[:, 0]), *logits.new_empty(2, logits.shape[0]).unbind()
 
     monkeypatch.setattr(chunked, "triton_row_pass", row_pass)  # one operation, as one kernel
-    monkeypatch.setattr(inputs, "choose_impl", lambda impl, device: "triton")
+    monkeypatch.setattr(inputs, "choose_backend", lambda backend, device: "triton")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta has none
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 

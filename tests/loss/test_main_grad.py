@@ -19,7 +19,7 @@ PARTS = (slice(0, 7), slice(7, 20), slice(20, 33))  # three micro-batches of une
 def accumulate(p: Problem, kl: str, main_grad: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, hidden's gradient) of the problem in three micro-batches, whose backwards come after all forwards."""
     hidden, head = p.hidden.clone().requires_grad_(), p.lm_head.clone().requires_grad_()
-    options |= {"num_items": int((p.labels != -100).sum())} if options.get("reduction") is None else {}
+    options |= {"num_items_in_batch": int((p.labels != -100).sum())} if options.get("reduction") is None else {}
     losses = []
     for part in PARTS:
         known = {k: v[part] if v.shape[0] == 33 else v for k, v in reference_arguments(p, kl).items()}
@@ -112,8 +112,8 @@ def test_compiled_it_adds_the_same(reduction: str) -> None:
 @pytest.mark.parametrize(
     ("main_grad", "frozen", "error", "words"),
     [
-        (torch.zeros(8, 20), False, ValueError, r"main_grad must be \[20, 8\] like lm_head, got \[8, 20\]"),
-        (torch.zeros(20, 8).bfloat16(), False, TypeError, "main_grad must be torch.float32, got torch.bfloat16"),
+        (torch.zeros(8, 20), False, ValueError, r"main_grad: expected \[20, 8\] like lm_head, got \[8, 20\]"),
+        (torch.zeros(20, 8).bfloat16(), False, TypeError, "main_grad: expected torch.float32, got torch.bfloat16"),
         (torch.zeros(20, 8, requires_grad=True), False, ValueError, "main_grad requires a gradient"),
         (torch.zeros(20, 8), True, ValueError, "main_grad was given, but lm_head is frozen"),
     ],

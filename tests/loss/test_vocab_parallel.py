@@ -24,10 +24,10 @@ RANKS = 2
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
 
 
-def _split_vocabulary(rank: int, impl: str) -> None:
+def _split_vocabulary(rank: int, backend: str) -> None:
     """Every rank holds half of the head: the loss is whole on each, dX is reduced, dW and db are local."""
-    for kl in KLS if impl == "torch" else ("k3", "reverse"):
-        for reduction in ("mean", "none") if impl == "torch" else ("mean",):
+    for kl in KLS if backend == "torch" else ("k3", "reverse"):
+        for reduction in ("mean", "none") if backend == "torch" else ("mean",):
             p = make_problem(17, 24, 68, torch.float64)
             mine = slice(rank * 34, (rank + 1) * 34)
             leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head[mine], p.bias[mine])]
@@ -35,7 +35,7 @@ def _split_vocabulary(rank: int, impl: str) -> None:
             if kl in ("reverse", "forward"):
                 reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[mine]}
             loss = dss_loss(
-                *leaves[:2], p.labels, p.star.double(), bias=leaves[2], kl=kl, reduction=reduction, impl=impl,
+                *leaves[:2], p.labels, p.star.double(), bias=leaves[2], kl=kl, reduction=reduction, backend=backend,
                 group=dist.group.WORLD, chunk_bytes=8 * 64 * 8, **reference, **OPTIONS,
             )  # fmt: skip
             upstream = torch.linspace(-1, 2, 17).double() if reduction == "none" else None
@@ -48,7 +48,7 @@ def _split_vocabulary(rank: int, impl: str) -> None:
             assert_gradient_close(gradients[2], expected.d_bias[mine], precision=torch.float64)
 
 
-def _masked_slice(rank: int, impl: str) -> None:
+def _masked_slice(rank: int, backend: str) -> None:
     """The last rank holds nothing but padding, which a bias of -inf rules out, in policy and reference."""
     p = make_problem(17, 24, 68, torch.float64)
     labels = p.labels.where(p.labels < 34, 0)
@@ -63,7 +63,7 @@ def _masked_slice(rank: int, impl: str) -> None:
             if kl != "k2":
                 reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[part], "ref_bias": bias}
             loss = dss_loss(
-                *leaves, labels, p.star.double(), bias=bias, kl=kl, impl=impl, group=group, **reference
+                *leaves, labels, p.star.double(), bias=bias, kl=kl, backend=backend, group=group, **reference
             ).loss
             results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
         (loss, d_hidden, d_head), expected = results
@@ -116,37 +116,37 @@ def _fsdp2(rank: int) -> None:
         weighted_ce(p.hidden, module.proj.weight, p.labels)
 
 
-def vocabulary(rank: int, impl: str) -> None:
-    _split_vocabulary(rank, impl)
-    _masked_slice(rank, impl)
-    here: dict[str, Any] = {"impl": impl, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}
+def vocabulary(rank: int, backend: str) -> None:
+    _split_vocabulary(rank, backend)
+    _masked_slice(rank, backend)
+    here: dict[str, Any] = {"backend": backend, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}
     for case in covering_cases():
         check(case, **here)
     column_filter._DENSE = 2.0  # gathers all columns: this process ends here
     check(covering_cases()[0] | {"rows": "found"}, filter_eps=1e-13, **here)
 
 
-def _both(rank: int, impl: str) -> None:
-    vocabulary(rank, impl)
+def _both(rank: int, backend: str) -> None:
+    vocabulary(rank, backend)
     _unequal_shares(rank)
     _fsdp2(rank)
 
 
-def _run(rank: int, port: int, name: str, impl: str) -> None:
+def _run(rank: int, port: int, name: str, backend: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     try:
-        globals()[name](rank, impl)
+        globals()[name](rank, backend)
     finally:
         dist.destroy_process_group()
 
 
-def spawn(name: str, impl: str = "torch") -> None:
+def spawn(name: str, backend: str = "torch") -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_run, (port, name, impl), nprocs=RANKS, start_method="spawn")
+    mp.start_processes(_run, (port, name, backend), nprocs=RANKS, start_method="spawn")
 
 
 def test_a_split_vocabulary_and_fsdp2_on_two_ranks() -> None:

@@ -18,6 +18,7 @@ PLANS = "tests/prefix/test_packed_attention.py"
 TREE, PACKING, MASKS = "fastdss/prefix/tree.py", "fastdss/prefix/packing.py", "fastdss/prefix/attention.py"
 RUNS, CHAT, WEIGHTS = "fastdss/prefix/packed_attention.py", "fastdss/chat/encoder.py", "fastdss/star/align.py"
 CUTTING = "fastdss/chat/boundaries.py"
+SCORED, SCORES = "fastdss/star/scored.py", "fastdss/star/scores.py"
 GUARD, SCORING = "fastdss/guards/guard.py", "fastdss/star/scoring.py"
 
 TREES = [
@@ -82,12 +83,12 @@ VERDICTS = [
           "tests/guards/test_specs.py -k third_verdict"),
     Fault("verdict", GUARD, "if not word or not same or after[-1] ==", "if not word or after[-1] ==",
           f"{INPUTS} -k verdict_words"),
-    Fault("verdict", SCORING, '"failed": not bool(torch.isfinite(scores).all())',
-          '"failed": not bool(torch.isfinite(scores).any())', "tests/hardening/test_verdicts.py"),
+    Fault("verdict", SCORING, "Flag.FAILED: not bool(torch.isfinite(scores).all())",
+          "Flag.FAILED: not bool(torch.isfinite(scores).any())", "tests/hardening/test_verdicts.py"),
     Fault("verdict", SCORING, "else stacked.amin(0)", "else stacked.amax(0)", f"{COMBINE} -k averaged"),
-    Fault("verdict", SCORING, "masked_fill(unseen, float(\"nan\"))", "masked_fill(unseen, 1.0)",
+    Fault("verdict", SCORED, "if self.complete else float(\"nan\")", "if self.complete else 1.0",
           f"{INPUTS} -k longer_than_the_context"),
-    Fault("verdict", SCORING, 'bad = [i for i, flags in enumerate(self.flags) if "failed" in flags]', "bad = []",
+    Fault("verdict", SCORES, "bad = [i for i, item in enumerate(self) if item.failed]", "bad = []",
           f"{INPUTS} -k nan_logits"),
 ]  # fmt: skip
 
@@ -112,10 +113,10 @@ TEXT = [
     Fault("injection", CHAT, "if role not in _ROLES:", "if False:", f"{INJECTION} -k role"),
     Fault("injection", GUARD, "re.IGNORECASE | re.MULTILINE", "re.MULTILINE", f"{INJECTION} -k delimiters"),
     Fault("alignment", WEIGHTS, "last = bisect_left(item.ends, end)", "last = bisect_right(item.ends, end)", ALIGN),
-    Fault("alignment", WEIGHTS, "weights[t] = item.scores[-1] if item.complete else 0.0",
-          "weights[t] = item.scores[-1]",
+    Fault("alignment", WEIGHTS, "weights[t] = scores[-1] if item.complete else 0.0",
+          "weights[t] = scores[-1]",
           f"{INPUTS} -k longer_than_the_context"),
-    Fault("alignment", WEIGHTS, "            return 0.0\n", "            return item.scores[-1]\n",
+    Fault("alignment", WEIGHTS, "            return 0.0\n", "            return scores[-1]\n",
           f"{ALIGN} -k unseen"),
     Fault("alignment", WEIGHTS, 'else slice(len(row["input_ids"]) - max_length, None)', "else slice(max_length)",
           f"{ALIGN} -k truncation"),

@@ -30,7 +30,7 @@ def count_packings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def assert_like_reference(guard: Guard, batch: dict, **options) -> None:
-    tree, naive = star_scores(guard, batch, **options), star_scores(guard, batch, impl="reference")
+    tree, naive = star_scores(guard, batch, **options), star_scores(guard, batch, method="per_prefix")
     for a, b in zip(tree.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 
@@ -196,5 +196,5 @@ def test_a_stream_begins_with_the_kept_head(monkeypatch: pytest.MonkeyPatch) -> 
     known = shared_length(np.asarray(guard.head.ids), np.asarray(whole))
     assert known >= len(guard.head.ids) - 1  # a blank at its end may join the prompt's first word
     assert sizes == [1, len(whole) - known]
-    naive = star_scores(guard, {"prompt": ["Hello"], "response": ["You"]}, impl="reference")
+    naive = star_scores(guard, {"prompt": ["Hello"], "response": ["You"]}, method="per_prefix")
     assert score == pytest.approx(naive.scores[0].item(), abs=1e-6)

@@ -80,5 +80,5 @@ def test_a_backbone_that_gives_its_result_the_shape_of_its_input(kind):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
     guard = Guard(model, tokenizer, make_spec())
     assert find_last_layer(model.transformer, 2) is model.transformer.h[-1]
-    tree, naive = (star_scores(guard, BATCH, every=3, impl=impl).scores for impl in ("tree", "reference"))
+    tree, naive = (star_scores(guard, BATCH, every=3, method=method).scores for method in ("tree", "per_prefix"))
     assert max((a - b).abs().max().item() for a, b in zip(tree, naive, strict=True)) <= 1e-6

@@ -8,6 +8,7 @@ import torch
 from fastdss import StarScores, star_scores
 from fastdss.star.align import pad_rows
 from tests.support.builders import BATCH, TOKENIZERS, make_guard, make_tokenizer
+from tests.support.scored import by_fields
 
 TRIM = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>{% endfor %}"
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -15,7 +16,7 @@ NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor 
 
 def scored(response: str, ends: list[int], scores: list[float], flags=()) -> StarScores:
     history = [{"role": "user", "content": "Hello there."}]
-    return StarScores([torch.tensor(scores)], [ends], [frozenset(flags)], [history], [response])
+    return by_fields([scores], [ends], [history], [response], [flags])
 
 
 def pieces(tokenizer, row) -> list[tuple[str, float]]:

@@ -43,15 +43,19 @@ def on_device(architecture: str = "llama", dtype: torch.dtype = torch.float32) -
     return guard
 
 
-def flat(guard: Guard, impl: str, **options) -> Tensor:
-    return torch.cat(star_scores(guard, BATCH, every=2, impl=impl, **options).scores)
+def flat(guard: Guard, backend: str, **options) -> Tensor:
+    return torch.cat(star_scores(guard, BATCH, every=2, backend=backend, **options).scores)
 
 
-@pytest.mark.parametrize("impl", ["tree", KERNEL])
+def naive(guard: Guard) -> Tensor:
+    return flat(guard, "torch", method="per_prefix")
+
+
+@pytest.mark.parametrize("backend", ["torch", KERNEL])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_fp32_scores_equal_one_forward_per_prefix(architecture: str, impl: str) -> None:
+def test_fp32_scores_equal_one_forward_per_prefix(architecture: str, backend: str) -> None:
     guard = on_device(architecture)
-    assert (flat(guard, impl) - flat(guard, "reference")).abs().max() <= 1e-6
+    assert (flat(guard, backend) - naive(guard)).abs().max() <= 1e-6
 
 
 def test_auto_is_the_kernel_here() -> None:
@@ -60,14 +64,14 @@ def test_auto_is_the_kernel_here() -> None:
     assert not torch.equal(flat(guard, "auto"), flat(guard, "tree"))
 
 
-@pytest.mark.parametrize("impl", ["tree", KERNEL])
+@pytest.mark.parametrize("backend", ["torch", KERNEL])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_bf16_scores_are_as_good_as_the_naive_ways(architecture: str, impl: str) -> None:
+def test_bf16_scores_are_as_good_as_the_naive_ways(architecture: str, backend: str) -> None:
     """Within twice what bf16 costs one forward per prefix."""
-    truth = flat(on_device(architecture), "reference")
+    truth = naive(on_device(architecture))
     guard = on_device(architecture, torch.bfloat16)
-    noise = (flat(guard, "reference") - truth).abs().max()
-    assert (flat(guard, impl) - truth).abs().max() <= 2 * noise
+    noise = (naive(guard) - truth).abs().max()
+    assert (flat(guard, backend) - truth).abs().max() <= 2 * noise
 
 
 def random_trees(count: int, size: int, tail: int, vocabulary: int) -> list[PrefixTree]:
@@ -170,12 +174,12 @@ def test_what_a_guard_keeps_follows_its_model() -> None:
         guard.model.model.layers[0].self_attn.k_proj.weight.mul_(1.5)
     after = flat(guard, KERNEL)
     assert (after - before).abs().max() > 1e-4
-    assert (after - flat(guard, "reference")).abs().max() <= 1e-6
+    assert (after - naive(guard)).abs().max() <= 1e-6
 
 
 def test_a_stream_equals_the_batch() -> None:
     guard = on_device()
-    batch = star_scores(guard, BATCH, every=2, impl=KERNEL)
+    batch = star_scores(guard, BATCH, every=2, backend=KERNEL)
     for i, (prompt, response) in enumerate(zip(*BATCH.values(), strict=True)):
         stream = guard.stream(prompt, every=2)
         streamed = stream.append(response) + stream.close()
@@ -189,8 +193,8 @@ def test_too_little_memory_means_smaller_batches() -> None:
     free = torch.cuda.mem_get_info()[0]
     ballast = torch.empty(max(0, free - (256 << 20)), dtype=torch.int8, device=DEVICE)
     batch = {"prompt": ["Hello"], "response": ["call her later today. " * 200]}
-    crowded = star_scores(guard, batch, every=10, impl=KERNEL, max_tokens=1000)
+    crowded = star_scores(guard, batch, every=10, backend=KERNEL, max_tokens=1000)
     del ballast
-    roomy = star_scores(guard, batch, every=10, impl=KERNEL, max_tokens=1000)
+    roomy = star_scores(guard, batch, every=10, backend=KERNEL, max_tokens=1000)
     assert torch.allclose(crowded.scores[0], roomy.scores[0], rtol=0, atol=1e-6)
     assert (flat(guard, KERNEL) - expected).abs().max() <= 1e-6

@@ -66,7 +66,7 @@ def test_a_tokenizer_without_template_is_an_error():
 @pytest.mark.parametrize("response", ["", " \n\t "])
 def test_an_empty_response_has_one_score(guard, response):
     scores = star_scores(guard, one(response))
-    naive = star_scores(guard, one(response), impl="reference")
+    naive = star_scores(guard, one(response), method="per_prefix")
     assert scores.ends == [[0]]
     assert "empty" in scores.flags[0]
     assert torch.allclose(scores.scores[0], naive.scores[0], rtol=0, atol=1e-6)
@@ -94,13 +94,13 @@ def test_a_template_that_is_too_long_alone_is_an_error(guard):
 
 
 def test_a_response_of_ten_megabytes_ends_in_a_clear_error(guard):
-    with pytest.raises(ValueError, match="row 0, message 1: 10000000 characters exceed the limit"):
+    with pytest.raises(ValueError, match="row 0: message 1: 10000000 characters exceed the limit"):
         star_scores(guard, one("a" * 10_000_000))
 
 
 def test_a_lone_surrogate_is_an_error_that_names_the_row(guard):
     batch = {"prompt": ["a", "b"], "response": ["fine", "not \ud800 fine"]}
-    with pytest.raises(ValueError, match="row 1, message 1: lone surrogate at character 4"):
+    with pytest.raises(ValueError, match="row 1: message 1: lone surrogate at character 4"):
         star_scores(guard, batch)
 
 
@@ -108,8 +108,8 @@ def test_a_lone_surrogate_is_an_error_that_names_the_row(guard):
     ("batch", "error", "message"),
     [
         ({"prompt": ["a"], "response": ["b", "c"]}, ValueError, "1 prompts but 2 responses"),
-        ({"prompt": ["a"], "response": [None]}, TypeError, "row 0, message 1: expected text, got NoneType"),
-        ({"prompt": ["a"], "response": [b"x"]}, TypeError, "row 0, message 1: expected text, got bytes"),
+        ({"prompt": ["a"], "response": [None]}, TypeError, "row 0: message 1: expected text, got NoneType"),
+        ({"prompt": ["a"], "response": [b"x"]}, TypeError, "row 0: message 1: expected text, got bytes"),
         ({"text": ["a"]}, ValueError, "expected 'prompt' and 'response', or 'messages'"),
         ({"prompt": [], "response": []}, ValueError, "no rows"),
         (
@@ -118,7 +118,7 @@ def test_a_lone_surrogate_is_an_error_that_names_the_row(guard):
             "row 0: the last turn must be the assistant's",
         ),
         ({"messages": ["text"]}, TypeError, "row 0: expected a non-empty list of messages"),
-        ({"messages": [[{"role": "x|>", "content": "a"}]]}, ValueError, "row 0, message 0: unknown role"),
+        ({"messages": [[{"role": "x|>", "content": "a"}]]}, ValueError, "row 0: message 0: unknown role"),
     ],
 )
 def test_batches_are_checked(guard, batch, error, message):
@@ -129,8 +129,9 @@ def test_batches_are_checked(guard, batch, error, message):
 @pytest.mark.parametrize(
     "options",
     [
-        {"every": 0}, {"every": 2.5}, {"unit": "line"}, {"impl": "fast"}, {"combine": "max"}, {"sharpen": 0},
-        {"sharpen": "cold"}, {"max_tokens": 0}, {"ends": [[1], [2]]}, {"ends": [[99]]}, {"ends": [[-1]]},
+        {"every": 0}, {"every": 2.5}, {"unit": "line"}, {"method": "fast"}, {"backend": "cuda"}, {"combine": "max"},
+        {"sharpen": 0}, {"sharpen": "cold"}, {"max_tokens": 0}, {"ends": [[1], [2]]}, {"ends": [[99]]},
+        {"ends": [[-1]]},
     ],
 )  # fmt: skip
 def test_options_are_checked(guard, options):
@@ -250,7 +251,7 @@ def test_a_model_without_attention_is_an_error(guard):
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=len(guard.tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
-    with pytest.raises(ValueError, match="impl='reference'"):
+    with pytest.raises(ValueError, match="method='per_prefix'"):
         Guard(MambaForCausalLM(config), guard.tokenizer, make_spec())
 
 

@@ -44,7 +44,7 @@ BATCH = {
 @pytest.mark.parametrize(("unit", "every"), [("word", 5), ("token", 9)])
 def test_scores_equal_one_forward_per_prefix(guard, unit, every):
     tree = star_scores(guard, BATCH, unit=unit, every=every)
-    naive = star_scores(guard, BATCH, unit=unit, every=every, impl="reference")
+    naive = star_scores(guard, BATCH, unit=unit, every=every, method="per_prefix")
     assert tree.ends == naive.ends
     assert max((a - b).abs().max().item() for a, b in zip(tree.scores, naive.scores, strict=True)) <= 1e-6
 

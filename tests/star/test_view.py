@@ -6,19 +6,18 @@ from html import unescape
 
 import numpy as np
 import pytest
-import torch
 
-from fastdss import StarScores
 from fastdss.star.view import SHOWN, TEXT
 from tests.score_report.entries import HOSTILE
 from tests.score_report.test_page import Page
+from tests.support.scored import by_fields
 
 
 def star(*rows):
     """Scores of (response, ends, scores, flags)."""
     responses, ends, scores, flags = zip(*rows, strict=True)
     histories = [[{"role": "user", "content": response}] for response in responses]
-    return StarScores([torch.tensor(s) for s in scores], list(ends), list(map(frozenset, flags)), histories, responses)
+    return by_fields(scores, ends, histories, responses, flags)
 
 
 DIP = ("0123456789", [4, 10], [0.9, 0.2], [])

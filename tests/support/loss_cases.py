@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdss import dss_loss, weighted_ce
-from fastdss.loss.functional import DSSLoss
+from fastdss.loss.functional import DSSLossOutput
 from fastdss.loss.objective import Objective, RowInputs, oracle_terms
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
@@ -66,7 +66,7 @@ def reference_arguments(problem: Problem, kl: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Outcome:
-    loss: DSSLoss
+    loss: DSSLossOutput
     d_hidden: Tensor
     d_head: Tensor
     d_bias: Tensor
@@ -102,7 +102,7 @@ def truth(
     upstream: Tensor | None = None,
     kl_scale: float = 0.5,
     reduction: str = "mean",
-    num_items: float | None = None,
+    num_items_in_batch: float | None = None,
     **objective: Any,
 ) -> Outcome:
     """The same by the definitions, in float64."""
@@ -118,8 +118,8 @@ def truth(
     ce, kl_term = oracle_terms(raw, rows, spec, raw_ref=p.ref_hidden @ p.ref_lm_head.T)
     parts = [ce_weight * ce, kl_weight * kl_term]
     if reduction != "none":
-        items = 1.0 if reduction == "sum" else num_items or max(int(counts.sum()), 1)
+        items = 1.0 if reduction == "sum" else num_items_in_batch or max(int(counts.sum()), 1)
         parts = [part.sum() / items for part in parts]
     loss = parts[0] + parts[1]
     gradients = torch.autograd.grad(loss, leaves, None if upstream is None else upstream.double())
-    return Outcome(DSSLoss(loss.detach(), *(t.detach() for t in (*parts, ce, kl_term))), *gradients)
+    return Outcome(DSSLossOutput(loss.detach(), *(t.detach() for t in (*parts, ce, kl_term))), *gradients)

@@ -80,7 +80,7 @@ def plain_loss(
     kl: str = "k2",
     kl_scale: float = 0.5,
     ref_logits: Tensor | None = None,
-    num_items: float | None = None,
+    num_items_in_batch: float | None = None,
 ) -> Tensor:
     """Equation 3 as it is written, on logits ``[B, T, V]``; without an engine, a chunk or a shortcut."""
     labels, weights = batch["labels"][:, 1:], batch["token_weights"][:, 1:]
@@ -95,7 +95,7 @@ def plain_loss(
         d = logp - batch["ref_logprobs"][:, 1:]
         divergence = {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) - 1 + d}[kl]
     token = weights * -logp + (1 - weights) * kl_scale * divergence
-    return token[counts].sum() / (counts.sum() if num_items is None else num_items)
+    return token[counts].sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def gradients(model, loss: Tensor) -> dict[str, Tensor]:

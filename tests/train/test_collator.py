@@ -126,7 +126,10 @@ def test_plain_examples_make_plain_batches():
         ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": ["1", "0"]}], "0: token_weights must be one number"),
         ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": [[1.0], [0.5]]}], r"got the shape \[2, 1\]"),
         ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": 0.5}], r"token_weights .* got the shape \[\]"),
-        ([{"input_ids": [1, 2], "labels": [1, -1], "token_weights": [1.0, 0.5]}], r"= -1: must be in \[0, V\) or -100"),
+        (
+            [{"input_ids": [1, 2], "labels": [1, -1], "token_weights": [1.0, 0.5]}],
+            r"expected a label in \[0, V\) or -100, got -1",
+        ),
     ],
 )
 def test_errors_name_example_and_column(rows, message):

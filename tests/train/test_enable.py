@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from fastdss.loss.functional import live_rows
-from fastdss.train.enable import DSSOutput, disable_dss, dss_settings, enable_dss
+from fastdss.train.enable import DSSOutput, disable_dss, dss_config, enable_dss
 from tests.support.tiny_models import (
     FAMILIES,
     VOCAB,
@@ -148,7 +148,7 @@ def test_without_weights_the_model_is_what_it_was(tmp_path):
     assert torch.allclose(
         loaded(**plain).logits, before.logits, atol=1e-5
     )  # rotary frequencies were cast, now computed
-    assert dss_settings(loaded) is None
+    assert dss_config(loaded) is None
 
 
 def test_copies_and_pickles_keep_dss_on():
@@ -159,7 +159,7 @@ def test_copies_and_pickles_keep_dss_on():
     stored.seek(0)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(stored, weights_only=False)):
         assert type(twin) is type(model)
-        assert dss_settings(twin) == dss_settings(model)
+        assert dss_config(twin) == dss_config(model)
         assert torch.equal(twin(**batch).loss, expected)
         twin.lm_head.weight.data.zero_()
         assert torch.equal(model(**batch).loss, expected), "the copy shares the original's weights"
@@ -177,7 +177,7 @@ def test_enabling_twice_and_disabling_twice():
     for _ in range(2):
         assert disable_dss(model) is model
         assert type(model) is original
-        assert dss_settings(model) is None
+        assert dss_config(model) is None
     assert model(**batch).logits is not None  # transformers ignores keywords it does not know
 
 
@@ -290,8 +290,8 @@ def test_errors_say_what_was_expected():
         meta = AutoModelForCausalLM.from_config(tiny_model().config)
     with pytest.raises(ValueError, match="meta device"):
         enable_dss(meta)
-    assert dss_settings(meta) is None
-    assert dss_settings(enable_dss(meta, check=False)) is not None
+    assert dss_config(meta) is None
+    assert dss_config(enable_dss(meta, check=False)) is not None
     model = enable_dss(tiny_model())
     with pytest.raises(ValueError, match="labels"):
         model(input_ids=batch["input_ids"], token_weights=batch["token_weights"])
@@ -349,4 +349,4 @@ def test_the_check_compares_with_the_models_own_logits(padding):
     with pytest.raises(ValueError, match=rf"expected \(1, 3, {VOCAB}\) within .* off by"):
         enable_dss(model)
     assert type(model) is Louder
-    assert dss_settings(model) is None
+    assert dss_config(model) is None

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from fastdss.train.prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
+from tests.support.scored import by_fields
 from tests.support.tiny_models import scored_rows, tiny_tokenizer
 
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
@@ -86,14 +87,10 @@ def test_packing_moves_all_columns_together(tokenizer):
 
 
 def test_star_scores_are_taken_as_they_are(tokenizer):
-    torch = pytest.importorskip("torch")
-    from fastdss import StarScores
-
     rows = scored_rows()
-    scores = StarScores(
-        scores=[torch.tensor(row["scores"]) for row in rows],
+    scores = by_fields(
+        scores=[row["scores"] for row in rows],
         ends=[row["ends"] for row in rows],
-        flags=[frozenset()] * len(rows),
         histories=[[{"role": "user", "content": row["prompt"]}] for row in rows],
         responses=[row["response"] for row in rows],
     )

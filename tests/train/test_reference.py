@@ -7,7 +7,7 @@ import torch
 
 from fastdss.train import reference
 from fastdss.train.collator import pack
-from fastdss.train.enable import dss_settings, enable_dss
+from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.reference import reference_logprobs
 from tests.support.tiny_models import own_logits, tiny_batch, tiny_model
 
@@ -44,7 +44,7 @@ def test_equal_to_full_logits_one_row_at_a_time(batch_tokens):
         assert got.dtype == torch.float32
         assert torch.allclose(got, want, atol=1e-6)
     assert model.training
-    assert dss_settings(model) is None
+    assert dss_config(model) is None
 
 
 def test_packed_rows():
@@ -54,7 +54,7 @@ def test_packed_rows():
     order = [rows.index({k: list(v) for k, v in row.items()}) for row in unpack(packed)]
     want = list(expected(model, rows))
     assert torch.allclose(found, torch.cat([want[i] for i in order]), atol=1e-6)
-    assert dss_settings(model).kl_scale == 0.1
+    assert dss_config(model).kl_scale == 0.1
 
 
 def unpack(packed):

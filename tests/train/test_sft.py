@@ -57,7 +57,7 @@ def policy(**options):
     return tiny_model(dtype=torch.float32, vocab_size=320, **options)
 
 
-def trainer(folder, dataset, tokenizer, *, kl="k2", reference=None, peft_config=None, **options):
+def trainer(folder, dataset, tokenizer, *, kl="k2", ref_model=None, peft_config=None, **options):
     return DSSSFTTrainer(
         policy(),
         args=config(folder, **options),
@@ -66,7 +66,7 @@ def trainer(folder, dataset, tokenizer, *, kl="k2", reference=None, peft_config=
         processing_class=tokenizer,
         peft_config=peft_config,
         kl=kl,
-        reference=reference,
+        ref_model=ref_model,
     )
 
 
@@ -78,7 +78,7 @@ def direct(rows, model=None):
 
 
 def test_scored_conversations_are_prepared_as_by_hand(tmp_path, scored, prepared, tokenizer):
-    made = trainer(tmp_path, scored, tokenizer, reference=policy()).train_dataset
+    made = trainer(tmp_path, scored, tokenizer, ref_model=policy()).train_dataset
     for ours, expected in zip(made, prepared, strict=True):
         assert ours == {name: expected[name] for name in ours}
     assert {"input_ids", "labels", "token_weights"} <= set(made.column_names)
@@ -113,7 +113,7 @@ def test_truncation_cuts_all_columns(tmp_path, prepared, tokenizer):
 @pytest.mark.parametrize("kl", ["k2", "forward"])
 def test_lora_with_its_own_base_as_reference(tmp_path, scored, prepared, tokenizer, kl):
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
-    made = trainer(tmp_path, scored, tokenizer, kl=kl, reference="adapter", peft_config=lora, learning_rate=1e-2)
+    made = trainer(tmp_path, scored, tokenizer, kl=kl, ref_model="adapter", peft_config=lora, learning_rate=1e-2)
     before = made.evaluate()
     assert before["eval_kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
     assert before["eval_ce"] == pytest.approx(direct(prepared).ce.item(), abs=1e-5)

@@ -50,7 +50,7 @@ def without_whole_weights(batch):
 def trained(name, folder, collator=None, dtype=torch.float64, make=adapted, **options):
     class Referring(DSSTrainer):
         def __init__(self, train_dataset, **kwargs):
-            super().__init__(train_dataset=rows(), data_collator=collator, reference="adapter", kl="forward", **kwargs)
+            super().__init__(train_dataset=rows(), data_collator=collator, ref_model="adapter", kl="forward", **kwargs)
 
     weights, logs = in_order(Referring, folder, lambda: make(name, dtype), **options)
     return weights, [entry["loss"] for entry in logs]

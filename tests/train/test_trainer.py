@@ -11,7 +11,8 @@ from tests.support.tiny_models import VOCAB, own_logits, plain_loss, tiny_batch,
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
 from fastdss.train.collator import DSSCollator, pack
-from fastdss.train.enable import disable_dss, dss_settings, enable_dss
+from fastdss.train.config import DSSConfig
+from fastdss.train.enable import disable_dss, dss_config, enable_dss
 from fastdss.train.reference import reference_logprobs
 from fastdss.train.trainer import DSSTrainer
 
@@ -154,7 +155,7 @@ def test_several_evaluation_sets(tmp_path):
 
 def test_weights_without_a_reference(tmp_path):
     trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=rows(columns=COLUMNS[:3]))
-    with pytest.raises(ValueError, match=r"token_weights need a reference: .* a column ref_logprobs or reference="):
+    with pytest.raises(ValueError, match=r"token_weights need a reference: .* a column ref_logprobs or ref_model="):
         trainer.train()
 
 
@@ -195,7 +196,7 @@ def test_a_frozen_model_as_live_reference(tmp_path, kl, family):
     data, reference = rows(columns=COLUMNS[:3]), tiny_model(family, seed=5)
     model = tiny_model(family)
     InOrder(
-        model=model, args=arguments(tmp_path), train_dataset=data, kl=kl, reference=copy.deepcopy(reference)
+        model=model, args=arguments(tmp_path), train_dataset=data, kl=kl, ref_model=copy.deepcopy(reference)
     ).train()
     if kl == "k2":
         known = reference_logprobs(reference, data)
@@ -234,7 +235,7 @@ def test_a_live_reference_keeps_its_own_scale_and_softcap(tmp_path, family, othe
     for parameter in expected.parameters():
         parameter.data -= LR * parameter.grad
     args = arguments(tmp_path, max_steps=1)
-    InOrder(model=model, args=args, train_dataset=data, kl=kl, reference=reference).train()
+    InOrder(model=model, args=args, train_dataset=data, kl=kl, ref_model=reference).train()
     assert_same_weights(model, expected)
 
 
@@ -251,7 +252,7 @@ def test_the_adapter_switched_off_as_live_reference(tmp_path, saved):
 
     data = rows(columns=COLUMNS[:3])
     model = adapted()
-    InOrder(model=model, args=arguments(tmp_path), train_dataset=data, reference="adapter").train()
+    InOrder(model=model, args=arguments(tmp_path), train_dataset=data, ref_model="adapter").train()
     assert model.training
     known = reference_logprobs(tiny_model(), data)
     expected = by_hand(adapted(), [r | {"ref_logprobs": k} for r, k in zip(data, known, strict=True)], 2, 4)
@@ -325,7 +326,7 @@ def test_a_live_reference_computes_in_the_policys_precision(tmp_path):
     """The model against a copy of itself: in another precision their KL would be rounding, not zero."""
     model = tiny_model(dtype=torch.float32)
     args = arguments(tmp_path, bf16=True, learning_rate=0.0, max_steps=1)
-    options = {"kl": "reverse", "reference": copy.deepcopy(model)}
+    options = {"kl": "reverse", "ref_model": copy.deepcopy(model)}
     trainer = InOrder(model=model, args=args, train_dataset=rows(4, COLUMNS[:3]), **options)
     trainer.train()
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-7)
@@ -342,9 +343,9 @@ def test_a_collator_that_leaves_out_needed_rows_is_refused():
 def test_settings_said_once():
     model = enable_dss(tiny_model(), kl="k3", kl_scale=0.25)
     trainer = DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows())
-    assert dss_settings(trainer.model)[:2] == ("k3", 0.25)
+    assert dss_config(trainer.model) == DSSConfig("k3", 0.25)
     assert trainer.data_collator.kl_scale == 0.25
-    with pytest.raises(ValueError, match=r"enabled with kl='k3', kl_scale=0.25, the trainer got kl='k1'"):
+    with pytest.raises(ValueError, match=r"kl: expected k3 as in enable_dss, got k1: say it once"):
         DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows(), kl="k1")
 
 
@@ -353,10 +354,10 @@ def test_settings_said_once():
     [
         ({"args": {"label_smoothing_factor": 0.1}}, ValueError, "label_smoothing_factor.* got 0.1 and None"),
         ({"compute_loss_func": max}, ValueError, "compute_loss_func.* got 0.0 and <built-in function max>"),
-        ({"args": {"use_liger_kernel": True}}, ValueError, "use_liger_kernel.* got True"),
-        ({"kl": "reverse"}, ValueError, "needs reference="),
-        ({"reference": "adapter"}, TypeError, "needs a PEFT model, got LlamaForCausalLM"),
-        ({"reference": 7}, TypeError, "expected None, 'adapter' or a model, got int"),
+        ({"args": {"use_liger_kernel": True}}, ValueError, "use_liger_kernel .*fused_linear_cross_entropy.* got None"),
+        ({"kl": "reverse"}, ValueError, "needs ref_model="),
+        ({"ref_model": "adapter"}, TypeError, "needs a PEFT model, got LlamaForCausalLM"),
+        ({"ref_model": 7}, TypeError, "expected None, 'adapter' or a model, got int"),
         ({"model": None}, ValueError, "expected a causal LM"),
     ],
 )
@@ -369,6 +370,6 @@ def test_errors(options, error, message):
 def test_the_model_is_not_its_own_reference():
     model = tiny_model()
     with pytest.raises(ValueError, match="pass a copy"):
-        DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows(), reference=model)
+        DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows(), ref_model=model)
     disable_dss(model)
     assert model(input_ids=torch.tensor([[3]])).logits.shape == (1, 1, VOCAB)

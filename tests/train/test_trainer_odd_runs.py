@@ -59,7 +59,7 @@ def test_a_frozen_adapter_on_the_head_beside_a_trained_one(tmp_path):
     for parameter in trained:
         parameter.data -= LR * parameter.grad
     args = arguments(tmp_path, max_steps=1, max_grad_norm=0.1)
-    trainer = InOrder(model=model, args=args, train_dataset=data, eval_dataset=data, kl="reverse", reference="adapter")
+    trainer = InOrder(model=model, args=args, train_dataset=data, eval_dataset=data, kl="reverse", ref_model="adapter")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), abs=1e-6)
     trainer.train()
     assert_same_weights(model, expected)

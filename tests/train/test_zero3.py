@@ -127,7 +127,7 @@ def trained(folder, reference=None, mixed=False, collator=None, **options):
         def __init__(self, train_dataset, **kwargs):
             live = "adapter" if reference in ADAPTERS else load(folder, "reference")
             data = unreferenced(half_whole(train_dataset) if mixed else train_dataset)
-            super().__init__(train_dataset=data, data_collator=collator, reference=live, kl="forward", **kwargs)
+            super().__init__(train_dataset=data, data_collator=collator, ref_model=live, kl="forward", **kwargs)
 
     def make():
         model = load(folder)

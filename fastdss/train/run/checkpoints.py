@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastdss.errors import UserError
 from fastdss.files import write_atomically
 
 from .settings import TrainSettings
@@ -40,21 +41,21 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
     found = sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
     if not settings.resume:
         if found:
-            raise ValueError(
+            raise UserError(
                 f"out: {folder} has checkpoints of an earlier run: --resume goes on from the last; to start anew, "
                 "move that folder away (scores and reference values beside it are used again)"
             )
         return None
     whole = [path for path in found if (path / "trainer_state.json").exists()]  # what the trainer writes last
     if not whole:
-        raise ValueError(f"resume: {folder} has no finished checkpoint: leave out --resume, or check --out")
+        raise UserError(f"resume: {folder} has no finished checkpoint: leave out --resume, or check --out")
     if whole[-1] != found[-1]:
         _log.warning("%s was interrupted while it was written: going on from %s", found[-1], whole[-1].name)
     if (folder / _SETTINGS).exists():
         earlier, now = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), asdict(settings)
         for name in sorted(earlier.keys() & now.keys() - _MAY_CHANGE):
             if earlier[name] != now[name]:
-                raise ValueError(
+                raise UserError(
                     f"resume: the checkpoints in {folder} were made with {name} = {earlier[name]!r}, got {now[name]!r}"
                 )
     return str(whole[-1])
@@ -80,7 +81,7 @@ def check_rows(rows: str, folder: Path, *, resumed: bool) -> None:
     if resumed and (folder / _SETTINGS).exists():
         earlier = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")).get(_ROWS, rows)
         if earlier != rows:
-            raise ValueError(
+            raise UserError(
                 f"resume: the checkpoints in {folder} were trained on other rows: the data, the scores or the model's "
                 "tokenizer changed since. Bring them back, or move that folder away to start anew"
             )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from fastdss.errors import UserError
 
 from .settings import CHOICES, TrainSettings, read_settings
 
@@ -38,6 +43,15 @@ def _run(args: argparse.Namespace) -> None:
     given = {item.name: getattr(args, item.name) for item in fields(TrainSettings)}
     if args.file is not None:
         if given["data"] is not None:
-            raise ValueError(f"data is given twice: {args.file} and --data {given['data']}")
+            raise UserError(f"data is given twice: {args.file} and --data {given['data']}")
         given["data"] = args.file
-    run(read_settings(given, args.config))
+    settings = read_settings(given, args.config)
+    try:
+        run(settings)
+    except (UserError, OSError, KeyboardInterrupt):
+        raise
+    except Exception:  # hours may lie behind it, and a terminal forgets
+        kept = Path(settings.out) / "traceback.txt"
+        kept.write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"fastdss train: unexpected error; its traceback is kept in {kept}", file=sys.stderr)
+        raise

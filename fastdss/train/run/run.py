@@ -8,16 +8,15 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from fastdss.loss.functional import KL
+from fastdss.errors import UserError, missing_extra
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
 
 from ..collator import DSSCollator
-from ..enable import enable_dss
 from ..prepare import pack_dataset, prepare_dss_dataset
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .settings import TrainSettings
@@ -31,7 +30,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         import accelerate  # noqa: F401
         from datasets import Dataset
     except ImportError as error:
-        raise RuntimeError(f"fastdss train needs the train extra: pip install 'fastdss[train]' ({error})") from error
+        raise missing_extra("fastdss train", "train", error) from error
     from .stop import NotFinite
 
     out = Path(settings.out)
@@ -48,7 +47,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
     prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
     if not len(prepared):
-        raise ValueError(f"data: no row has a label within {limit} tokens")
+        raise UserError(f"data: no row has a label within {limit} tokens")
     prepared, held_out = split_rows(settings, prepared)
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
@@ -108,12 +107,12 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ValueError(f"report_to: {error}") from None
+        raise UserError(f"report_to: {error}") from None
     try:
         optimizer = torch.optim.SGD([torch.zeros(1)])
         get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
+        raise UserError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
     config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
     with torch.device("meta"):
         adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
@@ -141,7 +140,7 @@ def read_scored(folder: Path) -> tuple[int, list[dict[str, Any]]]:
     if failed:
         _log.warning("%d of %d rows have no scores: left out. The first: %s", len(failed), len(pairs), failed[0].error)
     if len(failed) == len(pairs):
-        raise ValueError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
+        raise UserError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
     return len(pairs), [
         {"prompt": row.history, "response": row.response, "scores": s.scores, "ends": s.ends, "flags": s.flags}
         for row, s in pairs
@@ -171,7 +170,7 @@ def load_tokenizer(settings: TrainSettings) -> Any:
     check_source("model", settings.model)
     tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
+        raise UserError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     return tokenizer
 
 
@@ -189,7 +188,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
     """The model with adapters where they are asked for; ``ValueError`` where tokenizer or adapters do not fit it."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ValueError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
+        raise UserError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -197,7 +196,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
         modules = [f".{name}" for name, _ in model.named_modules() if name]
         for target in targets:  # PEFT is silent where one of several is found
             if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
-                raise ValueError(f"lora_targets: the model has no module {target!r}")
+                raise UserError(f"lora_targets: the model has no module {target!r}")
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
@@ -243,7 +242,7 @@ def make_trainer(
     settings: TrainSettings, args: Any, model: Any, tokenizer: Any, train: Any, held_out: Any, limit: int
 ) -> Any:
     """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
-    from ..reference import reference_logprobs
+    from ..reference import add_reference_logprobs
     from .stop import StoppingTrainer
 
     reference: Any = None
@@ -256,8 +255,7 @@ def make_trainer(
         def with_reference(rows: Any) -> Any:
             without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
             with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
-                values = reference_logprobs(model, rows, cache_dir=Path(settings.out) / "reference", progress=True)
-            return rows.add_column("ref_logprobs", [row.tolist() for row in values])
+                return add_reference_logprobs(rows, model, cache_dir=Path(settings.out) / "reference", progress=True)
 
         train = with_reference(train)
         held_out = None if held_out is None else with_reference(held_out)
@@ -265,8 +263,6 @@ def make_trainer(
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    kl = cast(KL, settings.kl)
-    enable_dss(model, kl=kl, kl_scale=settings.kl_scale, filter_eps=settings.filter_eps or None)
     return StoppingTrainer(
         model=model,
         args=args,
@@ -274,7 +270,6 @@ def make_trainer(
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
-        kl=kl,
-        kl_scale=settings.kl_scale,
-        reference=reference,
+        config=settings.dss,
+        ref_model=reference,
     )

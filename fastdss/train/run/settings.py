@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+from fastdss.errors import UserError
+from fastdss.loss.inputs import BACKENDS
+from fastdss.loss.objective import KL
+
+from ..config import DSSConfig
 
 CHOICES = {
     "unit": UNITS,
-    "kl": ("k1", "k2", "k3", "reverse", "forward"),
+    "kl": tuple(KL),
+    "backend": BACKENDS,
     "method": ("lora", "full"),
     "precision": ("auto", "bf16", "fp32"),
 }
@@ -46,6 +52,8 @@ class TrainSettings:
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
     filter_eps: float = _set(0.0, "leave columns below it out of the head's GEMMs (0.000244 is 2**-12); 0: exact")
+    backend: str = _set("auto", "what computes the loss")
+    chunk_bytes: int = _set(0, "bound of the slab of logits; 0: the device's")
     method: str = _set("lora", "what is trained")
     lora_rank: int = _set(16, "rank of the adapters")
     lora_targets: str = _set("all-linear", "modules with adapters, separated by commas")
@@ -72,24 +80,34 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("data", "model"):
             if not getattr(self, name):
-                raise ValueError(f"--{name} is required, by flag or in the YAML file")
+                raise UserError(f"--{name} is required, by flag or in the YAML file")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise UserError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not least <= value < math.inf:
-                raise ValueError(f"{name}: expected a number of at least {least}, got {value}")
-        if not 0 <= self.filter_eps < 1:
-            raise ValueError(f"filter_eps: expected 0 (exact) or a number below 1, got {self.filter_eps}")
+                raise UserError(f"{name}: expected a number of at least {least}, got {value}")
+        _ = self.dss  # its own check
         if not self.epochs and self.max_steps == -1:
-            raise ValueError("epochs: 0 of them train nothing; expected more, or max_steps")
+            raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
-            raise ValueError(f"max_steps: expected a positive number, or -1, got {self.max_steps}")
+            raise UserError(f"max_steps: expected a positive number, or -1, got {self.max_steps}")
         if self.seed > _LARGEST_SEED:
-            raise ValueError(f"seed: expected at most {_LARGEST_SEED}, got {self.seed}")
+            raise UserError(f"seed: expected at most {_LARGEST_SEED}, got {self.seed}")
         if not 0 <= self.eval_share < 1:
-            raise ValueError(f"eval_share: expected a share in [0, 1), got {self.eval_share}")
+            raise UserError(f"eval_share: expected a share in [0, 1), got {self.eval_share}")
+
+    @property
+    def dss(self) -> DSSConfig:
+        """The shaped loss's options; 0 is how a flag says that there is no bound."""
+        return DSSConfig(
+            kl=self.kl,  # type: ignore[arg-type]  # one of CHOICES
+            kl_scale=self.kl_scale,
+            backend=self.backend,  # type: ignore[arg-type]
+            chunk_bytes=self.chunk_bytes or None,
+            filter_eps=self.filter_eps or None,
+        )
 
 
 def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainSettings:
@@ -106,22 +124,24 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
             loader = yaml.SafeLoader(text)
             named = loader.get_single_node()
             values = {} if named is None else loader.construct_document(named)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{config}: expected text in UTF-8, got other bytes at position {error.start}") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
-            raise ValueError(f"{config}{where}: not a YAML file of settings ({type(error).__name__})") from None
+            raise UserError(f"{config}{where}: not a YAML file of settings ({type(error).__name__})") from None
         values = {} if values is None else values
         if not isinstance(values, dict):
-            raise ValueError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
+            raise UserError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
         names = [key.value for key, _ in named.value] if values else []
         for name in names:
             if names.count(name) > 1:  # YAML would take the last
-                raise ValueError(f"{config}: {name!r} is set {names.count(name)} times")
+                raise UserError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"unknown setting {name!r}; known are {', '.join(known)}")
+            raise UserError(f"unknown setting {name!r}; known are {', '.join(known)}")
         values[name] = _typed(name, value, known[name])
     return TrainSettings(**values)
 
@@ -133,7 +153,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
         except ValueError:
             pass
         except OverflowError:
-            raise ValueError(f"{name}: expected float, got an integer beyond the largest float") from None
+            raise UserError(f"{name}: expected float, got an integer beyond the largest float") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
+        raise UserError(f"{name}: expected {kind.__name__}, got {value!r}")
     return value

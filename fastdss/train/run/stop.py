@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError
+
 from ..trainer import DSSTrainer
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError, RuntimeError):
     """Training stopped, and no model was saved."""
 
 

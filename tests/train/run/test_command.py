@@ -171,7 +171,7 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
         # each of these ended in NaN weights, or in an error after the data had been scored
         ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
         ({"data": "x", "model": "m", "epochs": 0}, "epochs: 0 of them train nothing; expected more, or max_steps"),
-        ({"data": "x", "model": "m", "filter_eps": 1}, r"filter_eps: expected 0 \(exact\) or a number below 1, got 1"),
+        ({"data": "x", "model": "m", "filter_eps": 1}, r"filter_eps: expected None or a number in \(0, 1\), got 1"),
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
@@ -295,7 +295,7 @@ def test_rows_without_scores_are_left_out(files, tmp_path, caplog):
     score_rows(settings(files, tmp_path, data=str(data)), tmp_path / "scores", "cpu")
     read, rows = read_scored(tmp_path / "scores")
     assert (read, len(rows)) == (9, 8)
-    assert "1 of 9 rows have no scores: left out. The first: row 8, message 1: expected text, got int" in caplog.text
+    assert "1 of 9 rows have no scores: left out. The first: row 8: message 1: expected text, got int" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n", "{}\n"])

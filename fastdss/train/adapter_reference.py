@@ -1,4 +1,4 @@
-"""The policy as it was when training began, as the reference of a KL term, where switching an adapter off is not it."""
+"""A policy with adapters as its own reference: the adapters switched off, or a copy of all that trains."""
 
 from __future__ import annotations
 
@@ -68,3 +68,31 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
 
 def _owned(name: str, prefix: str) -> bool:
     return any(part.startswith((prefix, *_OWNED)) for part in name.split("."))
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """``model.disable_adapter()``, but what trains stays as it is.
+
+    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
+    their gradients off the first call.
+    """
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
+
+    try:
+        with model.disable_adapter():
+            restore()
+            yield
+    finally:
+        restore()
+
+
+def bare_peft(model: Any) -> Any:
+    """The PEFT model within DDP or ``torch.compile``."""
+    while not hasattr(model, "disable_adapter"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model

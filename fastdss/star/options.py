@@ -1,0 +1,80 @@
+"""How a response is scored: one definition of the options and one check, whoever takes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fastdss.chat.boundaries import UNITS
+from fastdss.errors import UserError
+from fastdss.prefix.cpu_linear import GEMMS
+
+METHODS = ("auto", "tree", "per_prefix")
+BACKENDS = ("auto", "torch", "triton")
+COMBINE = ("mean", "min")
+TURNS = ("last", "all")
+
+Unit = Literal["word", "token", "sentence", "character"]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """The options of ``star_scores``, ``StarScorer``, streams and ``fastdss score``.
+
+    Args:
+        every: units per scored chunk.
+        unit: what a chunk counts: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
+        turns: ``"last"`` judges the last assistant's turn of a conversation, ``"all"`` every one.
+        max_tokens: caps the rendering: longer prefixes are left out and the row is flagged; None: a rendering beyond
+            the guard's context is an error.
+        combine: ``"mean"`` or ``"min"`` of several guards' scores.
+        sharpen: a temperature that divides the verdict's logits; ``"paper"`` mimics the released sampling settings.
+        method: ``"tree"`` computes each distinct token once, ``"per_prefix"`` makes one forward per prefix;
+            ``"auto"`` is the tree.
+        backend: ``"triton"`` runs one attention kernel per layer and micro-batch, ``"torch"`` SDPA; ``"auto"`` takes
+            the kernel on a GPU where it runs.
+        gemm: on a CPU, the library that multiplies fp32 matrices: ``"default"``, ``"onednn"``, or ``"auto"``.
+        budget: tokens per forward pass; None leaves it to the device.
+
+    Raises:
+        UserError: for a value that is not one of these.
+    """
+
+    every: int = 5
+    unit: Unit = "word"
+    turns: Literal["last", "all"] = "last"
+    max_tokens: int | None = None
+    combine: Literal["mean", "min"] = "mean"
+    sharpen: float | Literal["paper"] = 1.0
+    method: Literal["auto", "tree", "per_prefix"] = "auto"
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    gemm: Literal["auto", "default", "onednn"] = "auto"
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_tokens", "budget"):
+            value = getattr(self, name)
+            optional = value is None and name != "every"
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UserError(f"{name}: expected a positive integer, got {value!r}")
+        choices = {
+            "unit": UNITS,
+            "turns": TURNS,
+            "combine": COMBINE,
+            "method": METHODS,
+            "backend": BACKENDS,
+            "gemm": GEMMS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        number = isinstance(self.sharpen, int | float) and 0 < self.sharpen < math.inf
+        if self.sharpen != "paper" and not number:
+            raise UserError(f"sharpen: expected a positive temperature or 'paper', got {self.sharpen!r}")
+        if self.method == "per_prefix" and self.backend == "triton":
+            raise UserError("backend: expected auto or torch with method='per_prefix', which has no tree, got 'triton'")
+
+    def with_said(self, **said: object) -> ScoringOptions:
+        """These options with those of the keywords that are not None, which means "not said"."""
+        return replace(self, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""One scored response: what scoring makes, what weights are made of, and what a data set of scores is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from fastdss.chat.encoder import Conversation
+
+
+class Flag(StrEnum):
+    """What is special about a scored response."""
+
+    EMPTY = "empty"  # it has no text; one score, at end 0
+    CONTROL_TOKENS = "control_tokens"  # its conversation spells control tokens, which were scored as literal text
+    DELIMITER = "delimiter"  # its conversation quotes a plain-text delimiter of the guard's template
+    TRUNCATED = "truncated"  # prefixes beyond ``max_tokens`` have no score
+    FAILED = "failed"  # the guard's logits are not finite: no score can be used
+    UNSCORED = "unscored"  # kept without a score, at weight 0: the reference model alone decides
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """P(safe) of the prefixes of one response.
+
+    ``scores``: ``[K]`` float32, of the prefixes ``response[: ends[k]]``; ``history``: the turns before the response;
+    ``row``: the row of the batch that it comes from.
+    """
+
+    history: Conversation = field(repr=False)  # texts never reach a log by way of a repr
+    response: str = field(repr=False)
+    scores: Tensor
+    ends: list[int]
+    flags: frozenset[Flag] = frozenset()
+    row: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        history: Conversation,
+        response: str,
+        scores: Iterable[float],
+        ends: Iterable[int],
+        flags: Iterable[str] = (),
+        row: int = 0,
+    ) -> ScoredResponse:
+        """From plain numbers and names, such as a table holds."""
+        values = torch.tensor(list(scores), dtype=torch.float32)
+        return cls(history, response, values, list(ends), frozenset(map(Flag, flags)), row)
+
+    def __repr__(self) -> str:
+        flags = "".join(f", {flag}" for flag in sorted(self.flags))
+        low = f", lowest {self.scores.min():.3f}" if len(self.scores) else ""
+        return f"ScoredResponse(row {self.row}: {len(self.response)} characters, {len(self.scores)} scores{low}{flags})"
+
+    @property
+    def failed(self) -> bool:
+        return Flag.FAILED in self.flags
+
+    @property
+    def complete(self) -> bool:
+        """Whether the guard saw all of the response."""
+        return Flag.TRUNCATED not in self.flags
+
+    @property
+    def final(self) -> float:
+        """The static verdict, P(safe) of the whole response; NaN where the guard did not see all of it."""
+        return self.scores[-1].item() if self.complete else float("nan")

@@ -1,0 +1,68 @@
+"""What can be set about the shaped loss of a model that is trained: one definition, one check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fastdss.errors import UserError
+from fastdss.loss.functional import Backend
+from fastdss.loss.inputs import BACKENDS, check_filter_eps, check_kl_scale
+from fastdss.loss.objective import FULL_KL, KL, KLName
+
+
+@dataclass(frozen=True)
+class DSSConfig:
+    """The options of ``dss_loss`` that belong to a whole run, taken by ``enable_dss``, trainers and the collator.
+
+    Args:
+        kl: form of the KL term, one of ``KL``.
+        kl_scale: the KL term's factor, lambda in the paper.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+        chunk_bytes: bound of the slab of logits; None leaves it to the device.
+        filter_eps: threshold below which columns are left out of the head's products; None is exact.
+
+    Raises:
+        ValueError: for a value that is not one of these.
+    """
+
+    kl: KLName = KL.K2
+    kl_scale: float = 0.5
+    backend: Backend = "auto"
+    chunk_bytes: int | None = None
+    filter_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl not in list(KL):
+            raise UserError(f"kl: expected one of {', '.join(KL)}, got {self.kl!r}")
+        if isinstance(self.kl_scale, bool) or not isinstance(self.kl_scale, int | float):
+            raise UserError(f"kl_scale: expected a finite number >= 0, got {self.kl_scale!r}")
+        check_kl_scale(self.kl_scale)
+        if self.backend not in BACKENDS:
+            raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.chunk_bytes is not None and not 0 < self.chunk_bytes < math.inf:
+            raise UserError(f"chunk_bytes: expected a positive number, got {self.chunk_bytes}")
+        check_filter_eps(self.filter_eps)
+        object.__setattr__(self, "kl", KL(self.kl))
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the KL term sums over the vocabulary, so that log-probabilities of the labels do not do."""
+        return self.kl in FULL_KL and self.kl_scale > 0
+
+    def with_said(self, **said: object) -> DSSConfig:
+        """This configuration with those of the keywords that are not None, which means "not said"."""
+        return replace(self, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
+
+    @staticmethod
+    def taken_from(keywords: dict[str, Any]) -> dict[str, Any]:
+        """The shortcuts among ``keywords``, which a trainer takes beside those of its base class; removed there."""
+        return {field.name: keywords.pop(field.name) for field in fields(DSSConfig) if field.name in keywords}
+
+    def contradicted(self, said: DSSConfig | None, **keywords: object) -> list[str]:
+        """Names of what was said, whole or by keyword, and differs from this configuration."""
+        names = [field.name for field in fields(self)]
+        given = {name: getattr(said, name) for name in names} if said is not None else {}
+        given |= {name: value for name, value in keywords.items() if value is not None}
+        return [name for name in names if name in given and given[name] != getattr(self, name)]
