@@ -72,7 +72,7 @@ def _proven(model: Any, states: States) -> Packing:
         try:
             reason = _leak(model, states, made)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}"
+            reason = f"{type(error).__name__}: {str(error)[:60]}"
         if reason is None:
             return Packing(way, "")
         reasons.append(f"{way}: {reason}")

@@ -21,6 +21,7 @@ from fastdss.models.packing import is_packed, packed_inputs
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
+NEEDED = "_dss_needed"  # an input without which the class reads what follows
 _ASK = ("loss", "logprobs", "hidden", "logits")
 
 
@@ -72,8 +73,10 @@ def shaped_forward(
         )
     labels, num_items_in_batch = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
     _refuse_inputs(model, kwargs, labels, given, ask)
+    if is_packed(kwargs):
+        kwargs = packed_inputs(model, functools.partial(head_states, model), kwargs)
     if ask == "hidden":
-        return DSSOutput(hidden=head_states(model, args, kwargs))
+        return DSSOutput(hidden=head_states(model, *args, **kwargs))
     if ask == "logits":
         return DSSOutput(logits=_run(model, lambda hidden, head: (head.logits(hidden),), args, kwargs)[0][0])
     if ask == "logprobs":
@@ -99,6 +102,12 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
         raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
     if not getattr(model.config, "return_dict", True):
         raise UserError("config.return_dict: expected True, got False: parts of the model would return tuples")
+    needed = model.__dict__.get(NEEDED)
+    if needed is not None and kwargs.get(needed) is None:
+        raise UserError(
+            f"{type(model).__name__} needs {needed}, 0 in the prompt and 1 in what it writes: expected the column, got "
+            "none; without it each token sees those after it"
+        )
     weights = given.token_weights
     if weights is not None and not weights.is_floating_point():
         raise UserTypeError(f"token_weights: expected floating point, got {weights.dtype}: pass token_weights.float()")
@@ -116,8 +125,6 @@ def _run(
     """``operation`` at the head within the model's own forward, and its MoE auxiliary loss if it is asked for."""
     inputs = kwargs | {"use_cache": False}
     routed = _routes(model, inputs)
-    if is_packed(inputs):
-        inputs = packed_inputs(model, functools.partial(head_states, model, ()), inputs)
     if not hasattr(type(model), "_dss_original"):
         raise UserTypeError(f"{type(model).__name__} lost what enable_dss put on it: call enable_dss again")
     forward = type(model)._dss_original.forward
@@ -141,9 +148,9 @@ def _shown(args: tuple, inputs: dict[str, Any], real_tokens: int | None) -> Tens
     return (torch.arange(ids.shape[-1], device=ids.device) < real_tokens).long()[None]
 
 
-def head_states(model: Any, args: tuple, kwargs: dict[str, Any] | None = None, **inputs: Any) -> Tensor:
-    """The states ``[B, T, D]`` that reach the head."""
-    states: Tensor = _run(model, lambda hidden, _: (hidden,), args, (kwargs or {}) | inputs)[0][0]
+def head_states(model: Any, *args: Any, **inputs: Any) -> Tensor:
+    """The states ``[B, T, D]`` that reach the head; of packed rows, where the inputs keep the documents apart."""
+    states: Tensor = _run(model, lambda hidden, _: (hidden,), args, inputs)[0][0]
     return states
 
 

@@ -48,16 +48,28 @@ VISION: dict[str, Any] = SMALL | {"image_size": 28, "patch_size": 14, "num_chann
 
 
 # What a class needs besides, by its name: rules between fields that no table by name can know.
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 SPECIAL: dict[str, dict[str, Any]] = {
-    "ZayaForCausalLM": {"num_experts_per_tok": 1},
-    "Zamba2ForCausalLM": {"layers_block_type": ["mamba", "hybrid"], "mamba_d_state": 8, "mamba_ngroups": 1},
-    "ZambaForCausalLM": {"layers_block_type": ["mamba", "hybrid"]},
-    "ReformerModelWithLMHead": {"is_decoder": True, "axial_pos_embds": False},
-    "MptForCausalLM": {},
-    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "BambaForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
+    "FalconH1ForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_ssm": 64},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
     "GraniteMoeHybridForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
+    "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB},
+    "Gemma4ForCausalLM": {"vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0},
+    "Gemma4ForConditionalGeneration": {"text_config": {"vocab_size_per_layer_input": VOCAB}},
+    "LongcatFlashForCausalLM": {"head_dim": 4},
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "PaddleOCRVLForConditionalGeneration": {"text_config": MROPE},
+    "Phi4MultimodalForCausalLM": {},
+    "Qwen2VLForConditionalGeneration": {"text_config": MROPE},
+    "Qwen2_5OmniThinkerForConditionalGeneration": {"text_config": MROPE},
+    "Qwen2_5_VLForConditionalGeneration": {"text_config": MROPE},
+    "ReformerModelWithLMHead": {"is_decoder": True, "axial_pos_embds": False},
+    "RoCBertForCausalLM": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
     "XLMWithLMHeadModel": {"causal": True, "emb_dim": 32},
+    "XmodForCausalLM": {"is_decoder": True, "default_language": "en_XX"},
+    "Zamba2ForCausalLM": {"layers_block_type": ["mamba", "hybrid"], "mamba_d_state": 8, "mamba_ngroups": 1},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
 }
 for name in words(
     "BertLMHeadModel BertGenerationDecoder BigBirdForCausalLM CamembertForCausalLM "
@@ -65,7 +77,7 @@ for name in words(
     "RemBertForCausalLM RobertaForCausalLM RobertaPreLayerNormForCausalLM RoCBertForCausalLM "
     "RoFormerForCausalLM XLMRobertaForCausalLM XLMRobertaXLForCausalLM XmodForCausalLM"
 ):
-    SPECIAL[name] = {"is_decoder": True}
+    SPECIAL.setdefault(name, {})["is_decoder"] = True
 
 
 def text_classes() -> list[str]:
@@ -92,6 +104,9 @@ def shrunk(cls: type, table: dict[str, Any] = SMALL, **overrides: Any) -> dict[s
         kept = {key: value for key, value in (spec.init_kwargs or {}).items() if key not in small}
         kind = {"model_type": spec.model_type} if spec.model_type else {}
         made[name] = kind | kept | shrunk(own, small, **overrides.pop(name, {}))
+    if "qk_rope_head_dim" in made:  # latent attention: the width of a head follows from its parts, no head is shared
+        made.pop("head_dim", None)
+        made["num_key_value_heads"] = made.get("num_attention_heads", 4)
     return made | overrides
 
 
