@@ -1,4 +1,4 @@
-# Two commands matter:  make demo  and  make test.  Both make .venv first.
+# make help  lists what there is. Two commands matter:  make demo  and  make test.  Both make .venv first.
 # On a machine without a GPU,  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu  spares gigabytes of CUDA.
 PYTHON      ?= python3
 VENV        ?= .venv
@@ -8,10 +8,14 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: install install-dev demo test test-slow mutation oldest lint fuzz sanitize lock sbom bench bench-gpu clean
+.PHONY: help check unit install install-dev demo test test-slow mutation oldest lint fuzz sanitize lock sbom bench bench-gpu clean
 
-install: $(VENV)/.demo
-install-dev: $(VENV)/.dev
+.DEFAULT_GOAL := help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.demo  ## what the demo needs
+install-dev: $(VENV)/.dev  ## what the tests need
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,39 +31,47 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[train,score,viz,dev]"
 	touch $@
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo  ## the whole method on a small model; writes demo_report.html
 	$(PY) -m fastdss demo --out demo_report.html $(DEMO_ARGS)
 
 # Triton's interpreter and its compiler cannot share a process, hence three.
-test: lint
+test: lint  ## lint, types and all tests that need no GPU
 	$(PYTEST) tests --ignore=tests/interpreted --ignore=tests/compiled
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
 	$(PYTEST) tests/compiled
 
+QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
+	tests/chat tests/star/test_scored.py tests/train/test_config.py
+check: lint  ## lint, types and the quick tests: before each commit
+	$(PYTEST) $(QUICK)
+
+unit: $(VENV)/.dev  ## the tests of your choice: make unit ARGS="tests/loss -k smoothing"
+	$(PYTEST) $(ARGS)
+
 # Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers and triton that are supported.
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev  ## kill points, Ray, soaks: minutes each
 	$(PIP) -e ".[scale]"
 	$(PY) -m pytest -q -m slow tests benchmarks
 
-mutation: $(VENV)/.dev
+mutation: $(VENV)/.dev  ## plant every fault and see whether a test notices
 	$(PY) -m tests.mutation --write
 
-oldest:
+oldest:  ## the oldest torch, transformers and triton that are supported
 	$(PYTHON) -m venv .oldest
-	.oldest/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest hypothesis triton==3.6.0
+	.oldest/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.11.0
+	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest pytest-timeout hypothesis triton==3.6.0
 	.oldest/bin/python -c "import torch, transformers as t; print('torch', torch.__version__, 'transformers', t.__version__)"
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/models/test_causal_lm.py
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/models
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/compiled
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## format, lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
 # Coverage-guided fuzzing of what reads strangers' files and of the command line, FUZZ seconds each.
 FUZZ ?= 150
-fuzz: $(VENV)/.dev
+fuzz: $(VENV)/.dev  ## coverage-guided fuzzing of readers and command line
 	$(PIP) atheris
 	for target in csv jsonl parquet arguments; do \
 		$(PY) -m tests.hardening.fuzz $$target -max_total_time=$(FUZZ) || exit 1; done
@@ -69,7 +81,7 @@ fuzz: $(VENV)/.dev
 SANITIZER ?= compute-sanitizer
 CHECKERS  ?= memcheck synccheck
 UNCHECKED  = thousand or reruns or graph or memory or synchronisation or wait_for_nothing or fifty_steps
-sanitize: $(VENV)/.dev
+sanitize: $(VENV)/.dev  ## the kernels under compute-sanitizer; needs a GPU
 	@command -v $(SANITIZER) >/dev/null || { echo "make sanitize: there is no $(SANITIZER); the CUDA toolkit has it" >&2; exit 1; }
 	@$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make sanitize: torch finds no GPU')"
 	for tool in $(CHECKERS); do \
@@ -82,25 +94,25 @@ sanitize: $(VENV)/.dev
 	.tools/bin/pip install --quiet --disable-pip-version-check uv cyclonedx-bom
 	touch $@
 
-lock: .tools/.made
+lock: .tools/.made  ## requirements.lock anew
 	.tools/bin/uv pip compile --quiet pyproject.toml -c constraints.txt --extra demo --extra train --extra score \
 		--extra scale --extra viz --extra dev --generate-hashes --only-binary :all: --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" --no-annotate -o requirements.lock
 	@echo "requirements.lock: $$(grep -c '^[a-z].*==' requirements.lock) packages"
 
-sbom: .tools/.made $(VENV)/.dev
+sbom: .tools/.made $(VENV)/.dev  ## what is installed here, as CycloneDX
 	.tools/bin/cyclonedx-py environment $(VENV) --output-reproducible -o sbom.json
 	@$(PY) -c "import json; print('sbom.json:', len(json.load(open('sbom.json'))['components']), 'packages')"
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev  ## all CPU benchmarks
 	$(PY) benchmarks/bench_loss.py
 	$(PY) benchmarks/bench_star.py
 	$(PY) benchmarks/bench_corpus.py
 	$(PY) benchmarks/bench_train.py
 
 # Tests, measures and tunes on a GPU, ended after 10 minutes; goes on where it was interrupted.
-bench-gpu: $(VENV)/.dev
+bench-gpu: $(VENV)/.dev  ## tests, times and tunes on a GPU, 10 minutes at a time
 	$(PY) benchmarks/bench_gpu.py
 
-clean:
+clean:  ## remove what make made
 	rm -rf $(VENV) .oldest .tools build dist *.egg-info

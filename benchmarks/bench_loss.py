@@ -36,6 +36,8 @@ import torch.nn.functional as F
 from loss_methods import CPU_GRID, GPU_GRID, METHODS, Case, Inputs, Unavailable, make_inputs, truth_of
 from torch import Tensor
 
+from fastdss import KL
+
 RESULTS = Path(__file__).parent / "results"
 CHECK_ROWS = 128
 HEAD_START = 40_000_000  # cycles, about 20 ms
@@ -250,14 +252,14 @@ def tune(out: Path) -> None:
             logits = torch.randn(1024, width, device="cuda")
             ref = torch.randn_like(logits) if has_ref else None
             rows = [torch.zeros(1024, dtype=torch.int64, device="cuda"), *torch.rand(3, 1024, device="cuda")]
-            kl = "reverse" if has_ref else "k2"
+            kl = KL.REVERSE if has_ref else KL.K2
             for config in ROW_PASS_CANDIDATES[backend]:
 
                 def launch(
-                    config: Any = config, logits: Tensor = logits, ref: Any = ref, rows: Any = rows, kl: str = kl
+                    config: Any = config, logits: Tensor = logits, ref: Any = ref, rows: Any = rows, code: int = kl.code
                 ) -> None:
                     launch_row_pass_fwd(
-                        logits, ref, logits, *rows, bias=None, ref_bias=None, kl=kl, label_smoothing=0.0,
+                        logits, ref, logits, *rows, bias=None, ref_bias=None, kl_code=code, label_smoothing=0.0,
                         z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True, config=config,
                     )  # fmt: skip
 

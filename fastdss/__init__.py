@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .optional import Unavailable
 from .version import __version__
 
 _HOME = {
@@ -88,7 +89,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'fastdss' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    try:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    except ImportError as error:
+        value = Unavailable(name, error)
     globals()[name] = value
     return value
 

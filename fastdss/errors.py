@@ -25,15 +25,3 @@ class RowError(UserTypeError):
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str]]:
         return type(self), (self.row, self.reason)
-
-
-class MissingExtraError(UserError, ImportError):
-    """A part of fastdss was used whose optional dependencies are not installed."""
-
-
-def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraError:
-    """``what`` names the part, ``extra`` the name in brackets that installs what it needs."""
-    return MissingExtraError(
-        f"{what} needs packages that are not installed ({error}): pip install 'fastdss[{extra}]', or in a clone "
-        f"pip install '.[{extra}]'"
-    )

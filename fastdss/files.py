@@ -29,6 +29,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "nt":  # a folder cannot be opened there, and has nothing to flush
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
-from fastdss.errors import missing_extra
+from fastdss.optional import require
 from fastdss.star.options import COMBINE, TURNS
 
 
@@ -75,7 +75,7 @@ def add_merge(commands: Any) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    _need("pyarrow")
+    require("fastdss score", "score", "pyarrow")
     from transformers.utils import logging
 
     from .rows import Columns
@@ -119,15 +119,8 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    _need("pyarrow")
+    require("fastdss merge", "score", "pyarrow")
     from .merge import merge
 
     done = merge(args.folder, args.out, failed=args.failed, sources=args.input)
     print(f"{args.out}: {done.rows} rows, {done.dropped} without scores left out")
-
-
-def _need(package: str) -> None:
-    try:
-        __import__(package)
-    except ImportError as error:
-        raise missing_extra("this command", "score", error) from error

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fastdss.errors import UserError, missing_extra
+from fastdss.errors import UserError
+from fastdss.optional import missing_extra
 
 from .rows import FailedRow, Row
 from .scorer import Report, Scorer, score_readable

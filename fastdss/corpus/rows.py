@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,8 +33,8 @@ class Row:
     """A response and what came before it. ``content_hash``: SHA-256 of roles and contents, of nothing else."""
 
     id: str
-    history: Conversation
-    response: str
+    history: Conversation = field(repr=False)  # texts never reach a log by way of a repr
+    response: str = field(repr=False)
     content_hash: str
 
 

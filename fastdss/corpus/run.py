@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdss.errors import UserError
+from fastdss.optional import require
 
 from .engines import ENGINES, Job, Shard, place_in_job
 from .rows import COLUMNS, MAX_BYTES, TURNS, Columns, FailedRow, Row, Source, expand, judged, read_rows
@@ -69,6 +70,7 @@ def score_dataset(
     Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
+    require("score_dataset", "score", "pyarrow")
     _check(engine, turns, shard_rows, workers)
     given, folder = _several(source), Path(out)
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):

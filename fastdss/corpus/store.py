@@ -11,7 +11,6 @@ to a temporary file, flushed to disk and renamed, their pages carry checksums, a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -195,6 +194,12 @@ def only_writer(folder: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None
 
     Raises ``ValueError`` naming process and host of the other writer. The lock goes when the process does.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise UserError(
+            "scores are kept in a folder that is locked by fcntl, which Windows lacks: use WSL, or call star_scores"
+        ) from None
     wanted = [(".lock", fcntl.LOCK_EX if ranks == 1 else fcntl.LOCK_SH)]
     wanted += [(f".lock-{rank}", fcntl.LOCK_EX)] if ranks > 1 else []
     held: list[int] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdss.errors import UserError
+from fastdss.optional import require
 
 DEFAULT_LIMIT = 2000
 
@@ -22,6 +23,7 @@ def write_report(
     scores alone, but sources that are named must fit (``ValueError``). ``limit`` caps the scored rows and the failed
     rows on the page; the charts count all. The page is replaced in one step.
     """
+    require("fastdss report", "score", "pyarrow")
     from fastdss.corpus.store import joined, load_manifest, read_scores
     from fastdss.files import write_atomically
 

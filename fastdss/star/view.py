@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 from unicodedata import category
 
-from fastdss.errors import missing_extra
+from fastdss.optional import require
 from fastdss.pages.charts import heat
 
 from .scored import Flag, ScoredResponse
@@ -27,10 +27,9 @@ _UNDERLINES = ("3px solid", "2px solid", "1px dashed")
 
 def plot(item: ScoredResponse, title: str, ax: Any = None) -> Any:
     """Draw the trajectory of one response on ``ax``, or on a new figure's axes, and return the axes."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise missing_extra("plot()", "viz", error) from error
+    require("plot()", "viz", "matplotlib")
+    from matplotlib import pyplot
+
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
     ends, values = item.ends, item.scores.tolist()

@@ -9,6 +9,7 @@ from typing import Any
 from fastdss.chat.encoder import check_conversation
 from fastdss.errors import UserError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
+from fastdss.optional import require
 from fastdss.star.align import align
 from fastdss.star.scored import ScoredResponse
 from fastdss.star.scores import StarScores
@@ -41,6 +42,7 @@ def prepare_dss_dataset(
 
     Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
     """
+    require("prepare_dss_dataset", "train", "datasets")
     from datasets import Dataset
 
     if packing and max_length is None:

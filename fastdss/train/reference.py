@@ -22,6 +22,7 @@ from fastdss.files import write_atomically
 from fastdss.models.inputs import given_inputs, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
+from fastdss.optional import require
 
 from .collator import DSSCollator, read_row
 from .enable import bare_model, disable_dss, dss_config, enable_dss
@@ -85,6 +86,7 @@ def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
     dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes. An
     earlier column of that name is replaced.
     """
+    require("add_reference_logprobs", "train", "datasets")
     from datasets import Features, List, Value
 
     values = [row.tolist() for row in reference_logprobs(model, dataset, **options)]

@@ -83,7 +83,7 @@ def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[
     )
     out = slab if dtype == slab.dtype else _overlay(slab, dtype)
     got_ce, got_kl, lost = launch_row_pass_fwd(
-        slab, ref, out, *rows, kl=kl, label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
+        slab, ref, out, *rows, kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
         config=(block, 4), **shape,
     )  # fmt: skip
     assert_tokens_close(got_ce, ce.double(), precision=torch.float32)
@@ -109,7 +109,7 @@ def test_a_label_of_another_rank_loses_nothing(label: int) -> None:
     factors = torch.tensor([slab.logsumexp(1).item(), 0, 0, 0.3, -0.3001, 0, 0])[:, None]
     lost = launch_row_gradient_bwd(
         slab, None, _overlay(slab, torch.float16), torch.tensor([label]), factors, bias=None, ref_bias=None,
-        vocab_start=0, kl="none", scales=(1.0, None, 1.0, None), config=(64, 4),
+        vocab_start=0, kl_code=0, scales=(1.0, None, 1.0, None), config=(64, 4),
     )  # fmt: skip
     assert not lost.any()
 
@@ -171,7 +171,7 @@ def test_a_label_outside_the_vocabulary_gives_nan() -> None:
     """On a GPU nothing waits for a check, so the loss must tell."""
     logits = torch.randn(2, 40)
     ce, _, _ = launch_row_pass_fwd(
-        logits, None, logits, torch.tensor([40, 3]), torch.ones(2), None, None, bias=None, ref_bias=None, kl="none",
+        logits, None, logits, torch.tensor([40, 3]), torch.ones(2), None, None, bias=None, ref_bias=None, kl_code=0,
         label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
     )  # fmt: skip
     assert ce.isnan().tolist() == [True, False]

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from fastdss.errors import UserError, missing_extra
+from fastdss.errors import UserError
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
+from fastdss.optional import require
 
 from ..collator import DSSCollator
 from ..prepare import pack_dataset, prepare_dss_dataset
@@ -26,11 +27,9 @@ _log = logging.getLogger(__name__)
 
 def run(settings: TrainSettings) -> dict[str, Any]:
     """Everything from the data file to ``report.html``; returns what the report shows."""
-    try:
-        import accelerate  # noqa: F401
-        from datasets import Dataset
-    except ImportError as error:
-        raise missing_extra("fastdss train", "train", error) from error
+    require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
+    from datasets import Dataset
+
     from .stop import NotFinite
 
     out = Path(settings.out)

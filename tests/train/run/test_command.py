@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard
+from fastdss.cli import main
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
 from fastdss.train.run import run as train_run
@@ -382,3 +383,23 @@ def test_resuming_on_other_rows_is_refused(files, tmp_path, change):
         run(settings(files, tmp_path, max_steps=2, resume=True, **options))
     data.write_text("".join(lines))
     assert run(settings(files, tmp_path, max_steps=2, resume=True, **options))["log"][-1]["step"] == 2
+
+
+def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
+    """What fastdss refuses is one line; anything else, hours into a run, must be found again."""
+
+    def fails(settings):
+        (tmp_path / "out").mkdir()
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(train_run, "run", fails)
+    given = ["train", "data.jsonl", "--model", "m", "--out", str(tmp_path / "out")]
+    with pytest.raises(KeyError, match="a bug"):
+        main(given)
+    kept = (tmp_path / "out" / "traceback.txt").read_text()
+    assert kept.startswith("Traceback")
+    assert "in fails" in kept
+    assert str(tmp_path / "out" / "traceback.txt") in capsys.readouterr().err
+    monkeypatch.setattr(train_run, "run", lambda settings: read_settings({"data": "x"}))
+    assert main(given) == 1
+    assert capsys.readouterr().err == "fastdss train: --model is required, by flag or in the YAML file\n"
