@@ -14,7 +14,7 @@ from fastdss.errors import UserError, UserTypeError
 from .probes import evaluating, some_tokens
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap", "output_logit_soft_cap")
 _MEASURED = "_dss_logit_scale_and_softcap"
 _SCALING_MULTIPLIES = ("hyperclovax",)  # every other family divides by `logits_scaling`
 

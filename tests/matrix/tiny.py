@@ -40,7 +40,7 @@ for names, value in {
     "state_size ssm_state_size mamba_d_state": 8,
     "attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout hidden_dropout attention_probs_dropout_prob": 0.0,
     "hidden_dropout_prob activation_dropout classifier_dropout embedding_dropout ffn_dropout resid_dropout": 0.0,
-    "layerdrop decoder_layerdrop summary_first_dropout": 0.0,
+    "layerdrop decoder_layerdrop summary_first_dropout residual_dropout": 0.0,
     "use_cache": False,
 }.items():
     SMALL |= dict.fromkeys(names.split(), value)
@@ -57,13 +57,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB},
     "Gemma4ForCausalLM": {"vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0},
     "Gemma4ForConditionalGeneration": {"text_config": {"vocab_size_per_layer_input": VOCAB}},
-    "LongcatFlashForCausalLM": {"head_dim": 4},
+    "LongcatFlashForCausalLM": {"qk_head_dim": 12, "head_dim": 4},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "PaddleOCRVLForConditionalGeneration": {"text_config": MROPE},
-    "Phi4MultimodalForCausalLM": {},
     "Qwen2VLForConditionalGeneration": {"text_config": MROPE},
     "Qwen2_5OmniThinkerForConditionalGeneration": {"text_config": MROPE},
     "Qwen2_5_VLForConditionalGeneration": {"text_config": MROPE},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
     "ReformerModelWithLMHead": {"is_decoder": True, "axial_pos_embds": False},
     "RoCBertForCausalLM": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
     "XLMWithLMHeadModel": {"causal": True, "emb_dim": 32},
@@ -110,17 +110,20 @@ def shrunk(cls: type, table: dict[str, Any] = SMALL, **overrides: Any) -> dict[s
     return made | overrides
 
 
-def tiny_config(name: str) -> Any:
+def tiny_config(name: str, **overrides: Any) -> Any:
     cls = getattr(transformers, name).config_class
-    return cls(**shrunk(cls, **SPECIAL.get(name, {})))
+    return cls(**shrunk(cls, **(SPECIAL.get(name, {}) | overrides)))
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """A random model in ``dtype``, in evaluation mode, its weights large enough that every part matters."""
+def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> Any:
+    """A random model in ``dtype``, in evaluation mode, its weights large enough that every part matters.
+
+    overrides: of its configuration's fields.
+    """
     cls = getattr(transformers, name)
     experts = {"experts_implementation": "eager"} if cls._can_set_experts_implementation() else {}
     torch.manual_seed(seed)
-    model = cls._from_config(tiny_config(name), **experts).to(dtype).eval()
+    model = cls._from_config(tiny_config(name, **overrides), **experts).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:
