@@ -8,6 +8,7 @@ pytest.importorskip("peft", reason="needs the [train] extra")
 
 from tests.matrix.__main__ import PAGE, TABLE
 from tests.matrix.cells import CELLS, run_class
+from tests.matrix.images import KINDS
 from tests.matrix.page import page
 from tests.matrix.ranks import CLASSES, on_two_ranks
 from tests.matrix.tiny import text_classes, vision_classes
