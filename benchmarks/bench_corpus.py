@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from environment import environment
 
 from fastdss import StarScorer, score_dataset
 from fastdss.corpus.rows import Row, read_rows
@@ -49,7 +48,7 @@ def write_rows(path: Path, count: int, first: int = 0) -> Path:
 def run_bare(source: Path, scorer: StarScorer, shard_rows: int) -> float:
     """Seconds of `star_scores` on the batches that the whole run makes, reading not counted."""
     rows = [row for row in read_rows([source]) if isinstance(row, Row)]
-    guard, options = scorer._load(), scorer._options()
+    guard, options = scorer._load(), scorer.options
     spent = 0.0
     for start in range(0, len(rows), shard_rows):
         shard = rows[start : start + shard_rows]
@@ -57,7 +56,7 @@ def run_bare(source: Path, scorer: StarScorer, shard_rows: int) -> float:
             part = [shard[index] for index in indices]
             batch = {"prompt": [row.history for row in part], "response": [row.response for row in part]}
             begun = time.perf_counter()
-            scoring.star_scores(guard, batch, **options)
+            scoring.star_scores(guard, batch, options=options)
             spent += time.perf_counter() - begun
     return spent
 
@@ -114,7 +113,7 @@ def alternating(args: argparse.Namespace, folder: Path) -> list[dict]:
                 whole.append(spent[0])
                 inside.append(spent / within - 1)
         again.append(run_whole(source, out, scorer, args.shard_rows)[0][0])
-    common = {"rows": count, "turns": args.turns, "gemm": scorer.gemm}
+    common = {"rows": count, "turns": args.turns, "gemm": scorer.options.gemm}
     ratios = [w / b - 1 for w, b in zip(whole, bare, strict=True)]
     wall, processor = zip(*inside, strict=True)
     return [
@@ -158,15 +157,6 @@ def only(args: argparse.Namespace) -> None:
     print(json.dumps(row))
 
 
-def environment(args: argparse.Namespace) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "guard": "tiny", "dtype": "float32", "device": "cpu", "chip": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1), "shard_rows": args.shard_rows,
-        "commit": commit.stdout.strip(), "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rows", type=int, default=10_000, help="of the larger run whose memory is measured")
@@ -188,9 +178,10 @@ def main(argv: list[str]) -> list[dict]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         rows = []
+        facts = environment("cpu", "transformers", guard="tiny", dtype="float32", shard_rows=args.shard_rows)
         for measured in (alternating, memory):
             for row in measured(args, Path(folder)):
-                rows.append(row | environment(args))
+                rows.append(row | facts)
                 print(json.dumps(rows[-1]), flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_loss import timed
+from environment import environment
 from fastdss.kernels.configs import PREFIX_ATTENTION_CANDIDATES, PrefixConfig
 from fastdss.kernels.prefix_attention import architecture
 from torch import Tensor
@@ -204,13 +203,8 @@ def measure(run: Callable[[], Tensor], device: str, repeats: int) -> dict:
     return {"median_s": statistics.median(times), "p20_s": p20, "p80_s": p80, **memory}
 
 
-def environment(args: argparse.Namespace) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "shape": args.shape, "dtype": args.dtype, "device": args.device, "chip": chip, "commit": commit.stdout.strip(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-    }  # fmt: skip
+def facts_of(args: argparse.Namespace) -> dict:
+    return environment(args.device, "triton", shape=args.shape, dtype=args.dtype)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -248,7 +242,7 @@ def tune(args: argparse.Namespace, candidates: Sequence[PrefixConfig]) -> list[d
                 raise SystemExit(f"{args.shape} {config}: differs by {error:.3g}, more than {max(2 * own, 1e-5):.3g}")
             times = measure(run, args.device, args.repeats)
             timed[config] = times["median_s"]
-            rows.append({"way": "kernel", "config": config._asdict(), "max_error": error} | times | environment(args))
+            rows.append({"way": "kernel", "config": config._asdict(), "max_error": error} | times | facts_of(args))
             rows[-1]["tflops"] = problem.flop / times["median_s"] / 1e12
             print(json.dumps(rows[-1]), flush=True)
         best = min(timed, key=timed.__getitem__)
@@ -273,7 +267,7 @@ def main(argv: list[str]) -> list[dict]:
         times = measure(run, args.device, args.repeats)
         flop = problem.causal_flop if name == "sdpa-causal" else problem.flop
         rate = {"max_error": errors.get(name), "tflops": flop / times["median_s"] / 1e12}
-        rows.append(row | rate | times | environment(args))
+        rows.append(row | rate | times | facts_of(args))
         print(json.dumps(rows[-1]), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:

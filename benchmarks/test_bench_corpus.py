@@ -18,7 +18,7 @@ def test_rows(tmp_path, capsys):
     assert [row["rows"] for row in rows] == [8, 8, 8, 2, 20]
     assert all(row["overhead"] > 0 for row in rows if row["measure"] in ("inside", "memory"))
     assert all(row["peak_bytes"] > 100 << 20 for row in rows[3:])
-    assert {"commit", "torch", "threads", "guard", "dtype", "load"} <= set(rows[0])
+    assert {"commit", "versions", "chip", "threads", "guard", "dtype", "load"} <= set(rows[0])
 
 
 def test_turns_see_different_rows(tmp_path):

@@ -22,7 +22,7 @@ def test_rows(tmp_path, capsys):
     assert printed == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
     assert [row["way"] for row in rows] == ["loop", "sdpa-causal"]
     assert rows[0]["max_error"] <= 1e-5
-    assert {"median_s", "p20_s", "p80_s", "tflops", "commit", "torch", "dtype", "shape"} <= set(rows[0])
+    assert {"median_s", "p20_s", "p80_s", "tflops", "commit", "versions", "chip", "dtype", "shape"} <= set(rows[0])
 
 
 def test_wrong_results_are_never_timed(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ def test_rows_and_picture(tmp_path, capsys):
     assert ours["max_error"] <= 1e-5
     assert ours["tokens"] < naive["tokens"]
     assert naive["sampled"] == 2
-    assert {"median_s", "p20_s", "p80_s", "cpu_s", "load", "commit", "torch", "dtype", "shape"} <= set(ours)
+    assert {"median_s", "p20_s", "p80_s", "cpu_s", "load", "commit", "versions", "chip", "dtype", "shape"} <= set(ours)
     assert out.with_suffix(".png").stat().st_size > 1000
 
 

@@ -160,7 +160,7 @@ class StarScorer:
         }
 
     def settle(self, earlier: Mapping[str, str]) -> dict[str, str]:
-        """Choose the faster ``gemm`` once: measured anew, it may change within a run, and with it the last bits."""
+        """Fix ``gemm`` for the run: batches of any size, and workers on other processors, then compute alike."""
         if self.options.gemm == "auto" and "gemm" in earlier:
             self.options = self.options.with_said(gemm=earlier["gemm"])
         self._load()
@@ -168,14 +168,12 @@ class StarScorer:
 
     def _load(self) -> list[Guard]:
         if self._loaded is None:
-            from fastdss.prefix.cpu_linear import eligible_layers, onednn_is_faster
+            from fastdss.prefix.cpu_linear import preferred_gemm
             from fastdss.star.scoring import star_scores
 
             guards = [source.load(self.device) for source in self._sources]
             if self.options.gemm == "auto":
-                layers = [layer for guard in guards for layer in eligible_layers(guard.model)]
-                faster = "onednn" if layers and onednn_is_faster(layers) else "default"
-                self.options = self.options.with_said(gemm=faster)
+                self.options = self.options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
             star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)  # refuses bad ones
             self._loaded = guards
         return self._loaded

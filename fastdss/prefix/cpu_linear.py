@@ -1,24 +1,26 @@
 """The faster fp32 GEMM of this CPU for a model's linear layers: the default one, or oneDNN with prepacked weights.
 
-Same fp32 arithmetic, another order of summation. Which one wins depends on the chip, so ``auto`` times both on the
-model's own widest layer. Prepacked weights are a second copy of them, which a ``PackedWeights`` keeps from call to
-call: packing SmolLM2-135M costs as much as 400 of its tokens.
+Same fp32 arithmetic, another order of summation, so the choice moves scores by 2e-6 and must not depend on anything
+that differs between two runs of one call, a stopwatch least of all. ``auto`` decides by the kind of processor and the
+size of the call: oneDNN on AMD's, where MKL falls behind (1.1 to 1.3 times end to end, Zen 3 and 4). Prepacked weights
+are a second copy of them, which a ``PackedWeights`` keeps from call to call: packing SmolLM2-135M costs as much as 400
+of its tokens.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 GEMMS = ("auto", "default", "onednn")
-WORTH_PACKING = 2000  # tokens below which prepacking the weights costs more than it saves
-_PROBE_ROWS = 256
+WORTH_PACKING = 2000  # tokens of a call below which prepacking the weights costs more than it saves
+_PACKED_FOR = 256  # rows that oneDNN is told to expect; a micro-batch has 400 to 800
 
 
 class PackedWeights:
@@ -33,8 +35,6 @@ class PackedWeights:
         self.clear()
 
     def clear(self) -> None:
-        self.tokens = 0  # how much work came by
-        self.faster: bool | None = None  # what the probe said
         self._kept: WeakKeyDictionary[nn.Linear, tuple[int | None, Tensor, Tensor]] = WeakKeyDictionary()
         self._numbers: dict[int, Tensor] = {}
 
@@ -62,16 +62,17 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
     """Run ``model``'s plain fp32 CPU ``nn.Linear`` layers on ``backend`` for a while; gives the one in use.
 
     ``packed`` keeps the prepacked weights for the next time. ``"onednn"`` raises ``ValueError`` where it cannot run;
-    ``"auto"`` then stays with the default, as it does until ``WORTH_PACKING`` tokens came by.
+    ``"auto"`` then stays with the default, and where the call has fewer than ``WORTH_PACKING`` tokens.
     """
     packed = packed or PackedWeights()
-    packed.tokens += tokens
     if backend not in GEMMS:
-        raise ValueError(f"gemm: expected one of {GEMMS}, got {backend!r}")
+        raise ValueError(f"gemm: expected one of {', '.join(GEMMS)}, got {backend!r}")
+    if backend == "auto":
+        backend = preferred_gemm(model) if tokens >= WORTH_PACKING else "default"
     layers = [] if backend == "default" else eligible_layers(model)
     if backend == "onednn" and not layers:
         raise ValueError("gemm='onednn' needs oneDNN and a model with fp32 linear layers on the CPU")
-    if not layers or (backend == "auto" and not _worth_it(packed, layers)):
+    if not layers:
         yield "default"
         return
     try:
@@ -83,12 +84,18 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
             layer.__dict__.pop("forward", None)
 
 
-def _worth_it(packed: PackedWeights, layers: list[nn.Linear]) -> bool:
-    if packed.tokens < WORTH_PACKING:
+def preferred_gemm(*models: nn.Module) -> str:
+    """What ``"auto"`` takes for a long call, by the kind of processor and of layers alone."""
+    return "onednn" if _by_amd() and any(eligible_layers(model) for model in models) else "default"
+
+
+@cache
+def _by_amd() -> bool:
+    """Elsewhere than on Linux it is not known, and the default stays."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
         return False
-    if packed.faster is None:
-        packed.faster = onednn_is_faster(layers)
-    return packed.faster
 
 
 def eligible_layers(model: nn.Module) -> list[nn.Linear]:
@@ -105,32 +112,13 @@ def eligible_layers(model: nn.Module) -> list[nn.Linear]:
     ]
 
 
-@torch.inference_mode()
-def onednn_is_faster(layers: list[nn.Linear]) -> bool:
-    """Whether prepacked oneDNN beats the default on the widest of ``layers``, by at least a twentieth."""
-    layer = max(layers, key=lambda layer: layer.weight.numel())
-    rows = torch.randn(1, _PROBE_ROWS, layer.in_features)
-    packed = _packed(layer.weight)
-    ways: list[Callable[[], Tensor]] = [
-        lambda: nn.functional.linear(rows, layer.weight, layer.bias),
-        lambda: _linear(packed, layer.bias, rows),
-    ]
-    best = [float("inf")] * 2
-    for _ in range(5):
-        for i, way in enumerate(ways):
-            begun = time.perf_counter()
-            way()
-            best[i] = min(best[i], time.perf_counter() - begun)
-    return best[1] < 0.95 * best[0]
-
-
 def version(tensor: Tensor) -> int | None:
     """How often ``tensor`` was written to; None for tensors made in inference mode, which do not count."""
     return None if tensor.is_inference() else tensor._version
 
 
 def _packed(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PROBE_ROWS)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
 
 
 def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:

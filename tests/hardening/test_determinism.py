@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -138,3 +140,29 @@ def test_the_check_would_see_a_flipped_bit() -> None:
     other = [t.clone() for t in bits(outcome)]
     other[-2].view(torch.int32)[0, 0] ^= 1
     assert not same(bits(outcome), other)
+
+
+SCORED = """
+import hashlib, sys, threading
+from fastdss import Guard, star_scores
+if sys.argv[1] == "busy":
+    def spin():
+        while True:
+            sum(range(1000))
+    threading.Thread(target=spin, daemon=True).start()
+text = "Ring the bell first and be polite. His phone number is 555-0147 and he lives alone. " * 12
+batch = {"prompt": ["How do I reach my neighbour?"] * 2, "response": [text, text[:300]]}
+scores = star_scores(Guard.tiny(), batch, every=2).scores
+print(sum(map(len, scores)), hashlib.sha256(b"".join(s.numpy().tobytes() for s in scores)).hexdigest())
+"""
+
+
+def test_processes_give_the_same_bytes_whatever_runs_beside_them() -> None:
+    """What multiplies is chosen by the kind of processor: a stopwatch would choose otherwise on a busy machine."""
+    found = set()
+    for load in ("idle", "busy", "idle"):
+        command = [sys.executable, "-c", SCORED, load]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert int(found.pop().split()[0]) > 80

@@ -83,7 +83,8 @@ def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[
     )
     out = slab if dtype == slab.dtype else _overlay(slab, dtype)
     got_ce, got_kl, lost = launch_row_pass_fwd(
-        slab, ref, out, *rows, kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=True,
+        slab, ref, out, *rows, kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0,
+        scales=(1.0, None, 1.0, None), grad=True,
         config=(block, 4), **shape,
     )  # fmt: skip
     assert_tokens_close(got_ce, ce.double(), precision=torch.float32)

@@ -7,7 +7,7 @@ import torch
 
 import fastdss.prefix.cpu_linear
 from fastdss import star_scores
-from fastdss.prefix.cpu_linear import WORTH_PACKING, cpu_gemm, eligible_layers
+from fastdss.prefix.cpu_linear import WORTH_PACKING, cpu_gemm, eligible_layers, preferred_gemm
 from tests.support.builders import ARCHITECTURES, BATCH, make_guard
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -39,11 +39,12 @@ def test_layers_run_on_the_backend_and_are_restored():
     assert eligible_layers(model) == layers
 
 
-@pytest.mark.parametrize(("faster", "used"), [(True, "onednn"), (False, "default")])
-def test_auto_takes_the_faster_one(monkeypatch, faster, used):
-    monkeypatch.setattr(fastdss.prefix.cpu_linear, "onednn_is_faster", lambda layers: faster)
+@pytest.mark.parametrize(("amd", "used"), [(True, "onednn"), (False, "default")])
+def test_auto_goes_by_processor_and_size_of_the_call(monkeypatch, amd, used):
+    monkeypatch.setattr(fastdss.prefix.cpu_linear, "_by_amd", lambda: amd)
     model = make_guard().model
-    for tokens, expected in ((WORTH_PACKING - 1, "default"), (WORTH_PACKING, used)):
+    assert preferred_gemm(model) == used
+    for tokens, expected in ((WORTH_PACKING - 1, "default"), (WORTH_PACKING, used), (WORTH_PACKING - 1, "default")):
         with cpu_gemm(model, "auto", tokens=tokens) as backend:
             assert backend == expected
 

@@ -1,4 +1,4 @@
-"""Random problems, and their truth: the definitions of objective.py's oracle, differentiated in float64."""
+"""Random problems, and their truth: the definitions of oracle.py, differentiated in float64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastdss import dss_loss, weighted_ce
 from fastdss.loss.functional import DSSLossOutput
-from fastdss.loss.objective import Objective, RowInputs, oracle_terms
+from fastdss.loss.objective import Objective, RowInputs
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
+from tests.support.oracle import oracle_terms
 
 # (N, D, V): one row, an odd width; a prime vocabulary; several chunks, no power of two; a vocabulary of several blocks.
 SHAPES = [(1, 16, 17), (7, 24, 67), (33, 48, 130), (17, 96, 1000)]
