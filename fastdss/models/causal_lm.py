@@ -108,6 +108,11 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
         )
 
 
+def vocabulary(model: Any) -> int:
+    """How many tokens the model's config says it knows."""
+    return int(_unwrap(model).config.get_text_config(decoder=True).vocab_size)
+
+
 def ignores_softcap(model: Any) -> bool:
     """Whether the model's own attention drops its softcap: transformers 5.17 chose sdpa, which has none, for Gemma2."""
     config = model.config.get_text_config(decoder=True)

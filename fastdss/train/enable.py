@@ -38,6 +38,7 @@ def enable_dss(
     kl_scale: float | None = None,
     backend: Backend | None = None,
     chunk_bytes: int | None = None,
+    label_smoothing: float | None = None,
     filter_eps: float | None = None,
     check: bool = True,
 ) -> Model:
@@ -60,14 +61,19 @@ def enable_dss(
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
     returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
-    ``chunk_bytes`` and ``filter_eps`` are shortcuts to its fields. Calling again sets all of them anew.
+    ``chunk_bytes``, ``label_smoothing`` and ``filter_eps`` are shortcuts to its fields. Calling again sets all anew.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
     ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
     """
     config = (config or DSSConfig()).with_said(
-        kl=kl, kl_scale=kl_scale, backend=backend, chunk_bytes=chunk_bytes, filter_eps=filter_eps
+        kl=kl,
+        kl_scale=kl_scale,
+        backend=backend,
+        chunk_bytes=chunk_bytes,
+        filter_eps=filter_eps,
+        label_smoothing=label_smoothing,
     )
     bare = bare_model(model)
     if any(cls.__name__ == "DeepSpeedEngine" for cls in type(bare).__mro__):

@@ -163,6 +163,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         here = hidden.device
         options = _options(config, head, rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
+        options["label_smoothing"] = config.label_smoothing
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
                 raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")

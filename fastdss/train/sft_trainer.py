@@ -16,11 +16,12 @@ from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
 
+from .agreement import agreed_config
 from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model
 from .prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
-from .trainer import ShapedTraining, agreed_config
+from .trainer import ShapedTraining
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
 

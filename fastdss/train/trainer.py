@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import Trainer
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.models.causal_lm import logit_scale_and_softcap
+from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
 from fastdss.models.experts import coefficient
 from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
 
 from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
+from .agreement import agree_on_smoothing, agreed_config, enabled_init, fuses_head, without_smoother
 from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config, enable_dss
@@ -41,12 +42,12 @@ class ShapedTraining:
     def _set_up_dss(self: Any, ref_model: Any) -> None:
         """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
         args = self.args
-        if args.label_smoothing_factor or self.compute_loss_func is not None:
+        if self.compute_loss_func is not None:
             raise UserError(
-                "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
-                f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
+                f"compute_loss_func never sees token_weights: leave it unset, got {self.compute_loss_func!r}"
             )
-        if args.use_liger_kernel and _fuses_head(args.liger_kernel_config):
+        agree_on_smoothing(self.model, args.label_smoothing_factor)
+        if args.use_liger_kernel and fuses_head(args.liger_kernel_config):
             raise UserError(
                 "use_liger_kernel replaces the model's forward and with it DSS: leave it False, or set "
                 "liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}, "
@@ -99,6 +100,13 @@ class ShapedTraining:
             raise UserError(
                 "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
             )
+        ours, theirs = vocabulary(bare_model(self.model)), vocabulary(bare_model(ref_model))
+        config = dss_config(self.model)
+        if ours != theirs and config is not None and config.needs_logits:
+            raise UserError(
+                f"ref_model: kl={str(config.kl)!r} compares whole vocabularies: expected {ours} tokens, got {theirs}; "
+                "take k1, k2 or k3, or resize the reference too"
+            )
         ref_model.requires_grad_(False).eval().to(self.args.device)
         return enable_dss(ref_model)
 
@@ -140,7 +148,8 @@ class ShapedTraining:
             self._tell_unshaped(inputs)
             return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
-        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+        with without_smoother(self):
+            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
@@ -181,13 +190,18 @@ class ShapedTraining:
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
+        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters.
+
+        Of another vocabulary, whose head the loss could not lay beside the policy's, its labels' log-probabilities.
+        """
         policy = self._refers_to_policy()
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = self._reference_module(model)
         bare = bare_model(reference)
         # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
         with evaluating(reference), self._as_reference(model), layers_gathered(bare):
+            if not policy and vocabulary(bare) != vocabulary(bare_model(model)):
+                return {"ref_logprobs": reference(**asked, labels=inputs["labels"], dss_ask="logprobs").logprobs}
             hidden = reference(**asked, dss_ask="hidden").hidden
             found = {"ref_hidden": hidden}
             if not policy or head_trains(bare) or head_is_adapted(bare):
@@ -333,38 +347,22 @@ class DSSTrainer(ShapedTraining, Trainer):
 
     def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:
         model = args[0] if args else kwargs.get("model")
-        if model is None:
-            raise UserError("model: expected a causal LM (model_init would make models without DSS)")
         said = DSSConfig.taken_from(kwargs)
-        agreed = agreed_config(model, config, said, ref_model)
+        if model is not None:
+            agreed = agreed_config(model, config, said, ref_model)
+        elif kwargs.get("model_init") is not None:
+            if ref_model == "adapter":
+                raise UserError("ref_model='adapter' needs the one model that is trained: pass model, not model_init")
+            agreed = (config or DSSConfig()).with_said(**said)
+            smoothing = getattr(args[1] if len(args) > 1 else kwargs.get("args"), "label_smoothing_factor", 0.0)
+            agreed = agreed if agreed.label_smoothing else replace(agreed, label_smoothing=smoothing)
+            kwargs["model_init"] = enabled_init(kwargs["model_init"], agreed)
+        else:
+            raise UserError("model: expected a causal LM, or model_init, got neither")
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
             self.data_collator = default_collator(self, agreed.kl_scale)
         self._set_up_dss(ref_model)
-
-
-def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:
-    """The model's configuration, enabled here if it was not; refuses contradictions, and full KL without a reference.
-
-    said: the shortcuts among a trainer's keywords.
-    """
-    known = dss_config(model)
-    if known is None:
-        known = dss_config(enable_dss(model, config, **said))
-        assert known is not None
-    elif differing := known.contradicted(config, **said):
-        here = (config or known).with_said(**said)
-        words = [f"{n}: expected {getattr(known, n)} as in enable_dss, got {getattr(here, n)}" for n in differing]
-        raise UserError(f"{'; '.join(words)}: say it once")
-    if known.needs_logits and ref_model is None:
-        raise UserError(f"kl={str(known.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model")
-    return known
-
-
-def _fuses_head(liger: Mapping[str, Any] | None) -> bool:
-    """Whether Liger puts a forward of its own, with the head and the loss in one, in place of the model's."""
-    chosen = {"fused_linear_cross_entropy": True, "cross_entropy": False} | dict(liger or {})
-    return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])
 
 
 def _with_loss(found: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Rows with images end to end: a table of rows, the reference's log-probabilities, the collator, the trainer's steps."""
+"""Rows with images end to end: from a table through the reference's log-probabilities to the trainer's step."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def case_of(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_table_with_images_is_trained_as_the_rows_alone(name, tmp_path):
-    """Rows without an image hold null in its columns, as Arrow has them; two micro-batches of two rows make the step."""
+    """Rows without an image hold null in its columns, as Arrow has them; the step has two micro-batches."""
     rows, case = case_of(name)
     data = add_reference_logprobs(Dataset.from_list(rows), case.fresh())
     assert data[1].get("pixel_values") is None
