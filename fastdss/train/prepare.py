@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from fastdss.chat.encoder import check_conversation
@@ -31,7 +31,8 @@ def prepare_dss_dataset(
 ) -> Any:
     """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
 
-    scored: ``StarScores``, or rows (a ``Dataset`` or a sequence of mappings) with ``prompt`` (text or messages) and
+    scored: ``StarScores``, or rows (a ``Dataset``, an ``IterableDataset``, which stays one, or a sequence of mappings)
+    with ``prompt`` (text or messages) and
     ``response``, or ``messages``, and the scorer's columns: ``scores`` [K], ``ends`` [K] (character ends into the
     response) and optionally ``flags``. ``template``, ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
 
@@ -43,7 +44,7 @@ def prepare_dss_dataset(
     Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
     """
     require("prepare_dss_dataset", "train", "datasets")
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     if packing and max_length is None:
         raise UserError("packing needs max_length, got None")
@@ -57,8 +58,9 @@ def prepare_dss_dataset(
     def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         return _columns(tokenised(_rows(batch), indices[0]))
 
-    if isinstance(scored, Dataset):
-        prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
+    if isinstance(scored, Dataset | IterableDataset):
+        known = column_names(scored)
+        prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=known)
     else:
         prepared = Dataset.from_dict(
             _columns(tokenised(scored.to_training_rows() if isinstance(scored, StarScores) else scored))
@@ -72,7 +74,7 @@ def prepare_dss_dataset(
 
 def truncate_dataset(dataset: Any, max_length: int) -> Any:
     """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
-    names = [name for name in dataset.column_names if name in COLUMNS or name in TOKEN_INPUTS]
+    names = [name for name in column_names(dataset) if name in COLUMNS or name in TOKEN_INPUTS]
 
     def cut(*values: list) -> dict[str, list]:
         return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
@@ -82,7 +84,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
 
 def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
     kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if len(kept) < len(dataset):
+    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # a stream counts nothing
         lost = len(dataset) - len(kept)
         _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
     return kept
@@ -91,12 +93,18 @@ def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
 def pack_dataset(dataset: Any, max_length: int) -> Any:
     """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
     known = COLUMNS.keys() | TOKEN_INPUTS.keys() | MEDIA_INPUTS
-    names = [name for name in dataset.column_names if name in known]
+    names = [name for name in column_names(dataset) if name in known]
 
     def packed(batch: Mapping[str, list]) -> dict[str, list]:
         return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
 
-    return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=dataset.column_names)
+    return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=column_names(dataset))
+
+
+def column_names(dataset: Any) -> list[str]:
+    """The data set's columns; a stream that does not know them is asked for its first row."""
+    names = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset), ())) if names is None else list(names)
 
 
 def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:

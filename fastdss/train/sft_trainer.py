@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
@@ -20,7 +20,7 @@ from .agreement import agreed_config
 from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model
-from .prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
+from .prepare import column_names, pack_dataset, prepare_dss_dataset, truncate_dataset
 from .trainer import ShapedTraining
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
@@ -155,9 +155,9 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, Dataset | IterableDataset):
             raise UserTypeError(
-                f"{name}: scored and prepared rows must be a datasets.Dataset, got {type(dataset).__name__}"
+                f"{name}: of scored rows expected a Dataset or an IterableDataset, got {type(dataset).__name__}"
             )
         if formatting_func is not None:
             raise UserError(f"{name}: formatting_func would change the text that was scored: leave it unset")
@@ -185,7 +185,4 @@ def _ungathered(accelerator: Any) -> Iterator[None]:
 
 
 def _columns(dataset: Any) -> list[str]:
-    if dataset is None:
-        return []
-    names = getattr(dataset, "column_names", None)
-    return list(next(iter(dataset))) if names is None else list(names)
+    return [] if dataset is None else column_names(dataset)
