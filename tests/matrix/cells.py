@@ -18,7 +18,7 @@ from fastdss import DSSCollator, DSSTrainer, enable_dss, pack, reference_logprob
 from fastdss.errors import UserError
 from fastdss.models.inputs import input_names
 from tests.matrix.images import KINDS, image_rows
-from tests.matrix.tiny import tiny_model
+from tests.matrix.tiny import LARGEST, smallest, tiny_model
 
 LENGTHS = (9, 6, 12, 5)
 TOLERANCE = 1e-5  # norms, softmax and routers of transformers compute in single precision
@@ -247,6 +247,8 @@ def run_class(name: str, cells: tuple[str, ...] = tuple(CELLS)) -> dict[str, str
     """Every cell of one class; a class that cannot be made tiny, or run alone, says so instead."""
     warnings.filterwarnings("ignore")
     try:
+        if (size := smallest(name)) > LARGEST:
+            return {"not tried": f"{size / 1e6:.0f} million parameters are left when all known fields are small"}
         case = Case(name)
     except Exception as error:
         return {"not tried": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}

@@ -11,6 +11,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 VOCAB = 128
+LARGEST = 25_000_000  # parameters; more are no longer tiny, whatever the configuration's fields were called
 
 
 def words(text: str) -> list[str]:
@@ -52,6 +53,17 @@ MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_s
 SPECIAL: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
     "FalconH1ForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_ssm": 64},
+    "Cosmos3EdgeForConditionalGeneration": {"text_config": MROPE},
+    "Dots3NoteForCausalLM": {"per_layer_config": {}},
+    "Dots3NoteForConditionalGeneration": {"text_config": {"per_layer_config": {}}},
+    "Ernie4_5_VLMoeForConditionalGeneration": {"text_config": {"moe_intermediate_size": [24, 24]}},
+    "Glm46VForConditionalGeneration": {"text_config": MROPE},
+    "Glm4vForConditionalGeneration": {"text_config": MROPE},
+    "Glm4vMoeForConditionalGeneration": {"text_config": MROPE},
+    "GlmOcrForConditionalGeneration": {"text_config": MROPE},
+    "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 32}},
+    "Molmo2ForConditionalGeneration": {"vision_config": {"image_size": [28, 28]}},
+    "Step3p7ForConditionalGeneration": {"text_config": {"sliding_window": 64}},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
     "GraniteMoeHybridForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB},
@@ -113,6 +125,13 @@ def shrunk(cls: type, table: dict[str, Any] = SMALL, **overrides: Any) -> dict[s
 def tiny_config(name: str, **overrides: Any) -> Any:
     cls = getattr(transformers, name).config_class
     return cls(**shrunk(cls, **(SPECIAL.get(name, {}) | overrides)))
+
+
+def smallest(name: str) -> int:
+    """Parameters of the tiny model, found without making any."""
+    with torch.device("meta"):
+        model = getattr(transformers, name)._from_config(tiny_config(name))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> Any:
