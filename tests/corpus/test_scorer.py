@@ -347,3 +347,9 @@ def test_turns_of_one_conversation_cost_one_trunk(guard):
         alone = star_scores(reader, {"messages": [chat.records()[: item.turn + 1]]})
         (turn,) = [turn for turn in whole.turns if turn.turn == item.turn]
         assert turn.scores == pytest.approx(alone.scores[0].tolist(), abs=1e-6)
+
+
+def test_rows_that_hold_scores_are_not_judged_again_in_silence(guard):
+    found = StarScorer(guard)(columns(GOOD[:1]))
+    with pytest.raises(ValueError, match="hold scores already"):
+        StarScorer(guard)({**columns(GOOD[:1]), **found})
