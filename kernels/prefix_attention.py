@@ -2,7 +2,7 @@
 
 A token sees the first ``limit`` keys of its slot in the store, and the packed keys of its own run up to itself. Either
 way that is an interval ``[first, end)`` of a key index, so one loop serves both sources; what all rows of a program
-see needs no mask.
+see needs no mask. A window or a chunk moves ``first``; a sink is one more logit of a head, whose value is zero.
 
     rows of a tile          store, one slot        packed keys
     branch A  limit 9       kkkkkkkk|k             a
@@ -126,16 +126,20 @@ def _visit_source(
 
 @triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["limit_ptr", "run_ptr", "tile_ptr"])
 def prefix_attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, store_k_ptr, store_v_ptr, limit_ptr, run_ptr, tile_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, store_k_ptr, store_v_ptr, sink_ptr, limit_ptr, run_ptr, tile_ptr, out_ptr,
     stride_qh, stride_qn, stride_kh, stride_kn, stride_vh, stride_vn,
     stride_store_kh, stride_store_kn, stride_store_vh, stride_store_vn, stride_on, stride_oh,
     window,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
+    HAS_SINK: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: the tokens of a tile times HEADS query heads of one K/V head (of its GROUP)."""
+    """One program: the tokens of a tile times HEADS query heads of one K/V head (of its GROUP).
+
+    HAS_WINDOW: a token sees the last ``window`` positions; CHUNKED: those of its own ``window`` positions from a
+    multiple of ``window`` on.
+    """
     head = tl.program_id(0).to(tl.int64) * HEADS
     kv_head = head // GROUP
     tile_ptr += tl.program_id(1).to(tl.int64) * 9
@@ -160,9 +164,14 @@ def prefix_attention_fwd_kernel(
     if E1 > 0:
         acc1 = tl.zeros([BLOCK_M, E1], accumulate)
 
-    # store: row sees [position - window + 1, limit)
+    # store: row sees [position - window + 1, limit), or [its chunk's first position, limit)
     first = tl.zeros([BLOCK_M], tl.int32)
     low, whole_low = token_low * 0, token_low * 0
+    if CHUNKED:
+        first = (limit + token - run) // window * window
+        low = tl.load(tile_ptr + 7) // window * window
+        whole_low = tl.load(tile_ptr + 8) // window * window
+    chunk = first
     if HAS_WINDOW:
         first = tl.maximum(limit + token - run - window + 1, 0)
         low = tl.maximum(tl.load(tile_ptr + 7) - window + 1, 0)
@@ -177,9 +186,12 @@ def prefix_attention_fwd_kernel(
         SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, UPCAST,
     )  # fmt: skip
 
-    # packed: row sees [max(run, token - window + 1), token]
+    # packed: row sees [max(run, token - window + 1), token], or from where its chunk begins in its run
     first = run
     low, whole_low = tl.load(tile_ptr + 5), tl.load(tile_ptr + 6)
+    if CHUNKED:
+        first = tl.maximum(run, run + chunk - limit)
+        whole_low = token_end
     if HAS_WINDOW:
         first = tl.maximum(run, token - window + 1)
         low = tl.maximum(low, token_low - window + 1)
@@ -190,6 +202,15 @@ def prefix_attention_fwd_kernel(
         low, whole_low, token_low + 1, token_end,
         SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, UPCAST,
     )  # fmt: skip
+
+    if HAS_SINK:
+        sink = tl.load(sink_ptr + head_of_row, mask=live, other=0.0).to(peak.dtype) * LOG2E
+        higher = tl.maximum(peak, sink)
+        decay = tl.exp2(peak - higher)
+        total = total * decay + tl.exp2(sink - higher)
+        acc0 = acc0 * decay[:, None]
+        if E1 > 0:
+            acc1 = acc1 * decay[:, None]
 
     out_row = out_ptr + (token.to(tl.int64) * stride_on + head_of_row * stride_oh)[:, None]
     column = tl.arange(0, E0)[None, :]
@@ -203,12 +224,14 @@ def launch_prefix_attention_fwd(
     query: Tensor, key: Tensor, value: Tensor, store: tuple[Tensor, Tensor],
     limits: Tensor, runs: Tensor, tiles: Tensor, out: Tensor,
     *, scaling: float, window: int | None, softcap: float | None, config: PrefixConfig,
+    chunk: int | None = None, sinks: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Write to ``out: [N, H, dv]`` what each token of the tiles sees of its slot and of its run, averaged by softmax.
 
     query: [H, N, d], key: [Hkv, N, d], value: [Hkv, N, dv], store: ([Hkv, capacity, d], [Hkv, capacity, dv]); the last
     dimension of each is contiguous. limits, runs: [N] int32: how many keys of its slot a token sees, and the packed
     index where its run begins. tiles: [T * TILE_COLUMNS] int32, each of at most ``tokens_per_tile`` tokens of one slot.
+    A token sees ``window`` positions, or those of its chunk of ``chunk``; sinks: [H], logits beside each head's own.
     """
     heads, _, head_dim = query.shape
     group, value_dim = heads // key.shape[0], value.shape[2]
@@ -216,11 +239,12 @@ def launch_prefix_attention_fwd(
     (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
     with on_device_of(query):
         prefix_attention_fwd_kernel[(heads // shared, len(tiles) // TILE_COLUMNS)](
-            query, key, value, *store, limits, runs, tiles, out,
+            query, key, value, *store, limits if sinks is None else sinks, limits, runs, tiles, out,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
             store[0].stride(0), store[0].stride(1), store[1].stride(0), store[1].stride(1),
-            out.stride(0), out.stride(1), window or 0,
-            SCALE=scaling, SOFTCAP=softcap or 0.0, HAS_WINDOW=window is not None,
+            out.stride(0), out.stride(1), window or chunk or 0,
+            SCALE=scaling, SOFTCAP=softcap or 0.0, HAS_WINDOW=window is not None, CHUNKED=chunk is not None,
+            HAS_SINK=sinks is not None,
             GROUP=group, HEADS=shared, HEAD_DIM=head_dim, VALUE_DIM=value_dim,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, D0=d0, D1=d1, E0=e0, E1=e1,
             UPCAST=stored_dtype(query) != query.dtype, num_warps=config.num_warps, num_stages=config.num_stages,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,22 +13,25 @@ from fastdss.errors import UserError
 from fastdss.models.sources import check_source
 
 if TYPE_CHECKING:
+    from fastdss.chat.encoder import ChatEncoder
     from fastdss.guards.spec import GuardSpec
     from fastdss.star.guard import Guard
 
 _GUARD_FILES = {".json", ".jinja", ".safetensors", ".model", ".txt"}
 _PROBES = [
-    [{"role": role, "content": f"{role} {turn}"} for turn in range(turns) for role in ("user", "assistant")]
-    for turns in (1, 2)
+    [{"role": role, "content": f"{role} {turn}"} for turn, role in enumerate(roles.split())]
+    for roles in ("user assistant", "user assistant user assistant", "system user assistant", "user tool assistant")
 ]
+_SAID_OF_IT = ("name", "messages", "judges", "checked", "note", "date")  # no part of what is asked
 
 
 class GuardIdentity(NamedTuple):
-    """``name`` is for people; scores depend on the other two."""
+    """``name`` is for people; scores depend on the others. ``date`` is the day that a template prints, if it does."""
 
     name: str
     revision: str
     template_hash: str
+    date: str | None
 
 
 @dataclass
@@ -38,6 +42,8 @@ class GuardSource:
     spec: GuardSpec | str | None = None
     revision: str | None = None
     dtype: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    check: bool = True
 
     def identity(self) -> GuardIdentity:
         """Name, revision and template hash. Pins a Hub id to the commit found now.
@@ -46,10 +52,14 @@ class GuardSource:
         byte of them: a guard trained further has files of the same names and sizes. Reading them costs less than
         loading the model.
         """
-        name, revision, encoder, spec = self._described()
-        rendered = [_rendered(encoder, probe) for probe in _PROBES]
-        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("name", "messages", "note")}
-        return GuardIdentity(name, revision, _sha256(json.dumps([rendered, asked], default=str).encode()))
+        from fastdss.guards.questions import prints_date
+
+        name, revision, encoders, spec = self._described()
+        rendered = [_rendered(encoder, probe) for encoder in encoders for probe in _PROBES]
+        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in _SAID_OF_IT}
+        printed = prints_date(spec, encoders[0].tokenizer)
+        described = json.dumps([rendered, asked], default=str)
+        return GuardIdentity(name, revision, _sha256(described.encode()), spec.date if printed else None)
 
     def load(self, device: str) -> Guard:
         """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded one as it is, where it is."""
@@ -63,18 +73,26 @@ class GuardSource:
         if name == "tiny":
             guard = Guard.tiny()
         else:
-            guard = Guard.from_pretrained(name, spec=self.spec, revision=self.revision, dtype=self.dtype)
+            guard = Guard.from_pretrained(
+                name,
+                spec=self.spec,
+                options=self.options,
+                revision=self.revision,
+                dtype=self.dtype,
+                check=self.check,
+            )
         guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         return guard
 
-    def _described(self) -> tuple[str, str, Any, GuardSpec]:
-        """Name, revision, chat encoder and spec, without loading a named guard's weights."""
-        from fastdss.chat.encoder import ChatEncoder
-        from fastdss.guards.known import TINY, TINY_FOLDER, choose_spec, find_spec, read_config
+    def _described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
+        """Name, revision, chat encoders and spec, without loading a named guard's weights."""
+        from fastdss.guards.known import TINY, TINY_FOLDER, read_config
+        from fastdss.guards.loading import resolve_spec
+        from fastdss.guards.questions import make_encoders
         from fastdss.star.guard import Guard
 
         if isinstance(self.guard, Guard):
-            return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoder, self.guard.spec
+            return self.guard.spec.name, _weights_hash(self.guard), self.guard.encoders, self.guard.spec
         from transformers import AutoTokenizer
 
         name = str(self.guard)
@@ -88,12 +106,9 @@ class GuardSource:
                 raise UserError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
             revision = self.revision = str(config["_commit_hash"])
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
-        spec = TINY if name == "tiny" else find_spec(self.spec) if isinstance(self.spec, str) else self.spec
-        spec = spec or choose_spec([name], config, tokenizer.chat_template)
-        encoder = ChatEncoder(
-            tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
-        )
-        return name, revision, encoder, spec
+        wanted = TINY if name == "tiny" else self.spec
+        spec = resolve_spec(name, config, tokenizer, spec=wanted, options=self.options)
+        return name, revision, make_encoders(spec, tokenizer), spec
 
 
 def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:

@@ -51,8 +51,8 @@ class StarScorer:
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
-    that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec`` and
-    ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. options: see ``ScoringOptions``; ``every``,
+    that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec``,
+    ``guard_options`` and ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. options: see ``ScoringOptions``; ``every``,
     ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``gemm`` and ``budget`` are shortcuts
     to its fields. device: ``"auto"``, the current GPU, else the CPU.
 
@@ -72,6 +72,7 @@ class StarScorer:
     gemm: InitVar[str | None] = None
     budget: InitVar[int | None] = None
     spec: GuardSpec | str | None = None
+    guard_options: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -103,14 +104,22 @@ class StarScorer:
             guards.extend(self.guard)
         if not guards:
             raise UserError("guard: expected at least one, got none")
-        how = {"spec": self.spec, "revision": self.revision, "dtype": None if self.dtype == "auto" else self.dtype}
+        how = {
+            "spec": self.spec,
+            "guard_options": self.guard_options or None,
+            "revision": self.revision,
+            "dtype": None if self.dtype == "auto" else self.dtype,
+        }
         given = [name for name, value in how.items() if value is not None]
         if given and any(guard == "tiny" or not isinstance(guard, str | Path) for guard in guards):
             raise UserError(f"{', '.join(given)}: only for a guard that is loaded by id or from a folder")
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
             raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
-        self._sources = [GuardSource(guard, self.spec, self.revision, self.dtype) for guard in guards]
+        check = self.options.method != "per_prefix"  # which takes guards that the tree does not
+        self._sources = [
+            GuardSource(guard, self.spec, self.revision, self.dtype, self.guard_options, check) for guard in guards
+        ]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         columns = {
@@ -143,7 +152,7 @@ class StarScorer:
         What moves scores by rounding alone (method, backend, gemm, budget, device) is left out.
         """
         found = [source.identity() for source in self._sources]
-        name, revision, template = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
+        name, revision, template, dates = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
         return {
             "guard": name,
             "revision": revision,
@@ -155,6 +164,7 @@ class StarScorer:
                 "combine": self.options.combine if len(found) > 1 else None,
                 "sharpen": self.options.sharpen,
                 "dtype": self.dtype,
+                "date": dates if any(guard.date for guard in found) else None,
             },
             "scoring_version": SCORING_VERSION,
         }

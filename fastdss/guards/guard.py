@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Sequence
-from itertools import accumulate, chain
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,25 +13,30 @@ from torch import Tensor
 from fastdss.chat.encoder import ChatEncoder, Conversation
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import ignores_softcap
-from fastdss.models.sources import check_source
+from fastdss.models.classifier import is_bidirectional, without_padding
 from fastdss.prefix.cpu_linear import PackedWeights
 from fastdss.prefix.engine import KeptHead, check_supported, reference_logits, tree_logits
 from fastdss.prefix.tree import build_tree, shared_length
 
-from .known import TINY, TINY_FOLDER, choose_spec, find_spec, read_config
+from .answers import Answers, compile_answers
+from .classes import Classes
+from .known import TINY, TINY_FOLDER
+from .loading import load_guard
+from .questions import make_encoders
+from .sight import CHAT, check_sight
 from .spec import GuardSpec
-from .token_head import TokenHeadModel, class_ids
 
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there. How are you?"}]
 _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
 
 
 class GuardModel:
-    """A causal LM of transformers, its tokenizer, and the spec that says how to read a verdict from it.
+    """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
-    Raises ``ValueError`` when a verdict word is missing, is no single token, or is no word of the model's vocabulary,
-    and (with ``check=True``, one short forward) when the model's own verdict logits are not finite, or scoring through
-    the prefix tree does not reproduce them.
+    Raises ``ValueError`` when the template does not show the guard prompt and response, when a verdict word is
+    missing, is no single token, or is no word of the model's vocabulary, and (with ``check=True``, one short forward)
+    when the model's own verdict logits are not finite, or scoring through the prefix tree does not reproduce them.
+    ``check=False`` is for models that only ``method="per_prefix"`` can score.
 
     From call to call a guard keeps the keys and values of its template's head, and on a CPU where oneDNN is faster a
     prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
@@ -48,13 +51,16 @@ class GuardModel:
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
-        self.encoder = ChatEncoder(
-            tokenizer, template=spec.template, template_kwargs=spec.template_kwargs, messages=spec.messages
-        )
-        self.verdict_ids = self._verdict_ids()
-        self.token_ids = [*self.verdict_ids, *chain.from_iterable(self._field_ids())]
+        self.bidirectional = spec.head == "sequence" and is_bidirectional(model)
+        self.encoders = make_encoders(spec, tokenizer)
+        self.encoder = self.encoders[0]
+        only_response = getattr(spec.messages, "turns", None) == "response"
+        for encoder in self.encoders:
+            check_sight(spec.name, encoder, generation_prompt=self._asked, only_response=only_response)
+        self.answers = self._answers()
+        self.token_ids = self.answers.token_ids
         self.packed = PackedWeights()
-        self.head = KeptHead(self._head_ids())
+        self.head = KeptHead([] if self.bidirectional else self._head_ids())
         self._delimiters = self._delimiter_pattern()
         if check:
             self._check_tree()
@@ -65,40 +71,30 @@ class GuardModel:
         name_or_path: str,
         *,
         spec: GuardSpec | str | None = None,
+        options: Mapping[str, Any] | None = None,
         revision: str | None = None,
         dtype: Any = "auto",
         device_map: Any = None,
+        quantization_config: Any = None,
         gguf_file: str | None = None,
         check: bool = True,
     ) -> Self:
         """Load a guard. No remote code runs, nothing is unpickled (weights are safetensors or GGUF).
 
-        ``spec`` is a ``GuardSpec``, or the name of a known one; else it is chosen by id or folder name, config and chat
-        template, and ``ValueError`` names the choices where these leave several.
+        ``spec`` is a ``GuardSpec``, the name of a known one, a YAML file or ``FILE.py:NAME``; else it is chosen by id
+        or folder name, config and chat template, and ``ValueError`` names the choices where these leave several.
+        ``options`` changes it, see ``with_options``. ``quantization_config`` is transformers' (bitsandbytes, torchao,
+        fp8, …).
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        check_source("guard", str(name_or_path))
-        source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **source)
-        if isinstance(spec, str):
-            spec = find_spec(spec)
-        if spec is None:
-            config = read_config(str(name_or_path), **source)
-            spec = choose_spec([str(name_or_path), gguf_file or ""], config, tokenizer.chat_template)
-        loader: Any = TokenHeadModel if spec.token_head else AutoModelForCausalLM
-        safetensors = True if gguf_file is None else None
-        model = loader.from_pretrained(
+        loaded = load_guard(
             name_or_path,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=safetensors,
-            trust_remote_code=False,  # else transformers asks on the terminal
-            **source,
+            spec=spec,
+            options=options or {},
+            revision=revision,
+            gguf_file=gguf_file,
+            how={"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config},
         )
-        if ignores_softcap(model):
-            model.set_attn_implementation("eager")
-        return cls(model, tokenizer, spec, check=check)
+        return cls(*loaded, check=check)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -110,24 +106,29 @@ class GuardModel:
     @property
     def max_tokens(self) -> int:
         """The longest rendering that the model was made for."""
-        config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        config = self.model.config.get_text_config(decoder=not self.bidirectional)
+        longest = int(getattr(config, "max_position_embeddings", None) or 2**31)
+        if self.bidirectional:  # RoBERTa's kind counts positions from its padding id on
+            table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
+            padding = getattr(table, "padding_idx", None)
+            longest -= 0 if padding is None else padding + 1
+        return longest
 
     @property
     def readouts(self) -> int:
-        """Renderings that make one score: 1, unless earlier fields of the answer are summed out."""
-        return len(self.spec.answers)
+        """Renderings that make one score: 1, unless several questions are asked or fields of the answer summed out."""
+        return len(self.encoders) * len(self.answers.tails)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Token ids of whole renderings, ``readouts`` for each conversation; what is read is the next token."""
-        if self.spec.token_head:
+        if self.spec.head == "token":
             return [self.encoder.encode_open(chat[:-1], [chat[-1]["content"]])[0] for chat in conversations]
-        rows = [self.encoder.encode(conversations, suffix=answer) for answer in self.spec.answers]
-        return list(chain.from_iterable(zip(*rows, strict=True)))
+        asked = [self._encoded(encoder, conversations) for encoder in self.encoders]
+        return [[*ids, *tail] for rows in zip(*asked, strict=True) for ids in rows for tail in self.answers.tails]
 
     def encode_prefixes(self, history: Conversation, response: str, ends: Sequence[int]) -> list[list[int]]:
         """Token ids of the renderings of ``response[:end]``, ``readouts`` for each end."""
-        if self.spec.token_head:
+        if self.spec.head == "token":
             return self.encoder.encode_open(history, [response[:end] for end in ends])
         return self.encode([[*history, {"role": "assistant", "content": response[:end]}] for end in ends])
 
@@ -136,88 +137,67 @@ class GuardModel:
 
         Where one rendering makes a score, further dimensions may come before these: ``[..., R] -> [...]``.
         """
-        words = len(self.verdict_ids)
-        if not self.spec.fields:
-            return self._verdict(logits, temperature)
-        sizes = [len(values) for _, values in self.spec.fields]
-        counts = accumulate(sizes, operator.mul, initial=1)  # renderings that ask for a field, and for the verdict
-        rows = logits.unflatten(0, (-1, self.readouts))
-        *asked, last = rows.split(list(counts), dim=1)
-        score = self._verdict(last[..., :words], temperature)
-        columns = list(accumulate(sizes, initial=words))[:-1]
-        for block, column, size in reversed(list(zip(asked, columns, sizes, strict=True))):
-            shares = torch.softmax(block[..., column : column + size] / temperature, dim=-1)
-            score = (shares * score.unflatten(-1, (-1, size))).sum(-1)
-        return score[:, 0].clamp(max=1).masked_fill(~torch.isfinite(rows).all((1, 2)), float("nan"))
-
-    def _verdict(self, logits: Tensor, temperature: float) -> Tensor:
-        safe, unsafe, _ = map(len, self.spec.words)
-        shares = torch.softmax(logits / temperature, dim=-1)
-        score = shares[..., :safe].sum(-1) + self.spec.other_weight * shares[..., safe + unsafe :].sum(-1)
-        score = score.clamp(max=1)  # a sum of rounded shares can pass 1 by a rounding, which no loss would take
-        return score.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))
+        shape = (len(self.encoders), len(self.answers.tails))
+        rows = logits.unflatten(0, (-1, *shape)) if self.readouts > 1 else logits[..., None, None, :]
+        score = self.answers.scores(rows, temperature).amin(-1)
+        return score.masked_fill(~torch.isfinite(rows).all((-1, -2, -3)), float("nan"))
 
     def quoted_delimiters(self, text: str) -> bool:
         """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""
         return self._delimiters is not None and self._delimiters.search(text) is not None
+
+    @property
+    def _asked(self) -> bool:
+        """Whether the rendering ends with the template's prompt for an answer."""
+        return self.spec.head == "words"
+
+    def _encoded(self, encoder: ChatEncoder, conversations: Sequence[Conversation], more: str = "") -> list[list[int]]:
+        rows = encoder.encode(conversations, generation_prompt=self._asked, suffix=self.spec.begins + more)
+        causal = self.spec.head == "sequence" and not self.bidirectional
+        return [without_padding(self.model, ids) for ids in rows] if causal else rows
 
     def _head_ids(self) -> list[int]:
         chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
         one, other = map(np.asarray, self.encode(chats)[:: self.readouts])
         return one[: shared_length(one, other)].tolist()
 
-    def _verdict_ids(self) -> list[int]:
+    def _answers(self) -> Answers | Classes:
         rows = self.model.get_input_embeddings().weight.shape[0]
         known = len(self.tokenizer)
         if known > rows:
             raise UserError(f"{self.spec.name}: the tokenizer has {known} tokens, the model only {rows}")
-        safe, unsafe, other = self.spec.words
-        if not safe or not unsafe:
-            raise UserError(f"{self.spec.name}: a guard needs a safe and an unsafe verdict")
-        if not 0 <= self.spec.other_weight <= 1:
-            raise UserError(
-                f"{self.spec.name}: other_weight: expected a number in [0, 1], got {self.spec.other_weight}"
-            )
-        if self.spec.token_head:
-            return class_ids(self.model.config, (*safe, *unsafe, *other))
-        return self._distinct_ids((*safe, *unsafe, *other), len(self.spec.fields))
+        if self.spec.head != "words":
+            return Classes(self.spec, self.model.config)
+        first, *others = [
+            compile_answers(self.spec, lambda text, e=encoder: self._after(e, text), self.tokenizer)  # type: ignore[misc]
+            for encoder in self.encoders
+        ]
+        if any(other.root != first.root for other in others):
+            raise UserError(f"{self.spec.name}: the tokens of its answers differ between its questions")
+        return first
 
-    def _field_ids(self) -> list[list[int]]:
-        return [self._distinct_ids(values, depth) for depth, (_, values) in enumerate(self.spec.fields)]
-
-    def _distinct_ids(self, words: Sequence[str], depth: int) -> list[int]:
-        """The tokens of ``words``, the same wherever field ``depth`` (or, past the last, the verdict) is asked for."""
-        counts = list(accumulate((len(values) for _, values in self.spec.fields), operator.mul, initial=1))
-        asked = self.spec.answers[sum(counts[:depth]) :][: counts[depth]]
-        ids = {word: {self._token_id(word, answer) for answer in asked} for word in words}
-        if any(len(found) > 1 for found in ids.values()):
-            raise UserError(f"{self.spec.name}: the tokens of {words} depend on the fields before them: {ids}")
-        if len(set().union(*ids.values())) < len(words):
-            raise UserError(f"{self.spec.name}: two verdict words are the same token: {ids}")
-        return [found.pop() for found in ids.values()]
-
-    def _token_id(self, word: str, answer: str) -> int:
-        (before,), (after,) = (self.encoder.encode([_PROBE], suffix=suffix) for suffix in (answer, answer + word))
-        same = after[:-1] == before or self._decode(after[:-1]) == self._decode(before)
-        if not word or not same or after[-1] == getattr(self.tokenizer, "unk_token_id", None):
-            pieces = self.tokenizer.convert_ids_to_tokens(after[len(before) :])
-            place = f"the verdict {word!r} is not one token after {answer!r}"
-            raise UserError(f"{self.spec.name}: {place}: its tokens there are {pieces}")
-        return after[-1]
+    def _after(self, encoder: ChatEncoder, text: str) -> tuple[int, ...]:
+        """Tokens of ``text``, which begins with what the spec's answers begin with, after the rendering's."""
+        begins = self.spec.begins
+        (before,), (ids,) = (self._encoded(encoder, [_PROBE], more) for more in ("", text.removeprefix(begins)))
+        if ids[: len(before)] == before:
+            return tuple(ids[len(before) :])
+        written = self._decode(before)  # the rendering's last tokens may be joined otherwise when text follows
+        cut = next((k for k in range(len(ids), 0, -1) if self._decode(ids[:k]) == written), len(ids))
+        return tuple(ids[cut:])
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _delimiter_pattern(self) -> re.Pattern[str] | None:
-        marks = "Q1Q", "Q2Q"
-        chat = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant"), marks, strict=True)]
-        asked = not self.spec.token_head
-        (text,) = self.encoder.render([chat], generation_prompt=asked, suffix=self.spec.answers[-1])
+        marks = [turn["content"] for turn in CHAT]
+        (text,) = self.encoder.render([CHAT], generation_prompt=self._asked, suffix=self.spec.begins)
         pieces = re.split("|".join(marks), text)
         labels = [piece.partition("\n")[0] for piece in pieces[1:]]
         labels += [piece.rpartition("\n")[2] for piece in pieces[:-1]]
         labels += [self.spec.answer_prefix, *(prefix for prefix, _ in self.spec.fields)]
-        labels = [label.strip() for label in labels if not self.encoder.control_strings(label)]
+        labels = [line.strip() for label in labels for line in label.split("\n")]
+        labels = [label for label in labels if label and not self.encoder.control_strings(label)]
         anywhere = {found for found in _BRACKETED.findall(text) if not self.encoder.control_strings(found)}
         patterns = [_loose(found) for found in anywhere]
         patterns += [r"^[^\S\n]*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
@@ -227,15 +207,17 @@ class GuardModel:
         history, response = _PROBE[:1], _PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
-        check_supported(self.model, longest)
-        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
-        ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         own = reference_logits(self.model, self.token_ids, renderings)
         if not bool(torch.isfinite(own).all()):
             raise UserError(
                 f"{self.spec.name}: the model's own verdict logits are not finite, so it could score nothing: its "
                 f"weights are damaged, or {self.model.dtype} is too narrow for them"
             )
+        if self.bidirectional:
+            return
+        check_supported(self.model, longest)
+        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+        ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         error = (ours - own).abs().max().item()
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())

@@ -7,15 +7,12 @@ remote code runs; the heads for the user's turn, for categories and for words ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import Qwen3Config
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel, Qwen3RMSNorm
-
-from fastdss.errors import UserError
 
 
 class TokenHeadModel(Qwen3PreTrainedModel):
@@ -64,11 +61,3 @@ class TokenHeadModel(Qwen3PreTrainedModel):
         )
         logits = self.risk_level_head(output.last_hidden_state[:, -logits_to_keep:])
         return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
-
-
-def class_ids(config: Any, names: Sequence[str]) -> list[int]:
-    """Rows of the head that stand for the classes ``names``, by the config's ``response_risk_level_map``."""
-    known = {name: int(index) for index, name in (getattr(config, "response_risk_level_map", None) or {}).items()}
-    if set(names) != set(known) or len(known) != config.num_risk_level:
-        raise UserError(f"expected a head over the classes {sorted(names)}, the config has {sorted(known)}")
-    return [known[name] for name in names]

@@ -40,6 +40,8 @@ def backbone(model: Any) -> nn.Module:
     """
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
+    if base is model:  # Llama 4's calls its backbone otherwise than its class says
+        base = getattr(model, "model", None)
     if base is None or base is model:
         raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
     return base

@@ -11,7 +11,7 @@ Seam for other implementations: anything with the signature of ``attend_in_order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,11 +76,11 @@ class PrefixPlan:
     attend: Callable[..., Tensor]
     bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
     windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
+    chunks: Mapping[int, int] = field(default_factory=dict)  # of the layers whose tokens see their own chunk only
     packed: Any = None  # what attend_by_kernel computes once for all layers
 
-    def band(self, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
-        """Additive mask ``[n, start + n]`` of a segment: causal, and within the sliding window if there is one."""
-        n, start = len(segment.ids), segment.start
+    def band(self, n: int, start: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Additive mask ``[n, start + n]`` of n tokens after others: causal, and within the window if there is one."""
         if window is None and n == 1:
             return None
         key = (window, like.device, like.dtype)
@@ -103,11 +103,12 @@ def _band(rows: int, before: int, window: int | None, like: Tensor) -> Tensor:
 
 def attend_in_order(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
-    softcap: float | None,
+    softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Segment after segment: write its keys and values to its slot, then attend to the slot up to its end.
 
-    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv].
+    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv]. With ``chunk``, position p sees
+    those from ``p // chunk * chunk`` on; ``sinks`` [H] are logits beside each head's own, whose values are zero.
     """
     keys, values = plan.store.layer(layer, key, value)
     groups = query.shape[1] // keys.shape[0]
@@ -120,28 +121,46 @@ def attend_in_order(
         for base in (segment.base, *segment.copies):
             keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
             values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
-        visible = slice(segment.base, segment.base + segment.start + n)
-        q = query[0, :, here].unflatten(0, (-1, groups))  # [Hkv, groups, n, d]: one K/V head serves its group uncopied
-        k = keys[:, None, visible].expand(-1, groups, -1, -1)
-        v = values[:, None, visible].expand(-1, groups, -1, -1)
-        mask = plan.band(segment, window, query)
-        result = _softmax_attention(q, k, v, mask, scaling, softcap)
-        out[here] = result.flatten(0, 1).transpose(0, 1)
+        for begin, end, low in _stretches(segment, chunk):
+            some, first = slice(left + begin, left + end), segment.start + begin - low
+            visible = slice(segment.base + low, segment.base + segment.start + end)
+            q = query[0, :, some].unflatten(0, (-1, groups))  # [Hkv, groups, n, d]: one K/V head serves its group
+            k = keys[:, None, visible].expand(-1, groups, -1, -1)
+            v = values[:, None, visible].expand(-1, groups, -1, -1)
+            mask = plan.band(end - begin, first, window, query)
+            result = _softmax_attention(q, k, v, mask, scaling, softcap, sinks)
+            out[some] = result.flatten(0, 1).transpose(0, 1)
         left += n
     return out[None]
 
 
+def _stretches(segment: Segment, chunk: int | None) -> Iterator[tuple[int, int, int]]:
+    """``(begin, end, low)``: tokens [begin, end) of the segment see positions from ``low`` on."""
+    begin, n = 0, len(segment.ids)
+    while begin < n:
+        low = 0 if chunk is None else (segment.start + begin) // chunk * chunk
+        end = n if chunk is None else min(n, low + chunk - segment.start)
+        yield begin, end, low
+        begin = end
+
+
 def _softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    if softcap is None:
+    if softcap is None and sinks is None:
         with sdpa_kernel(_SDPA) if q.is_cuda else nullcontext():
             return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scaling / softcap))
+    scores = q @ k.transpose(-1, -2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores + mask
     dtype = torch.promote_types(q.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=dtype).to(q.dtype) @ v
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=dtype).to(q.dtype) @ v
+    beside = sinks.to(scores).unflatten(0, q.shape[:2])[:, :, None, None].expand(*scores.shape[:-1], 1)
+    shares = torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]
+    return shares.to(q.dtype) @ v
 
 
 def prefix_attention(
@@ -154,6 +173,7 @@ def prefix_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     fastdss_plan: PrefixPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -173,7 +193,26 @@ def prefix_attention(
         raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return fastdss_plan.attend(fastdss_plan, layer, query, key, value, scaling, sliding_window, softcap), None
+    query = query * _temperatures(module, fastdss_plan.segments, query)
+    rule = scaling, sliding_window, softcap, fastdss_plan.chunks.get(layer), s_aux
+    return fastdss_plan.attend(fastdss_plan, layer, query, key, value, *rule), None
+
+
+def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> Tensor | float:
+    """``[N, 1]``: Llama 4 scales the queries of layers without rotation by their place, which it takes to be that in
+    the pack; this is the scale of each token's own position over that one."""
+    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+        return 1.0
+    floor_scale, attn_scale = float(module.floor_scale), float(module.attn_scale)  # type: ignore[arg-type]
+    own = torch.cat([torch.arange(s.start, s.start + len(s.ids)) for s in segments])
+    told = torch.arange(len(own))
+    if max(int(own.max()), len(own) - 1) + 1 < floor_scale:
+        return 1.0  # both scales are
+
+    def scale(places: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((places.float() + 1.0) / floor_scale)) * attn_scale + 1.0
+
+    return (scale(own) / scale(told)).to(query)[:, None]
 
 
 AttentionInterface.register(NAME, prefix_attention)  # no mask function of this name: transformers then builds no mask

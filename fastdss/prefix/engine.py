@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdss.models.causal_lm import backbone, lm_head
+from fastdss.models.classifier import class_head
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .cpu_linear import PackedWeights, cpu_gemm, version
@@ -30,7 +31,7 @@ class Runner:
     def __init__(self, model: Any, verdict_ids: Sequence[int], attend: Callable[..., Tensor] = attend_in_order) -> None:
         self.attend = attend
         self.body = backbone(model)
-        self.head = lm_head(model)
+        self.head = class_head(model) or lm_head(model)
         self.device = next(self.body.parameters()).device
         if self.device.type == "meta" or self.head.weight.is_meta:
             raise ValueError(
@@ -39,6 +40,7 @@ class Runner:
             )
         self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
         self.config = model.config.get_text_config(decoder=True)
+        self.chunks = _chunks(self.config)
         self.bands: dict[tuple, Tensor] = {}
 
     def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
@@ -50,7 +52,7 @@ class Runner:
             rows += [left + at for at, _ in segment.verdicts]
             scores += [k for _, k in segment.verdicts]
             left += len(segment.ids)
-        plan = PrefixPlan(segments, store, self.attend, self.bands)
+        plan = PrefixPlan(segments, store, self.attend, self.bands, chunks=self.chunks)
         hidden = self.body(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
@@ -194,7 +196,10 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def reference_logits(
     model: Any, verdict_ids: Sequence[int], renderings: Sequence[Sequence[int]], report: Report = lambda done: None
 ) -> Tensor:
-    """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``."""
+    """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``.
+
+    Columns are of the last token's logits, or of the classes of a model that classifies whole texts.
+    """
     training = model.training
     device = model.get_input_embeddings().weight.device
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -204,7 +209,7 @@ def reference_logits(
         with torch.inference_mode():
             for ids in renderings:
                 logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, **keep).logits
-                rows.append(logits[0, -1, list(verdict_ids)].cpu())
+                rows.append(logits[0].reshape(-1, logits.shape[-1])[-1, list(verdict_ids)].cpu())
                 report(1)
     finally:
         model.train(training)
@@ -212,11 +217,21 @@ def reference_logits(
     return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 
 
+def _chunks(config: Any) -> dict[int, int]:
+    """Sizes of the chunks, by layer, within which tokens see each other; as masks of transformers have them."""
+    kinds, size = getattr(config, "layer_types", None) or (), getattr(config, "attention_chunk_size", None)
+    return {layer: size for layer, kind in enumerate(kinds) if kind == "chunked_attention" and size}
+
+
 def check_supported(model: Any, longest: int) -> None:
     """Raise ``ValueError`` for what a prefix tree cannot reproduce: state outside of K/V, windows it is not told of."""
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
-    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    strange = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+        "chunked_attention",
+    }
     if strange:
         raise ValueError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
     rope = getattr(config, "rope_parameters", None) or {}

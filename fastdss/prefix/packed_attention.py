@@ -191,13 +191,13 @@ def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tenso
 
 def attend_packed(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
-    softcap: float | None,
+    softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``attend_in_order``'s result and store: by the kernel on a GPU that has a configuration, by the loop elsewhere.
 
     query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv].
     """
-    rows = plan, layer, query, key, value, scaling, window, softcap
+    rows = plan, layer, query, key, value, scaling, window, softcap, chunk, sinks
     on_gpu = query.device.type == "cuda"
     config = _kernel_config(query.shape[3], value.shape[3], query.dtype, query.device) if on_gpu else None
     return attend_by_kernel(*rows, config=config) if config else attend_in_order(*rows)
@@ -218,7 +218,8 @@ def _kernel_config(head_dim: int, value_dim: int, dtype: torch.dtype, device: to
 
 def attend_by_kernel(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
-    softcap: float | None, *, config: PrefixConfig | None = None,
+    softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
+    *, config: PrefixConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """As ``attend_packed``, by the Triton kernel, also in the interpreter; ``ValueError`` where it cannot run.
 
@@ -243,8 +244,9 @@ def attend_by_kernel(
     for (to, source, to_later, source_later), tiles in zip(batch.writes(query.device), tables, strict=True):
         _write(store, (k, v), to, source)
         launch_prefix_attention_fwd(
-            q, k, v, store, limits, runs, tiles, out, scaling=scaling, window=window, softcap=softcap, config=config
-        )
+            q, k, v, store, limits, runs, tiles, out,
+            scaling=scaling, window=window, softcap=softcap, config=config, chunk=chunk, sinks=sinks,
+        )  # fmt: skip
         _write(store, (k, v), to_later, source_later)
     return out[None].to(query.dtype)
 

@@ -15,12 +15,13 @@ from fastdss.chat.boundaries import find_ends, tidy_ends
 from fastdss.chat.encoder import Conversation, check_conversation, text_spans
 from fastdss.errors import RowError, UserError, UserTypeError
 from fastdss.guards.guard import GuardModel
-from fastdss.guards.known import choose_spec
+from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.tree import PrefixTree, build_tree
+from fastdss.prefix.whole import batched_logits
 
 from .guard import Guard
 from .options import ScoringOptions
@@ -111,7 +112,7 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[Guar
 
         tokenizer = AutoTokenizer.from_pretrained(name)
     if spec is None:
-        spec = choose_spec([name], model.config.to_dict(), getattr(tokenizer, "chat_template", None))
+        spec = resolve_spec(name, model.config.to_dict(), tokenizer)
     return [Guard(model, tokenizer, spec)]
 
 
@@ -203,8 +204,10 @@ def _tree(
 def _logits(
     guard: GuardModel, trees: list[PrefixTree], prompts: list[int], options: ScoringOptions, report: Report
 ) -> Tensor:
-    if options.method == "per_prefix":
+    if options.method == "per_prefix" or guard.bidirectional:
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
+        if guard.bidirectional and options.method != "per_prefix":
+            return batched_logits(guard.model, guard.token_ids, renderings, budget=options.budget, report=report)
         return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
     attend = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel}[options.backend]

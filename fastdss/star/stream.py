@@ -18,6 +18,7 @@ from fastdss.prefix.attention import LONGEST_SEGMENT, KVStore, using_prefix_atte
 from fastdss.prefix.engine import Runner, check_supported
 from fastdss.prefix.packing import Segment
 from fastdss.prefix.tree import shared_length
+from fastdss.prefix.whole import batched_logits
 
 
 class StarStream:
@@ -53,7 +54,7 @@ class StarStream:
         self.ends: list[int] = []
         self.seconds: list[float] = []
         self.closed = False
-        self._runner = Runner(guard.model, guard.token_ids)
+        self._runner = None if guard.bidirectional else Runner(guard.model, guard.token_ids)
         self._ids = np.empty(0, dtype=np.int64)  # what the store holds
         self._store = KVStore(1024)
 
@@ -98,33 +99,39 @@ class StarStream:
         longest = max(map(len, renderings))
         if longest > self.guard.max_tokens:
             raise UserError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
-        check_supported(self.guard.model, longest)
-        if longest > self._store.capacity:
-            self._store = self._store.resized(2 * longest)
-        with using_prefix_attention(self.guard.model):
-            logits = torch.cat([self._logits(rendering) for rendering in renderings])
+        if self._runner is None:
+            logits = batched_logits(self.guard.model, self.guard.token_ids, renderings)
+        else:
+            logits = self._tree_logits(self._runner, renderings, longest)
         score = self.guard.scores(logits.to(torch.promote_types(logits.dtype, torch.float32))).item()
         self.ends.append(end)
         self.scores.append(score)
         self.seconds.append(time.perf_counter() - begun)
         return score
 
-    def _logits(self, rendering: list[int]) -> Tensor:
+    def _tree_logits(self, runner: Runner, renderings: list[list[int]], longest: int) -> Tensor:
+        check_supported(self.guard.model, longest)
+        if longest > self._store.capacity:
+            self._store = self._store.resized(2 * longest)
+        with using_prefix_attention(self.guard.model):
+            return torch.cat([self._logits(runner, rendering) for rendering in renderings])
+
+    def _logits(self, runner: Runner, rendering: list[int]) -> Tensor:
         ids = np.asarray(rendering)
         if not len(self._ids):
-            self._load_head(ids)
+            self._load_head(runner, ids)
         start = min(shared_length(self._ids, ids), len(ids) - 1)
         segment = Segment(0, start, rendering[start:], [(len(ids) - 1 - start, 0)])
         self._ids = ids[:start]  # nothing else is certain if the forward fails
         for piece in segment.cut(LONGEST_SEGMENT):
-            logits, _ = self._runner.run([piece], self._store)
+            logits, _ = runner.run([piece], self._store)
         self._ids = ids
         return logits
 
-    def _load_head(self, ids: np.ndarray) -> None:
+    def _load_head(self, runner: Runner, ids: np.ndarray) -> None:
         """Begin with the keys and values of the template's head that the guard keeps."""
         head = np.asarray(self.guard.head.ids)
         known = shared_length(head, ids)
         if known:
-            self._store.load(self.guard.head.layers(self._runner, LONGEST_SEGMENT), [0], known)
+            self._store.load(self.guard.head.layers(runner, LONGEST_SEGMENT), [0], known)
         self._ids = head[:known]

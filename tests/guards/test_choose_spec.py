@@ -8,27 +8,32 @@ from pathlib import Path
 import pytest
 
 from fastdss import Guard, GuardSpec, star_scores
-from fastdss.guards import known as specs
+from fastdss.guards import known, vendors
 from fastdss.guards.known import KNOWN as TABLE
 from fastdss.guards.known import TINY_FOLDER, choose_spec, find_spec
 from tests.support.builders import BATCH, make_model
 
-from .test_specs import BY_TEXT, GEMMA, GRANITE, JUDGED, KNOWN, LLAMA, QWEN, TEXT, make_tokenizer
+from .test_specs import BY_TEXT, GEMMA, GRANITE, GRANITE_ALL, JUDGED, KNOWN, LLAMA, QWEN, TEXT, make_tokenizer
 
 # Structures of the vendors' templates, not their texts: the variables they take and the words they ask for.
 CATEGORIES = "{% set categories = categories or ['S1'] %}"
 LLAMA_8B = CATEGORIES + LLAMA.replace("CONTENT", TEXT)
 LLAMA_1B = CATEGORIES + LLAMA.replace("CONTENT", "{{ m['content'][0]['text'] | trim }}")
-GRANITE_3_0 = GRANITE.replace(" or guardian_config['criteria_id']", "")
-GRANITE_3_3 = GRANITE.replace("guardian_config['risk_name'] or ", "")
+GRANITE_3_2 = GRANITE_ALL.replace(" or guardian_config['criteria_id']", "")
+GRANITE_3_0 = (
+    "<|start|>user\nRisk: {{ guardian_config['risk_name'] }}\nUser: {{ messages[-2].content }}\n"
+    "Assistant: {{ messages[-1].content }}\nYes or No?<|end|>\n<|start|>assistant\n"
+)
+GRANITE_3_3 = GRANITE_ALL.replace("guardian_config['risk_name'] or ", "")
 QWEN_GEN = "First line: 'Safety: Safe', 'Safety: Unsafe' or 'Safety: Controversial'.\n" + QWEN
 TOLD_BY_TEMPLATE = {
-    "llama guard 8b": (specs.LLAMA_GUARD_3, LLAMA_8B, "llama"),
-    "llama guard 1b": (specs.LLAMA_GUARD_3_1B, LLAMA_1B, "llama"),
-    "granite 3.0": (specs.GRANITE_GUARDIAN_3, GRANITE_3_0, "granite"),
-    "granite 3.3": (specs.GRANITE_GUARDIAN_3_3, GRANITE_3_3, "granite"),
-    "qwen gen": (specs.QWEN3_GUARD_GEN, QWEN_GEN, "qwen3"),
-    "shieldgemma": (specs.SHIELDGEMMA, GEMMA, "gemma2"),
+    "llama guard 8b": (vendors.LLAMA_GUARD_3, LLAMA_8B, "llama"),
+    "llama guard 1b": (vendors.LLAMA_GUARD_3_1B, LLAMA_1B, "llama"),
+    "granite 3.0": (vendors.GRANITE_GUARDIAN_3, GRANITE_3_0, "granite"),
+    "granite 3.2": (vendors.GRANITE_GUARDIAN_3_2, GRANITE_3_2, "granite"),
+    "granite 3.3": (vendors.GRANITE_GUARDIAN_3_3, GRANITE_3_3, "granite"),
+    "qwen gen": (vendors.QWEN3_GUARD_GEN, QWEN_GEN, "qwen3"),
+    "shieldgemma": (vendors.SHIELDGEMMA, GEMMA, "gemma2"),
 }
 
 
@@ -53,17 +58,17 @@ def test_a_folder_of_any_name_is_told_by_its_template(name: str, tmp_path: Path)
 def test_a_folder_is_told_by_its_name_or_by_the_name_in_its_config(tmp_path: Path) -> None:
     """A template that says nothing; a folder inside another guard's folder; a name that only the config remembers."""
     path = make_folder(tmp_path / "Llama-Guard-3-8B" / "granite-guardian-3.1-2b", GRANITE, "granite")
-    assert Guard.from_pretrained(path).spec is specs.GRANITE_GUARDIAN_3
+    assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3
     path = make_folder(tmp_path / "models--google--shieldgemma-2b" / "snapshots" / "0a1b2c", GEMMA, "gemma2")
-    assert Guard.from_pretrained(path).spec is specs.SHIELDGEMMA
+    assert Guard.from_pretrained(path).spec is vendors.SHIELDGEMMA
     remembered = {"_name_or_path": "ibm-granite/granite-guardian-3.3-8b"}
     path = make_folder(tmp_path / "mine", GRANITE, "granite", **remembered)
-    assert Guard.from_pretrained(path).spec is specs.GRANITE_GUARDIAN_3_3
+    assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3_3
 
 
 def test_the_argument_wins(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "granite-guardian-3.1-2b", GRANITE, "granite")
-    assert Guard.from_pretrained(path, spec="granite-guardian-3.3-8b", check=False).spec is specs.GRANITE_GUARDIAN_3_3
+    assert Guard.from_pretrained(path, spec="granite-guardian-3.3-8b", check=False).spec is vendors.GRANITE_GUARDIAN_3_3
     mine = GuardSpec("mine", template=JUDGED, answer_prefix="Safety:", safe=" Safe", unsafe=" Unsafe")
     assert Guard.from_pretrained(path, spec=mine).spec is mine
 
@@ -71,7 +76,7 @@ def test_the_argument_wins(tmp_path: Path) -> None:
 def test_several_choices_are_an_error_that_names_them(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "merged", "{{ guideline }}" + GRANITE_3_0, "granite", architectures=["gemma2"])
     with pytest.raises(
-        ValueError, match=r"could be any of \['granite-guardian-3.0 to 3.2', 'shieldgemma'\]; pass spec"
+        ValueError, match=r"could be any of \['granite-guardian-3.0 and 3.1', 'shieldgemma'\]; pass spec"
     ):
         Guard.from_pretrained(path)
     with pytest.raises(ValueError, match=r"'granite.guardian-3.1-or-shieldgemma' could be any of"):
@@ -79,7 +84,7 @@ def test_several_choices_are_an_error_that_names_them(tmp_path: Path) -> None:
 
 
 def test_the_config_speaks_against_a_misleading_name() -> None:
-    assert choose_spec(["llama-guard-3-comparison"], {"model_type": "gemma2"}, GEMMA) is specs.SHIELDGEMMA
+    assert choose_spec(["llama-guard-3-comparison"], {"model_type": "gemma2"}, GEMMA) is vendors.SHIELDGEMMA
     for vision in ("Llama-Guard-3-11B-Vision", "meta-llama/Llama-Guard-3-11B-Vision"):
         with pytest.raises(ValueError, match="no GuardSpec is known"):
             choose_spec([vision], {"model_type": "mllama"})
@@ -106,7 +111,7 @@ def test_a_chat_model_is_no_guard(config: dict, template: str | None) -> None:
 
 def test_one_of_several_templates_of_a_tokenizer_may_tell() -> None:
     templates = {"default": JUDGED, "guard": GRANITE_3_3}
-    assert choose_spec(["x"], {"model_type": "granite"}, templates) is specs.GRANITE_GUARDIAN_3_3
+    assert choose_spec(["x"], {"model_type": "granite"}, templates) is vendors.GRANITE_GUARDIAN_3_3
 
 
 def test_every_known_guard_is_found_by_its_id_with_its_config() -> None:
@@ -114,16 +119,16 @@ def test_every_known_guard_is_found_by_its_id_with_its_config() -> None:
         assert choose_spec([name], {"model_type": architecture}) is spec
     for name, (_, _, architecture) in BY_TEXT.items():
         kind = {"qwen3": "qwen2"}.get(architecture, architecture)
-        with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\(\.\.\.\)"):
+        with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\("):
             choose_spec([name], {"model_type": kind})
-    assert find_spec("Qwen/Qwen3Guard-Stream-0.6B") is specs.QWEN3_GUARD_STREAM
-    assert len({known.name for known in TABLE}) == len(TABLE)
+    assert find_spec("Qwen/Qwen3Guard-Stream-0.6B") is vendors.QWEN3_GUARD_STREAM
+    assert len({entry.name for entry in TABLE}) == len(TABLE)
 
 
 def test_gguf_files_are_told_by_their_name() -> None:
-    assert choose_spec(["/models", "granite-guardian-3.1-2b-Q4_K_M.gguf"]) is specs.GRANITE_GUARDIAN_3
-    assert specs.read_config("/models", gguf_file="granite-guardian-3.1-2b-Q4_K_M.gguf") == {}
+    assert choose_spec(["/models", "granite-guardian-3.1-2b-Q4_K_M.gguf"]) is vendors.GRANITE_GUARDIAN_3
+    assert known.read_config("/models", gguf_file="granite-guardian-3.1-2b-Q4_K_M.gguf") == {}
 
 
 def test_the_tiny_guard_is_known_by_its_folder() -> None:
-    assert Guard.from_pretrained(str(TINY_FOLDER), check=False).spec is specs.TINY
+    assert Guard.from_pretrained(str(TINY_FOLDER), check=False).spec is known.TINY

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
 from fastdss import Guard, star_scores
-from fastdss.guards.known import nemotron_guard, polyguard, wildguard, with_stated_fields
 from fastdss.guards.spec import AnswerField, GuardSpec
+from fastdss.guards.vendors import nemotron_guard, nemotron_reasoning, polyguard, wildguard, with_stated_fields
 from fastdss.prefix.engine import reference_logits, tree_logits
 from fastdss.prefix.tree import build_tree
 from tests.support.builders import ARCHITECTURES, BATCH, make_model
@@ -17,9 +18,10 @@ from tests.support.builders import ARCHITECTURES, BATCH, make_model
 from .test_specs import CARD, JUDGED, make_tokenizer
 
 SPECS: dict[str, tuple[GuardSpec, str | None]] = {
-    "wildguard": (wildguard(CARD, marginal=True), None),
-    "polyguard": (polyguard(CARD, "You judge.", marginal=True), JUDGED),
-    "nemotron": (nemotron_guard(CARD, marginal=True), JUDGED),
+    "wildguard": (wildguard(CARD), None),
+    "polyguard": (polyguard(CARD, "You judge."), JUDGED),
+    "nemotron": (nemotron_guard(CARD), JUDGED),
+    "words of several tokens": (nemotron_reasoning(CARD), JUDGED),
     "three values, then a third verdict": (
         GuardSpec(
             "three",
@@ -42,24 +44,28 @@ def make_guard(name: str, architecture: str = "llama", dtype: torch.dtype = torc
 
 
 def brute_force(guard: Guard, history: list, prefix: str) -> float:
-    """Sum over every combination of values of the product of conditionals, each from a forward of its own."""
-
-    def shares(answer: str, words: tuple[str, ...]) -> list[float]:
-        chat = [*history, {"role": "assistant", "content": prefix}]
-        (ids,) = guard.encoder.encode([chat], suffix=answer)
-        found = [guard.encoder.encode([chat], suffix=answer + word)[0][-1] for word in words]
-        return reference_logits(guard.model, found, [ids])[0].softmax(-1).tolist()
-
-    total = 0.0
+    """Sum over every answer of its probability, token by token among the tokens that continue one of the answers."""
+    chat = [*history, {"role": "assistant", "content": prefix}]
+    safe, unsafe, other = guard.spec.words
+    worth = dict.fromkeys(safe, 1.0) | dict.fromkeys(unsafe, 0.0) | dict.fromkeys(other, guard.spec.other_weight)
+    answers: dict[tuple[int, ...], float] = {}
     for values in product(*(values for _, values in guard.spec.fields)):
-        answer, probability = "", 1.0
-        for (text, known), value in zip(guard.spec.fields, values, strict=True):
-            probability *= shares(answer + text, known)[known.index(value)]
-            answer += text + value
-        safe, unsafe, other = guard.spec.words
-        words = shares(answer + guard.spec.answer_prefix, (*safe, *unsafe, *other))
-        total += probability * (words[0] + guard.spec.other_weight * sum(words[2:]))
-    return total
+        begun = "".join(text + value for (text, _), value in zip(guard.spec.fields, values, strict=True))
+        for word, value in worth.items():
+            (ids,) = guard.encoder.encode([chat], suffix=begun + guard.spec.answer_prefix + word)
+            answers[tuple(ids)] = value
+
+    def expected(begun: tuple[int, ...]) -> float:
+        if begun in answers:
+            return answers[begun]
+        following = sorted({ids[len(begun)] for ids in answers if ids[: len(begun)] == begun})
+        shares = [1.0]
+        if len(following) > 1:
+            shares = reference_logits(guard.model, following, [list(begun)])[0].softmax(-1).tolist()
+        return sum(share * expected((*begun, token)) for share, token in zip(shares, following, strict=True))
+
+    (start,) = guard.encoder.encode([chat], suffix=guard.spec.begins)
+    return expected(tuple(start))
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -88,7 +94,10 @@ def test_batch_stream_and_reference_agree(architecture: str) -> None:
 
 def test_the_tail_is_shared_by_all_readings_of_a_prefix() -> None:
     """Seven readings of a prefix cost the tail once, and each field's tokens once for each value before it."""
-    guard = make_guard("wildguard")
+    tokenizer = make_tokenizer(None)
+    fields = tuple(AnswerField(text, (" no", " yes")) for text, _ in SPECS["wildguard"][0].fields)
+    spec = replace(SPECS["wildguard"][0], fields=fields)
+    guard = Guard(make_model("llama", len(tokenizer)), tokenizer, spec)
     response = "You can call her on 555 0100. Mail anna@example.org later today."
     ends = [len("You can call her"), len("You can call her on 555 0100."), len(response)]
     tree = build_tree(guard.encode_prefixes([{"role": "user", "content": "Hello"}], response, ends))
@@ -102,7 +111,8 @@ def test_the_tail_is_shared_by_all_readings_of_a_prefix() -> None:
 
 def test_stated_values_are_the_conditional() -> None:
     stated = with_stated_fields(SPECS["wildguard"][0], " yes", " no")
-    assert stated.answers == ["Harmful request: yes\nResponse refusal: no\nHarmful response:"]
+    assert stated.begins == "Harmful request: yes\nResponse refusal: no\nHarmful response:"
+    assert not stated.fields
     assert stated.note
     with pytest.raises(ValueError, match="expected one of"):
         with_stated_fields(SPECS["wildguard"][0], " maybe", " no")
@@ -120,7 +130,7 @@ def test_a_value_that_is_no_single_token_is_an_error() -> None:
 
 def test_a_logit_that_is_not_finite_fails_its_prefix_only() -> None:
     guard = make_guard("wildguard")
-    logits = torch.zeros(14, len(guard.token_ids))
+    logits = torch.zeros(2 * guard.readouts, len(guard.token_ids))
     logits[3, -1] = float("inf")
     assert guard.scores(logits).isnan().tolist() == [True, False]
     assert guard.scores(logits)[1].item() == pytest.approx(0.5)
@@ -132,12 +142,12 @@ def test_truncated_and_together_with_a_guard_of_one_field() -> None:
     stated = Guard(marginal.model, marginal.tokenizer, with_stated_fields(marginal.spec, " yes", " no"))
     batch = {"prompt": ["Hello"] * 2, "response": ["You can call her later today. " * 12, "No."]}
     alone, other, both = (
-        star_scores(guards, batch, max_tokens=330) for guards in (marginal, stated, [marginal, stated])
+        star_scores(guards, batch, max_tokens=340) for guards in (marginal, stated, [marginal, stated])
     )
     assert both.flags[0] == alone.flags[0] == frozenset({"truncated"})
     assert 0 < len(both.ends[0]) <= min(len(alone.ends[0]), len(other.ends[0]))
     history = [{"role": "user", "content": "Hello"}]
-    assert max(map(len, marginal.encode_prefixes(history, batch["response"][0], alone.ends[0]))) <= 330
-    naive = star_scores([marginal, stated], batch, max_tokens=330, method="per_prefix")
+    assert max(map(len, marginal.encode_prefixes(history, batch["response"][0], alone.ends[0]))) <= 340
+    naive = star_scores([marginal, stated], batch, max_tokens=340, method="per_prefix")
     for a, b in zip(both.scores, naive.scores, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from fastdss import Guard, GuardSpec, star_scores
-from fastdss.guards import known as specs
+from fastdss.guards import known, vendors
 from tests.support.builders import _LLAMA3, BATCH, make_model
 
 from .test_injection import BANK
@@ -35,6 +36,7 @@ QWEN = (
     "<|start|>user\n{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "<|end|>\n<|start|>assistant\n"
 )
+GRANITE_ALL = GRANITE.replace("messages[-2:]", "messages")
 GEMMA = (
     "{{ bos_token }}<|start|>user\n{{ guideline }}\nHuman: {{ messages[-2]['content'] | trim }}\n"
     "Chatbot: {{ messages[-1]['content'] | trim }}\nYes or No?<|end|>\n<|start|>model\n"
@@ -42,21 +44,29 @@ GEMMA = (
 CARD = "Judge the response.\nprompt: {prompt}\nresponse: {response}\nAnswer with the three fields.\n"
 
 KNOWN: dict[str, tuple[GuardSpec, str | None, str]] = {
-    "meta-llama/Llama-Guard-3-8B": (specs.LLAMA_GUARD_3, LLAMA.replace("CONTENT", TEXT), "llama"),
+    "meta-llama/Llama-Guard-3-8B": (vendors.LLAMA_GUARD_3, LLAMA.replace("CONTENT", TEXT), "llama"),
     "meta-llama/Llama-Guard-3-1B": (
-        specs.LLAMA_GUARD_3_1B, LLAMA.replace("CONTENT", "{{ m['content'][0]['text'] | trim }}"), "llama"),
-    "ibm-granite/granite-guardian-3.0-2b": (specs.GRANITE_GUARDIAN_3, GRANITE, "granite"),
-    "ibm-granite/granite-guardian-3.1-8b": (specs.GRANITE_GUARDIAN_3, GRANITE, "granite"),
-    "ibm-granite/granite-guardian-3.2-5b": (specs.GRANITE_GUARDIAN_3, GRANITE, "granite"),
-    "ibm-granite/granite-guardian-3.3-8b": (specs.GRANITE_GUARDIAN_3_3, GRANITE, "granite"),
-    "Qwen/Qwen3Guard-Gen-0.6B": (specs.QWEN3_GUARD_GEN, QWEN, "qwen3"),
-    "google/shieldgemma-2b": (specs.SHIELDGEMMA, GEMMA, "gemma2"),
+        vendors.LLAMA_GUARD_3_1B, LLAMA.replace("CONTENT", "{{ m['content'][0]['text'] | trim }}"), "llama"),
+    "meta-llama/Llama-Guard-4-12B": (
+        vendors.LLAMA_GUARD_4, LLAMA.replace("CONTENT", "{{ m['content'][0]['text'] | trim }}"), "llama4_text"),
+    "ibm-granite/granite-guardian-3.0-2b": (vendors.GRANITE_GUARDIAN_3, GRANITE, "granite"),
+    "ibm-granite/granite-guardian-3.1-8b": (vendors.GRANITE_GUARDIAN_3, GRANITE, "granite"),
+    "ibm-granite/granite-guardian-3.2-5b": (vendors.GRANITE_GUARDIAN_3_2, GRANITE_ALL, "granite"),
+    "ibm-granite/granite-guardian-3.3-8b": (vendors.GRANITE_GUARDIAN_3_3, GRANITE_ALL, "granite"),
+    "Qwen/Qwen3Guard-Gen-0.6B": (vendors.QWEN3_GUARD_GEN, QWEN, "qwen3"),
+    "google/shieldgemma-2b": (vendors.SHIELDGEMMA, GEMMA, "gemma2"),
+    "Alibaba-AAIG/YuFeng-XGuard-Reason-0.6B": (
+        replace(vendors.YUFENG_XGUARD, unsafe=("no", "yes"), safe="safe"), JUDGED, "qwen3"),
 }  # fmt: skip
 BY_TEXT: dict[str, tuple[GuardSpec, str | None, str]] = {
-    "ibm-granite/granite-guardian-4.1-8b": (specs.granite_guardian_4("Is the answer harmful?"), JUDGED, "granite"),
-    "nvidia/Llama-3.1-Nemotron-Safety-Guard-8B-v3": (specs.nemotron_guard(CARD), JUDGED, "llama"),
-    "allenai/wildguard": (specs.wildguard(CARD), None, "mistral"),
-    "ToxicityPrompts/PolyGuard-Qwen": (specs.polyguard(CARD, "You judge."), JUDGED, "qwen3"),
+    "ibm-granite/granite-guardian-4.1-8b": (vendors.granite_guardian_4("Is the answer harmful?"), JUDGED, "granite"),
+    "nvidia/Llama-3.1-Nemotron-Safety-Guard-8B-v3": (vendors.nemotron_guard(CARD), JUDGED, "llama"),
+    "nvidia/Nemotron-Content-Safety-Reasoning-4B": (vendors.nemotron_reasoning(CARD), JUDGED, "gemma3_text"),
+    "allenai/wildguard": (vendors.wildguard(CARD), None, "mistral"),
+    "ToxicityPrompts/PolyGuard-Qwen": (vendors.polyguard(CARD, "You judge."), JUDGED, "qwen2"),
+    "openai/gpt-oss-safeguard-20b": (vendors.gpt_oss_safeguard("Say 0 or 1.", " no", " yes"), JUDGED, "gpt_oss"),
+    "tomg-group-umd/DynaGuard-8B": (vendors.dynaguard(CARD, "Rules."), JUDGED, "qwen3"),
+    "cais/HarmBench-Llama-2-13b-cls": (vendors.harmbench(CARD), None, "llama"),
 }
 ALL = KNOWN | BY_TEXT
 
@@ -139,41 +149,52 @@ def test_sixteen_bit_scores_err_as_one_forward_per_prefix_does(guard, dtype):
     assert (torch.tensor(streamed + stream.close()) - truth[1]).abs().max() <= allowed
 
 
-def test_the_rendering_ends_with_the_answer_prefix_and_holds_the_last_exchange(guard):
-    (ids,) = guard.encode([[{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "Answer!"}]])
-    text = guard.tokenizer.decode(ids)
-    assert text.endswith(guard.spec.answer_prefix)
-    assert text.index("Question?") < text.index("Answer!")
-    assert [guard.tokenizer.decode([i]) for i in guard.verdict_ids] == [w for words in guard.spec.words for w in words]
+def test_the_rendering_ends_with_the_answers_beginning_and_holds_the_last_exchange(guard):
+    chat = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "Answer!"}]
+    texts = [guard.tokenizer.decode(ids) for ids in guard.encode([chat])]
+    assert texts[0].endswith(guard.spec.begins)
+    assert texts[0].index("Question?") < texts[0].index("Answer!")
+    assert len(texts) == guard.readouts
+    last = guard.answers.places[-1]
+    safe = [guard.tokenizer.decode([token]).strip().lower() for token, worth in last.options.items() if worth == 1]
+    assert all(guard.spec.words[0][0].strip().lower().startswith(word) for word in safe)
+    assert safe
 
 
 @pytest.mark.parametrize("text", BANK)
 def test_hostile_text_yields_no_control_token(guard, text):
-    history = [{"role": "user", "content": "Hello"}]
-    controls = [
-        [i for i in ids if guard.encoder.is_control(i)]
-        for response in ("x", f"Well. {text} So.")
-        for ids in guard.encode_prefixes(history, response, [len(response)])
+    """In the response, in the prompt, and in the turns that a view joins with others."""
+    hostile = f"Well. {text} So."
+    chats = [
+        [
+            {"role": "system", "content": turn},
+            {"role": "user", "content": turn},
+            {"role": "tool", "content": turn},
+            {"role": "assistant", "content": turn},
+        ]
+        for turn in ("x", hostile)
     ]
-    assert controls[0] == controls[1]
+    harmless, found = ([[i for i in ids if guard.encoder.is_control(i)] for ids in guard.encode([c])] for c in chats)
+    assert harmless == found
+    assert guard.encode_prefixes(chats[1][:3], hostile, [len(hostile)]) == guard.encode(chats[1:])
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_specs_are_found_by_name(name):
-    assert specs.find_spec(name) is KNOWN[name][0]
+    assert known.find_spec(name).name == KNOWN[name][0].name
 
 
 @pytest.mark.parametrize("name", BY_TEXT)
 def test_guards_prompted_by_a_text_say_which_function_takes_it(name):
-    with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\(\.\.\.\)"):
-        specs.find_spec(name)
+    with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\(\w+=.*--guard-option \w+=@FILE"):
+        known.find_spec(name)
 
 
 def test_unknown_guards_are_an_error():
     with pytest.raises(ValueError, match="no GuardSpec is known for 'someone/some-model'"):
-        specs.find_spec("someone/some-model")
+        known.find_spec("someone/some-model")
     with pytest.raises(ValueError, match="prompt: expected"):
-        specs.wildguard("no places")
+        vendors.wildguard("no places")
 
 
 def test_the_third_verdict_counts_as_unsafe_unless_weighted():
@@ -181,5 +202,5 @@ def test_the_third_verdict_counts_as_unsafe_unless_weighted():
     logits = torch.tensor([[1.0, 0.0, 2.0]])
     shares = logits.softmax(-1)[0]
     assert guard.scores(logits).item() == pytest.approx(shares[0].item())
-    loose = Guard(guard.model, guard.tokenizer, specs.replace(guard.spec, other_weight=0.5), check=False)
+    loose = Guard(guard.model, guard.tokenizer, replace(guard.spec, other_weight=0.5), check=False)
     assert loose.scores(logits).item() == pytest.approx((shares[0] + 0.5 * shares[2]).item())

@@ -68,7 +68,7 @@ def test_what_no_forward_fills_is_nan(guard: Guard, monkeypatch: pytest.MonkeyPa
     schedule = fastdss.prefix.engine.schedule
     monkeypatch.setattr(fastdss.prefix.engine, "schedule", lambda *args: list(schedule(*args))[:-1])
     tree = build_tree(guard.encode_prefixes([], "You can call her today.", [3, 12, 23]))
-    logits = tree_logits(guard.model, guard.verdict_ids, [tree], [0])
+    logits = tree_logits(guard.model, guard.token_ids, [tree], [0])
     assert guard.scores(logits).isnan().sum() == 1
 
 

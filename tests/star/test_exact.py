@@ -42,8 +42,8 @@ def test_fp64_logits_equal_a_dense_fp64_forward(architecture, kind):
         rows.append(guard.encode_prefixes([{"role": "user", "content": prompt}], response, ends))
     guard.model.set_attn_implementation("fastdss_test_dense")
     logits = {
-        "tree": tree_logits(guard.model, guard.verdict_ids, [build_tree(row) for row in rows], [0, 1, 1, 2]),
-        "reference": reference_logits(guard.model, guard.verdict_ids, list(chain.from_iterable(rows))),
+        "tree": tree_logits(guard.model, guard.token_ids, [build_tree(row) for row in rows], [0, 1, 1, 2]),
+        "reference": reference_logits(guard.model, guard.token_ids, list(chain.from_iterable(rows))),
     }
     scores = {impl: guard.scores(values) for impl, values in logits.items()}
     assert scores["tree"].dtype == torch.float64
@@ -80,7 +80,7 @@ def test_many_groups_and_equal_prompts(monkeypatch):
         for p, r in zip(*batch.values(), strict=True)
     ]
     renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
-    expected = reference_logits(guard.model, guard.verdict_ids, renderings)
+    expected = reference_logits(guard.model, guard.token_ids, renderings)
     computed = []
     run = fastdss.prefix.engine.Runner.run
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_many_groups_and_equal_prompts(monkeypatch):
     tokens = []
     for store_tokens in (1, 200, 10_000):
         computed.clear()
-        logits = tree_logits(guard.model, guard.verdict_ids, trees, [0] * 4, store_tokens=store_tokens)
+        logits = tree_logits(guard.model, guard.token_ids, trees, [0] * 4, store_tokens=store_tokens)
         assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
         tokens.append(sum(computed))
     assert tokens[2] <= tokens[0] <= sum(tree.num_tokens for tree in trees)

@@ -94,7 +94,7 @@ def test_fp64_stream_equals_dense_fp64_forwards(architecture):
     stream = guard.stream("Hello", every=2)
     scores = feed(stream, BATCH["response"][1], 9)
     renderings = guard.encode_prefixes(stream.history, BATCH["response"][1], stream.ends)
-    expected = guard.scores(reference_logits(guard.model, guard.verdict_ids, renderings))
+    expected = guard.scores(reference_logits(guard.model, guard.token_ids, renderings))
     assert max(abs(a - b) for a, b in zip(scores, expected.tolist(), strict=True)) <= 1e-12
 
 

@@ -10,15 +10,19 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     Gemma2Config,
+    GptOssConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
 from transformers.models.gemma2 import Gemma2ForCausalLM
+from transformers.models.gpt_oss import GptOssForCausalLM
 from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
+from transformers.models.llama4 import Llama4ForCausalLM
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
@@ -110,7 +114,23 @@ ARCHITECTURES = {
             vocab_size=v, sliding_window=24, query_pre_attn_scalar=8, attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0, **_SHAPE)
     ),
+    "llama4_text": lambda v: Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=v, attention_chunk_size=24, no_rope_layers=[1, 1, 0], floor_scale=16, num_local_experts=2,
+            intermediate_size_mlp=48, pad_token_id=None, **_SHAPE)
+    ),
+    "gpt_oss": lambda v: _with_sinks(
+        GptOssForCausalLM(GptOssConfig(vocab_size=v, sliding_window=24, num_local_experts=4, **_SHAPE))
+    ),
 }  # fmt: skip
+
+
+def _with_sinks(model):
+    """Sinks of about the size of the scores beside them, or nobody would miss them."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, std=1.0)
+    return model
 
 
 def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):

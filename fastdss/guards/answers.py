@@ -1,0 +1,144 @@
+"""Answers in words: the places where a guard's next token is read, and the score that their logits make.
+
+An answer is a row of fields and then the verdict; each is one of several texts. Their tokens form a tree: a place is
+read where two of them part, and nowhere else. The score is the probability that an answer restricted to these texts,
+chosen token by token, ends in the safe verdict. For verdicts of one token that is the softmax over their logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdss.errors import UserError
+
+from .spec import GuardSpec
+
+Ids = tuple[int, ...]
+Tokens = Callable[[str], Ids]  # of a text that follows the rendering
+
+
+@dataclass(frozen=True)
+class Place:
+    """After ``ids`` behind the rendering the next token is one of ``options``: what it leads to, a score at last."""
+
+    ids: Ids
+    options: Mapping[int, Place | float]
+
+
+class Answers:
+    """``token_ids`` are the columns that are read, ``tails`` the tokens after which they are, place by place."""
+
+    def __init__(self, root: Place) -> None:
+        self.root = root
+        self.places = list(_walk(root))
+        self.tails = [place.ids for place in self.places]
+        self.token_ids = list(dict.fromkeys(token for place in self.places for token in place.options))
+        self._column = {token: column for column, token in enumerate(self.token_ids)}
+        self._row = {id(place): row for row, place in enumerate(self.places)}
+
+    def scores(self, logits: Tensor, temperature: float) -> Tensor:
+        """P(safe) ``[...]`` from logits ``[..., places, columns]``."""
+        return self._value(self.root, logits, temperature).clamp(max=1)  # rounded shares may sum to more
+
+    def _value(self, place: Place, logits: Tensor, temperature: float) -> Tensor:
+        columns = [self._column[token] for token in place.options]
+        shares = torch.softmax(logits[..., self._row[id(place)], columns] / temperature, dim=-1)
+        worth = [
+            self._value(next_, logits, temperature) if isinstance(next_, Place) else shares.new_tensor(next_)
+            for next_ in place.options.values()
+        ]
+        return sum((share * value for share, value in zip(shares.unbind(-1), worth, strict=True)), shares.new_zeros(()))
+
+
+def _walk(place: Place) -> Iterator[Place]:
+    yield place
+    for following in place.options.values():
+        if isinstance(following, Place):
+            yield from _walk(following)
+
+
+def compile_answers(spec: GuardSpec, tokens: Tokens, tokenizer: Any) -> Answers:
+    """The places of ``spec``'s answers; ``tokens(text)`` are those of ``text`` after the rendering.
+
+    ``ValueError`` where a text is no token, or several and the spec does not say that it may be; where one is how
+    another begins; where all texts of the verdict are one.
+    """
+    root = _compile(spec, tokens, tokenizer, "", 0)
+    if not isinstance(root, Place):
+        raise UserError(f"{spec.name}: its answer has one possible text, so nothing could be read")
+    return Answers(root)
+
+
+def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth: int) -> Place | float:
+    safe, unsafe, other = spec.words
+    if depth == len(spec.fields):
+        asked = begun + spec.answer_prefix
+        worth = dict.fromkeys(safe, 1.0) | dict.fromkeys(unsafe, 0.0) | dict.fromkeys(other, spec.other_weight)
+        if len(worth) < len(safe) + len(unsafe) + len(other):
+            raise UserError(f"{spec.name}: two verdict words are the same: {[*safe, *unsafe, *other]}")
+        options: dict[Ids, Place | float] = {_ids(spec, tokens, tokenizer, asked, word): value for word, value in worth.items()}
+        if len(options) < len(worth):
+            raise UserError(f"{spec.name}: two verdict words are the same token: {[*worth]}")
+        if spec.any_spelling:
+            options = _spellings(worth, tokenizer) | options
+    else:
+        field = spec.fields[depth]
+        asked = begun + field.prefix
+        options = {}
+        for value in field.values:
+            found = _ids(spec, tokens, tokenizer, asked, value)
+            if found in options:
+                raise UserError(f"{spec.name}: two values of {field.prefix!r} are the same token: {field.values}")
+            options[found] = _compile(spec, tokens, tokenizer, asked + value, depth + 1)
+    return _branch(spec.name, tokens(asked), options)
+
+
+def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float]) -> Place | float:
+    """The places where the token sequences part that lead from ``before`` to ``options``."""
+    firsts: dict[int, dict[Ids, Place | float]] = {}
+    for ids, value in options.items():
+        if not ids:
+            if len(options) > 1:
+                raise UserError(f"{name}: one verdict word or value is how another begins; add what follows it")
+            return value
+        firsts.setdefault(ids[0], {})[ids[1:]] = value
+    next_ = {first: _branch(name, (*before, first), rest) for first, rest in firsts.items()}
+    return Place(before, next_) if len(next_) > 1 else next(iter(next_.values()))
+
+
+def _ids(spec: GuardSpec, tokens: Tokens, tokenizer: Any, asked: str, word: str) -> Ids:
+    """Tokens of ``word`` after ``asked``."""
+    before, after = tokens(asked), tokens(asked + word)
+    found = after[len(before) :] if after[: len(before)] == before else ()
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if not word or not found or (len(found) > 1 and not spec.split_words) or unknown in found:
+        pieces = tokenizer.convert_ids_to_tokens(list(after[len(before) :]))
+        raise UserError(
+            f"{spec.name}: the verdict {word!r} is not one token after {asked!r}: its tokens there are {pieces}; "
+            "split_words=True reads words of several"
+        )
+    return found
+
+
+def _spellings(worth: Mapping[str, float], tokenizer: Any) -> dict[Ids, float]:
+    """Every token of the vocabulary that spells one of the words, whatever its case and the blanks around it."""
+    values = {word.strip().lower(): value for word, value in worth.items()}
+    found: dict[Ids, float] = {}
+    vocabulary: Iterable[tuple[str, int]] = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = set(tokenizer.all_special_ids)
+    for piece, index in vocabulary:
+        if index not in special and any(word in piece.lower() for word in values):
+            value = values.get(tokenizer.decode([index]).strip().lower())
+            if value is not None:
+                found[(index,)] = value
+    return found
+
+
+def common_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((k for k, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))

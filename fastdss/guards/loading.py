@@ -1,0 +1,106 @@
+"""A guard's files -> its model, tokenizer and spec. No remote code runs and nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastdss.errors import UserError
+from fastdss.models.causal_lm import ignores_softcap
+from fastdss.models.sources import check_source
+
+from .known import choose_spec, read_config
+from .options import with_options
+from .spec import GuardSpec
+from .spec_file import read_spec
+
+
+class Loaded(NamedTuple):
+    model: Any
+    tokenizer: Any
+    spec: GuardSpec
+
+
+def resolve_spec(
+    name: str,
+    config: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    spec: GuardSpec | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
+) -> GuardSpec:
+    """The spec that is given, named, in a file, or found by name, config and template; with ``options``."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(spec, str):
+        spec = read_spec(spec, options or {})
+    if spec is None:
+        spec = choose_spec([name, gguf_file or ""], config, template, options=options)
+    _check_reach(name, config, spec)
+    return with_options(spec, options or {}, spec.template or template)
+
+
+def load_guard(
+    name: str,
+    *,
+    spec: GuardSpec | str | None,
+    options: Mapping[str, Any],
+    revision: str | None,
+    gguf_file: str | None,
+    how: Mapping[str, Any],
+) -> Loaded:
+    """``how``: ``dtype``, ``device_map`` and ``quantization_config`` of transformers' ``from_pretrained``."""
+    from transformers import AutoTokenizer
+
+    check_source("guard", name)
+    source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
+    config = read_config(name, **source)
+    spec = resolve_spec(name, config, tokenizer, spec=spec, options=options, gguf_file=gguf_file)
+    model = _loader(spec).from_pretrained(
+        name,
+        use_safetensors=True if gguf_file is None else None,
+        trust_remote_code=False,  # else transformers asks on the terminal
+        **{key: value for key, value in how.items() if value is not None},
+        **_config_of(name, config, source),
+        **source,
+    )
+    if ignores_softcap(model):
+        model.set_attn_implementation("eager")
+    return Loaded(model, tokenizer, spec)
+
+
+def _loader(spec: GuardSpec) -> Any:
+    import transformers
+
+    if spec.head == "token":
+        from .token_head import TokenHeadModel
+
+        return TokenHeadModel
+    return (
+        transformers.AutoModelForSequenceClassification
+        if spec.head == "sequence"
+        else transformers.AutoModelForCausalLM
+    )
+
+
+def _config_of(name: str, written: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama Guard 4's config names no chunk size, where transformers needs one: its context, so that nothing is cut."""
+    text = written.get("text_config", written)
+    if written.get("model_type") not in ("llama4", "llama4_text") or text.get("attention_chunk_size"):
+        return {}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source)
+    inner = config.get_text_config()
+    inner.attention_chunk_size = inner.max_position_embeddings
+    return {"config": config}
+
+
+def _check_reach(name: str, config: Mapping[str, Any], spec: GuardSpec) -> None:
+    """What is left out says so, rather than failing in transformers."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if spec.head != "token" and config.get("auto_map") and kind not in CONFIG_MAPPING:
+        raise UserError(f"{name}: a model of type {kind!r} needs code from its repository, which fastdss never runs")

@@ -1,0 +1,117 @@
+"""Changes to a guard's spec by name: what Python says with ``dataclasses.replace``, said on a command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastdss.errors import UserError
+
+from .known import KNOWN
+from .spec import GuardSpec
+from .vendors import with_stated_fields
+
+_OWN = ("date", "other_weight")
+
+
+def parse_options(given: list[str]) -> dict[str, Any]:
+    """``["risk_name=jailbreak", "prompt=@card.txt"]`` as names and values: JSON, a file's text after ``@``, or text."""
+    options: dict[str, Any] = {}
+    for item in given:
+        name, found, value = item.partition("=")
+        if not found or not name:
+            raise UserError(f"guard option: expected NAME=VALUE or NAME=@FILE, got {item!r}")
+        if name in options:
+            raise UserError(f"guard option: {name} is given twice")
+        options[name] = _read(name, value[1:]) if value.startswith("@") else _json(value)
+    return options
+
+
+def with_options(spec: GuardSpec, options: Mapping[str, Any], template: str | Mapping[str, str] | None) -> GuardSpec:
+    """``spec`` with ``options``, each of which is one of these:
+
+    - a variable of the chat template (``risk_name``, ``excluded_category_keys``, …), also inside of one that the spec
+      sets: ``risk_name`` is ``guardian_config["risk_name"]``;
+    - ``questions``: those to ask, by name; ``stated``: values of the answer's earlier fields, instead of their sum;
+    - ``date``, ``other_weight``: the spec's own.
+
+    What made the spec (a text of the model card) is passed over. ``ValueError`` names what there is to set.
+    """
+    made_of = {name for known in KNOWN if known.sample().name == spec.name for name in known.parameters}
+    for name, value in options.items():
+        if name not in made_of:
+            spec = _with_option(spec, name, value, template)
+    return spec
+
+
+def _with_option(spec: GuardSpec, name: str, value: Any, template: str | Mapping[str, str] | None) -> GuardSpec:
+    if name == "questions" and spec.questions:
+        wanted = _names(value)
+        if not wanted or not set(wanted) <= set(spec.questions):
+            raise UserError(f"{spec.name}: questions: expected some of {', '.join(spec.questions)}, got {value!r}")
+        return replace(spec, questions={question: spec.questions[question] for question in wanted})
+    if name == "stated" and spec.fields:
+        values = _names(value)
+        if len(values) != len(spec.fields):
+            raise UserError(f"{spec.name}: stated: expected {len(spec.fields)} values, got {len(values)}")
+        return with_stated_fields(
+            spec, *(_one_of(spec, field.values, v) for field, v in zip(spec.fields, values, strict=True))
+        )
+    if name in _OWN:
+        if name == "other_weight" and not isinstance(value, int | float):
+            raise UserError(f"{spec.name}: other_weight: expected a number, got {value!r}")
+        return replace(spec, **{name: value})
+    outer, _, inner = name.rpartition(".")
+    holders = [outer] if outer else [key for key, held in spec.template_kwargs.items() if isinstance(held, Mapping)]
+    for holder in holders:
+        held = spec.template_kwargs.get(holder)
+        if isinstance(held, Mapping) and (inner in held or outer or _is_variable(inner, template)):
+            return replace(spec, template_kwargs={**spec.template_kwargs, holder: {**held, inner: value}})
+    if name in spec.template_kwargs or _is_variable(name, template):
+        return replace(spec, template_kwargs={**spec.template_kwargs, name: value})
+    raise UserError(
+        f"{spec.name}: no option {name!r}; it has {', '.join(names_of(spec))}, and its template's variables"
+    )
+
+
+def names_of(spec: GuardSpec) -> list[str]:
+    """The options that ``spec`` is known to take."""
+    nested = [key for held in spec.template_kwargs.values() if isinstance(held, Mapping) for key in held]
+    flat = [key for key, held in spec.template_kwargs.items() if not isinstance(held, Mapping)]
+    more = [name for name, there in (("questions", spec.questions), ("stated", spec.fields)) if there]
+    return [*nested, *flat, *more, *(["other_weight"] if spec.other else []), "date"]
+
+
+def _is_variable(name: str, template: str | Mapping[str, str] | None) -> bool:
+    texts = template.values() if isinstance(template, Mapping) else [template or ""]
+    return name.isidentifier() and any(re.search(rf"\b{name}\b", text) for text in texts)
+
+
+def _names(value: Any) -> list[str]:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else [str(part) for part in value]
+
+
+def _one_of(spec: GuardSpec, known: tuple[str, ...], value: str) -> str:
+    """The field's value that reads as ``value``, whatever the blanks around it."""
+    found = [text for text in known if text.strip() == value.strip()]
+    if not found:
+        raise UserError(f"{spec.name}: stated: expected one of {[text.strip() for text in known]}, got {value!r}")
+    return found[0]
+
+
+def _read(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"guard option {name}: {path} cannot be read as text ({type(error).__name__})") from None
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,54 @@
+"""A spec and a tokenizer -> the encoders that render what the guard is asked: one, or one for each question."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Any
+
+from fastdss.chat.encoder import ChatEncoder
+from fastdss.errors import UserError
+
+from .spec import GuardSpec
+
+_TODAY = re.compile(r"""\bstrftime_now\b(?:\(\s*(['"])(.*?)\1)?""")
+
+
+def make_encoders(spec: GuardSpec, tokenizer: Any) -> list[ChatEncoder]:
+    """One for each question of the spec, or one; they render the spec's date where the template asks for today's."""
+    template = spec.template
+    if prints_date(spec, tokenizer):
+        template = with_fixed_date(_template(spec, tokenizer), spec.date)
+    return [
+        ChatEncoder(
+            tokenizer,
+            template=template,
+            template_kwargs={**spec.template_kwargs, **variables},
+            messages=spec.messages,
+        )
+        for variables in list(spec.questions.values()) or [{}]
+    ]
+
+
+def prints_date(spec: GuardSpec, tokenizer: Any) -> bool:
+    """Whether the template that the spec renders asks for today's date."""
+    return _TODAY.search(_template(spec, tokenizer)) is not None
+
+
+def with_fixed_date(template: str, day: str) -> str:
+    """``template`` to which every day is ``day``, so that scores do not change overnight.
+
+    transformers gives templates a function of the clock and takes no other for it, so a macro of its name comes first.
+    """
+    try:
+        fixed = date.fromisoformat(day)
+    except ValueError:
+        raise UserError(f"date: expected a day as YYYY-MM-DD, got {day!r}") from None
+    forms = {form: fixed.strftime(form) for _, form in _TODAY.findall(template) if form}
+    refusal = "raise_exception('it prints a date in a form that is no literal')"
+    return f"{{%- macro strftime_now(form) -%}}{{{{- {forms!r}[form] or {refusal} -}}}}{{%- endmacro -%}}{template}"
+
+
+def _template(spec: GuardSpec, tokenizer: Any) -> str:
+    template = spec.template or getattr(tokenizer, "chat_template", None) or ""
+    return template.get("default", "") if isinstance(template, dict) else template

@@ -1,0 +1,95 @@
+"""Whether a guard sees what it judges: marked turns are put to its template and looked for in the rendering.
+
+A template that takes content as typed parts drops plain text in silence, and the other way round; such a guard would
+give every prefix of every row one score.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fastdss.chat.encoder import ChatEncoder, Conversation, Message, RefusedByTemplate
+from fastdss.errors import UserError
+
+MARKS = {
+    "system": "systemQ1Q",
+    "earlier": "earlierQ2Q",
+    "prompt": "promptQ3Q",
+    "tool": "toolQ4Q",
+    "response": "responseQ5Q",
+}
+CHAT = [{"role": role, "content": MARKS[name]} for role, name in (("user", "prompt"), ("assistant", "response"))]
+
+
+class Sight(NamedTuple):
+    """Which parts of a conversation a guard is shown."""
+
+    system: bool
+    earlier: bool
+    tool: bool
+
+
+def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, only_response: bool) -> None:
+    """``ValueError`` unless the rendering holds prompt and response, in this order, and follows changes of both."""
+    wanted = ("response",) if only_response else ("prompt", "response")
+    try:
+        text = _render(encoder, CHAT, generation_prompt)
+    except RefusedByTemplate as error:
+        raise UserError(f"{name}: {error}") from None
+    except (TypeError, AttributeError, KeyError) as error:  # a template that takes parts, given text
+        raise UserError(f"{name}: its chat template fails on plain turns ({type(error).__name__})") from None
+    lost = [part for part in wanted if MARKS[part] not in text]
+    if lost:
+        raise UserError(
+            f"{name}: a blind guard: its chat template drops the {' and the '.join(lost)}{_hint(encoder, lost)}; "
+            "fastdss guards show GUARD shows what is rendered"
+        )
+    if text.rfind(MARKS["response"]) < max(text.find(MARKS[part]) for part in wanted):
+        raise UserError(f"{name}: its chat template shows the response before the prompt")
+    for part in wanted:
+        changed = [{**turn, "content": turn["content"].replace(MARKS[part], "Q7Q")} for turn in CHAT]
+        if _render(encoder, changed, generation_prompt) != text.replace(MARKS[part], "Q7Q"):
+            raise UserError(f"{name}: its chat template rewrites the {part}")
+
+
+def find_sight(encoder: ChatEncoder, *, generation_prompt: bool) -> Sight:
+    """What of a longer conversation is rendered; a part that the template refuses is not."""
+    chats = {
+        "system": [{"role": "system", "content": MARKS["system"]}, *CHAT],
+        "earlier": [{"role": "user", "content": MARKS["earlier"]}, {"role": "assistant", "content": "x"}, *CHAT],
+        "tool": [CHAT[0], {"role": "assistant", "content": "x"}, {"role": "tool", "content": MARKS["tool"]}, CHAT[1]],
+    }
+    found = {}
+    for part, chat in chats.items():
+        try:
+            found[part] = MARKS[part] in _render(encoder, chat, generation_prompt)
+        except RefusedByTemplate:
+            found[part] = False
+    return Sight(**found)
+
+
+def _render(encoder: ChatEncoder, chat: Conversation, generation_prompt: bool) -> str:
+    (text,) = encoder.render([chat], generation_prompt=generation_prompt)
+    return text
+
+
+def _hint(encoder: ChatEncoder, lost: list[str]) -> str:
+    """Where content as parts (or as text) would be shown, say so."""
+    given: Any = encoder.messages(CHAT) if encoder.messages else CHAT
+    as_text = isinstance(given[0]["content"], str)
+
+    def other(chat: Conversation) -> list[Message]:
+        turns = encoder.messages(chat) if encoder.messages else chat
+        return [
+            {**t, "content": [{"type": "text", "text": t["content"]}] if as_text else t["content"][0]["text"]}
+            for t in turns
+        ]
+
+    twin = ChatEncoder(
+        encoder.tokenizer, template=encoder.template, template_kwargs=encoder.template_kwargs, messages=other
+    )
+    try:
+        seen = all(MARKS[part] in _render(twin, CHAT, True) for part in lost)
+    except (RefusedByTemplate, TypeError, AttributeError, KeyError):
+        seen = False
+    return f" (it takes content as {'parts' if as_text else 'text'}: messages=View(parts={as_text}))" if seen else ""

@@ -1,0 +1,67 @@
+"""Texts through a model whose tokens see those after them: nothing is shared, so texts of one length go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def batched_logits(
+    model: Any,
+    class_ids: Sequence[int],
+    renderings: Sequence[Sequence[int]],
+    *,
+    budget: int | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Logits ``[len(renderings), R]`` of the classes, as one forward per rendering would give them.
+
+    Equal renderings are computed once. Batches are sorted by length and hold ``budget`` tokens with their padding,
+    which the attention mask hides.
+    """
+    device = next(model.parameters()).device
+    budget = budget or (2048 if device.type == "cpu" else 65536)
+    rows = {ids: row for row, ids in enumerate(dict.fromkeys(map(tuple, renderings)))}
+    unique = sorted(rows, key=len)
+    found: Tensor | None = None
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in _batches(unique, budget):
+                ids, mask = _padded(batch, model.config.pad_token_id or 0)
+                logits = (
+                    model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, list(class_ids)].cpu()
+                )
+                if found is None:
+                    dtype = torch.promote_types(logits.dtype, torch.float32)
+                    found = torch.full((len(rows), len(class_ids)), float("nan"), dtype=dtype)
+                found[[rows[text] for text in batch]] = logits.to(found)
+                report(len(batch))
+    finally:
+        model.train(training)
+    assert found is not None
+    report(len(renderings) - len(rows))
+    return found[[rows[tuple(ids)] for ids in renderings]]
+
+
+def _batches(texts: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
+    """Texts that are sorted by length, as many at once as hold ``budget`` tokens at the longest one's length."""
+    batch: list[tuple[int, ...]] = []
+    for text in texts:
+        if batch and (len(batch) + 1) * len(text) > budget:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _padded(batch: Sequence[tuple[int, ...]], pad: int) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, batch))
+    ids = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in batch])
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch])
+    return ids, mask
