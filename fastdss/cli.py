@@ -1,4 +1,4 @@
-"""The command line: `fastdss demo`, `score`, `report`, `merge` and `train`."""
+"""The command line: `fastdss demo`, `score`, `report`, `merge`, `guards` and `train`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .corpus.commands import add_merge, add_score
 from .demo.command import add_demo
 from .errors import UserError
+from .guards.command import add_guards
 from .score_report.command import add_report
 from .train.run.command import add_train
 from .version import __version__
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_score(commands)
     add_report(commands)
     add_merge(commands)
+    add_guards(commands)
     add_train(commands)
     for command in commands.choices.values():
         command.formatter_class = _Defaults

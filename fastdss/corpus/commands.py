@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
-from fastdss.star.options import COMBINE, TURNS
+from fastdss.star.options import COMBINE, METHODS, TURNS
 
 
 def add_score(commands: Any) -> None:
@@ -42,7 +43,10 @@ def add_score(commands: Any) -> None:
     add("--unit", choices=UNITS, default="word", help="what a chunk counts")
     add("--max-tokens", type=int, help="score what fits instead of failing rows longer than the guard's context")
     add("--revision", help="commit, tag or branch of a guard on the Hub")
-    add("--spec", metavar="NAME", help="known guard whose spec to use, where the guard's own name does not tell")
+    add_guard_options(parser)
+    add(
+        "--method", choices=METHODS, default="auto", help="per_prefix: one forward per prefix, for guards no tree takes"
+    )
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     for column in ("prompt", "response", "messages", "id"):
@@ -78,6 +82,8 @@ def _score(args: argparse.Namespace) -> None:
     require("fastdss score", "score", "pyarrow")
     from transformers.utils import logging
 
+    from fastdss.guards.options import parse_options
+
     from .rows import Columns
     from .run import score_dataset
     from .scorer import StarScorer
@@ -91,6 +97,8 @@ def _score(args: argparse.Namespace) -> None:
         unit=args.unit,
         max_tokens=args.max_tokens,
         spec=args.spec,
+        guard_options=parse_options(args.guard_option),
+        method=args.method,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,

@@ -52,9 +52,10 @@ class StarScorer:
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
     that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec``,
-    ``guard_options`` and ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``. options: see ``ScoringOptions``; ``every``,
-    ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``gemm`` and ``budget`` are shortcuts
-    to its fields. device: ``"auto"``, the current GPU, else the CPU.
+    ``guard_options`` and ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``.
+
+    options: see ``ScoringOptions``; ``every``, ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``,
+    ``backend``, ``gemm`` and ``budget`` are shortcuts to its fields. device: ``"auto"``, the current GPU, else the CPU.
 
     It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
     """

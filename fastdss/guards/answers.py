@@ -81,11 +81,13 @@ def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth:
         worth = dict.fromkeys(safe, 1.0) | dict.fromkeys(unsafe, 0.0) | dict.fromkeys(other, spec.other_weight)
         if len(worth) < len(safe) + len(unsafe) + len(other):
             raise UserError(f"{spec.name}: two verdict words are the same: {[*safe, *unsafe, *other]}")
-        options: dict[Ids, Place | float] = {_ids(spec, tokens, tokenizer, asked, word): value for word, value in worth.items()}
+        options: dict[Ids, Place | float] = {}
+        for word, value in worth.items():
+            options[_ids(spec, tokens, tokenizer, asked, word)] = value
         if len(options) < len(worth):
             raise UserError(f"{spec.name}: two verdict words are the same token: {[*worth]}")
         if spec.any_spelling:
-            options = _spellings(worth, tokenizer) | options
+            options = {**_spellings(worth, tokenizer), **options}
     else:
         field = spec.fields[depth]
         asked = begun + field.prefix

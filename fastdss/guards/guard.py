@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +26,8 @@ from .loading import load_guard
 from .questions import make_encoders
 from .sight import CHAT, check_sight
 from .spec import GuardSpec
+from .tokens import PROBE, tokens_after
 
-_PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there. How are you?"}]
 _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
 
 
@@ -151,8 +152,8 @@ class GuardModel:
         """Whether the rendering ends with the template's prompt for an answer."""
         return self.spec.head == "words"
 
-    def _encoded(self, encoder: ChatEncoder, conversations: Sequence[Conversation], more: str = "") -> list[list[int]]:
-        rows = encoder.encode(conversations, generation_prompt=self._asked, suffix=self.spec.begins + more)
+    def _encoded(self, encoder: ChatEncoder, conversations: Sequence[Conversation]) -> list[list[int]]:
+        rows = encoder.encode(conversations, generation_prompt=self._asked, suffix=self.spec.begins)
         causal = self.spec.head == "sequence" and not self.bidirectional
         return [without_padding(self.model, ids) for ids in rows] if causal else rows
 
@@ -169,25 +170,12 @@ class GuardModel:
         if self.spec.head != "words":
             return Classes(self.spec, self.model.config)
         first, *others = [
-            compile_answers(self.spec, lambda text, e=encoder: self._after(e, text), self.tokenizer)  # type: ignore[misc]
+            compile_answers(self.spec, partial(tokens_after, encoder, self.spec), self.tokenizer)
             for encoder in self.encoders
         ]
         if any(other.root != first.root for other in others):
             raise UserError(f"{self.spec.name}: the tokens of its answers differ between its questions")
         return first
-
-    def _after(self, encoder: ChatEncoder, text: str) -> tuple[int, ...]:
-        """Tokens of ``text``, which begins with what the spec's answers begin with, after the rendering's."""
-        begins = self.spec.begins
-        (before,), (ids,) = (self._encoded(encoder, [_PROBE], more) for more in ("", text.removeprefix(begins)))
-        if ids[: len(before)] == before:
-            return tuple(ids[len(before) :])
-        written = self._decode(before)  # the rendering's last tokens may be joined otherwise when text follows
-        cut = next((k for k in range(len(ids), 0, -1) if self._decode(ids[:k]) == written), len(ids))
-        return tuple(ids[cut:])
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _delimiter_pattern(self) -> re.Pattern[str] | None:
         marks = [turn["content"] for turn in CHAT]
@@ -204,7 +192,7 @@ class GuardModel:
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
     def _check_tree(self) -> None:
-        history, response = _PROBE[:1], _PROBE[1]["content"]
+        history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
         own = reference_logits(self.model, self.token_ids, renderings)

@@ -98,7 +98,7 @@ KNOWN = (
 )  # fmt: skip
 _OUT_OF_REACH = (  # name, kind, why
     (r"guardreasoner|thinkguard", "", "it reasons before its verdict, which one token cannot tell"),
-    (r"llama.guard.3.?11?b|shieldgemma.2(?!b)|llavaguard", "mllama", "it judges images"),
+    (r"llama.guard.3.?11b|shieldgemma.2(?!b)|llavaguard", "mllama", "it judges images"),
 )
 
 
@@ -162,7 +162,7 @@ def made(known: Known, names: Sequence[str], options: Mapping[str, Any] | None =
         flags = " ".join(f"--guard-option {text}=@FILE" for text in missing)
         raise UserError(
             f"{shown} is prompted by a text on its model card: pass spec=fastdss.guards.{known.called}({given}), "
-            f"or {flags}"
+            f"or options={{...}} of these names ({flags})"
         )
     return known.spec(**{name: options[name] for name in known.parameters if name in options})
 
@@ -183,8 +183,8 @@ def _only(found: list[Known], names: Sequence[str], options: Mapping[str, Any] |
     shown = " ".join(map(repr, names)) or "this model"
     if not found:
         raise UserError(
-            f"no GuardSpec is known for {shown}; pass spec= with a GuardSpec, the name of a known guard (fastdss guards "
-            "lists them), a YAML file or FILE.py:NAME"
+            f"no GuardSpec is known for {shown}; pass spec= with a GuardSpec, the name of a known guard (fastdss "
+            "guards lists them), a YAML file or FILE.py:NAME"
         )
     if len(found) > 1:
         choices = [known.called for known in found]

@@ -58,7 +58,7 @@ def _from_yaml(path: Path, options: Mapping[str, Any]) -> GuardSpec:
 
 
 def spec_from(given: Mapping[str, Any], options: Mapping[str, Any] | None = None, *, where: str = "spec") -> GuardSpec:
-    """The spec that plain data describes: ``GuardSpec``'s fields, but for ``messages``, which is ``view``, a ``View``'s.
+    """The spec that plain data describes: ``GuardSpec``'s fields, with ``view``, a ``View``'s, for ``messages``.
 
     ``like`` names a known guard whose fields hold where no other value is given.
     """

@@ -255,8 +255,8 @@ def nemotron_reasoning(prompt: str) -> GuardSpec:
         unsafe=" harmful",
         split_words=True,
         judges="the text's policy in the last exchange",
-        checked="the form of its answers by public copies, Gemma's tokenizer, November 2026; not the empty thinking block",
-        note="summed over the verdict on the prompt; without thinking",
+        checked="the form of its answers by public copies, Gemma's tokenizer, November 2026",
+        note="summed over the verdict on the prompt; without thinking, whose empty block was not seen in the original",
     )
 
 

@@ -57,12 +57,12 @@ def test_a_folder_of_any_name_is_told_by_its_template(name: str, tmp_path: Path)
 
 def test_a_folder_is_told_by_its_name_or_by_the_name_in_its_config(tmp_path: Path) -> None:
     """A template that says nothing; a folder inside another guard's folder; a name that only the config remembers."""
-    path = make_folder(tmp_path / "Llama-Guard-3-8B" / "granite-guardian-3.1-2b", GRANITE, "granite")
+    path = make_folder(tmp_path / "Llama-Guard-3-8B" / "granite-guardian-3.1-2b", JUDGED, "granite")
     assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3
     path = make_folder(tmp_path / "models--google--shieldgemma-2b" / "snapshots" / "0a1b2c", GEMMA, "gemma2")
     assert Guard.from_pretrained(path).spec is vendors.SHIELDGEMMA
     remembered = {"_name_or_path": "ibm-granite/granite-guardian-3.3-8b"}
-    path = make_folder(tmp_path / "mine", GRANITE, "granite", **remembered)
+    path = make_folder(tmp_path / "mine", JUDGED, "granite", **remembered)
     assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3_3
 
 
@@ -71,6 +71,20 @@ def test_the_argument_wins(tmp_path: Path) -> None:
     assert Guard.from_pretrained(path, spec="granite-guardian-3.3-8b", check=False).spec is vendors.GRANITE_GUARDIAN_3_3
     mine = GuardSpec("mine", template=JUDGED, answer_prefix="Safety:", safe=" Safe", unsafe=" Unsafe")
     assert Guard.from_pretrained(path, spec=mine).spec is mine
+
+
+def test_what_the_template_gives_away_outweighs_the_name(tmp_path: Path) -> None:
+    """A folder called after the 8B with the 1B's template, which drops content that is no list of parts in silence."""
+    path = make_folder(tmp_path / "my-llama-guard-3-ft", LLAMA_1B, "llama")
+    assert Guard.from_pretrained(path).spec is vendors.LLAMA_GUARD_3_1B
+    path = make_folder(tmp_path / "granite-guardian-3.1-mine", GRANITE_3_2, "granite")
+    assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3_2
+
+
+def test_out_of_reach_is_said() -> None:
+    for name, why in (("yueliu1999/GuardReasoner-8B", "reasons before"), ("google/shieldgemma-2-4b-it", "images")):
+        with pytest.raises(ValueError, match=why):
+            choose_spec([name])
 
 
 def test_several_choices_are_an_error_that_names_them(tmp_path: Path) -> None:
@@ -116,11 +130,10 @@ def test_one_of_several_templates_of_a_tokenizer_may_tell() -> None:
 
 def test_every_known_guard_is_found_by_its_id_with_its_config() -> None:
     for name, (spec, _, architecture) in KNOWN.items():
-        assert choose_spec([name], {"model_type": architecture}) is spec
+        assert choose_spec([name], {"model_type": architecture}).name == spec.name
     for name, (_, _, architecture) in BY_TEXT.items():
-        kind = {"qwen3": "qwen2"}.get(architecture, architecture)
         with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\("):
-            choose_spec([name], {"model_type": kind})
+            choose_spec([name], {"model_type": architecture})
     assert find_spec("Qwen/Qwen3Guard-Stream-0.6B") is vendors.QWEN3_GUARD_STREAM
     assert len({entry.name for entry in TABLE}) == len(TABLE)
 

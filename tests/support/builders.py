@@ -10,20 +10,24 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     Gemma2Config,
+    Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 from transformers.models.gemma2 import Gemma2ForCausalLM
+from transformers.models.gemma3 import Gemma3ForCausalLM
 from transformers.models.gpt_oss import GptOssForCausalLM
 from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 from transformers.models.llama4 import Llama4ForCausalLM
 from transformers.models.mistral import MistralForCausalLM
+from transformers.models.qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from fastdss import Guard, GuardSpec
@@ -118,6 +122,10 @@ ARCHITECTURES = {
         Llama4TextConfig(
             vocab_size=v, attention_chunk_size=24, no_rope_layers=[1, 1, 0], floor_scale=16, num_local_experts=2,
             intermediate_size_mlp=48, pad_token_id=None, **_SHAPE)
+    ),
+    "qwen2": lambda v: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, **_SHAPE)),
+    "gemma3_text": lambda v: Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=v, sliding_window=24, query_pre_attn_scalar=8, **_SHAPE)
     ),
     "gpt_oss": lambda v: _with_sinks(
         GptOssForCausalLM(GptOssConfig(vocab_size=v, sliding_window=24, num_local_experts=4, **_SHAPE))

@@ -71,8 +71,8 @@ PINNED = {
         vendors.gpt_oss_safeguard("Answer 0 or 1."), "gptoss", templates.GPT_OSS, [200006, 173781, 200005, 17196,
         200008], [15], [16]),
     "HarmBench-cls": Pinned(
-        vendors.harmbench(CARD + "Answer: [/INST]"), "llama2", None, [29914, 25580, 29962], [694, 1217, 1939, 3782, 6632, 11698],
-        [3582, 3869, 4874, 8241, 21143]),
+        vendors.harmbench(CARD + "Answer: [/INST]"), "llama2", None, [29914, 25580, 29962],
+        [694, 1217, 1939, 3782, 6632, 11698], [3582, 3869, 4874, 8241, 21143]),
 }  # fmt: skip
 
 
