@@ -92,11 +92,11 @@ def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth:
         field = spec.fields[depth]
         asked = begun + field.prefix
         options = {}
-        for value in field.values:
-            found = _ids(spec, tokens, tokenizer, asked, value)
+        for text in field.values:
+            found = _ids(spec, tokens, tokenizer, asked, text)
             if found in options:
                 raise UserError(f"{spec.name}: two values of {field.prefix!r} are the same token: {field.values}")
-            options[found] = _compile(spec, tokens, tokenizer, asked + value, depth + 1)
+            options[found] = _compile(spec, tokens, tokenizer, asked + text, depth + 1)
     return _branch(spec.name, tokens(asked), options)
 
 

@@ -45,7 +45,8 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec",
         metavar="NAME|FILE.yaml|FILE.py:NAME",
-        help="how the guard is asked, where its name does not tell: a known guard, or a spec of your own (docs/guards.md)",
+        help="how the guard is asked, where its name does not tell: a known guard, or a spec of your own, "
+        "see docs/guards.md",
     )
     parser.add_argument(
         "--guard-option",
@@ -129,7 +130,8 @@ def _shown(args: argparse.Namespace) -> str:
         answers = compile_answers(spec, partial(tokens_after, encoder, spec), tokenizer)
         for place in answers.places:
             options = ", ".join(f"{tokenizer.decode([token])!r} ({token})" for token in place.options)
-            lines.append(f">>> {tokenizer.decode(list(place.ids))!r} then one of {options}")
+            begun = f"{tokenizer.decode(list(place.ids))!r}, then " if place.ids else ""
+            lines.append(f">>> {begun}one of {options}")
     else:
         lines.append(f">>> classes {', '.join(word for group in spec.words for word in group)}")
     if spec.note:

@@ -121,7 +121,7 @@ def test_the_conversation_is_seen_and_the_tools_words_are_not_the_users(named) -
     _, guard = named
     text = guard.tokenizer.decode(guard.encode([CHAT])[0])
     assert text.index("key") < text.index("Let me look.") < text.index("under the mat") < text.index("Under the mat.")
-    asked, _, answered = text.partition("Let me look.")
+    asked, _, _ = text.partition("Let me look.")
     assert "key" in asked
     assert "under the mat" not in asked
 
