@@ -1,0 +1,194 @@
+"""From the command line everything that Python can do: options, specs in files, the list and the sample."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastdss import Guard, StarScorer
+from fastdss.cli import main
+from fastdss.guards import vendors
+from fastdss.guards.command import markdown_table
+from fastdss.guards.known import KNOWN, TINY_FOLDER
+from fastdss.guards.options import parse_options, with_options
+from fastdss.guards.spec_file import read_spec, spec_from
+from fastdss.guards.view import View
+
+from .test_choose_spec import GRANITE_3_0, make_folder
+from .test_specs import CARD
+
+DOCS = Path(__file__).parents[2] / "docs" / "guards.md"
+
+
+def test_options_are_json_texts_of_files_or_text(tmp_path: Path) -> None:
+    (tmp_path / "card.txt").write_text("Judge {prompt}: é")
+    given = ["risk_name=jailbreak", 'keys=["S1"]', "weight=0.5", f"prompt=@{tmp_path}/card.txt", "x=a=b", "y="]
+    assert parse_options(given) == {
+        "risk_name": "jailbreak", "keys": ["S1"], "weight": 0.5, "prompt": "Judge {prompt}: é", "x": "a=b", "y": "",
+    }  # fmt: skip
+    for bad, reason in (("risk", "NAME=VALUE"), ("=x", "NAME=VALUE"), ("p=@nowhere", "cannot be read")):
+        with pytest.raises(ValueError, match=reason):
+            parse_options([bad])
+    with pytest.raises(ValueError, match="given twice"):
+        parse_options(["a=1", "a=2"])
+
+
+def test_template_variables_also_inside_of_others() -> None:
+    spec = with_options(vendors.GRANITE_GUARDIAN_3, {"risk_name": "jailbreak"}, "")
+    assert spec.template_kwargs == {"guardian_config": {"risk_name": "jailbreak"}}
+    spec = with_options(spec, {"risk_definition": "Rude."}, "{{ guardian_config['risk_definition'] }}")
+    assert spec.template_kwargs == {"guardian_config": {"risk_name": "jailbreak", "risk_definition": "Rude."}}
+    spec = with_options(vendors.GRANITE_GUARDIAN_3_3, {"think": True, "guardian_config.criteria_id": "x"}, "")
+    assert spec.template_kwargs == {"guardian_config": {"criteria_id": "x"}, "think": True}
+    spec = with_options(vendors.LLAMA_GUARD_3, {"excluded_category_keys": ["S1"]}, "{% if excluded_category_keys %}")
+    assert spec.template_kwargs == {"excluded_category_keys": ["S1"]}
+    assert vendors.GRANITE_GUARDIAN_3.template_kwargs == {"guardian_config": {"risk_name": "harm"}}
+
+
+def test_questions_by_name_stated_fields_and_the_specs_own() -> None:
+    spec = with_options(vendors.SHIELDGEMMA, {"questions": "harassment, hate_speech"}, "")
+    assert list(spec.questions) == ["harassment", "hate_speech"]
+    spec = with_options(vendors.wildguard(CARD), {"stated": "yes, n/a".replace("n/a", "N/A"), "prompt": CARD}, None)
+    assert spec.begins == "Harmful request: yes\nResponse refusal: N/A\nHarmful response:"
+    assert not spec.fields
+    spec = with_options(vendors.QWEN3_GUARD_GEN, {"other_weight": 0.5, "date": "2024-01-01"}, "")
+    assert (spec.other_weight, spec.date) == (0.5, "2024-01-01")
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "reason"),
+    [
+        (vendors.LLAMA_GUARD_3, {"risk_name": "x"}, "no option 'risk_name'; it has date, and its template's variables"),
+        (vendors.GRANITE_GUARDIAN_3, {"rsk": "x"}, "no option 'rsk'; it has risk_name, date"),
+        (vendors.SHIELDGEMMA, {"questions": "rudeness"}, "questions: expected some of dangerous_content, harassment"),
+        (vendors.wildguard(CARD), {"stated": "no"}, "stated: expected 2 values, got 1"),
+        (vendors.wildguard(CARD), {"stated": "no,perhaps"}, r"stated: expected one of \['no', 'yes', 'N/A'\]"),
+        (vendors.QWEN3_GUARD_GEN, {"other_weight": "half"}, "other_weight: expected a number"),
+    ],
+)
+def test_unknown_options_name_the_known(spec, options: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        with_options(spec, options, "{{ messages }}")
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_spec_in_yaml(tmp_path: Path) -> None:
+    text = """
+name: mine
+view: {turns: exchange, system: true}
+answer_prefix: "Verdict:"
+safe: " ok"
+unsafe: [" bad", " worse"]
+fields:
+  - {prefix: "Kind:", values: [" no", " yes"]}
+template_kwargs: {risk: harm}
+date: 2024-07-26
+"""
+    spec = read_spec(write(tmp_path / "mine.yaml", text), {})
+    assert spec.name == "mine"
+    assert spec.messages == View(turns="exchange", system=True)
+    assert spec.words == ((" ok",), (" bad", " worse"), ())
+    assert spec.fields == (("Kind:", (" no", " yes")),)
+    assert (spec.date, spec.template_kwargs) == ("2024-07-26", {"risk": "harm"})
+    like = spec_from({"like": "wildguard", "answer_prefix": "\nBad:", "view": {"system_prompt": "S"}}, {"prompt": CARD})
+    assert like == replace(
+        vendors.wildguard(CARD), answer_prefix="\nBad:", messages=View(prompt=CARD, system_prompt="S")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- a", "expected names and values, got list"),
+        ("name: [", "is no YAML, line"),
+        ("name: x\nsave: a\nunsafe: b", r"unknown save; expected some of .*safe"),
+        ("name: x\nsafe: no\nunsafe: b", "safe: expected list, got bool|safe: expected str"),
+        ("name: x\nsafe: [no]\nunsafe: b", "safe: expected str, got bool; put it in quotes"),
+        ("safe: a\nunsafe: b", "a spec needs a name"),
+        ("name: x\nview: {turn: all}", "view: expected some of turns, system"),
+        ("name: x\nview: {system: 'no'}", "view.system: expected bool, got str"),
+        ("name: x\nview: {turns: all}", "turns: expected one of conversation"),
+        ("name: x\nfields: [{prefix: a}]", "fields: expected a prefix and values each"),
+        ("name: x\nsplit_words: 1", "split_words: expected bool, got int"),
+        ("like: nobody", "no GuardSpec is known for 'nobody'"),
+        ("like: wildguard", "prompted by a text on its model card.*prompt=@FILE"),
+    ],
+)
+def test_yaml_that_is_no_spec(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_spec(write(tmp_path / "x.yaml", text), {})
+
+
+def test_a_spec_in_python(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", "from fastdss import GuardSpec\nA = GuardSpec('a', safe='x', unsafe='y')\nB = 1")
+    assert read_spec(f"{path}:A", {}).name == "a"
+    with pytest.raises(ValueError, match="expected a GuardSpec called 'B' in .*mine.py, got int"):
+        read_spec(f"{path}:B", {})
+    with pytest.raises(ValueError, match=r"nowhere.py is no Python file"):
+        read_spec("nowhere.py:A", {})
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_spec("nowhere.yaml", {})
+
+
+def test_every_command_line_option_reaches_the_guard(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "granite-guardian-3.1-2b", GRANITE_3_0, "granite")
+    options = {"risk_name": "jailbreak"}
+    guard = Guard.from_pretrained(folder, options=options)
+    (ids,) = guard.encode([[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]])
+    assert "Risk: jailbreak" in guard.tokenizer.decode(ids)
+    other = Guard.from_pretrained(folder)
+    hashes = {StarScorer(folder, guard_options=o).identity()["template_hash"] for o in ({}, options)}
+    assert len(hashes) == 2
+    assert other.spec is vendors.GRANITE_GUARDIAN_3
+
+
+def test_score_takes_specs_and_options(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", json.dumps({"prompt": "Hi", "response": "Ring 555-0147 now, or later."}))
+    spec = write(tmp_path / "mine.yaml", "like: fastdss-tiny-guard\nname: mine\nsafe: unsafe\nunsafe: safe\n")
+    scored = {}
+    for name, more in (("plain", []), ("turned", ["--spec", spec]), ("apart", ["--method", "per_prefix"])):
+        out = tmp_path / name
+        assert main(["score", data, "--guard", str(TINY_FOLDER), "--out", str(out), "--quiet", *more]) == 0
+        from fastdss.corpus.store import read_scores
+
+        (row,) = read_scores(out)
+        scored[name] = row.scores
+    assert scored["turned"] == pytest.approx([1 - score for score in scored["plain"]], abs=1e-6)
+    assert scored["apart"] == pytest.approx(scored["plain"], abs=1e-6)
+
+
+def test_the_list_and_the_sample(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["guards"]) == 0
+    listed = capsys.readouterr().out
+    assert all(known.example in listed and known.sample().judges in listed for known in KNOWN)
+    assert "--guard-option prompt=@FILE" in listed
+    assert main(["guards", "show", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert "<|agent|>| One| moment|" in shown
+    assert ">>> one of 'safe' (7923), 'unsafe' (8191)" in shown
+    assert "Answer in one sentence" not in shown  # the system turn, which the note says
+    folder = make_folder(tmp_path / "granite-guardian-3.1-2b", GRANITE_3_0, "granite")
+    assert main(["guards", "show", folder, "--guard-option", "risk_name=violence"]) == 0
+    assert "violence" in capsys.readouterr().out.replace("|", "")
+    assert main(["guards", "show"]) == 1
+    assert "expected a guard" in capsys.readouterr().err
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    """``fastdss guards list --markdown`` writes it."""
+    assert markdown_table() in DOCS.read_text()
+
+
+def test_the_pages_examples_are_specs(tmp_path: Path) -> None:
+    blocks = DOCS.read_text().split("```yaml\n")[1:]
+    assert len(blocks) >= 5
+    for number, block in enumerate(blocks):
+        spec = read_spec(write(tmp_path / f"{number}.yaml", block.split("```")[0]), {"prompt": CARD})
+        assert spec.words[1]
