@@ -20,14 +20,18 @@ SMALL_CHIPS = 99 << 10  # shared memory of sm_86, sm_89 and sm_120, which are gi
 INDICES = ("limit_ptr", "run_ptr", "tile_ptr")
 
 
-def build(chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich: bool, group: int = 4) -> Resources:
-    """``rich``: with a sliding window and a softcap."""
+def build(
+    chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich: bool, group: int = 4, chunked: bool = False
+) -> Resources:
+    """``rich``: with a sliding window and a softcap; ``chunked``: with chunks and sinks."""
     config = prefix_config(head_dim, value_dim, dtype, chip)
     (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
     constants = {
         "SCALE": head_dim**-0.5,
         "SOFTCAP": 50.0 if rich else 0.0,
         "HAS_WINDOW": rich,
+        "CHUNKED": chunked,
+        "HAS_SINK": chunked,
         "GROUP": group,
         "HEADS": heads_per_program(group, config),
         "HEAD_DIM": head_dim,
@@ -75,6 +79,12 @@ def test_plain(chip: str, head_dim: int) -> None:
     made = build(chip, head_dim, head_dim, torch.bfloat16, rich=False)
     check(made, chip)
     assert made.spills == 0
+
+
+@pytest.mark.parametrize(("chip", "head_dim"), [("sm_80", 128), ("sm_90", 64), ("sm_100", 128), ("gfx942", 64)])
+def test_chunks_and_sinks(chip: str, head_dim: int) -> None:
+    """Llama 4's heads are 128 wide, gpt-oss's 64."""
+    check(build(chip, head_dim, head_dim, torch.bfloat16, rich=False, chunked=True), chip)
 
 
 def test_other_forms() -> None:

@@ -129,9 +129,9 @@ def test_yaml_that_is_no_spec(tmp_path: Path, text: str, reason: str) -> None:
 def test_a_spec_in_python(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.py", "from fastdss import GuardSpec\nA = GuardSpec('a', safe='x', unsafe='y')\nB = 1")
     assert read_spec(f"{path}:A", {}).name == "a"
-    with pytest.raises(ValueError, match="expected a GuardSpec called 'B' in .*mine.py, got int"):
+    with pytest.raises(ValueError, match=r"expected a GuardSpec called 'B' in .*mine\.py, got int"):
         read_spec(f"{path}:B", {})
-    with pytest.raises(ValueError, match=r"nowhere.py is no Python file"):
+    with pytest.raises(ValueError, match=r"nowhere\.py is no Python file"):
         read_spec("nowhere.py:A", {})
     with pytest.raises(ValueError, match="cannot be read"):
         read_spec("nowhere.yaml", {})

@@ -41,6 +41,8 @@ class Shape:
     value_dim: int = 16
     window: int | None = None
     softcap: float | None = None
+    chunk: int | None = None
+    sinks: bool = False
 
 
 def tolerance(dtype: torch.dtype) -> float | None:
@@ -61,7 +63,8 @@ def check(
         new = [torch.randn(1, n, heads, dim, dtype=torch.float64).to(dtype).transpose(1, 2) for heads, dim in sizes]
         poison(stores, new)
         poison(truths, [x.double() for x in new])
-        options = (0.3, shape.window, shape.softcap)
+        sinks = torch.linspace(-3, 6, shape.heads, dtype=torch.float64).to(dtype) if shape.sinks else None
+        options = (0.3, shape.window, shape.softcap, shape.chunk, sinks)
         actual = attend_by_kernel(PrefixPlan(batch, stores, attend_by_kernel, {}), 0, *new, *options, config=config)
         truth = attend_in_order(PrefixPlan(batch, truths, attend_in_order, {}), 0, *(x.double() for x in new), *options)
         assert actual.dtype == dtype
@@ -88,6 +91,11 @@ def poison(store: KVStore, new: list[Tensor]) -> None:
         Shape(window=37),  # ends inside the trunk for some rows of a tile and not for others
         Shape(softcap=2.0),
         Shape(window=20, softcap=5.0),
+        Shape(chunk=7),  # several chunks in a tile of keys, in the store and in the pack
+        Shape(chunk=24),  # a trunk of three; branches that begin inside one, and one that goes on into the next
+        Shape(chunk=4096),  # which no text here fills
+        Shape(sinks=True),  # from far below the scores to far above them
+        Shape(window=9, softcap=2.0, sinks=True),
     ],
     ids=str,
 )
@@ -115,6 +123,7 @@ def test_shapes(shape: Shape) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit(dtype: torch.dtype) -> None:
     check(Shape(window=37), dtype)
+    check(Shape(chunk=24, sinks=True), dtype)
 
 
 @examples(8)
@@ -122,12 +131,14 @@ def test_16_bit(dtype: torch.dtype) -> None:
     st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=6),
     st.integers(8, 80),
     st.none() | st.integers(1, 40),
+    st.booleans(),
 )
-def test_any_plan(parts: list[tuple[bool, int, int]], budget: int, window: int | None) -> None:
+def test_any_plan(parts: list[tuple[bool, int, int]], budget: int, reach: int | None, chunked: bool) -> None:
     """Branches in any order after two trunks: some need several waves."""
     trunks = [Segment(0, 0, [0] * 40, copies=(41,))]
     branches = [Segment(41 if second else 0, start, [0] * n) for second, start, n in parts]
-    check(Shape(2, 1, window=window), torch.float32, trunks + branches, budget)
+    shape = Shape(2, 1, chunk=reach, sinks=True) if chunked else Shape(2, 1, window=reach)
+    check(shape, torch.float32, trunks + branches, budget)
 
 
 def test_larger_tiles_give_the_same() -> None:
