@@ -39,7 +39,7 @@ class Answers:
         self.tails = [place.ids for place in self.places]
         self.token_ids = list(dict.fromkeys(token for place in self.places for token in place.options))
         self._column = {token: column for column, token in enumerate(self.token_ids)}
-        self._row = {id(place): row for row, place in enumerate(self.places)}
+        self._row = {place.ids: row for row, place in enumerate(self.places)}
 
     def scores(self, logits: Tensor, temperature: float) -> Tensor:
         """P(safe) ``[...]`` from logits ``[..., places, columns]``."""
@@ -47,7 +47,7 @@ class Answers:
 
     def _value(self, place: Place, logits: Tensor, temperature: float) -> Tensor:
         columns = [self._column[token] for token in place.options]
-        shares = torch.softmax(logits[..., self._row[id(place)], columns] / temperature, dim=-1)
+        shares = torch.softmax(logits[..., self._row[place.ids], columns] / temperature, dim=-1)
         worth = [
             self._value(next_, logits, temperature) if isinstance(next_, Place) else shares.new_tensor(next_)
             for next_ in place.options.values()
@@ -80,7 +80,7 @@ def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth:
         asked = begun + spec.answer_prefix
         worth = dict.fromkeys(safe, 1.0) | dict.fromkeys(unsafe, 0.0) | dict.fromkeys(other, spec.other_weight)
         if len(worth) < len(safe) + len(unsafe) + len(other):
-            raise UserError(f"{spec.name}: two verdict words are the same: {[*safe, *unsafe, *other]}")
+            raise UserError(f"{spec.name}: two verdict words are the same token: {[*safe, *unsafe, *other]}")
         options: dict[Ids, Place | float] = {}
         for word, value in worth.items():
             options[_ids(spec, tokens, tokenizer, asked, word)] = value

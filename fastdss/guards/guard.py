@@ -195,17 +195,19 @@ class GuardModel:
         history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
+        ours = None
+        if not self.bidirectional:
+            check_supported(self.model, longest)
+            budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+            ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         own = reference_logits(self.model, self.token_ids, renderings)
         if not bool(torch.isfinite(own).all()):
             raise UserError(
                 f"{self.spec.name}: the model's own verdict logits are not finite, so it could score nothing: its "
                 f"weights are damaged, or {self.model.dtype} is too narrow for them"
             )
-        if self.bidirectional:
+        if ours is None:
             return
-        check_supported(self.model, longest)
-        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
-        ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
         error = (ours - own).abs().max().item()
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())

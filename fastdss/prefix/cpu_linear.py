@@ -109,6 +109,7 @@ def eligible_layers(model: nn.Module) -> list[nn.Linear]:
         and "forward" not in vars(module)
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32
+        and type(module.weight) is nn.Parameter  # quantised ones are of classes of their own, and say fp32 too
     ]
 
 

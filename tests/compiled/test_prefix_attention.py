@@ -21,17 +21,17 @@ INDICES = ("limit_ptr", "run_ptr", "tile_ptr")
 
 
 def build(
-    chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich: bool, group: int = 4, chunked: bool = False
+    chip: str, head_dim: int, value_dim: int, dtype: torch.dtype, *, rich: bool, group: int = 4, like: str = ""
 ) -> Resources:
-    """``rich``: with a sliding window and a softcap; ``chunked``: with chunks and sinks."""
+    """``rich``: with a sliding window and a softcap; ``like``: with what the attention of a family has."""
     config = prefix_config(head_dim, value_dim, dtype, chip)
     (d0, d1), (e0, e1) = split_dim(head_dim), split_dim(value_dim)
     constants = {
         "SCALE": head_dim**-0.5,
         "SOFTCAP": 50.0 if rich else 0.0,
-        "HAS_WINDOW": rich,
-        "CHUNKED": chunked,
-        "HAS_SINK": chunked,
+        "HAS_WINDOW": rich or like == "gpt-oss",
+        "CHUNKED": like == "llama 4",
+        "HAS_SINK": like == "gpt-oss",
         "GROUP": group,
         "HEADS": heads_per_program(group, config),
         "HEAD_DIM": head_dim,
@@ -81,10 +81,10 @@ def test_plain(chip: str, head_dim: int) -> None:
     assert made.spills == 0
 
 
-@pytest.mark.parametrize(("chip", "head_dim"), [("sm_80", 128), ("sm_90", 64), ("sm_100", 128), ("gfx942", 64)])
-def test_chunks_and_sinks(chip: str, head_dim: int) -> None:
-    """Llama 4's heads are 128 wide, gpt-oss's 64."""
-    check(build(chip, head_dim, head_dim, torch.bfloat16, rich=False, chunked=True), chip)
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize(("like", "head_dim", "group"), [("llama 4", 128, 5), ("gpt-oss", 64, 8)])
+def test_chunks_and_sinks(chip: str, like: str, head_dim: int, group: int) -> None:
+    check(build(chip, head_dim, head_dim, torch.bfloat16, rich=False, like=like, group=group), chip)
 
 
 def test_other_forms() -> None:

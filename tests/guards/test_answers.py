@@ -70,7 +70,7 @@ def test_a_place_is_read_only_where_answers_part() -> None:
     [
         ({"safe": " elephant"}, r"' elephant' is not one token after 'Safety:'.*split_words=True"),
         ({"safe": ""}, "is not one token"),
-        ({"safe": (" Safe", " Unsafe")}, "two verdict words are the same"),
+        ({"safe": (" Safe", " Unsafe")}, "two verdict words are the same token"),
         ({"safe": "S1", "unsafe": "S10", "split_words": True}, "is how another begins; add what follows it"),
         ({"fields": (AnswerField("Kind:", (" no", " no")),)}, "two values of 'Kind:' are the same token"),
         ({"fields": (AnswerField("Kind:", (" no", " elephant")),)}, "not one token after 'Kind:'"),

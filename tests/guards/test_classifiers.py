@@ -1,4 +1,4 @@
-"""Guards with a head over classes: causal backbones go through the tree, encoders in batches; both equal transformers."""
+"""Guards with a head over classes: causal backbones go through the tree, encoders in batches; both are exact."""
 
 from __future__ import annotations
 

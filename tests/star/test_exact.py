@@ -238,7 +238,9 @@ def test_ascending_branches_are_detected(monkeypatch):
 def test_a_forgotten_window_is_detected(monkeypatch, architecture):
     band = fastdss.prefix.attention.PrefixPlan.band
     monkeypatch.setattr(
-        fastdss.prefix.attention.PrefixPlan, "band", lambda self, s, window, like: band(self, s, None, like)
+        fastdss.prefix.attention.PrefixPlan,
+        "band",
+        lambda self, n, start, window, like: band(self, n, start, None, like),
     )
     assert differences(make_guard(architecture, check=False)) > 1e-4
 

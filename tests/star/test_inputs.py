@@ -229,22 +229,14 @@ def test_the_model_is_left_as_it_was(guard):
         model.set_attn_implementation("sdpa")
 
 
-def test_attention_that_fastdss_does_not_know_is_an_error(guard):
-    """GPT-OSS hands its attention sinks to the attention function; ignoring them would be wrong in silence."""
-    from transformers import GptOssConfig, GptOssForCausalLM
+def test_attention_that_fastdss_does_not_know_is_an_error(guard, monkeypatch):
+    """What a model hands to its attention function changes its result; ignoring it would be wrong in silence."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "head_dim": 8,
-    }
-    config = GptOssConfig(
-        vocab_size=len(guard.tokenizer), num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, **shape
-    )
-    with pytest.raises(ValueError, match=r"attention that fastdss does not know: .*s_aux"):
-        Guard(GptOssForCausalLM(config), guard.tokenizer, make_spec())
+    real = LlamaAttention.forward
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kwargs: real(self, *args, tilt=1, **kwargs))
+    with pytest.raises(ValueError, match=r"attention that fastdss does not know: .*tilt"):
+        Guard(guard.model, guard.tokenizer, make_spec())
 
 
 def test_a_model_without_attention_is_an_error(guard):

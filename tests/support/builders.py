@@ -118,6 +118,8 @@ ARCHITECTURES = {
             vocab_size=v, sliding_window=24, query_pre_attn_scalar=8, attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0, **_SHAPE)
     ),
+}  # fmt: skip
+MORE_ARCHITECTURES = {
     "llama4_text": lambda v: Llama4ForCausalLM(
         Llama4TextConfig(
             vocab_size=v, attention_chunk_size=24, no_rope_layers=[1, 1, 0], floor_scale=16, num_local_experts=2,
@@ -144,7 +146,7 @@ def _with_sinks(model):
 def make_model(architecture: str, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0):
     """A random model of three layers with grouped-query heads; the windows of Mistral and Gemma2 cut into the text."""
     torch.manual_seed(seed)
-    model = ARCHITECTURES[architecture](vocabulary).to(dtype).eval()
+    model = (ARCHITECTURES | MORE_ARCHITECTURES)[architecture](vocabulary).to(dtype).eval()
     if architecture == "gemma2":
         model.set_attn_implementation("eager")  # transformers 5.17 would choose sdpa, which drops the softcap
     return model
@@ -168,8 +170,11 @@ def make_spec(**changes) -> GuardSpec:
     return GuardSpec("test-guard", **{"template": TEMPLATE, **WORDS, **changes})
 
 
-def dense_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **_):
-    """The definition, in the inputs' own precision: softmax over a dense causal (and windowed) score matrix."""
+def dense_attention(
+    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, s_aux=None, **_
+):
+    """The definition, in the inputs' own precision: softmax over a dense causal matrix of scores, of which a window or
+    a chunk hides some, and beside which each head may have a sink."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -177,7 +182,15 @@ def dense_attention(module, query, key, value, attention_mask, scaling=None, sli
         scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(key.shape[2])[:, None] - torch.arange(key.shape[2])[None, :]
     hidden = (distance < 0) | (distance >= (sliding_window or 2**30))
-    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds and kinds[module.layer_idx] == "chunked_attention":
+        chunk = torch.arange(key.shape[2]) // module.config.attention_chunk_size
+        hidden |= chunk[:, None] != chunk[None, :]
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if s_aux is not None:
+        sinks = s_aux.to(scores)[None, :, None, None].expand(*scores.shape[:-1], 1)
+        return (torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1] @ value).transpose(1, 2), None
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
 
 
 AttentionInterface.register("fastdss_test_dense", dense_attention)
