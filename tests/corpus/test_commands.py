@@ -117,9 +117,9 @@ def test_bad_arguments_end_in_one_line(source, tmp_path, capsys, monkeypatch, ar
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """24 readable rows, one that the tiny guard refuses, one that holds no conversation."""
+    """24 readable rows, one that is longer than the tiny guard's context, one that holds no conversation."""
     folder = tmp_path_factory.mktemp("finished")
-    refused = {"messages": [{"role": r, "content": f"some {r} text"} for r in ("system", "user", "assistant")]}
+    refused = {"messages": [{"role": r, "content": f"some {r} text " * 900} for r in ("user", "assistant")]}
     source = write_jsonl(folder / "rows.jsonl", [*ROWS, refused, {"prompt": "no response"}])
     assert main(score(source, folder / "out")) == 0
     return folder / "out"

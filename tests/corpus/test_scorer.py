@@ -24,7 +24,10 @@ GOOD = [
     {"prompt": "Remind me of the lemons.", "response": "Reminder: lemons."},
     {"prompt": [{"role": "user", "content": "Hello"}], "response": ""},
 ]
-SYSTEM = {"prompt": [{"role": "system", "content": CANARY}], "response": f"{CANARY} or not."}  # tiny's template refuses
+SYSTEM = {
+    "prompt": [{"role": "system", "content": CANARY}],
+    "response": f"{CANARY} or not.",
+}  # tiny's template refuses, untold
 LONG = {"prompt": "Go on.", "response": f"{CANARY} " * 2000}  # beyond the tiny guard's context
 
 
@@ -137,6 +140,7 @@ def test_it_is_the_batch_function_of_datasets_map(guard):
 
 
 def test_bad_rows_fail_alone_and_the_reason_has_no_text(guard):
+    guard = Guard(guard.model, guard.tokenizer, replace(TINY, messages=None))  # shown system turns as they are
     alone = StarScorer(guard)(columns(GOOD))
     unreadable = {"prompt": "Hello", "response": f"{CANARY} \ud800"}
     mixed = [SYSTEM, GOOD[0], LONG, SYSTEM, GOOD[1], GOOD[2], LONG, unreadable]
@@ -257,7 +261,7 @@ def test_guards_with_code_or_pickles_are_refused(copy):
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "pytorch_model.bin").rename(copy / "model.safetensors")
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="needs code from its repository, which fastdss never runs"):
         StarScorer(copy, spec=TINY)(columns(GOOD))
 
 
