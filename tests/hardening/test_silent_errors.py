@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
-from fastdss.loss.functional import live_rows
 from fastdss.guards.answers import Answers, Place
+from fastdss.loss.functional import live_rows
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
 from fastdss.train.collator import DSSCollator

@@ -36,6 +36,6 @@ FAULTS = [
     Fault("classes", WHOLE, "[1] * len(text) + [0] * (longest - len(text))", "[1] * longest", f"{HEADS} -k any_size"),
     Fault("chunks", ATTENTION, "end = n if chunk is None else min(n, low + chunk - segment.start)", "end = n", KINDS),
     Fault("chunks", ATTENTION, "return (scale(own) / scale(told)).to(query)[:, None]", "return 1.0", KINDS),
-    Fault("sinks", ATTENTION, "shares = torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]",
-          "shares = torch.softmax(scores, dim=-1, dtype=dtype)", KINDS),
+    Fault("sinks", ATTENTION, "torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]",
+          "torch.softmax(scores, dim=-1, dtype=dtype)", KINDS),
 ]  # fmt: skip
