@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> dict:
     manifest = score_dataset(args.data, args.out, StarScorer(args.guard, every=5), progress=True)
     print(manifest["counts"])
 
-    lowest = sorted((min(scored.scores), row.id) for row, scored in joined(args.out) if scored.error is None)
-    for score, row_id in lowest[:5]:
-        print(f"row {row_id}: a chunk of its response has P(safe) = {score:.3f}")
+    lowest = sorted((min(turn.scores), row.id, turn.turn) for row, scored in joined(args.out) for turn in scored.scored)
+    for score, row_id, turn in lowest[:5]:
+        print(f"row {row_id}, turn {turn}: a chunk of it has P(safe) = {score:.3f}")
 
     print(merge(args.out, args.merged))  # datasets.load_dataset("parquet", …), then prepare_dss_dataset
     return manifest

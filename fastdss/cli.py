@@ -1,4 +1,4 @@
-"""The command line: `fastdss demo`, `score`, `report`, `merge`, `guards` and `train`."""
+"""The command line: `fastdss demo`, `check`, `score`, `report`, `merge`, `guards` and `train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from .corpus.commands import add_merge, add_score
+from .corpus.commands import add_check, add_merge, add_score
 from .demo.command import add_demo
 from .errors import UserError
 from .guards.command import add_guards
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_demo(commands)
+    add_check(commands)
     add_score(commands)
     add_report(commands)
     add_merge(commands)

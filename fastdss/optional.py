@@ -10,11 +10,13 @@ from .errors import UserError
 _EXTRA_OF = {  # distribution or module that may be missing -> the extra that has it
     "accelerate": "train",
     "datasets": "train",
+    "ijson": "score",
     "matplotlib": "viz",
     "peft": "train",
     "pyarrow": "score",
     "ray": "scale",
     "trl": "train",
+    "zstandard": "score",
 }
 
 

@@ -9,19 +9,33 @@ from operator import index as as_index
 
 from fastdss.errors import UserError, UserTypeError
 
+from . import unspaced
+
 TokenSpans = Callable[[str], list[tuple[int, int]]]
 
 _WORD = re.compile(r"\S+")
-_SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？]+[\"'”’)\]]*|\n|$)")
 UNITS = ("word", "token", "sentence", "character")
+# Marks that end a sentence wherever they stand (ideographic and full-width ones, danda, those of Arabic, Ethiopic,
+# Armenian, Khmer, Burmese, Tibetan); a point, "!", "?" and "…" end one only before white space: "3.14", "a.org/?q".
+_ANYWHERE = "。！？｡．।॥؟۔։።፧៕។၊။༎།᠃᠉꓿"
+_CLOSING = "\"'”’»)\\]）」』】〉》"
+_SENTENCE_END = re.compile(rf"(?:[{_ANYWHERE}][{_ANYWHERE}.!?…]*|[.!?…‼⁇⁈⁉]+[{_ANYWHERE}]*)[{_CLOSING}]*|(?P<line>\n)")
+# What a point after it does not end; in lower case. Kept short: a wrong guess moves one boundary, it loses nothing.
+_ABBREVIATED = """dr mr mrs ms mx prof rev gen col sgt capt lt ste mt nr vol pp fig eq ed eds cf vs viz approx inc ltd
+corp dept univ est e.g i.e eg ie a.k.a u.s u.k jan feb apr aug sept oct nov dec z.b d.h u.a bzw ca usw ggf evtl abs bsp
+vgl sog mme mlle p.ex sr sra srta uds dott т.е т.д т.п ул"""
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
+_BEFORE_POINT = re.compile(r"[\w.\-]*$")
 
 
 def find_ends(response: str, *, every: int, unit: str, spans: TokenSpans) -> list[int]:
     """Ascending character ends of the prefixes of ``response``; the last covers its last non-whitespace character.
 
-    Ends of every ``every``-th word (maximal run of non-whitespace), token (``spans`` gives the tokens of the response
-    on its own), sentence or character. A prefix never ends on whitespace, so an end is moved back over it, and equal
-    ends count once. A response of whitespace only has the one end 0.
+    Ends of every ``every``-th word, token (``spans`` gives the tokens of the response on its own), sentence or
+    character. A word is a maximal run of non-whitespace; runs of scripts that put no blanks between words (Chinese,
+    Japanese, Thai, Khmer, ...) are divided by ICU's dictionaries. A sentence ends at a mark of any script or at a
+    line's end, not inside of "3.14" or after "Dr.". A prefix never ends on whitespace, so an end is moved back over it,
+    and equal ends count once. A response of whitespace only has the one end 0.
     """
     return tidy_ends(response, _unit_ends(response, unit, spans)[every - 1 :: every])
 
@@ -29,12 +43,14 @@ def find_ends(response: str, *, every: int, unit: str, spans: TokenSpans) -> lis
 def find_settled_ends(begun: str, *, every: int, unit: str, spans: TokenSpans) -> list[int]:
     """Those of ``find_ends`` that every continuation of ``begun`` has too, its own last end among them or not.
 
-    A word is settled by the whitespace after it, a sentence by its line's end or by a character that cannot belong to
-    it. ``spans`` gives the tokens that are settled.
+    A word is settled by the whitespace after it, or where scripts have none by ``unspaced.WINDOW`` further characters;
+    a sentence by its line's end or by a character that cannot belong to it. ``spans`` gives the tokens that are
+    settled.
     """
     ends = _unit_ends(begun, unit, spans)
     if unit == "word" and begun and not begun[-1].isspace():
-        ends = ends[:-1]
+        limit = unspaced.settled_until(begun)
+        ends = [end for end in ends[:-1] if end <= limit]
     if unit == "sentence" and ends and ends[-1] == len(begun) and not begun.endswith("\n"):
         ends = ends[:-1]
     return sorted(_moved_back(begun, ends[every - 1 :: every]) - {0})
@@ -42,14 +58,48 @@ def find_settled_ends(begun: str, *, every: int, unit: str, spans: TokenSpans) -
 
 def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
     if unit == "word":
+        if unspaced.occurs_in(text):
+            return [end for match in _WORD.finditer(text) for end in unspaced.word_ends(text, *match.span())]
         return [match.end() for match in _WORD.finditer(text)]
     if unit == "token":
         return [end for _, end in spans(text)]
     if unit == "sentence":
-        return [match.end() for match in _SENTENCE.finditer(text) if match[0].strip()]
+        return _sentence_ends(text)
     if unit == "character":
         return list(range(1, len(text) + 1))
     raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
+
+
+def _sentence_ends(text: str) -> list[int]:
+    """Whether a mark ends a sentence depends on what stands before it and on the one character after it."""
+    ends: list[int] = []
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        end = match.end()
+        if text[start:end].isspace():
+            start = end
+            continue
+        if match["line"] is None and not _ends_sentence(text, start, match.start(), end):
+            continue
+        ends.append(end)
+        start = end
+    return [*ends, len(text)] if text[start:].strip() else ends
+
+
+def _ends_sentence(text: str, start: int, mark: int, end: int) -> bool:
+    if text[mark] in _ANYWHERE:
+        return True
+    if end < len(text) and not text[end].isspace():
+        # no blank follows: inside of a number, a name, an address; or before a script that puts none
+        return text[mark] != "." and unspaced.occurs_in(text[end])
+    if text[mark : mark + 2].rstrip() != ".":
+        return True
+    found = _BEFORE_POINT.search(text, max(start, mark - 40), mark)
+    word = found[0] if found else ""
+    if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper()):
+        return False
+    begun = text[max(start, mark - 40) : mark].rpartition("\n")[2].strip()
+    return not (word.isdigit() and begun == word)  # "1." begins a line of a list
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -69,13 +69,19 @@ class ChatEncoder:
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
         self.messages = messages
-        controls = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        source = str(template or tokenizer.chat_template)  # added tokens that are not special are text like any other,
+        controls = {  # as Gemma's HTML tags are, unless the template writes them, as it may <think> or <tool_call>
+            token.content: index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token.content in source
+        }
         controls = {text: index for text, index in controls.items() if len(text) > 1 and not _is_blank(text)}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         unknown = getattr(tokenizer, "unk_token", None)  # like bytes, what ordinary text may come to
         plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
         self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
+        self._special_ids = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._expected: dict[tuple, int] = {}
         self._marking: dict[str, Any] = {}
 
@@ -83,8 +89,15 @@ class ChatEncoder:
         """The control strings that ``text`` spells out."""
         return self._control.findall(text)
 
-    def render(self, conversations: Sequence[Conversation], *, generation_prompt: bool, suffix: str = "") -> list[str]:
-        """The template's text for each conversation, followed by ``suffix``."""
+    def render(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        generation_prompt: bool,
+        suffix: str = "",
+        tools: Sequence[Any] = (),
+    ) -> list[str]:
+        """The template's text for each conversation, followed by ``suffix``; ``tools`` are those of all of them."""
         prepared = [self.messages(chat) if self.messages else chat for chat in conversations]
         try:
             texts = self.tokenizer.apply_chat_template(
@@ -92,6 +105,7 @@ class ChatEncoder:
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
+                tools=list(tools) or None,
                 **self.template_kwargs,
             )
         except TemplateError as error:
@@ -125,9 +139,11 @@ class ChatEncoder:
             self._check_controls(row, chat, rows[-1] + after, False, "")
         return rows
 
-    def encode_with_offsets(self, conversation: Conversation, *, generation_prompt: bool = False) -> Encoding:
+    def encode_with_offsets(
+        self, conversation: Conversation, *, tools: Sequence[Any] = (), generation_prompt: bool = False
+    ) -> Encoding:
         """One rendering with each token's character span; needs a fast tokenizer."""
-        (text,), mark = self._rendered([conversation], generation_prompt, "")
+        (text,), mark = self._rendered([conversation], generation_prompt, "", tools)
         tokenizer, dropped = self._with_mark(mark)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -138,7 +154,7 @@ class ChatEncoder:
             else:
                 ids.append(index)
                 offsets.append((start - marks, end - marks))
-        self._check_controls(0, conversation, ids, generation_prompt, "")
+        self._check_controls(0, conversation, ids, generation_prompt, "", tools)
         return Encoding(text.replace(mark, "") if mark else text, ids, offsets)
 
     def frame(self, history: Conversation) -> tuple[str, str]:
@@ -156,6 +172,10 @@ class ChatEncoder:
     def is_control(self, index: int) -> bool:
         """Whether a token id is one that only the template may write."""
         return index in self._control_ids
+
+    def is_special(self, index: int) -> bool:
+        """Whether a token id is a control token that is special in the tokenizer too."""
+        return index in self._special_ids and index in self._control_ids
 
     def tokenize(self, texts: list[str], mark: str | None = None) -> list[list[int]]:
         """Token ids of texts as they are, without further special tokens; ``mark`` breaks tokens and yields none."""
@@ -175,16 +195,21 @@ class ChatEncoder:
         return twin, twin.convert_tokens_to_ids(mark)
 
     def _rendered(
-        self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str
+        self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str, tools: Sequence[Any] = ()
     ) -> tuple[list[str], str | None]:
-        contents = {message["content"] for chat in conversations for message in chat}
+        how: dict[str, Any] = {"generation_prompt": generation_prompt, "suffix": suffix}
+        contents = set(nested_strings([conversations, tools]))
         if not any(self._control.search(content) for content in contents):
-            return self.render(conversations, generation_prompt=generation_prompt, suffix=suffix), None
+            return self.render(conversations, tools=tools, **how), None
         mark = next((mark for mark in _BREAKS if not any(mark in content for content in contents)), None)
         if mark is None:
             raise UserError("content holds control strings and every Unicode noncharacter that could break them")
-        broken = [[{**m, "content": self._broken(m["content"], mark)} for m in chat] for chat in conversations]
-        return self.render(broken, generation_prompt=generation_prompt, suffix=suffix), mark
+
+        def broken(value: Any) -> Any:
+            return _changed(value, lambda text: self._broken(text, mark))
+
+        chats = [[{**broken(message), "role": message["role"]} for message in chat] for chat in conversations]
+        return self.render(chats, tools=[broken(tool) for tool in tools], **how), mark
 
     def _broken(self, content: str, mark: str) -> str:
         """``content`` with ``mark`` after the first character of every control string, overlapping ones too."""
@@ -195,23 +220,69 @@ class ChatEncoder:
         return mark.join([*pieces, content[position:]])
 
     def _check_controls(
-        self, row: int, chat: Conversation, ids: list[int], generation_prompt: bool, suffix: str
+        self,
+        row: int,
+        chat: Conversation,
+        ids: list[int],
+        generation_prompt: bool,
+        suffix: str,
+        tools: Sequence[Any] = (),
     ) -> None:
+        found = self._count_controls(ids)
+        expected = self._expected_controls(chat, generation_prompt, suffix, tools)
+        if found != expected:
+            raise ValueError(
+                f"conversation {row}: its content changes the number of control tokens from {expected} to {found}"
+            )
+
+    def _expected_controls(self, chat: Conversation, generation_prompt: bool, suffix: str, tools: Sequence[Any]) -> int:
+        """Control tokens of the same conversation with harmless content."""
+
+        def count(harmless: Conversation, tools: Sequence[Any] = ()) -> int:
+            (text,) = self.render([harmless], generation_prompt=generation_prompt, suffix=suffix, tools=tools)
+            return self._count_controls(self.tokenize([text])[0])
+
+        if tools or any(message.keys() - {"role", "content"} for message in chat):
+            return count(
+                [{**_changed(m, self._harmless), "role": m["role"]} for m in chat],
+                [_changed(tool, lambda text: self._control.sub("x", text)) for tool in tools],
+            )
         shape = tuple((message["role"], bool(message["content"].strip())) for message in chat)
         key = (shape, generation_prompt, suffix)
         if key not in self._expected:
-            harmless = [{"role": role, "content": "x" if filled else ""} for role, filled in shape]
-            text = self.render([harmless], generation_prompt=generation_prompt, suffix=suffix)
-            self._expected[key] = self._count_controls(self.tokenize(text)[0])
-        found = self._count_controls(ids)
-        if found != self._expected[key]:
-            raise UserError(
-                f"conversation {row}: its content changes the number of control tokens "
-                f"from {self._expected[key]} to {found}"
-            )
+            self._expected[key] = count([{"role": role, "content": "x" if filled else ""} for role, filled in shape])
+        return self._expected[key]
+
+    def _harmless(self, text: str) -> str:
+        """Structure, such as the word "function" in a call, must stay; text that spells control tokens must not."""
+        return self._control.sub("x", text)
 
     def _count_controls(self, ids: list[int]) -> int:
         return sum(map(self._control_ids.__contains__, ids))
+
+
+def nested_strings(value: Any) -> Iterator[str]:
+    """Every text in nested lists and mappings, names of a mapping too: the arguments of a call are the data's."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name)
+            yield from nested_strings(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from nested_strings(inner)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(name)): _changed(inner, change) for name, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [_changed(inner, change) for inner in value]
+    return value
 
 
 def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

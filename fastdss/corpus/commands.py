@@ -1,4 +1,4 @@
-"""``fastdss score`` and ``fastdss merge``."""
+"""``fastdss score``, ``fastdss check`` and ``fastdss merge``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import sys
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+from fastdss.chat.conversation import WHICH_TURNS
+from fastdss.chat.formats import BY_NAME
+from fastdss.chat.record import Columns
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
-from fastdss.star.options import COMBINE, METHODS, TURNS
+from fastdss.star.options import COMBINE, METHODS
+
+from .rows import DataOptions
+from .understood import why_mostly_failed
 
 
 def add_score(commands: Any) -> None:
@@ -23,7 +29,7 @@ def add_score(commands: Any) -> None:
         "and Ray's address in RAY_ADDRESS.",
     )
     add = parser.add_argument
-    add("input", nargs="+", metavar="INPUT", help="JSONL, Parquet or CSV files, or folders of datasets or such files")
+    add("input", nargs="+", metavar="INPUT", help="files (JSON, CSV, Parquet, Arrow), folders, URLs, or a Hub id")
     add(
         "--guard",
         required=True,
@@ -32,12 +38,6 @@ def add_score(commands: Any) -> None:
         help="guard model: a Hub id, a folder, or 'tiny' (contact details); several: give it several times",
     )
     add("--combine", choices=COMBINE, default="mean", help="how several guards' scores become one")
-    add(
-        "--turns",
-        choices=TURNS,
-        default="last",
-        help="judge the last turn, or every assistant's as row ID#TURN",
-    )
     add("--out", required=True, metavar="DIR", help="folder for the scores; finished parts in it are used")
     add("--every", type=int, default=5, help="units per scored chunk")
     add("--unit", choices=UNITS, default="word", help="what a chunk counts")
@@ -49,15 +49,72 @@ def add_score(commands: Any) -> None:
     )
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
-    for column in ("prompt", "response", "messages", "id"):
-        add(f"--{column}-column", default=column, metavar="NAME", help=f"where the input has its {column}")
+    add("--rescore", action="store_true", help="judge anew what holds scores already")
     add("--shard-rows", type=int, default=256, help="rows per file, and what an interruption can cost")
-    add("--max-bytes", type=int, default=8 << 20, help="longest row; longer ones fail")
+    add_data_options(parser)
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
     add("--quiet", action="store_true", help="no progress bars")
     add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_score)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """How data is read: the same options for every command that reads it."""
+    add = parser.add_argument
+    add("--format", default="auto", choices=("auto", *BY_NAME), help="of the conversations, else found by the columns")
+    add("--split", metavar="NAME", help="of a folder, a file or a Hub id that holds several")
+    add("--config", metavar="NAME", help="part of a Hub id that has several")
+    add("--turns", choices=WHICH_TURNS, default="all", help="judge every trained turn of the assistant, or the last")
+    for column in ("prompt", "response", "messages", "id"):
+        add(f"--{column}-column", default=column, metavar="NAME", help=f"where the input has its {column}")
+    add("--number-rows", action="store_true", help="take positions for ids, whatever the input has")
+    add("--max-bytes", type=int, default=8 << 20, help="longest row; longer ones fail")
+
+
+def data_options_of(args: argparse.Namespace) -> DataOptions:
+    """What ``add_data_options`` was told."""
+    given_id = "" if args.number_rows else args.id_column
+    columns = Columns(args.prompt_column, args.response_column, args.messages_column, given_id)
+    return DataOptions(columns, args.format, args.split, args.config, args.turns, args.max_bytes)
+
+
+def add_check(commands: Any) -> None:
+    """Register ``check`` likewise."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        help="say in seconds what is understood of a data set, before anything is scored or trained",
+        description="Reads the beginning of the data and says what was found: format, turns, what is judged and "
+        "trained, columns without use, and the first conversation as the guard and the policy will see it.",
+    )
+    add = parser.add_argument
+    add("input", nargs="+", metavar="DATA", help="files (JSON, CSV, Parquet, Arrow), folders, URLs, or a Hub id")
+    add("--guard", metavar="ID|PATH", help="show the first conversation as this guard sees it")
+    add("--model", metavar="ID|PATH", help="show the first conversation as this model is trained on it")
+    add_guard_options(parser)
+    add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
+    add_data_options(parser)
+    add("--traceback", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from fastdss.guards.options import parse_options
+
+    from .check import check
+
+    require("fastdss check", "score", "pyarrow")
+    found = check(
+        args.input,
+        data_options_of(args),
+        guard=args.guard,
+        spec=args.spec,
+        guard_options=parse_options(args.guard_option),
+        model=args.model,
+        limit=args.rows,
+    )
+    print("\n".join(found.lines))
+    return 0 if found.usable else 1
 
 
 def add_merge(commands: Any) -> None:
@@ -78,15 +135,15 @@ def add_merge(commands: Any) -> None:
     parser.set_defaults(run=_merge)
 
 
-def _score(args: argparse.Namespace) -> None:
+def _score(args: argparse.Namespace) -> int:
     require("fastdss score", "score", "pyarrow")
     from transformers.utils import logging
 
     from fastdss.guards.options import parse_options
 
-    from .rows import Columns
     from .run import score_dataset
     from .scorer import StarScorer
+    from .understood import summary
 
     if args.quiet:
         logging.disable_progress_bar()  # the one of loading a guard
@@ -109,21 +166,25 @@ def _score(args: argparse.Namespace) -> None:
             args.out,
             scorer,
             engine=args.engine,
-            columns=Columns(args.prompt_column, args.response_column, args.messages_column, args.id_column),
-            turns=args.turns,
+            data=data_options_of(args),
             shard_rows=args.shard_rows,
-            max_bytes=args.max_bytes,
             workers=args.workers,
+            rescore=args.rescore,
+            tell=lambda understood: print("\n".join(understood.lines()), file=sys.stderr),
             progress=not args.quiet,
         )
     except KeyboardInterrupt:
         print(f"\nFinished parts are in {args.out}; the same command goes on from there.", file=sys.stderr)
         raise
-    if manifest["finished"]:
-        counts = manifest["counts"]
-        print(f"{args.out}: {counts['scored']} rows scored, {counts['failed']} failed; see fastdss report {args.out}")
-    else:
+    if not manifest["finished"]:
         print(f"{args.out}: this rank is done, others are not yet")
+        return 0
+    counts = manifest["counts"]
+    mostly = why_mostly_failed(counts)
+    if mostly is not None:
+        print(f"fastdss score: {mostly}", file=sys.stderr)
+    print(f"{args.out}: {summary(counts)}; see fastdss report {args.out}")
+    return 0 if mostly is None else 1
 
 
 def _merge(args: argparse.Namespace) -> None:
@@ -131,4 +192,7 @@ def _merge(args: argparse.Namespace) -> None:
     from .merge import merge
 
     done = merge(args.folder, args.out, failed=args.failed, sources=args.input)
-    print(f"{args.out}: {done.rows} rows, {done.dropped} without scores left out")
+    left = [f"{done.dropped} without scores left out"] if done.dropped or not done.left_out else []
+    left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
+    left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
+    print(f"{args.out}: {done.rows} conversations, {', '.join(left)}")

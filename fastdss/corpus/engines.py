@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastdss.errors import UserError
@@ -32,12 +32,16 @@ class Shard:
 
     def pack(self) -> dict[str, Any]:
         """The shard as a record of two plain columns, for engines with tables of their own."""
-        return {"name": self.name, "rows": json.dumps([vars(row) for row in self.rows])}
+        return {"name": self.name, "rows": json.dumps([_packed(row) for row in self.rows])}
 
     @staticmethod
     def unpack(record: Mapping[str, Any]) -> Shard:
         rows = json.loads(record["rows"])
-        return Shard(record["name"], [FailedRow(**row) if "reason" in row else Row(**row) for row in rows])
+        return Shard(record["name"], [FailedRow(**row) if "reason" in row else Row.unpacked(row) for row in rows])
+
+
+def _packed(row: Row | FailedRow) -> dict[str, Any]:
+    return row.packed() if isinstance(row, Row) else asdict(row)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def run_ray(job: Job) -> None:
     else:
         records = _scored_by_actors(blocks, job.scorer, actors, bool(gpus))
     for record in records:
-        rows = [ScoredRow(**row) for row in json.loads(record["rows"])]
+        rows = [ScoredRow.unpacked(row) for row in json.loads(record["rows"])]
         job.shards.write(record["name"], rows)
         job.report(len(rows))
 
@@ -200,7 +204,7 @@ class _Actor:
         records = []
         for shard in map(Shard.unpack, table.to_pylist()):
             scored = score_readable(self.scorer, shard.rows, lambda done: None)
-            records.append({"name": shard.name, "rows": json.dumps([vars(row) for row in scored])})
+            records.append({"name": shard.name, "rows": json.dumps([asdict(row) for row in scored])})
         return pa.Table.from_pylist(records, schema=_packed_schema())
 
 

@@ -54,7 +54,7 @@ class GuardSource:
         """
         from fastdss.guards.questions import prints_date
 
-        name, revision, encoders, spec = self._described()
+        name, revision, encoders, spec = self.described()
         rendered = [_rendered(encoder, probe) for encoder in encoders for probe in _PROBES]
         asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in _SAID_OF_IT}
         printed = prints_date(spec, encoders[0].tokenizer)
@@ -85,7 +85,7 @@ class GuardSource:
             guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         return guard
 
-    def _described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
+    def described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
         """Name, revision, chat encoders and spec, without loading a named guard's weights."""
         from fastdss.guards.known import TINY, TINY_FOLDER, read_config
         from fastdss.guards.loading import resolve_spec

@@ -12,19 +12,25 @@ from typing import Any
 from fastdss.errors import UserError
 from fastdss.files import replacing
 
-from .rows import Row, Source, expand
-from .store import ScoredRow, joined, load_manifest
+from .columns import ColumnTypes, star_type
+from .rows import FailedRow, Row, Source
+from .sources import expand
+from .store import ScoredRow, data_options, joined, load_manifest
 
 FAILED = ("drop", "zero")
+OWN = ("id", "messages", "tools", "star")  # columns that are written; others of these names give way
 _ROWS_AT_ONCE = 1024
 
 
 @dataclass
 class Merged:
-    """How many rows were written, and how many failed ones were left out."""
+    """How many conversations were written; how many were left out because they have no scores, and because nothing of
+    them is to be trained; how many turns of those that were written have none."""
 
     rows: int = 0
     dropped: int = 0
+    left_out: int = 0
+    turns_dropped: int = 0
 
 
 def merge(
@@ -32,10 +38,12 @@ def merge(
 ) -> Merged:
     """``joined(folder, sources)`` as one Parquet or JSONL file (by its suffix), which appears whole or not at all.
 
-    Columns: ``id``, ``prompt`` (the turns before the response), ``response``, and what ``prepare_dss_dataset`` reads,
-    ``scores``, ``ends`` and ``flags``. failed: rows without scores are left out (``"drop"``), or kept with score 0 over
-    the whole response (``"zero"``: the reference model alone decides there) and the flag ``"unscored"``; rows that hold
-    no conversation are always left out. Raises ``ValueError`` where the scores are not finished or the input changed.
+    One row a conversation: ``id``, ``messages``, ``tools`` where there are any (in Parquet as JSON text), the input's
+    columns that are no part of the conversation, and ``star``, for each judged turn ``{turn, text, ends, scores,
+    flags}``. ``prepare_dss_dataset`` and ``fastdss train`` read it. failed: turns without scores are not trained, and
+    rows without any are left out (``"drop"``), or both are kept with score 0 over the whole answer (``"zero"``: the
+    reference model alone decides there) and the flag ``"unscored"``. Rows that hold no conversation, or nothing to
+    train, are always left out. Raises ``ValueError`` where the scores are not finished or the input changed.
     """
     if failed not in FAILED:
         raise UserError(f"failed: expected one of {', '.join(FAILED)}, got {failed!r}")
@@ -45,48 +53,69 @@ def merge(
     manifest = load_manifest(folder)
     if not manifest["finished"]:
         raise UserError(f"{folder} is not finished; run the same fastdss score command again")
-    read = [item["path"] for item in manifest["inputs"]] if sources is None else expand(sources)
+    options = data_options(manifest)
+    read = (
+        [item["path"] for item in manifest["inputs"]]
+        if sources is None
+        else expand(sources, options.split, options.config)
+    )
     if any(isinstance(source, str | Path) and Path(source).resolve() == path.resolve() for source in read):
         raise UserError(f"{path} is the input of these scores; write to another file")
+
+    def records(done: Merged) -> Iterator[dict[str, Any]]:
+        return merged_records(joined(folder, sources), failed, done)
+
     done = Merged()
-    records = _records(joined(folder, sources), failed, done)
+    types = ColumnTypes() if path.suffix == ".parquet" else None
+    if types is not None:
+        for record in records(Merged()):
+            types.add(record)
     with replacing(path) as out:
-        if path.suffix == ".jsonl":
-            out.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+        if types is None:
+            lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records(done))
+            out.writelines(line.encode("utf-8", "surrogatepass") + b"\n" for line in lines)
         else:
-            _write_parquet(out, records)
+            _write_parquet(out, records(done), types)
     return done
 
 
-def _records(pairs: Iterator[tuple[Row, ScoredRow]], failed: str, done: Merged) -> Iterator[dict[str, Any]]:
+def merged_records(
+    pairs: Iterator[tuple[Row | FailedRow, ScoredRow]], failed: str, done: Merged
+) -> Iterator[dict[str, Any]]:
+    """One record a conversation that has something to train on; ``done`` counts."""
     for row, scored in pairs:
-        record: dict[str, Any] = {"id": row.id, "prompt": row.history, "response": row.response}
-        if scored.error is None:
-            record |= {"scores": scored.scores, "ends": scored.ends, "flags": scored.flags}
-        elif failed == "zero" and (row.history or row.response):
-            record |= {"scores": [0.0], "ends": [len(row.response)], "flags": ["unscored"]}
-        else:
+        if scored.left_out:
+            done.left_out += 1
+            continue
+        star = [] if isinstance(row, FailedRow) else star_of(row, scored, failed)
+        if isinstance(row, FailedRow) or not star:
             done.dropped += 1
             continue
         done.rows += 1
-        yield record
+        done.turns_dropped += len(scored.turns) - len(star)
+        tools = {"tools": list(row.conversation.tools)} if row.conversation.tools else {}
+        others = {name: value for name, value in row.others.items() if name not in OWN}
+        yield {"id": row.id, "messages": row.conversation.records(), **tools, **others, "star": star}
 
 
-def _write_parquet(out: Any, records: Iterator[dict[str, Any]]) -> None:
+def star_of(row: Row, scored: ScoredRow, failed: str = "drop") -> list[dict[str, Any]]:
+    """The column ``star``: what is known of each judged turn, with the text that was judged."""
+    found = []
+    for judged in scored.turns:
+        text = row.conversation.turns[judged.turn].answer.text
+        known = {"turn": judged.turn, "text": text}
+        if judged.error is None:
+            found.append({**known, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags})
+        elif failed == "zero":
+            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": ["unscored"]})
+    return found
+
+
+def _write_parquet(out: Any, records: Iterator[dict[str, Any]], types: ColumnTypes) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("prompt", pa.list_(turn)),
-            ("response", pa.string()),
-            ("scores", pa.list_(pa.float32())),
-            ("ends", pa.list_(pa.int32())),
-            ("flags", pa.list_(pa.string())),
-        ]
-    )
+    schema = types.schema({"star": star_type()})
     with pq.ParquetWriter(out, schema, compression="zstd", write_page_checksum=True) as writer:
         while part := list(islice(records, _ROWS_AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+            writer.write_table(pa.Table.from_pylist([types.fitted(record) for record in part], schema=schema))

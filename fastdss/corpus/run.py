@@ -9,7 +9,7 @@ import platform
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +21,12 @@ from fastdss.errors import UserError
 from fastdss.optional import require
 
 from .engines import ENGINES, Job, Shard, place_in_job
-from .rows import COLUMNS, MAX_BYTES, TURNS, Columns, FailedRow, Row, Source, expand, judged, read_rows
+from .files import is_url
+from .rows import DATA, NAMING, DataOptions, FailedRow, Row, read_rows
 from .scorer import Report, Scorer
+from .sources import Source, expand, several
 from .store import ForeignManifestError, Shards, load_manifest, only_writer, read_scores, shard_name, write_manifest
+from .understood import Understood, kind_of_reason
 
 SHARD_ROWS = 256
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -44,11 +47,11 @@ def score_dataset(
     scorer: Scorer,
     *,
     engine: str = "local",
-    columns: Columns = COLUMNS,
-    turns: str = "last",
+    data: DataOptions = DATA,
     shard_rows: int = SHARD_ROWS,
-    max_bytes: int = MAX_BYTES,
     workers: int | None = None,
+    rescore: bool = False,
+    tell: Callable[[Understood], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """``[scorer(row) for row in source]``, kept in the folder ``out`` (see ``store``); returns the manifest.
@@ -59,8 +62,8 @@ def score_dataset(
     was damaged since is set aside and scored again. Another guard, template or option makes another cache entry;
     edited or appended rows cost their own shards only.
 
-    turns: ``"last"`` judges each conversation's last turn, ``"all"`` every assistant's turn, as a row of its own with
-    the conversation's id and the turn's position for an id, ``ID#TURN``; see ``rows.judged``.
+    data: how the source is read and which turns are judged, see ``DataOptions``. tell: called once with what was
+    understood, before anything is scored. rescore: judge rows that hold scores already; else they are an error.
 
     engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
     process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data with one
@@ -71,18 +74,21 @@ def score_dataset(
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
     require("score_dataset", "score", "pyarrow")
-    _check(engine, turns, shard_rows, workers)
-    given, folder = _several(source), Path(out)
+    _check(engine, shard_rows, workers)
+    given, folder = several(source), Path(out)
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
         raise UserError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
-    sources = expand(given)
+    sources = expand(given, data.split, data.config)
     rank, ranks = place_in_job() if engine == "ranks" else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder, rank=rank, ranks=ranks), _saying_what_is_kept(folder):
         identity = scorer.identity()
-        identity["options"] = identity["options"] | {"turns": turns, "max_bytes": max_bytes}
-        plan = make_plan(read_rows(sources, columns, max_bytes=max_bytes), shard_rows, turns)
-        manifest = _manifest(sources, columns, identity, plan, shard_rows) | {"numerics": _numerics(folder, identity)}
+        identity["options"] = identity["options"] | {"turns": data.turns, "max_bytes": data.max_bytes}
+        understood = Understood()
+        plan = make_plan(_unscored(read_rows(sources, data), rescore), shard_rows, understood)
+        if tell is not None and rank == 0:
+            tell(understood)
+        manifest = _manifest(sources, data, identity, plan, shard_rows) | {"numerics": _numerics(folder, identity)}
         shards = Shards(folder / manifest["entry"])
         shards.prepare(alone=ranks == 1)
         mine = range(rank, len(plan.names), ranks)
@@ -93,8 +99,7 @@ def score_dataset(
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), progress) as report:
-                rows = judged(read_rows(sources, columns, max_bytes=max_bytes), turns)
-                work = _work(rows, plan, shard_rows, missing)
+                work = _work(read_rows(sources, data), plan, shard_rows, missing)
                 ENGINES[engine](Job(work, scorer, shards, workers, report))
         if all(shards.path(name).exists() for name in plan.names):
             manifest |= {"counts": _counts(folder), "finished": True}
@@ -102,30 +107,38 @@ def score_dataset(
     return manifest
 
 
-def _check(engine: str, turns: str, shard_rows: int, workers: int | None) -> None:
-    for name, value, known in (("engine", engine, tuple(ENGINES)), ("turns", turns, TURNS)):
-        if value not in known:
-            raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+def _check(engine: str, shard_rows: int, workers: int | None) -> None:
+    if engine not in ENGINES:
+        raise UserError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     for name, number in (("shard_rows", shard_rows), ("workers", workers)):
         if number is not None and number < 1:
             raise UserError(f"{name}: expected a positive integer, got {number}")
 
 
-def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, turns: str = "last") -> Plan:
-    """Names and sizes of the shards of ``judged(rows, turns)``; ids that occur twice among ``rows`` are found on disk,
-    so that memory stays flat."""
+def _unscored(rows: Iterable[Row | FailedRow], rescore: bool) -> Iterator[Row | FailedRow]:
+    for row in rows:
+        if not rescore and isinstance(row, Row) and row.reading is not None and row.reading.scored:
+            raise UserError(
+                f"row {row.id!r} holds scores already (column star): train on the file as it is, or pass --rescore "
+                "(rescore=True) to judge it anew"
+            )
+        yield row
+
+
+def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, understood: Understood | None = None) -> Plan:
+    """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
     names, sizes = [], []
-    reason, readable = "", 0
+    understood = understood or Understood()
     with closing(sqlite3.connect("")) as seen:  # a temporary file that nobody else sees
-        for part in _parts(judged(_once(rows, seen), turns), shard_rows):
+        for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))
-            readable += sum(isinstance(row, Row) for row in part)
-            reason = reason or next((row.reason for row in part if isinstance(row, FailedRow)), "")
     if not names:
         raise UserError("the input has no rows")
-    if not readable:
-        raise UserError(f"none of the {sum(sizes)} rows is a conversation; {reason}")
+    if not understood.conversations:
+        kind = next(iter((understood.reasons or understood.left_out_reasons).most_common(1)))[0]
+        what = "is a conversation" if understood.failed else "has an answer to train"
+        raise UserError(f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; {NAMING}")
     return Plan(names, sizes)
 
 
@@ -143,7 +156,10 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
         seen.execute("INSERT INTO ids VALUES (?, ?)", (digest, position))
     except sqlite3.IntegrityError:
         (first,) = seen.execute("SELECT position FROM ids WHERE digest = ?", (digest,)).fetchone()
-        raise UserError(f"rows {first} and {position} have the same id {row_id!r}; ids must be unique") from None
+        raise UserError(
+            f"rows {first} and {position} have the same id {row_id!r}; ids must be unique: --id-column names another "
+            "column, --number-rows takes positions for ids"
+        ) from None
 
 
 def _parts(rows: Iterable[Row | FailedRow], size: int) -> Iterator[list[Row | FailedRow]]:
@@ -164,15 +180,17 @@ def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int, missing:
 
 
 def _manifest(
-    sources: Sequence[Source], columns: Columns, identity: dict[str, Any], plan: Plan, shard_rows: int
+    sources: Sequence[Source], data: DataOptions, identity: dict[str, Any], plan: Plan, shard_rows: int
 ) -> dict[str, Any]:
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS}
-    paths = [str(Path(s).resolve()) if isinstance(s, str | Path) else None for s in sources]
+    paths = [
+        (str(s) if is_url(str(s)) else str(Path(s).resolve())) if isinstance(s, str | Path) else None for s in sources
+    ]
     return {
         **identity,
         "entry": _entry(identity),
         "inputs": [{"path": path} for path in paths],
-        "columns": asdict(columns),
+        "data": asdict(data),
         "shard_rows": shard_rows,
         "shards": plan.names,
         "versions": versions,
@@ -200,20 +218,24 @@ def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
 
 def _counts(folder: Path) -> dict[str, Any]:
     """Totals over all shards, every one of them read and verified."""
-    rows, failed, flags = 0, 0, Counter[str]()
+    counts = dict.fromkeys(("rows", "scored", "failed", "left_out", "turns", "turns_failed"), 0)
+    flags, reasons, examples = Counter[str](), Counter[str](), dict[str, str]()
     for row in read_scores(folder):
-        rows += 1
-        failed += row.error is not None
-        flags.update(row.flags)
-    return {"rows": rows, "scored": rows - failed, "failed": failed, "flags": dict(sorted(flags.items()))}
-
-
-def _several(source: Any) -> list[Source]:
-    if isinstance(source, str | Path):
-        return [source]
-    if isinstance(source, Sequence) and source and all(isinstance(item, str | Path) for item in source):
-        return list(source)
-    return [source]
+        counts["rows"] += 1
+        counts["turns"] += len(row.scored)
+        counts["turns_failed"] += len(row.turns) - len(row.scored)
+        if row.left_out:
+            counts["left_out"] += 1
+        elif row.reason is None:
+            counts["scored"] += 1
+        else:
+            counts["failed"] += 1
+            kind = kind_of_reason(row.reason)
+            reasons[kind] += 1
+            examples.setdefault(kind, row.reason)
+        flags.update(flag for turn in row.turns for flag in turn.flags)
+    shown = {examples[kind]: count for kind, count in reasons.most_common(20)}
+    return {**counts, "flags": dict(sorted(flags.items())), "reasons": shown}
 
 
 def _version(package: str) -> str | None:

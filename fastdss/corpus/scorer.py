@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastdss.errors import RowError, UserError
 from fastdss.star.options import ScoringOptions
 
+from .columns import star_type, with_columns
 from .guards import GuardSource
-from .rows import COLUMNS, MAX_BYTES, Columns, FailedRow, Row, read_rows
-from .store import ScoredRow
+from .merge import star_of
+from .rows import DATA, DataOptions, FailedRow, Row, read_rows
+from .store import ScoredRow, ScoredTurn
+from .tables import listed
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
     from fastdss.star.guard import Guard
+    from fastdss.star.scoring import Judged
 
     GuardLike = str | Path | Guard
 
-SCORING_VERSION = 2  # raised when the same guard and options give other scores than before
+SCORING_VERSION = 3  # raised when the same guard and options give other scores than before
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 
@@ -42,12 +47,14 @@ class Scorer(Protocol):
 
 @dataclass
 class StarScorer:
-    """``scorer(batch)`` is ``batch``'s ``scores``, ``ends``, ``flags`` and ``error``, from ``star_scores``.
+    """``scorer(batch)`` is ``batch``'s columns ``star`` and ``error``, from ``star_scores``.
 
-    A batch maps columns to values: ``prompt`` (text or messages) and ``response``, or ``messages``. The result holds
-    one value per row: P(safe) of each prefix [K], its character ends [K], flags, and why a row has no scores, else
-    None. A row that cannot be scored has empty scores and the flag ``"failed"``, and takes no other row down. Of
-    ``messages`` the last turn is judged; every assistant's turn is ``score_dataset``'s ``turns="all"``.
+    A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
+    The result is a mapping of the two columns, and of a table or a frame the same with the two columns added, as
+    ``datasets`` and Ray expect; their Arrow types are the same in every batch. They hold one value per row: ``star``,
+    for each judged turn ``{turn, text, ends, scores, flags}``, which ``prepare_dss_dataset`` reads, and ``error``, why
+    a row or one of its turns has no scores, else null. A row without scores has an empty ``star``, and takes no other
+    row down. ``data`` says how rows are read, and which turns are judged.
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
@@ -77,8 +84,7 @@ class StarScorer:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
-    columns: Columns = COLUMNS
-    max_bytes: int = MAX_BYTES
+    data: DataOptions = DATA
     _sources: list[GuardSource] = field(init=False, repr=False, compare=False)
     _loaded: list[Guard] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -122,17 +128,20 @@ class StarScorer:
             GuardSource(guard, self.spec, self.revision, self.dtype, self.guard_options, check) for guard in guards
         ]
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        columns = {
-            name: values.tolist() if hasattr(values, "tolist") else list(values) for name, values in batch.items()
-        }
-        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = list(read_rows([records], self.columns, max_bytes=self.max_bytes))
+    def __call__(self, batch: Any) -> Any:
+        import pyarrow as pa
+
+        rows = list(read_rows([_records_of(batch)], self.data))
         scored = score_readable(self, rows, lambda done: None)
-        return {name: [getattr(row, name) for row in scored] for name in ("scores", "ends", "flags", "error")}
+        star = [
+            [] if isinstance(row, FailedRow) else star_of(row, found) for row, found in zip(rows, scored, strict=True)
+        ]
+        errors = [found.error or next((t.error for t in found.turns if t.error), None) for found in scored]
+        return with_columns(batch, {"star": pa.array(star, star_type()), "error": pa.array(errors, pa.string())})
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
+        """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""
+        return self.__dict__ | {"_loaded": None, "_identity": json.dumps(self.identity(), sort_keys=True)}
 
     def score_rows(self, rows: Sequence[Row], report: Report) -> list[ScoredRow]:
         """Scores in the order of ``rows``, computed in batches of similar length; the same rows make the same batches.
@@ -190,29 +199,47 @@ class StarScorer:
         return self._loaded
 
     def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
-        """Scores of a batch. Where it fails, the row that the error names is tried alone, or halves are."""
+        """Scores of a batch."""
+        from fastdss.star.scoring import Judged
+
+        items = [Judged(row.conversation, turn, place, 0) for place, row in enumerate(rows) for turn in row.judged]
+        turns = iter(self._judged(items))
+        return [ScoredRow(row.id, row.content_hash, [next(turns) for _ in row.judged]) for row in rows]
+
+    def _judged(self, items: list[Judged]) -> list[ScoredTurn]:
+        """Scores of turns. Where they fail together, the one that the error names is tried alone, or halves are."""
         import torch
 
-        from fastdss.star.scoring import star_scores
+        from fastdss.star import scoring
 
-        batch: dict[str, list] = {"prompt": [row.history for row in rows], "response": [row.response for row in rows]}
+        if not items:
+            return []
+        numbered = [item._replace(name=name) for name, item in enumerate(items)]
         try:
-            star = star_scores(self._load(), batch, options=self.options)
+            star = scoring.score_turns(self._load(), numbered, self.options)
         except (ValueError, TypeError, torch.OutOfMemoryError) as error:
-            if len(rows) == 1:
-                return [_failed(rows[0], _reason(error, rows[0]))]
-            at = error.row if isinstance(error, RowError) and error.row < len(rows) else None
+            if len(items) == 1:
+                return [_failed_turn(items[0], _reason(error, items[0]))]
+            at = error.row if isinstance(error, RowError) and error.row < len(items) else None
             if at is None:
-                half = len(rows) // 2
-                return [*self._scored(rows[:half]), *self._scored(rows[half:])]
-            others = self._scored([*rows[:at], *rows[at + 1 :]])
-            return [*others[:at], *self._scored(rows[at : at + 1]), *others[at:]]
+                half = len(items) // 2
+                return [*self._judged(items[:half]), *self._judged(items[half:])]
+            others = self._judged([*items[:at], *items[at + 1 :]])
+            return [*others[:at], *self._judged(items[at : at + 1]), *others[at:]]
         return [
-            _failed(row, "the guard's logits are not finite")
-            if item.failed
-            else ScoredRow(row.id, row.content_hash, item.scores.tolist(), item.ends, sorted(item.flags), None)
-            for row, item in zip(rows, star, strict=True)
+            _failed_turn(item, "the guard's logits are not finite")
+            if found.failed
+            else ScoredTurn(item.turn, found.scores.tolist(), found.ends, sorted(found.flags))
+            for item, found in zip(items, star, strict=True)
         ]
+
+
+def _records_of(batch: Any) -> Any:
+    """A batch of another library as what ``read_rows`` reads; a mapping of columns as its records."""
+    if not isinstance(batch, Mapping):
+        return batch
+    columns = {name: listed(values) for name, values in batch.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:
@@ -220,12 +247,12 @@ def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Repo
     readable = [row for row in rows if isinstance(row, Row)]
     scores = iter(scorer.score_rows(readable, report) if readable else ())
     report(len(rows) - len(readable))
-    return [next(scores) if isinstance(row, Row) else _failed(row, row.reason) for row in rows]
+    return [next(scores) if isinstance(row, Row) else _failed(row) for row in rows]
 
 
 def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows of similar length, short ones first, under a cap of rows and characters per batch."""
-    sizes = [len(row.response) + sum(len(turn["content"]) for turn in row.history) for row in rows]
+    sizes = [row.conversation.characters for row in rows]
     batch: list[int] = []
     room = BATCH_CHARACTERS
     for index in sorted(range(len(rows)), key=lambda index: (sizes[index], index)):
@@ -238,19 +265,24 @@ def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
         yield batch
 
 
-def _failed(row: Row | FailedRow, reason: str) -> ScoredRow:
-    return ScoredRow(row.id, row.content_hash, [], [], ["failed"], reason)
+def _failed(row: FailedRow) -> ScoredRow:
+    return ScoredRow(row.id, row.content_hash, [], row.reason, row.left_out)
 
 
-def _reason(error: Exception, row: Row) -> str:
+def _failed_turn(item: Judged, reason: str) -> ScoredTurn:
+    return ScoredTurn(item.turn, [], [], ["failed"], reason)
+
+
+def _reason(error: Exception, item: Judged) -> str:
     """The error without its place in the batch; one that quotes the row, as others' code might, is only named."""
     text = error.reason if isinstance(error, RowError) else str(error)
-    if isinstance(error, ValueError | TypeError) and not _quotes(text, row):
+    if isinstance(error, ValueError | TypeError) and not _quotes(text, item):
         return text
-    roles = ", ".join(turn["role"] for turn in row.history[-8:])
-    return f"{type(error).__name__} in a row of {len(row.response)} characters after the roles {roles}"
+    before = item.conversation.turns[max(item.turn - 8, 0) : item.turn]
+    roles = ", ".join(turn.role for turn in before)
+    return f"{type(error).__name__} in a response of {len(item.text)} characters after the roles {roles}"
 
 
-def _quotes(message: str, row: Row) -> bool:
-    words = {word for turn in row.history for word in turn["content"].split()} | set(row.response.split())
-    return any(len(word) > 8 and word in message for word in words)
+def _quotes(message: str, item: Judged) -> bool:
+    texts = [turn.answer.text for turn in item.conversation.turns[: item.turn + 1]]
+    return any(len(word) > 8 and word in message for text in texts for word in text.split())

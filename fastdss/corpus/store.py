@@ -17,17 +17,18 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.record import Columns
 from fastdss.errors import UserError, UserTypeError
 from fastdss.files import write_atomically
 
-from .rows import Columns, FailedRow, Row, Source, judged, read_rows
+from .rows import DataOptions, FailedRow, Row, Source, read_rows
 
 MANIFEST = "manifest.json"
-_HOLDS = ("columns", "counts", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
+_HOLDS = ("counts", "data", "entry", "finished", "guard", "inputs", "options", "revision", "shards")
 
 
 class ForeignManifestError(UserTypeError):
@@ -39,16 +40,42 @@ class DamagedShard(UserError):
 
 
 @dataclass(frozen=True)
-class ScoredRow:
-    """``scores[k]``: P(safe) of the response up to character ``ends[k]``. Where ``error`` says why there are none, both
-    are empty and ``"failed"`` is among the flags."""
+class ScoredTurn:
+    """``scores[k]``: P(safe) of the turn's answer up to character ``ends[k]``. Where ``error`` says why there are none,
+    both are empty and ``"failed"`` is among the flags."""
 
-    id: str
-    content_hash: str
+    turn: int
     scores: list[float]
     ends: list[int]
     flags: list[str]
-    error: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """The judged turns of a conversation. Where ``error`` says why nothing of it was judged, there are none;
+    ``left_out`` says that nothing of it is to be trained, so that there was nothing to judge."""
+
+    id: str
+    content_hash: str
+    turns: list[ScoredTurn]
+    error: str | None = None
+    left_out: bool = False
+
+    @property
+    def scored(self) -> list[ScoredTurn]:
+        """The turns that have scores."""
+        return [turn for turn in self.turns if turn.error is None]
+
+    @property
+    def reason(self) -> str | None:
+        """Why the row has no score at all; None where a turn has one."""
+        return None if self.scored else self.error or next((turn.error for turn in self.turns), None)
+
+    @staticmethod
+    def unpacked(record: dict[str, Any]) -> ScoredRow:
+        """From plain lists and mappings, as ``dataclasses.asdict`` and Arrow make them."""
+        return ScoredRow(**{**record, "turns": [ScoredTurn(**turn) for turn in record["turns"]]})
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
@@ -84,29 +111,33 @@ def read_scores(folder: str | Path) -> Iterator[ScoredRow]:
         yield from shards.read(name)
 
 
-def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row, ScoredRow]]:
-    """``zip(judged(read_rows(sources), turns), read_scores(folder))``, each pair with the same ``content_hash``.
+def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Iterator[tuple[Row | FailedRow, ScoredRow]]:
+    """``zip(read_rows(sources), read_scores(folder))``, each pair with the same ``content_hash``.
 
-    sources: the scored input, by default where the manifest says it was. A row that could not be read has an empty
-    history and response; its score says why. Raises ``ValueError`` where the input was edited or reordered since.
+    sources: the scored input, by default where the manifest says it was. Raises ``ValueError`` where the input was
+    edited or reordered since.
     """
     manifest = load_manifest(folder)
     if sources is None:
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
             raise UserError(f"{folder}: its input was no file; pass it as sources")
-    read = read_rows(sources, Columns(**manifest["columns"]), max_bytes=manifest["options"]["max_bytes"])
-    rows = judged(read, manifest["options"].get("turns", "last"))  # older manifests have no turns
-    scored = read_scores(folder)
-    for score in scored:
+    rows = read_rows(sources, data_options(manifest))
+    for score in read_scores(folder):
         row = next(rows, None)
         if row is None or row.content_hash != score.content_hash:
             raise UserError(
                 f"the input is not what was scored: row {score.id!r} is missing, edited or elsewhere; score it again"
             )
-        yield (Row(row.id, [], "", row.content_hash) if isinstance(row, FailedRow) else row), score
+        yield row, score
     if next(rows, None) is not None:
         raise UserError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
+
+
+def data_options(manifest: dict[str, Any]) -> DataOptions:
+    """How the input of these scores was read."""
+    data = dict(manifest["data"])
+    return DataOptions(columns=Columns(**data.pop("columns")), **data)
 
 
 def shard_name(rows: Iterable[tuple[str, str]]) -> str:
@@ -138,7 +169,7 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_schema())
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         write_atomically(self.path(name), sink.getvalue())
@@ -153,8 +184,8 @@ class Shards:
             with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
                 table = file.read()
             table.validate(full=True)
-            rows = [ScoredRow(**record) for record in table.to_pylist()]
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            rows = [ScoredRow.unpacked(record) for record in table.to_pylist()]
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise
             raise DamagedShard(f"{path}: {type(error).__name__} while reading") from error
@@ -176,14 +207,20 @@ class Shards:
 def _schema() -> Any:
     import pyarrow as pa
 
+    turn = [
+        ("turn", pa.int32()),
+        ("scores", pa.list_(pa.float32())),
+        ("ends", pa.list_(pa.int32())),
+        ("flags", pa.list_(pa.string())),
+        ("error", pa.string()),
+    ]
     return pa.schema(
         [
             ("id", pa.string()),
             ("content_hash", pa.string()),
-            ("scores", pa.list_(pa.float32())),
-            ("ends", pa.list_(pa.int32())),
-            ("flags", pa.list_(pa.string())),
+            ("turns", pa.list_(pa.struct(turn))),
             ("error", pa.string()),
+            ("left_out", pa.bool_()),
         ]
     )
 

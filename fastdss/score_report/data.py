@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from fastdss.corpus.understood import kind_of_reason
+
 if TYPE_CHECKING:
-    from fastdss.chat.encoder import Conversation
-    from fastdss.corpus.rows import Row
+    from fastdss.chat.conversation import Message
+    from fastdss.corpus.rows import FailedRow, Row
     from fastdss.corpus.store import ScoredRow
 
 HALF = 0.5
@@ -27,18 +29,26 @@ _UNSAFE_IN_SCRIPT = re.compile("[<\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u206
 
 @dataclass(frozen=True)
 class PageRow:
-    """One row as the page needs it. ``order`` is its place in the file; failed rows have no scores."""
+    """One answer as the page needs it. ``order`` is the place of its conversation in the data, ``line`` that in its
+    file where files have lines, ``turn`` its own among several judged ones; failed rows have no scores."""
 
     id: str
     order: int
+    turn: int | None
+    line: int | None
     content_hash: str
-    history: Conversation
+    history: list[Message]
     response: str | None  # None: the source text is not at hand
     scores: list[float]
     ends: list[int]
     flags: tuple[str, ...]
     error: str | None
     length: int
+
+    @property
+    def name(self) -> str:
+        """The conversation's id, and the turn where several of it were judged."""
+        return self.id if self.turn is None else f"{self.id} · turn {self.turn}"
 
     @property
     def failed(self) -> bool:
@@ -63,7 +73,8 @@ class PageRow:
     def tags(self) -> list[str]:
         """What the page can filter by: the flags, and what the scores say."""
         low = self.minimum is not None and self.minimum < HALF
-        found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": self.failed}
+        failed = self.failed and "left_out" not in self.flags
+        found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": failed}
         return [tag for tag, present in found.items() if present] + [f for f in self.flags if f not in found]
 
 
@@ -73,6 +84,7 @@ class Summary:
 
     rows: int = 0
     tags: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     minimum: list[int] = field(default_factory=lambda: [0] * BINS)
     final: list[int] = field(default_factory=lambda: [0] * BINS)
     drop: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -80,7 +92,7 @@ class Summary:
 
     @property
     def scored(self) -> int:
-        return self.rows - self.tags["failed"]
+        return self.rows - self.tags["failed"] - self.tags["left_out"]
 
     @property
     def median_drop(self) -> float | None:
@@ -89,6 +101,8 @@ class Summary:
     def add(self, row: PageRow) -> None:
         self.rows += 1
         self.tags.update(row.tags)
+        if row.error is not None:
+            self.reasons[kind_of_reason(row.error)] += 1
         for counts, value in ((self.minimum, row.minimum), (self.final, row.final), (self.drop, row.drop)):
             if value is not None:
                 counts[min(int(value * BINS), BINS - 1)] += 1
@@ -96,41 +110,61 @@ class Summary:
             self.drops.append(row.drop)
 
 
-def page_row(order: int, row: Row | None, scored: ScoredRow) -> PageRow:
-    """``row`` is None where the text is not at hand. A row with a missing or non-finite score is a failed one."""
-    failed = scored.error is not None or "failed" in scored.flags or not scored.scores
-    failed = failed or not all(map(math.isfinite, scored.scores))
-    return PageRow(
-        id=scored.id,
-        order=order,
-        content_hash=scored.content_hash,
-        history=[] if row is None else row.history,
-        response=None if row is None else row.response,
-        scores=[] if failed else list(scored.scores),
-        ends=[] if failed else list(scored.ends),
-        flags=tuple(sorted(scored.flags)),
-        error=scored.error,
-        length=len(row.response) if row is not None else max(scored.ends, default=0),
-    )
+def page_rows(place: int, row: Row | FailedRow | None, scored: ScoredRow) -> list[PageRow]:
+    """One for each judged turn of conversation ``place``, or one for a row that has none.
+
+    ``row`` is None where the text is not at hand. A turn with a missing or non-finite score is a failed one.
+    """
+    read = row if row is not None and not hasattr(row, "reason") else None
+    line = getattr(row, "line", None)
+    if not scored.turns:
+        flags = ("left_out",) if scored.left_out else ("failed",)
+        return [PageRow(scored.id, place, None, line, scored.content_hash, [], None, [], [], flags, scored.error, 0)]
+    found = []
+    for judged in scored.turns:
+        failed = judged.error is not None or "failed" in judged.flags or not judged.scores
+        failed = failed or not all(map(math.isfinite, judged.scores))
+        response = None if read is None else read.conversation.turns[judged.turn].answer.text
+        found.append(
+            PageRow(
+                id=scored.id,
+                order=place,
+                turn=judged.turn if len(scored.turns) > 1 else None,
+                line=line,
+                content_hash=scored.content_hash,
+                history=[] if read is None else read.conversation.before(judged.turn),
+                response=response,
+                scores=[] if failed else list(judged.scores),
+                ends=[] if failed else list(judged.ends),
+                flags=tuple(sorted(judged.flags)),
+                error=judged.error,
+                length=len(response) if response is not None else max(judged.ends, default=0),
+            )
+        )
+    return found
 
 
-def collect(entries: Iterable[tuple[Row | None, ScoredRow]], limit: int | None) -> tuple[Summary, list[PageRow]]:
-    """Counts over all entries, and the ``limit`` scored rows of lowest minimum before the first ``limit`` failed ones.
+def collect(
+    entries: Iterable[tuple[Row | FailedRow | None, ScoredRow]], limit: int | None
+) -> tuple[Summary, list[PageRow]]:
+    """Counts over all entries, and the ``limit`` scored answers of lowest minimum before the first ``limit`` failed.
 
-    One pass; memory holds the rows that are kept. ``limit=None`` keeps all.
+    One pass; memory holds the answers that are kept. ``limit=None`` keeps all.
     """
     summary = Summary()
     failed: list[PageRow] = []
     lowest: list[tuple[float, int, PageRow]] = []  # a heap with the highest minimum on top
-    for order, (row, scored) in enumerate(entries):
-        entry = page_row(order, row, scored)
-        summary.add(entry)
-        if entry.minimum is not None:
-            heapq.heappush(lowest, (-entry.minimum, -order, entry))
-            if limit is not None and len(lowest) > limit:
-                heapq.heappop(lowest)
-        elif limit is None or len(failed) < limit:
-            failed.append(entry)
+    number = 0
+    for place, (row, scored) in enumerate(entries):
+        for entry in page_rows(place, row, scored):
+            number += 1
+            summary.add(entry)
+            if entry.minimum is not None:
+                heapq.heappush(lowest, (-entry.minimum, -number, entry))
+                if limit is not None and len(lowest) > limit:
+                    heapq.heappop(lowest)
+            elif limit is None or len(failed) < limit:
+                failed.append(entry)
     return summary, [entry for _, _, entry in sorted(lowest, reverse=True)] + failed
 
 
@@ -138,8 +172,9 @@ def columns(rows: Sequence[PageRow], tags: Sequence[str]) -> dict[str, Any]:
     """What sorting and filtering need, a list per column; a row's tags are positions in ``tags``."""
     number = {tag: i for i, tag in enumerate(tags)}
     return {
-        "id": [row.id for row in rows],
+        "id": [row.name for row in rows],
         "order": [row.order for row in rows],
+        "line": [row.line for row in rows],
         "length": [row.length for row in rows],
         "minimum": [_rounded(row.minimum, _DIGITS) for row in rows],
         "final": [_rounded(row.final, _DIGITS) for row in rows],

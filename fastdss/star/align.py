@@ -10,10 +10,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from fastdss.chat.encoder import ChatEncoder
+from fastdss.chat.conversation import Turn
+from fastdss.chat.policy import PolicyChat
 from fastdss.errors import RowError, UserError
 
-from .scored import ScoredResponse
+from .scored import ScoredConversation, ScoredResponse
 
 IGNORE = -100
 Row = dict[str, list]
@@ -81,7 +82,7 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
 
 
 def align(
-    scored: Sequence[ScoredResponse],
+    scored: Sequence[ScoredConversation],
     tokenizer: Any,
     *,
     template: str | None = None,
@@ -99,14 +100,13 @@ def align(
         raise UserError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
     if max_length is not None and max_length < 1:
         raise UserError(f"max_length: expected a positive integer, got {max_length}")
-    encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
+    policy = PolicyChat(tokenizer, template=template, template_kwargs=template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored, first_row):
         try:
-            _check_scored(item)
-            row = _align_row(encoder, item, _ACROSS[across], end_of_turn)
+            row = align_conversation(policy, item, _ACROSS[across], end_of_turn)
         except ValueError as error:
-            raise RowError(index, str(error)) from error
+            raise RowError(index, error.reason if isinstance(error, RowError) else str(error)) from error
         cut = max_length is not None and len(row["input_ids"]) > max_length
         if cut and max_length is not None:
             keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
@@ -117,72 +117,69 @@ def align(
     return TokenWeights(rows, truncated, pad)
 
 
-def _check_scored(item: ScoredResponse) -> None:
-    """Scores of other text, or none at all, must not become weights: what was cut has to be this response."""
-    ends, scores, length = item.ends, item.scores.tolist(), len(item.response)
+def align_conversation(
+    policy: PolicyChat,
+    item: ScoredConversation,
+    pick: Callable[[list[float]], float] = _ACROSS["last"],
+    end_of_turn: bool = True,
+) -> Row:
+    """One training row: what the policy writes in the judged turns is labelled, each token with its score.
+
+    An answer without text or call is no answer: it would teach the policy to end at once.
+    """
+    turns = item.conversation.turns
+    judged_turns = [judged for judged in item.turns if not turns[judged.place].is_empty]
+    for judged in judged_turns:
+        _check_scored(turns[judged.place], judged)
+    rendered = policy.render(item.conversation, [judged.place for judged in judged_turns])
+    ids, offsets = rendered.encoding.ids, rendered.encoding.offsets
+    labels = [IGNORE] * len(ids)
+    weights = [0.0] * len(ids)
+    for judged in judged_turns:
+        turn, written = turns[judged.place], rendered.written[judged.place]
+        scores, reached = judged.scores.tolist(), 0
+        for t in range(written.first, written.last + (not written.ended)):
+            begin, end = offsets[t]
+            reached = max(reached, end)  # tokenizers that trim whitespace off offsets may report an earlier end
+            place = written.place(reached)
+            if not turn.untrained or turn.is_trained_at(place):
+                labels[t] = ids[t]
+                weights[t] = _weight(judged, scores, min(written.place(begin), place), place, pick)
+        if written.ended and end_of_turn:
+            labels[written.last] = ids[written.last]
+            weights[written.last] = scores[-1] if judged.complete else 0.0
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "token_weights": weights}
+
+
+def _check_scored(turn: Turn, judged: ScoredResponse) -> None:
+    """Scores of other text, or none at all, must not become weights: what was cut has to be this answer."""
+    place = f"turn {judged.place}: "
+    ends, scores, text = judged.ends, judged.scores.tolist(), turn.answer.text
     if len(scores) != len(ends) or not ends:
-        raise UserError(f"expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
+        raise UserError(f"{place}expected as many scores as ends and at least one, got {len(scores)} and {len(ends)}")
     bad = next((k for k, score in enumerate(scores) if not 0 <= score <= 1), None)
     if bad is not None:
-        raise UserError(f"scores[{bad}] = {scores[bad]}: must be in [0, 1]")
-    bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= length), None)
+        raise UserError(f"{place}scores[{bad}] = {scores[bad]}: must be in [0, 1]")
+    bad = next((k for k, (a, b) in enumerate(pairwise([-1, *ends])) if not a < b <= len(text)), None)
     if bad is not None:
-        raise UserError(f"ends[{bad}] = {ends[bad]}: must ascend and lie within the response's {length} characters")
-    text = len(item.response.rstrip())
-    if item.complete and ends[-1] < text:
-        raise UserError(f"the last boundary is {ends[-1]}, but the response's text ends at {text}: score it anew")
-
-
-def _align_row(encoder: ChatEncoder, item: ScoredResponse, pick: Callable, end_of_turn: bool) -> Row:
-    encoding = encoder.encode_with_offsets([*item.history, {"role": "assistant", "content": item.response}])
-    begin, end, skipped = _locate(encoder, item, encoding.text)
-    labels = [IGNORE] * len(encoding.ids)
-    weights = [0.0] * len(encoding.ids)
-    scores, reached = item.scores.tolist(), 0
-    inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
-    for t in inside:
-        a, b = (min(max(x, begin), end) - begin + skipped for x in encoding.offsets[t])
-        reached = max(reached, b)  # tokenizers that trim whitespace off offsets may report an earlier end
-        labels[t] = encoding.ids[t]
-        weights[t] = _weight(item, scores, a, reached, pick)
-    after = range(inside[-1] + 1 if inside else _first_from(encoding.offsets, end), len(encoding.ids))
-    stop = next((t for t in after if encoder.is_control(encoding.ids[t])), None) if end_of_turn else None
-    for t in range(after.start, stop + 1) if stop is not None else ():
-        labels[t] = encoding.ids[t]
-        weights[t] = scores[-1] if item.complete else 0.0
-    return {
-        "input_ids": encoding.ids,
-        "attention_mask": [1] * len(encoding.ids),
-        "labels": labels,
-        "token_weights": weights,
-    }
-
-
-def _locate(encoder: ChatEncoder, item: ScoredResponse, text: str) -> tuple[int, int, int]:
-    """Where the response lies in ``text``, and how many of its leading characters the template stripped."""
-    head, tail = encoder.frame(item.history)
-    begin, end = len(head), len(text) - len(tail)
-    shown = text[begin:end]
-    stripped = len(item.response) - len(item.response.lstrip())
-    for skipped in (0, stripped):
-        whole = item.response[skipped:].startswith(shown) and shown.strip() == item.response.strip()
-        if whole and text.startswith(head) and text.endswith(tail):
-            return begin, end, skipped
-    raise UserError("the policy's chat template rewrites the response, so its tokens cannot be aligned")
+        raise UserError(
+            f"{place}ends[{bad}] = {ends[bad]}: must ascend and lie within the answer's {len(text)} characters"
+        )
+    length = len(text.rstrip())
+    if judged.complete and ends[-1] < length:
+        raise UserError(
+            f"{place}the last boundary is {ends[-1]}, but the answer's text ends at {length}: score it anew"
+        )
 
 
 def _weight(
-    item: ScoredResponse, scores: list[float], begin: int, end: int, pick: Callable[[list[float]], float]
+    judged: ScoredResponse, scores: list[float], begin: int, end: int, pick: Callable[[list[float]], float]
 ) -> float:
-    """The score of the token that covers ``response[begin:end]``; past what the guard saw, 0: the reference decides."""
-    last = bisect_left(item.ends, end)
-    if last == len(item.ends):
-        if not item.complete:
+    """The score of the token that covers ``answer[begin:end]``; past what the guard saw, 0: the reference decides."""
+    last = bisect_left(judged.ends, end)
+    if last == len(judged.ends):
+        if not judged.complete:
             return 0.0
         last -= 1  # whitespace after the last boundary
-    first = min(bisect_right(item.ends, begin), last)
+    first = min(bisect_right(judged.ends, begin), last)
     return pick(scores[first : last + 1])
-
-
-def _first_from(offsets: list[tuple[int, int]], end: int) -> int:
-    return next((t for t, (a, _) in enumerate(offsets) if a >= end), len(offsets))

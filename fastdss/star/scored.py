@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdss.chat.encoder import Conversation
+from fastdss.chat.conversation import Conversation, Message, plain
 
 
 class Flag(StrEnum):
@@ -20,6 +21,7 @@ class Flag(StrEnum):
     DELIMITER = "delimiter"  # its conversation quotes a plain-text delimiter of the guard's template
     TRUNCATED = "truncated"  # prefixes beyond ``max_tokens`` have no score
     FAILED = "failed"  # the guard's logits are not finite: no score can be used
+    ONE_BOUNDARY = "one_boundary"  # one score for all of it: nothing in it can be told apart
     UNSCORED = "unscored"  # kept without a score, at weight 0: the reference model alone decides
 
 
@@ -27,21 +29,24 @@ class Flag(StrEnum):
 class ScoredResponse:
     """P(safe) of the prefixes of one response.
 
-    ``scores``: ``[K]`` float32, of the prefixes ``response[: ends[k]]``; ``history``: the turns before the response;
-    ``row``: the row of the batch that it comes from.
+    ``scores``: ``[K]`` float32, of the prefixes ``response[: ends[k]]``; ``history``: what a guard that reads text saw
+    before the response; ``row``: the row of the batch that it comes from. ``conversation`` is the whole one, in which
+    the response is turn ``turn``; without it, it is ``history`` and ``response``.
     """
 
-    history: Conversation = field(repr=False)  # texts never reach a log by way of a repr
+    history: list[Message] = field(repr=False)  # texts never reach a log by way of a repr
     response: str = field(repr=False)
     scores: Tensor
     ends: list[int]
     flags: frozenset[Flag] = frozenset()
     row: int = 0
+    conversation: Conversation | None = field(default=None, repr=False)
+    turn: int | None = None
 
     @classmethod
     def of(
         cls,
-        history: Conversation,
+        history: list[Message],
         response: str,
         scores: Iterable[float],
         ends: Iterable[int],
@@ -51,6 +56,33 @@ class ScoredResponse:
         """From plain numbers and names, such as a table holds."""
         values = torch.tensor(list(scores), dtype=torch.float32)
         return cls(history, response, values, list(ends), frozenset(map(Flag, flags)), row)
+
+    @classmethod
+    def in_conversation(
+        cls,
+        conversation: Conversation,
+        turn: int,
+        scores: Iterable[float],
+        ends: Iterable[int],
+        flags: Iterable[str] = (),
+        row: int = 0,
+    ) -> ScoredResponse:
+        """Turn ``turn`` of a conversation, from plain numbers and names."""
+        text = conversation.turns[turn].answer.text
+        plain_response = cls.of(conversation.before(turn), text, scores, ends, flags, row)
+        return replace(plain_response, conversation=conversation, turn=turn)
+
+    @property
+    def place(self) -> int:
+        """Which turn of its conversation the response is."""
+        return len(self.history) if self.turn is None else self.turn
+
+    @property
+    def chat(self) -> Conversation:
+        """The whole conversation."""
+        if self.conversation is not None:
+            return self.conversation
+        return plain([*self.history, {"role": "assistant", "content": self.response}])
 
     def __repr__(self) -> str:
         flags = "".join(f", {flag}" for flag in sorted(self.flags))
@@ -70,3 +102,10 @@ class ScoredResponse:
     def final(self) -> float:
         """The static verdict, P(safe) of the whole response; NaN where the guard did not see all of it."""
         return self.scores[-1].item() if self.complete else float("nan")
+
+
+class ScoredConversation(NamedTuple):
+    """A conversation and its scored turns: those that are trained."""
+
+    conversation: Conversation
+    turns: list[ScoredResponse]

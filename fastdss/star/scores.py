@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -9,12 +10,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from fastdss.chat.encoder import Conversation
+from fastdss.chat.conversation import Message
 from fastdss.errors import UserError
 
 from . import view
 from .align import TokenWeights, align
-from .scored import Flag, ScoredResponse
+from .scored import Flag, ScoredConversation, ScoredResponse
 
 
 class StarScores(Sequence[ScoredResponse]):
@@ -58,7 +59,7 @@ class StarScores(Sequence[ScoredResponse]):
         return [item.flags for item in self]
 
     @property
-    def histories(self) -> list[Conversation]:
+    def histories(self) -> list[list[Message]]:
         """The turns before each response."""
         return [item.history for item in self]
 
@@ -87,18 +88,35 @@ class StarScores(Sequence[ScoredResponse]):
     def _repr_html_(self) -> str:
         return view.html(self._items)
 
+    def conversations(self) -> list[ScoredConversation]:
+        """One for all judged turns of a conversation."""
+        found: list[list[ScoredResponse]] = []
+        for item in self:
+            one = found and item.conversation is not None and found[-1][0].conversation is item.conversation
+            if one and found[-1][0].row == item.row:
+                found[-1].append(item)
+            else:
+                found.append([item])
+        return [ScoredConversation(items[-1].chat, items) for items in found]
+
     def to_training_rows(self) -> list[dict[str, Any]]:
-        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read: conversations and their scores as plain lists."""
-        return [
-            {
-                "prompt": item.history,
-                "response": item.response,
-                "scores": item.scores.tolist(),
-                "ends": item.ends,
-                "flags": sorted(item.flags),
-            }
-            for item in self
-        ]
+        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists: a row a conversation, with
+        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns."""
+        rows = []
+        for chat, items in self.conversations():
+            star = [
+                {
+                    "turn": item.place,
+                    "text": item.response,
+                    "ends": item.ends,
+                    "scores": item.scores.tolist(),
+                    "flags": sorted(item.flags),
+                }
+                for item in items
+            ]
+            tools = {"tools": json.dumps(list(chat.tools), ensure_ascii=False)} if chat.tools else {}
+            rows.append({"messages": chat.records(), **tools, "star": star})
+        return rows
 
     def token_weights(
         self,
@@ -112,7 +130,7 @@ class StarScores(Sequence[ScoredResponse]):
         truncation_side: str = "right",
         failed: str = "error",
     ) -> TokenWeights:
-        """Ids, labels and the weight of every label, through the policy's chat template.
+        """Ids, labels and the weight of every label, through the policy's chat template; a row a conversation.
 
         A token gets the score of the chunk that its last character lies in (``across="last"``), or the min or mean
         over the chunks it touches. The end-of-turn token gets the last score. Tokens beyond what the guard saw get
@@ -128,7 +146,7 @@ class StarScores(Sequence[ScoredResponse]):
             )
         usable = [replace(item, scores=torch.zeros(len(item.ends))) if item.failed else item for item in self]
         return align(
-            usable,
+            StarScores(usable).conversations(),
             tokenizer,
             template=template,
             template_kwargs=template_kwargs,

@@ -6,13 +6,16 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastdss.chat.boundaries import find_ends, tidy_ends
-from fastdss.chat.encoder import Conversation, check_conversation, text_spans
+from fastdss.chat.conversation import Conversation, Message
+from fastdss.chat.encoder import text_spans
+from fastdss.chat.formats import fits_columns, read_record
 from fastdss.errors import RowError, UserError, UserTypeError
 from fastdss.guards.guard import GuardModel
 from fastdss.guards.loading import resolve_spec
@@ -20,7 +23,7 @@ from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
-from fastdss.prefix.tree import PrefixTree, build_tree
+from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 from fastdss.prefix.whole import batched_logits
 
 from .guard import Guard
@@ -72,10 +75,46 @@ def star_scores(
         backend=backend, budget=budget, gemm=gemm,
     )  # fmt: skip
     guards = _guards(model, tokenizer, spec)
-    rows, histories, responses = _read(batch, options.turns)
-    cuts = _cuts(responses, options, ends, unit_tokenizer or guards[0].tokenizer)
+    judged = _read(batch, options.turns)
+    cuts = None if ends is None else _tidied(judged, ends)
+    return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
+
+
+class Judged(NamedTuple):
+    """A turn of a conversation to judge. Turns of one ``row`` stand together; errors call it ``name``."""
+
+    conversation: Conversation
+    turn: int
+    row: int
+    name: int
+
+    @property
+    def text(self) -> str:
+        return self.conversation.turns[self.turn].answer.text
+
+
+def score_turns(
+    guards: Sequence[GuardModel],
+    judged: Sequence[Judged],
+    options: ScoringOptions,
+    *,
+    cuts: list[list[int]] | None = None,
+    unit_tokenizer: Any = None,
+    progress: bool = False,
+) -> StarScores:
+    """Scores of turns, in their order; ``options.turns`` is not asked. Turns of one conversation share prefix trees
+    wherever that computes fewer tokens."""
+    histories = [item.conversation.before(item.turn) for item in judged]
+    responses = [item.text for item in judged]
+    if cuts is None:
+        tokenizer = unit_tokenizer or guards[0].tokenizer
+        how: dict[str, Any] = {"every": options.every, "unit": options.unit}
+        cuts = [find_ends(text, **how, spans=lambda text: text_spans(tokenizer, text)) for text in responses]
     forests = [
-        [_tree(guard, rows[i], histories[i], responses[i], cuts[i], options.max_tokens) for i in range(len(cuts))]
+        [
+            _tree(guard, item.name, history, text, cut, options.max_tokens)
+            for item, history, text, cut in zip(judged, histories, responses, cuts, strict=True)
+        ]
         for guard in guards
     ]
     kept = [
@@ -87,16 +126,51 @@ def star_scores(
     with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
             trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
-            logits = _logits(guard, trees, prompts, options, report)
+            shared, first = _sharing(trees, [item.row for item in judged])
+            logits = _logits(guard, shared, [prompts[i] for i in first], options, report)
             opinions.append(_sharpened(guard, logits, options.sharpen))
     stacked = torch.stack(opinions)
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     scores = list(combined.split(kept))
-    flags = [_flags(guards, histories[i], responses[i], kept[i] < len(cuts[i]), scores[i]) for i in range(len(cuts))]
     return StarScores(
-        ScoredResponse(histories[i], responses[i], scores[i], cuts[i][: kept[i]], flags[i], rows[i])
-        for i in range(len(cuts))
+        ScoredResponse(
+            histories[i],
+            responses[i],
+            scores[i],
+            cuts[i][: kept[i]],
+            _flags(guards, histories[i], responses[i], cuts[i], scores[i]),
+            item.row,
+            item.conversation,
+            item.turn,
+        )
+        for i, item in enumerate(judged)
     )
+
+
+def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree], list[int]]:
+    """Trees of one row joined where one trunk for both is fewer tokens; and which turn each tree begins with.
+
+    Where a guard reads whole conversations, what it reads of a turn begins the rendering of the next. Where it reads
+    the last exchange alone, two turns share the template's head and nothing else.
+    """
+    groups: list[list[int]] = []
+    for i, tree in enumerate(trees):
+        if groups and rows[groups[-1][0]] == rows[i]:
+            last = trees[groups[-1][-1]]
+            shared = shared_length(np.asarray(last.trunk), np.asarray(tree.trunk))
+            lengths = [start + len(tail) for start, tail in zip(last.starts, last.tails, strict=True)]
+            joined = sum(n - min(start, shared) for n, start in zip(lengths, last.starts, strict=True))
+            if joined < len(last.trunk) + sum(map(len, last.tails)):
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    found = [
+        trees[group[0]]
+        if len(group) == 1
+        else build_tree([trees[i].rendering(k) for i in group for k in range(trees[i].num_prefixes)])
+        for group in groups
+    ]
+    return found, [group[0] for group in groups]
 
 
 def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
@@ -116,65 +190,46 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[Guar
     return [Guard(model, tokenizer, spec)]
 
 
-def _read(batch: Mapping[str, Sequence], turns: str) -> tuple[list[int], list[Conversation], list[str]]:
-    """Row numbers, histories and responses of the two batch formats."""
-    for name in ("prompt", "response", "messages"):
-        if name in batch and (isinstance(batch[name], str) or not hasattr(batch[name], "__len__")):
-            raise UserTypeError(
-                f"batch[{name!r}]: expected a list with one entry per row, got {type(batch[name]).__name__}"
-            )
-    if set(batch) >= {"prompt", "response"}:
-        prompts, answers = batch["prompt"], batch["response"]
-        if len(prompts) != len(answers):
-            raise UserError(f"batch: {len(prompts)} prompts but {len(answers)} responses")
-        chats = []
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            if not isinstance(prompt, Sequence):
-                raise RowError(row, f"expected a prompt of text or messages, got {type(prompt).__name__}")
-            history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            chats.append([*history, {"role": "assistant", "content": answer}])
-    elif "messages" in batch:
-        chats = list(batch["messages"])
-    else:
+def _read(batch: Mapping[str, Sequence], turns: str) -> list[Judged]:
+    """The turns to judge of a batch of conversations in any known format."""
+    for name, values in batch.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
+    sizes = {name: len(values) for name, values in batch.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in sizes.items())}")
+    if not fits_columns(list(batch)):
         raise UserError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
-    if not chats:
+    if not any(sizes.values()):
         raise UserError("batch: no rows")
-    chats = [check_conversation(row, chat) for row, chat in enumerate(chats)]
-    for row, chat in enumerate(chats):
-        if chat[-1]["role"] != "assistant":
-            raise RowError(row, f"the last turn must be the assistant's, it is the {chat[-1]['role']}'s")
-    first = {"last": lambda chat: len(chat) - 1, "all": lambda chat: 0}[turns]
-    judged = [
-        (row, turn)
-        for row, chat in enumerate(chats)
-        for turn in range(first(chat), len(chat))
-        if chat[turn]["role"] == "assistant"
-    ]
-    rows = [row for row, _ in judged]
-    return rows, [chats[row][:turn] for row, turn in judged], [chats[row][turn]["content"] for row, turn in judged]
-
-
-def _cuts(
-    responses: list[str], options: ScoringOptions, ends: Sequence[Sequence[int]] | None, tokenizer: Any
-) -> list[list[int]]:
-    if ends is None:
-        return [
-            find_ends(text, every=options.every, unit=options.unit, spans=lambda text: text_spans(tokenizer, text))
-            for text in responses
-        ]
-    if len(ends) != len(responses):
-        raise UserError(f"ends: {len(ends)} rows for {len(responses)} responses")
-    tidied = []
-    for row, (text, given) in enumerate(zip(responses, ends, strict=True)):
+    judged = []
+    for row, values in enumerate(zip(*batch.values(), strict=True)):
         try:
-            tidied.append(tidy_ends(text, given))
+            chat = read_record(dict(zip(batch, values, strict=True))).conversation
+        except (TypeError, ValueError) as error:
+            raise RowError(row, str(error)) from None
+        last = len(chat.turns) - 1
+        if chat.turns[last].role != "assistant":
+            raise RowError(row, f"the last turn must be the assistant's, it is the {chat.turns[last].role}'s")
+        chosen = [t for t, turn in enumerate(chat.turns) if turn.role == "assistant" and (turn.train or t == last)]
+        judged += [Judged(chat, t, row, row) for t in (chosen if turns == "all" else [last])]
+    return judged
+
+
+def _tidied(judged: Sequence[Judged], ends: Sequence[Sequence[int]]) -> list[list[int]]:
+    if len(ends) != len(judged):
+        raise UserError(f"ends: {len(ends)} rows for {len(judged)} responses")
+    tidied = []
+    for row, (item, given) in enumerate(zip(judged, ends, strict=True)):
+        try:
+            tidied.append(tidy_ends(item.text, given))
         except (TypeError, ValueError) as error:
             raise RowError(row, str(error)) from None
     return tidied
 
 
 def _tree(
-    guard: GuardModel, row: int, history: Conversation, response: str, ends: list[int], max_tokens: int | None
+    guard: GuardModel, row: int, history: list[Message], response: str, ends: list[int], max_tokens: int | None
 ) -> PrefixTree:
     """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
     limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
@@ -231,12 +286,13 @@ def _sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tenso
 
 
 def _flags(
-    guards: Sequence[GuardModel], history: Conversation, response: str, truncated: bool, scores: Tensor
+    guards: Sequence[GuardModel], history: list[Message], response: str, cuts: list[int], scores: Tensor
 ) -> frozenset[Flag]:
     texts = [*(message["content"] for message in history), response]
     found = {
         Flag.EMPTY: not response.strip(),
-        Flag.TRUNCATED: truncated,
+        Flag.TRUNCATED: len(scores) < len(cuts),
+        Flag.ONE_BOUNDARY: len(cuts) == 1 and bool(response.strip()),
         Flag.FAILED: not bool(torch.isfinite(scores).all()),
         Flag.CONTROL_TOKENS: any(guard.encoder.control_strings(text) for guard in guards for text in texts),
         Flag.DELIMITER: any(guard.quoted_delimiters(text) for guard in guards for text in texts),
@@ -244,7 +300,7 @@ def _flags(
     return frozenset(name for name, present in found.items() if present)
 
 
-def _numbered(histories: list[Conversation]) -> list[int]:
+def _numbered(histories: list[list[Message]]) -> list[int]:
     """Equal histories get equal numbers."""
     numbers: dict[tuple, int] = {}
     keys = [tuple((message["role"], message["content"]) for message in history) for history in histories]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdss.chat.encoder import check_conversation
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
 from fastdss.optional import require
 from fastdss.star.align import align
-from fastdss.star.scored import ScoredResponse
-from fastdss.star.scores import StarScores
+from fastdss.star.scored import ScoredConversation
+
+from .scored_rows import read_scored, scored_rows
 
 IGNORED = -100
 _ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
@@ -213,9 +213,10 @@ def prepare_dss_dataset(
 ) -> Any:
     """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
 
-    scored: ``StarScores``, or rows (a ``Dataset`` or a sequence of mappings) with ``prompt`` (text or messages) and
-    ``response``, or ``messages``, and the scorer's columns: ``scores`` [K], ``ends`` [K] (character ends into the
-    response) and optionally ``flags``. ``template``, ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
+    scored: ``StarScores``, or rows (a ``Dataset`` or a sequence of mappings) of conversations in any known format with
+    the scorer's column ``star``, as ``fastdss merge`` and ``StarScorer`` write it (or ``scores``, ``ends`` and
+    ``flags`` of the last turn). A conversation is one row, with labels on all its judged turns. ``template``,
+    ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
 
     max_length: rows are cut on the right after tokens and weights were aligned, so each token keeps its own weight;
     rows that are left without any label that counts are dropped, and how many is logged.
@@ -231,20 +232,18 @@ def prepare_dss_dataset(
         raise UserError("packing needs max_length, got None")
     options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
 
-    def tokenised(rows: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, list]]:
-        read = [_read_scored(index, row) for index, row in enumerate(rows, first)]
-        aligned = align(read, tokenizer, max_length=max_length, first_row=first, **options)
+    def tokenised(rows: Sequence[ScoredConversation], first: int = 0) -> list[dict[str, list]]:
+        aligned = align(rows, tokenizer, max_length=max_length, first_row=first, **options)
         return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
 
     def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        return _columns(tokenised(_rows(batch), indices[0]))
+        rows = enumerate(_rows(batch), indices[0])
+        return _columns(tokenised([read_scored(index, row) for index, row in rows], indices[0]))
 
     if isinstance(scored, Dataset):
         prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
     else:
-        prepared = Dataset.from_dict(
-            _columns(tokenised(scored.to_training_rows() if isinstance(scored, StarScores) else scored))
-        )
+        prepared = Dataset.from_dict(_columns(tokenised(list(scored_rows(scored)))))
     prepared = _drop_unlabelled(prepared, max_length)
     if packing:
         assert max_length is not None
@@ -286,34 +285,3 @@ def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:
 
 def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-
-
-def _read_scored(index: int, row: Mapping[str, Any]) -> ScoredResponse:
-    missing = [name for name in ("scores", "ends") if row.get(name) is None]
-    if missing:
-        raise UserError(f"row {index} has no {' and no '.join(missing)}; it has {sorted(row)}")
-    history, response = _conversation(index, row)
-    scores, ends, flags = list(row["scores"]), list(row["ends"]), row.get("flags") or ()
-    if len(scores) != len(ends) or not ends:
-        raise UserError(
-            f"row {index}: expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}"
-        )
-    if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
-        raise UserError(f"row {index}: scores and ends must be numbers: drop the row, or score it anew")
-    if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
-        raise UserError(f"row {index} has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
-    return ScoredResponse.of(history, response, scores, ends, flags, index)
-
-
-def _conversation(index: int, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    messages = row.get("messages")
-    if messages is None:
-        if row.get("prompt") is None or row.get("response") is None:
-            raise UserError(f"row {index}: expected messages, or prompt and response; it has {sorted(row)}")
-        prompt = row["prompt"]
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        messages = [*prompt, {"role": "assistant", "content": row["response"]}]
-    turns = check_conversation(index, messages)
-    if turns[-1]["role"] != "assistant":
-        raise UserError(f"row {index}: expected the last turn to be the assistant's, got {turns[-1]['role']!r}")
-    return turns[:-1], turns[-1]["content"]

@@ -17,6 +17,7 @@ from fastdss.errors import UserError, UserTypeError
 from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_dataset
 from .config import DSSConfig
 from .enable import bare_model
+from .scored_rows import holds_scores
 from .trainer import ShapedTraining, agreed_config
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
@@ -28,8 +29,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
     (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``filter_eps``, ``ref_model``). Data sets may be
 
-    - scored conversations (``scores`` and ``ends`` beside ``prompt`` and ``response``, or ``messages``): tokenised with
-      the trainer's tokenizer and its chat template; labels are the response's tokens and its end of turn;
+    - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
+      trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;
     - prepared rows (``input_ids``, ``labels``, ``token_weights``, optionally ``ref_logprobs``);
     - anything else SFTTrainer takes, trained without shaping.
 
@@ -86,7 +87,7 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     ) -> Any:
         """As SFTTrainer prepares a data set, but for scored or prepared rows all aligned columns stay together."""
         columns = set(_columns(dataset))
-        if "token_weights" not in columns and not {"scores", "ends"} <= columns:
+        if "token_weights" not in columns and not holds_scores(list(columns)):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         self._refuse_options(dataset, args, packing, formatting_func, dataset_name)
         with args.main_process_first(desc=f"preparing {dataset_name}"):

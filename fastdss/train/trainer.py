@@ -18,11 +18,14 @@ from fastdss.models.causal_lm import logit_scale_and_softcap
 from fastdss.models.head_call import head_is_adapted, head_trains, original_head
 from fastdss.models.split_params import is_split, layers_gathered, whole
 
-from .collator import DSSCollator
+from .collator import DSSCollator, prepare_dss_dataset
 from .config import DSSConfig
 from .enable import bare_model, dss_config, enable_dss
+from .scored_rows import holds_scores
 
 _log = logging.getLogger(__name__)
+_DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer's positional arguments
+_TOKENIZER = 5
 _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
@@ -274,7 +277,8 @@ class DSSTrainer(ShapedTraining, Trainer):
     of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped
     batches.
 
-    The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them); without a
+    The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them), or scored
+    conversations (``star``), which are prepared with ``processing_class``; without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
     means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
     ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
@@ -287,10 +291,37 @@ class DSSTrainer(ShapedTraining, Trainer):
             raise UserError("model: expected a causal LM (model_init would make models without DSS)")
         said = DSSConfig.taken_from(kwargs)
         agreed = agreed_config(model, config, said, ref_model)
+        args, kwargs = _with_prepared(args, kwargs)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
             self.data_collator = default_collator(self, agreed.kl_scale)
         self._set_up_dss(ref_model)
+
+
+def _with_prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Trainer's arguments, with data sets of scored conversations tokenised by ``processing_class``."""
+    given, values = dict(kwargs), list(args)
+    tokenizer = values[_TOKENIZER] if len(values) > _TOKENIZER else given.get("processing_class")
+    for place, name in _DATASETS:
+        dataset = values[place] if len(values) > place else given.get(name)
+        if isinstance(dataset, dict):
+            dataset = {split: _prepared(part, tokenizer, name) for split, part in dataset.items()}
+        elif dataset is not None:
+            dataset = _prepared(dataset, tokenizer, name)
+        if len(values) > place:
+            values[place] = dataset
+        elif name in given:
+            given[name] = dataset
+    return tuple(values), given
+
+
+def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
+    columns = list(getattr(dataset, "column_names", None) or ())
+    if "token_weights" in columns or not holds_scores(columns):
+        return dataset
+    if tokenizer is None:
+        raise UserError(f"{name}: scored conversations need processing_class, the policy's tokenizer")
+    return prepare_dss_dataset(dataset, tokenizer)
 
 
 def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:

@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastdss.corpus.store import ScoredRow
+from fastdss.corpus.store import ScoredRow, ScoredTurn
 
 CANARY = "canary7f3a91"
 
@@ -40,9 +40,12 @@ class FakeScorer:
 
 
 def fake_score(row):
-    words = row.response.split()
-    digests = [hashlib.sha256(" ".join(words[: k + 1]).encode()).digest()[0] / 256 for k in range(len(words))]
-    return ScoredRow(row.id, row.content_hash, digests, list(range(1, len(words) + 1)), [], None)
+    turns = []
+    for t in row.judged:
+        words = row.conversation.turns[t].answer.text.split()
+        digests = [hashlib.sha256(" ".join(words[: k + 1]).encode()).digest()[0] / 256 for k in range(len(words))]
+        turns.append(ScoredTurn(t, digests, list(range(1, len(words) + 1)), []))
+    return ScoredRow(row.id, row.content_hash, turns)
 
 
 def conversations(count, first=0):

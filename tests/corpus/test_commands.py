@@ -36,7 +36,7 @@ def score(source, out, *more):
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_command_that_was_ended_goes_on_to_the_same_bytes(source, tmp_path, capsys, end):
     assert main(score(source, tmp_path / "undisturbed")) == 0
-    assert "24 rows scored, 0 failed" in capsys.readouterr().out
+    assert "24 conversations scored (24 turns), 0 failed" in capsys.readouterr().out
     expected, out = content_of(tmp_path / "undisturbed"), tmp_path / "ended"
     gemm = load_manifest(tmp_path / "undisturbed")["numerics"]["gemm"]  # measured; another run may measure otherwise
     start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs ignore it
@@ -73,7 +73,7 @@ def test_two_guards_and_every_turn_from_the_shell_to_a_merged_file(tmp_path, cap
     assert manifest["guard"] == ["tiny", "tiny"]
     assert (manifest["options"]["combine"], manifest["options"]["turns"]) == ("min", "all")
     assert main(["merge", str(out), "--out", str(tmp_path / "merged.parquet")]) == 0
-    assert pq.read_table(tmp_path / "merged.parquet")["id"].to_pylist() == ["a#1", "b#1"]
+    assert pq.read_table(tmp_path / "merged.parquet")["id"].to_pylist() == ["a", "b"]
     assert main(["report", str(out)]) == 0
     page = (out / "report.html").read_text()
     assert "guard <b>tiny, tiny</b>" in page
@@ -130,15 +130,17 @@ def finished(tmp_path_factory):
 def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, failed, rows):
     file = tmp_path / f"merged.{suffix}"
     assert main(["merge", str(finished), "--out", str(file), "--failed", failed]) == 0
-    assert f"{rows} rows, {26 - rows} without scores left out" in capsys.readouterr().out
+    assert f"{rows} conversations, {26 - rows} without scores left out" in capsys.readouterr().out
     kind = {"parquet": "parquet", "jsonl": "json"}[suffix]
     merged = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     scores = {row.id: row for row in read_scores(finished)}
-    assert merged.column_names == ["id", "prompt", "response", "scores", "ends", "flags"]
+    assert merged.column_names == ["id", "messages", "star"]
     for row in merged:
-        expected = scores[row["id"]].scores or [0.0]
-        assert row["scores"] == pytest.approx(expected, abs=1e-7)
-        assert row["ends"][-1] <= len(row["response"])
+        (judged,) = row["star"]
+        expected = [turn.scores or [0.0] for turn in scores[row["id"]].turns]
+        assert [judged["scores"]] == [pytest.approx(values, abs=1e-7) for values in expected]
+        assert judged["text"] == row["messages"][judged["turn"]]["content"]
+        assert judged["ends"][-1] <= len(judged["text"])
     plain = "{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + ' ' }}{% endfor %}"
     prepared = prepare_dss_dataset(merged, Guard.tiny().tokenizer, template=plain)
     assert len(prepared) == rows
@@ -182,5 +184,7 @@ def test_engines_agree_on_the_tiny_guard(tmp_path):
     score_dataset(rows, tmp_path / "there", scorer, shard_rows=4, engine="datasets", workers=2)
     assert here["counts"]["scored"] == 8
     for one, other in zip(read_scores(tmp_path / "here"), read_scores(tmp_path / "there"), strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-6)
-        assert (one.id, one.ends, one.flags) == (other.id, other.ends, other.flags)
+        assert one.id == other.id
+        for turn, twin in zip(one.turns, other.turns, strict=True):
+            assert turn.scores == pytest.approx(twin.scores, abs=1e-6)
+            assert (turn.turn, turn.ends, turn.flags) == (twin.turn, twin.ends, twin.flags)

@@ -3,10 +3,12 @@
 import csv
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
-from fastdss.corpus.rows import Columns, FailedRow, Row, content_hash, judged, read_rows
+from fastdss.chat.record import Columns
+from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
 
 from .fakes import CANARY, conversations, write_jsonl
 
@@ -41,11 +43,11 @@ def test_every_format_gives_the_same_rows(tmp_path):
     ]
     expected = list(read_rows([ROWS]))
     assert [row.id for row in expected] == [row["id"] for row in ROWS]
-    assert expected[0].history == [{"role": "user", "content": "Question 0?"}]
+    assert expected[0].conversation.before(1) == [{"role": "user", "content": "Question 0?"}]
     assert len({row.content_hash for row in expected}) == 5
     sources = [tmp_path / name for name in ("rows.jsonl", "rows.parquet", "rows.csv", "saved", "parts")]
     for source in [*sources, dataset, as_messages]:
-        assert list(read_rows([source])) == expected
+        assert [replace(row, line=None) for row in read_rows([source])] == expected
 
 
 def test_ids_are_positions_over_all_sources_where_there_are_none():
@@ -55,8 +57,8 @@ def test_ids_are_positions_over_all_sources_where_there_are_none():
 
 def test_columns_by_name():
     rows = [{"key": 7, "q": "Hi", "a": "Hello."}]
-    (row,) = read_rows([rows], Columns(prompt="q", response="a", id="key"))
-    assert (row.id, row.response) == ("7", "Hello.")
+    (row,) = read_rows([rows], DataOptions(Columns(prompt="q", response="a", id="key")))
+    assert (row.id, row.conversation.turns[1].content) == ("7", "Hello.")
 
 
 # Each line is what a stranger might send, and a piece of the reason it gets.
@@ -68,9 +70,9 @@ BAD_LINES = [
     (b'{"prompt": "canary7f3a91"}', "expected 'messages', or 'prompt' and 'response'"),
     (b'{"prompt": "canary7f3a91", "response": 5}', "expected text, got int"),
     (b'{"prompt": "canary7f3a91", "response": "\\ud800"}', "lone surrogate at character 0"),
-    (b'{"messages": [{"role": "user", "content": "canary7f3a91"}]}', "must be the assistant's, it is the user's"),
+    (b'{"messages": [{"role": "user", "content": "canary7f3a91"}]}', "it has no turn of the assistant"),
     (b'{"messages": [{"role": "canary7f3a91", "content": "x"}]}', "unknown role"),
-    (b'{"messages": {"role": "user"}}', "expected a mapping"),
+    (b'{"messages": {"role": "user"}}', "expected a mapping per message in a list"),
     (b'{"messages": "canary7f3a91"}', "expected a non-empty list of messages, got str"),
     (b'{"messages": []}', "expected a non-empty list"),
     (b'{"prompt": "x", "response": "' + b"canary7f3a91 " * 800_000 + b'"}', "bytes exceed the limit of 8388608"),
@@ -90,7 +92,8 @@ def test_bad_rows_fail_alone_with_a_reason_that_never_quotes_them(tmp_path):
         assert isinstance(bad, FailedRow)
         reason = next(piece for bytes_, piece in BAD_LINES if bytes_ == line)
         assert reason in bad.reason
-        assert bad.reason.startswith("row 1")
+        assert bad.reason.startswith("line 2: ")
+        assert bad.line == 2
         assert CANARY not in bad.reason + bad.id
         assert len(bad.id) <= 1000
 
@@ -107,13 +110,11 @@ def test_a_csv_cell_that_is_no_utf8_fails_alone(tmp_path):
 def test_sources_that_are_none(tmp_path):
     write_jsonl(tmp_path / "rows.txt", ROWS)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "rows.csv").write_text("question,answer\na,b\n")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "splits"))
     cases = {
         "absent.jsonl": "does not exist",
         "rows.txt": "expected one of",
         "empty": "holds no",
-        "rows.csv": "'prompt' and 'response'; it has question, answer; say which by columns=, or --prompt-column",
         "splits": "holds the splits train",
     }
     for name, message in cases.items():
@@ -127,22 +128,6 @@ def test_a_header_of_csv_that_is_none_is_an_error_of_the_file(tmp_path):
     (tmp_path / "rows.csv").write_text('"prompt"x,response\nHi,Hello\n')
     with pytest.raises(ValueError, match=r"rows\.csv: its header is no record of CSV"):
         list(read_rows([tmp_path / "rows.csv"]))
-
-
-def test_every_turn_is_a_row_after_what_came_before_it():
-    chat = [{"role": r, "content": f"{r} {i}"} for i, r in enumerate(("assistant", "user", "assistant", "assistant"))]
-    records = [{"id": "a#1", "messages": chat}, {"id": "a#1#2", "prompt": "x"}, {"id": "a", "messages": chat[:1]}]
-    read = list(read_rows([records]))
-    assert list(judged(read, "last")) == read
-    first, third, fourth, failed, alone = judged(read, "all")
-    assert [row.id for row in (first, third, fourth, failed, alone)] == ["a#1#0", "a#1#2", "a#1#3", "a#1#2#0", "a#0"]
-    assert (first.history, first.response) == ([], "assistant 0")
-    assert (third.history, third.response) == (chat[:2], "assistant 2")
-    assert third.content_hash == content_hash(chat[:3])  # as if the conversation had ended there
-    assert (fourth.history, fourth.content_hash) == (chat[:3], read[0].content_hash)
-    assert failed.reason == read[1].reason
-    with pytest.raises(ValueError, match="turns: expected one of last, all, got 'first'"):
-        list(judged(read, "first"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastdss.corpus import run as run_module
+from fastdss.corpus.rows import DataOptions
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.store import joined, load_manifest, read_scores
 
@@ -215,10 +216,11 @@ def test_manifest_says_what_was_scored(source, tmp_path):
     score_dataset(source, tmp_path / "out", FakeScorer(), shard_rows=7)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["inputs"] == [{"path": str(source)}]
-    assert manifest["counts"] == {"rows": ROWS, "scored": ROWS, "failed": 0, "flags": {}}
+    counts = {"rows": ROWS, "scored": ROWS, "failed": 0, "left_out": 0, "turns": ROWS, "turns_failed": 0}
+    assert manifest["counts"] == {**counts, "flags": {}, "reasons": {}}
     assert manifest["finished"] is True
     assert manifest["versions"]["pyarrow"]
-    assert {"guard", "revision", "template_hash", "options", "columns", "shards"} <= set(manifest)
+    assert {"guard", "revision", "template_hash", "options", "data", "shards"} <= set(manifest)
 
 
 def test_hostile_ids_never_become_paths(tmp_path):
@@ -264,30 +266,32 @@ def dialogues(count):
 
 def test_every_turn_is_scored_resumed_and_joined(tmp_path):
     source, out = write_jsonl(tmp_path / "rows.jsonl", dialogues(10)), tmp_path / "out"
-    score_dataset(source, out, FakeScorer(), shard_rows=7)
+    score_dataset(source, out, FakeScorer(), data=DataOptions(turns="last"), shard_rows=4)
     last = {row.id: row for row in read_scores(out)}
-    manifest = score_dataset(source, out, FakeScorer(), turns="all", shard_rows=7)
+    manifest = score_dataset(source, out, FakeScorer(), shard_rows=4)
     assert manifest["options"]["turns"] == "all"
-    assert manifest["counts"] == {"rows": 21, "scored": 20, "failed": 1, "flags": {"failed": 1}}
+    counts = {name: manifest["counts"][name] for name in ("rows", "scored", "turns", "failed", "left_out")}
+    assert counts == {"rows": 11, "scored": 10, "turns": 20, "failed": 1, "left_out": 0}
     expected = content_of(out)
     every = list(read_scores(out))
-    assert [row.id for row in every] == [f"chat-{i}#{t}" for i in range(10) for t in (1, 3)] + ["bad#0"]
+    assert [row.id for row in every] == [*(f"chat-{i}" for i in range(10)), "bad"]
     for i in range(10):  # the last turn's score does not depend on which other turns are judged
-        assert every[2 * i + 1].scores == last[f"chat-{i}"].scores
-    responses = [row.response for row, _ in joined(out)]
-    assert responses[:3] == ["First 0 in words.", "Then 0 in more words.", "First 1 in words."]
+        assert [turn.turn for turn in every[i].turns] == [1, 3]
+        assert every[i].turns[1:] == last[f"chat-{i}"].turns
+    texts = [row.conversation.turns[t].answer.text for row, _ in list(joined(out))[:2] for t in row.judged]
+    assert texts == ["First 0 in words.", "Then 0 in more words.", "First 1 in words.", "Then 1 in more words."]
     shards_in(out)[1].unlink()
     scorer = FakeScorer()
-    score_dataset(source, out, scorer, turns="all", shard_rows=7)
-    assert scorer.seen == [row.id for row in every[7:14]]
+    score_dataset(source, out, scorer, shard_rows=4)
+    assert scorer.seen == [row.id for row in every[4:8]]
     assert content_of(out) == expected
-    score_dataset(source, out, FakeScorer(broken=True), shard_rows=7)  # the last turns are still there
+    score_dataset(source, out, FakeScorer(broken=True), data=DataOptions(turns="last"), shard_rows=4)  # still there
 
 
 def test_ids_that_occur_twice_are_found_though_their_turns_differ(tmp_path):
     chat = dialogues(1)[0]["messages"]
     rows = [{"id": "a", "messages": chat[:2]}, {"id": "a", "messages": [{"role": "system", "content": "x"}, *chat[:2]]}]
     with pytest.raises(ValueError, match="rows 0 and 1 have the same id 'a'"):
-        score_dataset(rows, tmp_path, FakeScorer(broken=True), turns="all")
+        score_dataset(rows, tmp_path, FakeScorer(broken=True))
     with pytest.raises(ValueError, match="turns: expected one of last, all, got 'first'"):
-        score_dataset(rows[:1], tmp_path, FakeScorer(broken=True), turns="first")
+        score_dataset(rows[:1], tmp_path, FakeScorer(broken=True), data=DataOptions(turns="first"))

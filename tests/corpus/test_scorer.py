@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastdss import Guard, StarScorer, star_scores
+from fastdss.chat.conversation import plain
 from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
 from fastdss.guards.known import TINY, TINY_FOLDER
@@ -40,6 +41,13 @@ def columns(rows):
     return {name: [row[name] for row in rows] for name in ("prompt", "response")}
 
 
+def flat(found):
+    """Scores, ends, flags and text of each row's only judged turn, empty where there is none, and its error."""
+    turns = [row[0] if row else {"scores": [], "ends": [], "flags": []} for row in found["star"]]
+    columns = {name: [turn[name] for turn in turns] for name in ("scores", "ends", "flags")}
+    return {**columns, "error": list(found["error"])}
+
+
 def rows_of(records):
     return list(read_rows([records]))
 
@@ -50,13 +58,15 @@ def ignore(done):
 
 def test_a_batch_has_the_scores_of_star_scores(guard):
     star = star_scores(guard, columns(GOOD), every=3)
-    scored = pickle.loads(pickle.dumps(StarScorer("tiny", every=3)))(columns(GOOD))
-    assert list(scored) == ["scores", "ends", "flags", "error"]
-    for row in range(len(GOOD)):
+    found = pickle.loads(pickle.dumps(StarScorer("tiny", every=3)))(columns(GOOD))
+    assert list(found) == ["star", "error"]
+    scored = flat(found)
+    for row in range(2):
         assert scored["scores"][row] == pytest.approx(star.scores[row].tolist(), abs=1e-6)
-    assert scored["ends"] == star.ends
-    assert scored["flags"] == [[], [], ["empty"]]
-    assert scored["error"] == [None] * 3
+    assert scored["ends"] == [*star.ends[:2], []]
+    assert scored["flags"] == [[], ["one_boundary"], []]
+    assert [turn["text"] for row in found["star"] for turn in row] == [row["response"] for row in GOOD[:2]]
+    assert scored["error"] == [None, None, "row 2: the assistant's answer is empty"]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +81,11 @@ def doubter():
 @pytest.mark.parametrize("combine", ["mean", "min"])
 def test_several_guards_give_what_star_scores_gives_of_them(guard, doubter, combine):
     star = star_scores([guard, doubter], columns(GOOD), combine=combine)
-    scored = StarScorer(["tiny", doubter], combine=combine)(columns(GOOD))
-    for row in range(len(GOOD)):
+    scored = flat(StarScorer(["tiny", doubter], combine=combine)(columns(GOOD)))
+    for row in range(2):
         assert scored["scores"][row] == pytest.approx(star.scores[row].tolist(), abs=1e-6)
-    assert scored["ends"] == star.ends
-    assert scored["scores"] != StarScorer("tiny")(columns(GOOD))["scores"]
+    assert scored["ends"][:2] == star.ends[:2]
+    assert scored["scores"] != flat(StarScorer("tiny")(columns(GOOD)))["scores"]
 
 
 def test_identity_of_several_guards_names_each_and_how_they_combine(guard, doubter):
@@ -106,7 +116,7 @@ def test_one_guard_that_fails_fails_the_row(guard):
     with torch.no_grad():
         broken.model.get_output_embeddings().weight.fill_(float("nan"))
     for combine in ("mean", "min"):
-        scored = StarScorer([guard, broken], combine=combine)(columns(GOOD[:1]))
+        scored = flat(StarScorer([guard, broken], combine=combine)(columns(GOOD[:1])))
         assert scored["scores"] == [[]]
         assert scored["error"] == ["the guard's logits are not finite"]
 
@@ -115,12 +125,12 @@ def test_a_reason_that_would_quote_the_row_names_the_error_alone(guard, monkeypa
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(model, batch, **options):
-        raise ValueError(f"row 0: cannot digest {batch['response'][0]}")
+    def fail(guards, judged, options):
+        raise ValueError(f"cannot digest {judged[0].text}")
 
-    monkeypatch.setattr(scoring, "star_scores", fail)
+    monkeypatch.setattr(scoring, "score_turns", fail)
     (reason,) = scorer(columns([{"prompt": "Hello", "response": CANARY}]))["error"]
-    assert reason == f"ValueError in a row of {len(CANARY)} characters after the roles user"
+    assert reason == f"ValueError in a response of {len(CANARY)} characters after the roles user"
 
 
 def test_it_pickles_small_after_it_has_loaded():
@@ -134,18 +144,17 @@ def test_it_is_the_batch_function_of_datasets_map(guard):
     datasets = pytest.importorskip("datasets", reason="needs the [score] extra")
     rows = datasets.Dataset.from_list([GOOD[0], LONG, GOOD[1]])
     mapped = rows.map(StarScorer(guard), batched=True)
-    assert [bool(scores) for scores in mapped["scores"]] == [True, False, True]
-    assert mapped["flags"][1] == ["failed"]
+    assert [bool(star) for star in mapped["star"]] == [True, False, True]
     assert "exceed the context" in mapped["error"][1]
 
 
 def test_bad_rows_fail_alone_and_the_reason_has_no_text(guard):
     guard = Guard(guard.model, guard.tokenizer, replace(TINY, messages=None))  # shown system turns as they are
-    alone = StarScorer(guard)(columns(GOOD))
+    alone = flat(StarScorer(guard)(columns(GOOD)))
     unreadable = {"prompt": "Hello", "response": f"{CANARY} \ud800"}
     mixed = [SYSTEM, GOOD[0], LONG, SYSTEM, GOOD[1], GOOD[2], LONG, unreadable]
-    scored = StarScorer(guard)(columns(mixed))
-    for place, row in ((1, 0), (4, 1), (5, 2)):
+    scored = flat(StarScorer(guard)(columns(mixed)))
+    for place, row in ((1, 0), (4, 1)):
         assert scored["scores"][place] == pytest.approx(alone["scores"][row], abs=1e-6)
         assert scored["error"][place] is None
     for place, reason in (
@@ -155,7 +164,6 @@ def test_bad_rows_fail_alone_and_the_reason_has_no_text(guard):
         (7, "surrogate"),
     ):
         assert reason in scored["error"][place]
-        assert scored["flags"][place] == ["failed"]
         assert scored["scores"][place] == scored["ends"][place] == []
     assert CANARY not in json.dumps(scored["error"])
 
@@ -164,7 +172,7 @@ def test_logits_that_are_not_finite_fail_the_row():
     guard = Guard.tiny()
     with torch.no_grad():
         guard.model.get_output_embeddings().weight.fill_(float("nan"))
-    scored = StarScorer(guard)(columns(GOOD[:1]))
+    scored = flat(StarScorer(guard)(columns(GOOD[:1])))
     assert scored["scores"] == [[]]
     assert scored["error"] == ["the guard's logits are not finite"]
 
@@ -173,14 +181,15 @@ def test_out_of_memory_is_a_rows_but_a_broken_device_is_not(guard, monkeypatch):
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(model, batch, **options):
-        if any(len(response) > 20 for response in batch["response"]):
+    def fail(guards, judged, options):
+        if any(len(item.text) > 20 for item in judged):
             raise error
-        return star_scores(model, batch, **options)
+        return score_turns(guards, judged, options)
 
-    monkeypatch.setattr(scoring, "star_scores", fail)
+    score_turns = scoring.score_turns
+    monkeypatch.setattr(scoring, "score_turns", fail)
     error = torch.OutOfMemoryError("tried to allocate")
-    assert [reason is None for reason in scorer(columns(GOOD))["error"]] == [False, True, True]
+    assert [reason is None for reason in scorer(columns(GOOD[:2]))["error"]] == [False, True]
     error = RuntimeError("device-side assert")
     with pytest.raises(RuntimeError, match="device-side"):
         scorer(columns(GOOD))
@@ -198,7 +207,7 @@ def test_options_that_no_guard_takes_are_raised_not_recorded(guard):
 
 
 def test_truncation_is_recorded(guard):
-    scored = StarScorer(guard, max_tokens=200)(columns([LONG]))
+    scored = flat(StarScorer(guard, max_tokens=200)(columns([LONG])))
     assert scored["flags"] == [["truncated"]]
     assert len(scored["scores"][0]) == len(scored["ends"][0]) > 1
 
@@ -267,7 +276,8 @@ def test_guards_with_code_or_pickles_are_refused(copy):
 
 def test_batches_hold_rows_of_similar_length_under_caps():
     sizes = [*range(200), BATCH_CHARACTERS // 2, BATCH_CHARACTERS // 2, BATCH_CHARACTERS * 2, 5]
-    rows = [Row(str(i), [], "x" * size, "") for i, size in enumerate(sizes)]
+    chats = [plain([{"role": "assistant", "content": "x" * size}]) for size in sizes]
+    rows = [Row(str(i), chat, (0,), "") for i, chat in enumerate(chats)]
     batches = list(length_batches(rows))
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     ordered = [sizes[index] for batch in batches for index in batch]

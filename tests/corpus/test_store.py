@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastdss.corpus.rows import read_rows
+from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.store import (
     DamagedShard,
@@ -24,7 +24,7 @@ pytest.importorskip("pyarrow", reason="needs the [score] extra")
 
 SCORED = [
     *(fake_score(row) for row in read_rows([conversations(20)])),
-    ScoredRow("bad", "0" * 64, [], [], ["failed"], "row 20: not a line of JSON"),
+    ScoredRow("bad", "0" * 64, [], "line 21: not a line of JSON"),
 ]
 NAME = shard_name((row.id, row.content_hash) for row in SCORED)
 
@@ -93,7 +93,8 @@ def test_joined_pairs_text_and_scores(scored):
     rows, _, out = scored
     pairs = list(joined(out))
     assert [row.id for row, _ in pairs] == [f"row-{i}" for i in range(7)]
-    assert [row.response for row, _ in pairs] == [row.get("response", "") for row in rows]
+    read = [row.conversation.turns[-1].content if isinstance(row, Row) else "" for row, _ in pairs]
+    assert read == [row.get("response", "") for row in rows]
     assert [score.error is None for _, score in pairs] == [True] * 3 + [False] + [True] * 3
     assert "expected 'messages'" in pairs[3][1].error
     assert [score for _, score in pairs] == list(read_scores(out))

@@ -56,7 +56,7 @@ def test_scores_of_hostile_text_are_exact_and_flagged(guard, text):
     tree = star_scores(guard, batch, every=1)
     naive = star_scores(guard, batch, every=1, method="per_prefix")
     assert torch.allclose(tree.scores[0], naive.scores[0], rtol=0, atol=1e-6)
-    spelled = any(control in text for control in (*SPECIAL, "<tool>"))
+    spelled = any(control in text for control in SPECIAL)  # <tool> is an added token, but not a special one
     assert ("control_tokens" in tree.flags[0]) == spelled
 
 

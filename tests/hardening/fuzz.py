@@ -19,7 +19,7 @@ import atheris
 with atheris.instrument_imports(include=["fastdss"]):
     from fastdss import cli
     from fastdss.corpus import commands
-    from fastdss.corpus.rows import read_rows
+    from fastdss.corpus.rows import DataOptions, read_rows
     from fastdss.demo import command as demo
     from fastdss.score_report import command
 
@@ -44,7 +44,7 @@ def reader(path: Path) -> Callable[[bytes], None]:
     def read(data: bytes) -> None:
         path.write_bytes(data)
         try:
-            rows = list(read_rows([path], max_bytes=1000))
+            rows = list(read_rows([path], DataOptions(max_bytes=1000)))
         except (ValueError, OSError):
             return
         sensible(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastdss.chat.encoder import check_conversation
 from fastdss.corpus.rows import FailedRow, Row
 
 
@@ -12,6 +11,8 @@ def sensible(rows: list[Row | FailedRow]) -> None:
         row.id.encode()
         assert len(row.content_hash) == 64
         if isinstance(row, Row):
-            assert check_conversation(0, [*row.history, {"role": "assistant", "content": row.response}])
+            assert row.conversation.turns[row.judged[-1]].role == "assistant"
+            for turn in row.conversation.turns:
+                turn.answer.text.encode()
         else:
-            assert row.reason.startswith("row ")
+            assert row.reason.startswith(("row ", "line "))

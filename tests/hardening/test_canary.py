@@ -69,16 +69,16 @@ BATCHES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "content is a mapping": (
         {"messages": [[{"role": "user", "content": {CANARY: TEXT}}]]},
         {},
-        "row 0: message 0: exp",
+        "row 0: message 0: part 0 is no text",
     ),
-    "content is a list": ({"prompt": [TEXT], "response": [[TEXT]]}, {}, "row 0: message 1: expected text, got list"),
+    "content is a list": ({"prompt": [TEXT], "response": [[TEXT]]}, {}, "row 0: message 0: expected a mapping"),
     "content is bytes": (
         {"prompt": [TEXT], "response": [TEXT.encode()]},
         {},
-        "row 0: message 1: expected text, got byt",
+        "row 0: response: expected text, got byt",
     ),
     "message is text": ({"messages": [[TEXT]]}, {}, "row 0: message 0: expected a mapping"),
-    "messages are text": ({"messages": [TEXT]}, {}, "row 0: expected a non-empty list"),
+    "messages are text": ({"messages": [TEXT]}, {}, "row 0: messages: expected a non-empty list"),
     "role": ({"messages": [[{"role": CANARY, "content": TEXT}]]}, {}, "row 0: message 0: unknown role"),
     "last turn": ({"messages": [HISTORY]}, {}, "row 0: the last turn must be"),
     "too many characters": (
@@ -93,7 +93,7 @@ BATCHES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "row 0: even its first prefix",
     ),
     "boundary": ({"prompt": [TEXT], "response": [TEXT]}, {"ends": [[9999]]}, r"row 0: ends\[0\]: boundary 9999"),
-    "counts": ({"prompt": [TEXT, TEXT], "response": [TEXT]}, {}, "2 prompts but 1 responses"),
+    "counts": ({"prompt": [TEXT, TEXT], "response": [TEXT]}, {}, "batch: 2 of prompt, 1 of response"),
     "columns": ({CANARY[:3]: [TEXT]}, {}, "expected 'prompt' and 'response'"),
 }
 
@@ -176,7 +176,7 @@ FILES = {
     "surrogate.jsonl": json.dumps({"prompt": TEXT, "response": TEXT + "\ud800"}),
     "columns.jsonl": json.dumps({"text": TEXT}),
     "rows.parquet": TEXT,
-    "rows.csv": f"question,answer\n{TEXT},{TEXT}",
+    "rows.csv": f"first,second\n{TEXT},{TEXT}",
 }
 
 
@@ -209,9 +209,9 @@ def test_what_a_scorer_records(guard: Guard, loud: Callable[[], str]) -> None:
     judge.encoder.template = RAISING
     judge.encoder._expected.clear()
     scorer = StarScorer(judge)
-    scorer._loaded = judge
+    scorer._loaded = [judge]
     found = scorer({"prompt": [TEXT], "response": [TEXT]})
-    assert found["flags"] == [["failed"]]
+    assert found["star"] == [[]]
     assert "refuses the conversation" in found["error"][0]
     assert CANARY not in found["error"][0] + loud()
 
@@ -220,7 +220,7 @@ def test_a_run_refuses_data_without_naming_it(tmp_path: Path, loud: Callable[[],
     data = write(tmp_path / "rows.jsonl", FILES["number.jsonl"])
     settings = TrainSettings(data=data, model=MODEL, out=str(tmp_path / "out"), cpu=True)
     error = fails_without_quoting(lambda: run(settings), loud)
-    assert "row 0" in str(error)
+    assert "line 1" in str(error)
 
 
 def test_the_canary_would_be_seen(loud: Callable[[], str]) -> None:

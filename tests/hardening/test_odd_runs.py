@@ -14,7 +14,7 @@ import pytest
 
 from fastdss.cli import main
 from fastdss.corpus.merge import merge
-from fastdss.corpus.rows import FailedRow, read_rows
+from fastdss.corpus.rows import DataOptions, FailedRow, read_rows
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.store import load_manifest, read_scores
 from fastdss.score_report.command import write_report
@@ -139,7 +139,7 @@ def test_another_programs_manifest_is_neither_read_nor_replaced(
 
 def test_numbers_that_no_machine_counts_to(tmp_path: Path) -> None:
     data, huge = rows_file(tmp_path), 10**30
-    manifest = score_dataset(data, tmp_path / "out", FakeScorer(), shard_rows=huge, max_bytes=huge)
+    manifest = score_dataset(data, tmp_path / "out", FakeScorer(), shard_rows=huge, data=DataOptions(max_bytes=huge))
     assert manifest["counts"]["scored"] == 5
     assert len(list(read_scores(tmp_path / "out"))) == 5
     for workers in (0, -1):
@@ -155,7 +155,7 @@ def test_a_terminal_without_the_paths_characters(tmp_path: Path) -> None:
     with contextlib.redirect_stdout(terminal):
         assert main(["merge", str(out), "--out", str(tmp_path / "é" / "m.jsonl")]) == 0
     terminal.flush()
-    assert rb"\xe9/m.jsonl: 5 rows" in terminal.buffer.getvalue()
+    assert rb"\xe9/m.jsonl: 5 conversations" in terminal.buffer.getvalue()
 
 
 def test_bytes_that_are_no_text_in_a_saved_data_set(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_bytes_that_are_no_text_in_a_saved_data_set(tmp_path: Path) -> None:
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     found = list(read_rows([tmp_path / "saved"]))
     assert [isinstance(row, FailedRow) for row in found] == [False, True, True, False]
-    assert (found[0].response, found[3].response) == ("a", "b")
+    assert [found[i].conversation.turns[-1].content for i in (0, 3)] == ["a", "b"]
     assert found[1].reason == "row 1: not valid UTF-8 (position 0)"
     assert len({row.content_hash for row in found}) == 4
 
@@ -177,7 +177,7 @@ def test_ids_of_every_kind() -> None:
     ids = [-0.0, 0.0, 10**400, 10**5000, float("nan"), True, "x" * 1001, "\ud800", [1], "a\nb\x00", "../../etc", ""]
     found = list(read_rows([[{"prompt": "a", "response": "b", "id": value} for value in ids]]))
     assert [row.id for row in found if not isinstance(row, FailedRow)] == [
-        "-0.0", "0.0", str(10**400), "nan", "True", "[1]", "a\nb\x00", "../../etc", "11"
+        "-0.0", "0.0", str(10**400), "4", "True", "[1]", "a\nb\x00", "../../etc", "11"
     ]  # fmt: skip
     assert [row.id for row in found if isinstance(row, FailedRow)] == ["3", "6", "7"]
     assert json.loads(json.dumps([row.id for row in found])) == [row.id for row in found]

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
-from fastdss.corpus import rows
-from fastdss.corpus.rows import FailedRow, Row, read_rows
+from fastdss.corpus import csv_files
+from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
 
 HEADER, GOOD = b"prompt,response\n", b"Hi,Hello\n"
 
 
 def outcomes(*sources: Any) -> list[str]:
     """The response of each row, or why there is none."""
-    return [row.response if isinstance(row, Row) else row.reason.partition(": ")[2] for row in read_rows(sources)]
+    return [
+        row.conversation.turns[-1].content if isinstance(row, Row) else row.reason.partition(": ")[2]
+        for row in read_rows(sources)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_bad_records_of_csv_have_hashes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_LONGEST_RECORD", 1000)
+    monkeypatch.setattr(csv_files, "_LONGEST_RECORD", 1000)
     path = tmp_path / "rows.csv"
     path.write_bytes(HEADER + GOOD * 500)
     assert len(list(read_rows([path]))) == 500  # the limit is a record's, not the file's
@@ -103,7 +106,7 @@ def test_a_limit_that_leaves_no_row(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "Hi", "response": "Hello"}\n')
     with pytest.raises(ValueError, match=f"max_bytes: expected at least 1, got {limit}"):
-        list(read_rows([path], max_bytes=limit))
+        list(read_rows([path], DataOptions(max_bytes=limit)))
 
 
 def test_splits_that_do_not_say_what_they_are(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def test_options_of_star_scores(guard: Guard, options: dict[str, Any], error: ty
         ),
         ({"prompt": None, "response": None}, r"batch\['prompt'\]: expected a list .* got NoneType"),
         ({"messages": "Hello"}, r"batch\['messages'\]: expected a list .* got str"),
-        ({"prompt": ["a", None], "response": ["b", "c"]}, "row 1: expected a prompt of text or messages, got NoneType"),
-        ({"prompt": ["a", 7], "response": ["b", "c"]}, "row 1: expected a prompt of text or messages, got int"),
+        ({"prompt": ["a", None], "response": ["b", "c"]}, "row 1: expected 'messages', or 'prompt' and 'response'"),
+        ({"prompt": ["a", 7], "response": ["b", "c"]}, "row 1: prompt: expected text, got int"),
     ],
 )
 def test_batches_of_another_shape(guard: Guard, batch: dict[str, Any], message: str) -> None:
@@ -197,7 +197,7 @@ def test_a_row_far_into_a_data_set_is_called_by_its_own_number() -> None:
     datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
     rows = [{"prompt": "a", "response": "Yes.", "scores": [0.5], "ends": [4]}] * 1003
     rows[1001] = rows[1001] | {"response": "Yes, and more."}
-    with pytest.raises(ValueError, match="row 1001: the last boundary is 4, but the response's text ends at 14"):
+    with pytest.raises(ValueError, match="row 1001: turn 1: the last boundary is 4, but the answer's text ends at 14"):
         prepare_dss_dataset(datasets.Dataset.from_list(rows), make_tokenizer())
 
 

@@ -1,7 +1,8 @@
 """Rows and their scores as the store gives them, small and by hand."""
 
+from fastdss.chat.conversation import plain
 from fastdss.corpus.rows import Row
-from fastdss.corpus.store import ScoredRow
+from fastdss.corpus.store import ScoredRow, ScoredTurn
 
 MANIFEST = {
     "guard": "tiny",
@@ -26,8 +27,9 @@ def entry(name="a", scores=(0.9, 0.8), *, response=None, ends=None, flags=(), er
     response = "word " * len(scores) if response is None else response
     ends = [round(len(response) * (k + 1) / len(scores)) for k in range(len(scores))] if ends is None else ends
     history = [{"role": "user", "content": "a question"}] if history is None else history
-    row = Row(name, history, response, "hash") if text else None
-    return row, ScoredRow(name, "hash", list(scores), list(ends), list(flags), error)
+    chat = plain([*history, {"role": "assistant", "content": response}])
+    row = Row(name, chat, (len(history),), "hash") if text else None
+    return row, ScoredRow(name, "hash", [ScoredTurn(len(history), list(scores), list(ends), list(flags), error)])
 
 
 def failed(name="f", reason="the guard's logits are not finite", **more):

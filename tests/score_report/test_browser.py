@@ -80,10 +80,11 @@ def test_address_opens_a_row_with_coloured_chunks_and_its_trajectory(dump):
     chunks = re.findall(r'<span class="(heat\d)[^"]*" data-k="(\d)" data-score="([\d.]+)">(.*?)</span>', body)
     assert [chunk[:3] for chunk in chunks] == [("heat5", "0", "0.90"), ("heat1", "1", "0.20"), ("heat4", "2", "0.80")]
     row, scored = ROWS[1]
-    pieces = [row.response[a:b].lstrip() for a, b in pairwise([0, *scored.ends])]
+    response = row.conversation.turns[-1].content
+    pieces = [response[a:b].lstrip() for a, b in pairwise([0, *scored.turns[0].ends])]
     assert [unescape(chunk[3]) for chunk in chunks] == pieces  # characters beyond 16 bits shift no boundary
     whole = re.search(r'<p class="heat".*?</p>', body).group()
-    assert re.sub(r"<[^>]+>", "", whole) == row.response
+    assert re.sub(r"<[^>]+>", "", whole) == response
     assert "chunk 2 of 3, the lowest" in re.sub(r"<[^>]+>", "", body)
     assert 'class="chart trajectory"' in body
     assert 'href="#row=dips"' in body

@@ -4,8 +4,9 @@ import argparse
 
 import pytest
 
-from fastdss.corpus.rows import Row, content_hash
-from fastdss.corpus.store import ScoredRow, Shards, shard_name, write_manifest
+from fastdss.chat.conversation import plain
+from fastdss.corpus.rows import Row
+from fastdss.corpus.store import ScoredRow, ScoredTurn, Shards, shard_name, write_manifest
 from fastdss.score_report.command import add_report, write_report
 
 from .entries import MANIFEST
@@ -20,10 +21,11 @@ def folder(tmp_path):
     source.write_text("".join(f'{{"prompt": "p", "response": "{text}"}}\n' for text in texts))
     rows = []
     for i, text in enumerate(texts):
-        turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": text}]
-        rows.append(Row(str(i), turns[:-1], text, content_hash(turns)))
+        chat = plain([{"role": "user", "content": "p"}, {"role": "assistant", "content": text}])
+        rows.append(Row(str(i), chat, (1,), chat.digest))
     scored = [
-        ScoredRow(r.id, r.content_hash, [0.9, 0.1 * i], [5, len(r.response)], [], None) for i, r in enumerate(rows)
+        ScoredRow(row.id, row.content_hash, [ScoredTurn(1, [0.9, 0.1 * i], [5, len(texts[i])], [])])
+        for i, row in enumerate(rows)
     ]
     out = tmp_path / "scores"
     (out / "entry").mkdir(parents=True)
@@ -35,7 +37,7 @@ def folder(tmp_path):
         "finished": True,
         "shards": [name],
         "counts": {"scored": 3},
-        "columns": {},
+        "data": {"columns": {}, "turns": "all"},
         "options": {"every": 5, "max_bytes": 1 << 20},
     }
     write_manifest(out, manifest)

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdss.pages.charts import STEPS, bars, heat
-from fastdss.score_report.data import TEXT_LIMIT, collect, columns, detail, page_row, script_data, utf16_ends
+from fastdss.score_report.data import TEXT_LIMIT, collect, columns, detail, page_rows, script_data, utf16_ends
 from tests.support.profiles import examples
 
 from .entries import HOSTILE, entry, failed
 
 
 def one(pair):
-    return page_row(0, *pair)
+    (row,) = page_rows(0, *pair)
+    return row
 
 
 @pytest.mark.parametrize(

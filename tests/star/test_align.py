@@ -83,10 +83,10 @@ def test_without_an_end_of_turn_token_only_the_text_counts():
     assert pieces(tokenizer, row)[-1][0] == "."
 
 
-def test_an_empty_response_still_teaches_the_end_of_turn():
+def test_an_empty_response_does_not_teach_to_end_at_once():
     tokenizer = make_tokenizer()
     row = scored("", [0], [0.5], ["empty"]).token_weights(tokenizer)[0]
-    assert pieces(tokenizer, row) == [("<|end|>", 0.5)]
+    assert pieces(tokenizer, row) == []
 
 
 def test_unseen_text_gets_weight_zero():
@@ -135,7 +135,7 @@ def test_padding_keeps_positions_aligned(side):
 
 def test_a_template_that_rewrites_the_response_is_an_error():
     upper = "{% for m in messages %}<|start|>{{ m['content'] | upper }}<|end|>{% endfor %}"
-    with pytest.raises(ValueError, match=r"row 0: .*rewrites the"):
+    with pytest.raises(ValueError, match=r"row 0: .*rewrites the text of message"):
         scored("You can call her.", [7, 17], [0.5, 0.25]).token_weights(make_tokenizer(), template=upper)
 
 

@@ -107,9 +107,13 @@ def test_a_lone_surrogate_is_an_error_that_names_the_row(guard):
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ({"prompt": ["a"], "response": ["b", "c"]}, ValueError, "1 prompts but 2 responses"),
-        ({"prompt": ["a"], "response": [None]}, TypeError, "row 0: message 1: expected text, got NoneType"),
-        ({"prompt": ["a"], "response": [b"x"]}, TypeError, "row 0: message 1: expected text, got bytes"),
+        ({"prompt": ["a"], "response": ["b", "c"]}, ValueError, "batch: 1 of prompt, 2 of response"),
+        (
+            {"prompt": ["a"], "response": [None]},
+            ValueError,
+            "row 0: expected .messages., or .prompt. and .response.,.* it has prompt",
+        ),
+        ({"prompt": ["a"], "response": [b"x"]}, TypeError, "row 0: response: expected text, got bytes"),
         ({"text": ["a"]}, ValueError, "expected 'prompt' and 'response', or 'messages'"),
         ({"prompt": [], "response": []}, ValueError, "no rows"),
         (
@@ -117,7 +121,7 @@ def test_a_lone_surrogate_is_an_error_that_names_the_row(guard):
             ValueError,
             "row 0: the last turn must be the assistant's",
         ),
-        ({"messages": ["text"]}, TypeError, "row 0: expected a non-empty list of messages"),
+        ({"messages": ["text"]}, TypeError, "row 0: messages: expected a non-empty list of messages"),
         ({"messages": [[{"role": "x|>", "content": "a"}]]}, ValueError, "row 0: message 0: unknown role"),
     ],
 )

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from fastdss.pages.pieces import Series, coloured_text, curves, legend, page, table
+from fastdss.star.scored import ScoredResponse
 
 _SHOWN = 6
 _NAMES = {
@@ -18,7 +19,7 @@ _NAMES = {
 }
 
 
-def html(found: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> str:
+def html(found: Mapping[str, Any], scored: Sequence[ScoredResponse]) -> str:
     """One self-contained HTML document from what ``train_run.run`` found."""
     settings, rows = found["settings"], found["rows"]
     lead = f"{settings['model']} on {settings['data']}, judged by {settings['guard']}"
@@ -31,8 +32,10 @@ def html(found: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> str:
     return page("fastdss train", body, lead=lead)
 
 
-def _data(rows: Mapping[str, int], scores: Mapping[str, Any]) -> str:
-    lines = [[f"rows {name.replace('_', ' ')}", str(count)] for name, count in rows.items()]
+def _data(rows: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    counts = {name: count for name, count in rows.items() if name != "reasons"}
+    lines = [[f"rows {name.replace('_', ' ')}", str(count)] for name, count in counts.items()]
+    lines += [[f"not trained: {escape(reason)}", str(count)] for reason, count in rows.get("reasons", {}).items()]
     for name, count in scores.items():
         shown = ", ".join(f"{escape(k)}: {v}" for k, v in count.items()) or "none" if name == "flags" else str(count)
         lines.append([name.replace("_", " "), shown])
@@ -55,12 +58,12 @@ def _evaluation(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     return table(["", "before", "after"], lines)
 
 
-def _responses(scored: Sequence[Mapping[str, Any]]) -> list[str]:
+def _responses(scored: Sequence[ScoredResponse]) -> list[str]:
     """Those with the lowest chunks first: what was held back, and where."""
-    lowest = sorted(scored, key=lambda row: min(row["scores"]))[:_SHOWN]
+    lowest = sorted(scored, key=lambda response: response.scores.min().item())[:_SHOWN]
     shown = []
-    for row in lowest:
-        starts = [0, *row["ends"][:-1]]
-        pieces = list(zip(starts, row["ends"], row["scores"], strict=True))
-        shown.append(f"<p>{coloured_text(row['response'][:2000], [p for p in pieces if p[1] <= 2000])}</p>")
+    for response in lowest:
+        starts = [0, *response.ends[:-1]]
+        pieces = list(zip(starts, response.ends, response.scores.tolist(), strict=True))
+        shown.append(f"<p>{coloured_text(response.response[:2000], [p for p in pieces if p[1] <= 2000])}</p>")
     return shown

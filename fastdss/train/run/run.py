@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,11 @@ from fastdss.errors import UserError
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
 from fastdss.optional import require
+from fastdss.star.scored import ScoredResponse
 
-from ..collator import DSSCollator, pack_dataset, prepare_dss_dataset
+from ..collator import DSSCollator, pack_dataset
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
+from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -37,15 +40,22 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     checkpoint = starting_point(settings, Path(args.output_dir))
     tokenizer = load_tokenizer(settings)
     check_early(settings, args, tokenizer)
-    with args.main_process_first(desc="scoring"):
-        if args.local_process_index == 0:
-            score_rows(settings, out / "scores", str(args.device))
-    read, scored = read_scored(out / "scores")
+    fates = Fates()
+    check_template(settings, tokenizer)
+    if holds_scores(settings):
+        _log.warning(
+            "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
+        )
+        scored = list(scored_before(settings, fates))
+    else:
+        with args.main_process_first(desc="scoring"):
+            if args.local_process_index == 0:
+                score_rows(settings, out / "scores", str(args.device))
+        scored = list(scored_here(out / "scores", fates))
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
-    prepared = prepare_dss_dataset(Dataset.from_list(scored), tokenizer, max_length=int(limit))
-    if not len(prepared):
-        raise UserError(f"data: no row has a label within {limit} tokens")
+    prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), fates))
+    responses = [response for conversation in scored for response in conversation.turns]
     prepared, held_out = split_rows(settings, prepared)
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
@@ -64,15 +74,19 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     found = {
         "settings": asdict(settings),
         "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
-        "rows": {"read": read, "trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)},
-        "scores": score_summary(scored),
+        "rows": {
+            **fates.told(),
+            "trained": len(prepared),
+            "held_out": 0 if held_out is None else len(held_out),
+        },
+        "scores": score_summary(responses),
         "before": before,
         "after": after,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "stopped": None if stopped is None else str(stopped),
     }
     if trainer.is_world_process_zero():
-        write_report(found, scored, out)
+        write_report(found, responses, out)
     if stopped is not None:
         raise stopped
     return found if trainer.is_world_process_zero() else {}
@@ -86,7 +100,7 @@ def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
     return split["train"], split["test"]
 
 
-def write_report(found: dict[str, Any], scored: list[dict[str, Any]], out: Path) -> None:
+def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path) -> None:
     """``report.json``, where numbers that are not finite (JSON has none) are null, and ``report.html``."""
     from .report import html
 
@@ -116,48 +130,19 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
         adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
 
 
-def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
-    """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
-    from fastdss.corpus.run import score_dataset
-    from fastdss.corpus.scorer import StarScorer
-
-    revision = settings.guard_revision or None
-    scorer = StarScorer(settings.guard, every=settings.every, unit=settings.unit, revision=revision, device=device)
-    score_dataset(settings.data, folder, scorer, progress=True)
-
-
-def read_scored(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """How many rows were read; and ``prompt`` (messages), ``response``, ``scores``, ``ends``, ``flags`` of the scored.
-
-    Rows without scores are left out and counted in the log: they never default to safe. None at all is a ValueError.
-    """
-    from fastdss.corpus.store import joined
-
-    pairs = list(joined(folder))
-    failed = [score for _, score in pairs if score.error is not None]
-    if failed:
-        _log.warning("%d of %d rows have no scores: left out. The first: %s", len(failed), len(pairs), failed[0].error)
-    if len(failed) == len(pairs):
-        raise UserError(f"data: none of the {len(pairs)} rows has scores; the first: {failed[0].error}")
-    return len(pairs), [
-        {"prompt": row.history, "response": row.response, "scores": s.scores, "ends": s.ends, "flags": s.flags}
-        for row, s in pairs
-        if s.error is None
-    ]
-
-
-def score_summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
+def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
     """What the guard thought of the data: chunks, how many below one half, responses that end safe but were not."""
-    chunks = [score for row in scored for score in row["scores"]]
-    below = [min(row["scores"]) < 0.5 for row in scored]
+    scores = [response.scores.tolist() for response in scored]
+    below = [min(values) < 0.5 for values in scores]
     return {
-        "chunks": len(chunks),
-        "chunks_below_half": sum(score < 0.5 for score in chunks),
+        "responses": len(scored),
+        "chunks": sum(map(len, scores)),
+        "chunks_below_half": sum(score < 0.5 for values in scores for score in values),
         "responses_with_a_chunk_below_half": sum(below),
         "of_these_whole_response_above_half": sum(
-            b and row["scores"][-1] >= 0.5 for b, row in zip(below, scored, strict=True)
+            low and values[-1] >= 0.5 for low, values in zip(below, scores, strict=True)
         ),
-        "flags": {flag: sum(flag in row["flags"] for row in scored) for row in scored for flag in row["flags"]},
+        "flags": dict(Counter(str(flag) for response in scored for flag in response.flags)),
     }
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
+from fastdss.chat.conversation import WHICH_TURNS
+from fastdss.chat.formats import BY_NAME
 from fastdss.errors import UserError
 from fastdss.loss.inputs import BACKENDS
 from fastdss.loss.objective import KL
@@ -17,6 +19,8 @@ from ..config import DSSConfig
 
 CHOICES = {
     "unit": UNITS,
+    "format": ("auto", *BY_NAME),
+    "turns": WHICH_TURNS,
     "kl": tuple(KL),
     "backend": BACKENDS,
     "method": ("lora", "full"),
@@ -25,8 +29,12 @@ CHOICES = {
 
 
 _LEAST = {
-    **dict.fromkeys(("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps"), 1),
-    **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "save_steps", "seed"), 0),
+    **dict.fromkeys(
+        ("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps", "max_bytes"), 1
+    ),
+    **dict.fromkeys(
+        ("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "save_steps", "seed", "max_tokens"), 0
+    ),
 }
 
 
@@ -41,7 +49,7 @@ def _set(default: Any, text: str) -> Any:
 class TrainSettings:
     """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
 
-    data: str = _set("", "JSONL, Parquet or CSV file with prompt and response, or messages")
+    data: str = _set("", "file (JSON, CSV, Parquet, Arrow), folder, URL or Hub id; with scores or without")
     model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
     guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
     revision: str = _set("", "commit, tag or branch of the model on the Hub")
@@ -49,6 +57,17 @@ class TrainSettings:
     out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")
     every: int = _set(5, "units per scored chunk")
     unit: str = _set("word", "what a chunk counts")
+    max_tokens: int = _set(0, "score what fits of rows longer than the guard's context; 0: such rows have no scores")
+    format: str = _set("auto", "of the conversations, else found by the columns")
+    split: str = _set("", "of a folder, a file or a Hub id that holds several")
+    config_name: str = _set("", "part of a Hub id that has several")
+    turns: str = _set("all", "judge and train every trained turn of the assistant, or the last")
+    prompt_column: str = _set("prompt", "where the data has its prompt")
+    response_column: str = _set("response", "where the data has its response")
+    messages_column: str = _set("messages", "where the data has its messages")
+    id_column: str = _set("id", "where the data has its id")
+    number_rows: bool = _set(False, "take positions for ids, whatever the data has")
+    max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
     filter_eps: float = _set(0.0, "leave columns below it out of the head's GEMMs (0.000244 is 2**-12); 0: exact")

@@ -15,9 +15,11 @@ from fastdss import Guard
 from fastdss.cli import main
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
+from fastdss.star.scores import StarScores
 from fastdss.train.run import run as train_run
 from fastdss.train.run.command import add_train
-from fastdss.train.run.run import load_model, read_scored, run, score_rows
+from fastdss.train.run.data import Fates, score_rows, scored_here
+from fastdss.train.run.run import load_model, run
 from fastdss.train.run.settings import TrainSettings, read_settings
 from tests.support.tiny_models import scored_rows, tiny_model, tiny_tokenizer
 
@@ -134,7 +136,9 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
     def scores():
         judged.clear()
         score_rows(options, store, "cpu")
-        return read_scored(store)[1], len(judged)
+        return [row for chat in scored_here(store, Fates()) for row in StarScores(chat.turns).to_training_rows()], len(
+            judged
+        )
 
     whole, runs = scores()
     assert runs == 1
@@ -146,11 +150,11 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, judge / "model.safetensors")
     others, runs = scores()
     assert runs == 1, "another guard under the same name"
-    assert [row["scores"] for row in others] != [row["scores"] for row in whole]
+    assert [row["star"] for row in others] != [row["star"] for row in whole]
     data.write_text(data.read_text().replace("Question 0?", "Question 0? Now."))
     rows, runs = scores()
     assert runs == 1
-    assert rows[0]["prompt"] == [{"role": "user", "content": "Question 0? Now."}]
+    assert rows[0]["messages"][0] == {"role": "user", "content": "Question 0? Now."}
 
 
 @pytest.mark.parametrize(
@@ -220,13 +224,13 @@ def test_a_setting_that_a_file_gives_twice(tmp_path):
         (
             "odd.jsonl",
             '{"text": "hello"}\n',
-            "row 0: expected 'messages', or 'prompt' and 'response'; it has 1 columns",
+            "line 1: expected 'messages', or 'prompt' and 'response', or the columns of another format; it has text",
         ),
         # once trained on the user's words as if they were the assistant's
         (
             "asked.jsonl",
             '{"messages": [{"role": "user", "content": "Hi"}]}\n',
-            "must be the assistant's, it is the user",
+            "line 1: it has no turn of the assistant",
         ),
     ],
 )
@@ -290,13 +294,17 @@ def test_weights_that_are_not_finite_are_never_trained(files, tmp_path, method):
         run(settings(files, tmp_path, model=str(tmp_path / "model"), method=method))
 
 
-def test_rows_without_scores_are_left_out(files, tmp_path, caplog):
+def test_rows_without_scores_are_left_out(files, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text((files / "data.jsonl").read_text() + '{"prompt": "a", "response": 5}\n')
     score_rows(settings(files, tmp_path, data=str(data)), tmp_path / "scores", "cpu")
-    read, rows = read_scored(tmp_path / "scores")
-    assert (read, len(rows)) == (9, 8)
-    assert "1 of 9 rows have no scores: left out. The first: row 8: message 1: expected text, got int" in caplog.text
+    fates = Fates()
+    assert len(list(scored_here(tmp_path / "scores", fates))) == 8
+    assert fates.told() == {
+        "read": 9,
+        "without scores": 1,
+        "reasons": {"line 9: response: expected text, got int": 1},
+    }
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n", "{}\n"])

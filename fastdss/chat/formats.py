@@ -1,0 +1,377 @@
+"""The formats of conversations: one table, an entry a format, recognised by their columns.
+
+``read_record`` makes a ``Conversation`` of a record and says which format it found and which columns and keys of turns
+it had no use for. Errors name columns, places and lengths, never the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastdss.errors import UserError, UserTypeError
+
+from .conversation import Conversation, Turn
+from .record import COLUMNS, Columns, Record, names_of
+from .turns import TURN_KEYS, check_text, is_missing, parsed, read_turn
+
+JOIN = "\n"  # between an instruction and its input or context, as LLaMA-Factory has it
+_MESSAGES = ("messages", "conversations", "conversation")
+_PROMPTS = ("prompt", "instruction", "question", "query", "input")
+_ANSWERS = ("response", "completion", "output", "answer")
+_CONTEXTS = ("context", "input")
+_SYSTEMS = ("system", "system_prompt")
+_REASONING = ("reasoning_content", "thinking")
+_ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
+
+
+@dataclass(frozen=True)
+class Format:
+    """``fits`` recognises a record by its columns, ``turns`` reads it. ``columns`` is what the docs say."""
+
+    name: str
+    columns: str
+    fits: Callable[[Record], bool]
+    turns: Callable[[Record], list[Turn]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A conversation, the format it was found in, and what of the record was not used."""
+
+    conversation: Conversation
+    format: str
+    unused: list[str] = field(default_factory=list)
+    unused_keys: list[str] = field(default_factory=list)
+    scored: bool = False  # the record holds scores already
+
+
+def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format: str = "auto") -> Reading:
+    """The conversation of a record; ``ValueError`` or ``TypeError`` says what is wrong with it.
+
+    format: a name of ``FORMATS``, or ``"auto"``: the first that fits the record's columns.
+    """
+    record = Record(values, columns)
+    found = choose_format(record, columns, format)
+    turns = found.turns(record)
+    system = record.take(*_SYSTEMS)
+    tools = _tools(record)
+    if system is not None:
+        turns = _with_system(system, turns)
+    if not turns:
+        raise UserError("expected a non-empty list of messages, got none")
+    return Reading(Conversation(tuple(turns), tools), found.name, record.unused, sorted(record.keys), record.scored)
+
+
+def choose_format(record: Record, columns: Columns = COLUMNS, format: str = "auto") -> Format:
+    """The format named, or the first that fits; ``ValueError`` says which columns there are and what helps."""
+    check_format(format)
+    if format != "auto":
+        return BY_NAME[format]
+    for entry in FORMATS:
+        if entry.fits(record):
+            return entry
+    raise UserError(
+        f"expected {columns.messages!r}, or {columns.prompt!r} and {columns.response!r}, or the columns of another "
+        f"format; it has {names_of(record.values)}"
+    )
+
+
+def check_format(format: str) -> None:
+    if format != "auto" and format not in BY_NAME:
+        raise UserError(f"format: expected one of auto, {', '.join(BY_NAME)}, got {format!r}")
+
+
+def known_columns(columns: Columns = COLUMNS) -> set[str]:
+    """Every column that any format reads."""
+    known = {*columns.names, *_MESSAGES, *_PROMPTS, *_ANSWERS, *_CONTEXTS, *_SYSTEMS, *_REASONING}
+    return known | {"history", "tools", "chosen", "data", "label", "star"}
+
+
+def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
+    """Whether a table of these columns can hold conversations: what is known before a row of it is read."""
+    known = {*columns.names[1:], *_MESSAGES, *_ANSWERS, "chosen", "data", "star"}
+    return bool(known & set(names)) or {"text", "role", "parent_id"} <= set(names)
+
+
+def _listed(record: Record, name: str, value: Any) -> list[Turn]:
+    """A list of messages, or its JSON, as turns."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = parsed(value)
+        except ValueError as error:
+            raise UserError(f"{name}: expected a list of messages, got {error}") from None
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise UserTypeError(
+            f"{name}: expected a non-empty list of messages, got {type(value).__name__}"
+            if not isinstance(value, Mapping)
+            else f"{name}: expected a mapping per message in a list, got one mapping"
+        )
+    for message in value:
+        if isinstance(message, Mapping):
+            record.keys |= {
+                str(key) for key, given in message.items() if key not in TURN_KEYS and not is_missing(given)
+            }
+    return [read_turn(index, message) for index, message in enumerate(value)]
+
+
+def _messages(record: Record) -> list[Turn]:
+    name = record.first(_MESSAGES)
+    if name is None:
+        raise UserError(f"expected one of the columns {', '.join(_MESSAGES)}; it has {names_of(record.values)}")
+    return _listed(record, name, record.take(name))
+
+
+def _element(record: Record) -> Mapping[str, Any]:
+    """The first message of a list of messages, to tell formats apart; empty where there is none."""
+    name = record.first(_MESSAGES)
+    value = record.peek(name) if name else None
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = parsed(value)
+        except ValueError:
+            return {}
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else None
+    return first if isinstance(first, Mapping) else {}
+
+
+def _has_openai_keys(record: Record) -> bool:
+    name = record.first(_MESSAGES)
+    value = record.peek(name) if name else None
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    keys = ("tool_calls", "function_call", "weight", "refusal", "tool_call_id")
+    return any(
+        isinstance(m, Mapping)
+        and (any(not is_missing(m.get(key)) for key in keys) or not isinstance(m.get("content") or "", str))
+        for m in value
+    )
+
+
+def _pair(record: Record) -> list[Turn]:
+    """A prompt (text or messages) and a response (text or messages), with history, input or context."""
+    prompt_name, answer_name = record.first(_PROMPTS), record.first(_ANSWERS)
+    if prompt_name is None or answer_name is None:
+        missing = f"one of {', '.join(_PROMPTS)}" if prompt_name is None else f"one of {', '.join(_ANSWERS)}"
+        raise UserError(f"expected a column {missing}; it has {names_of(record.values)}")
+    prompt, answer = record.take(prompt_name), record.take(answer_name)
+    turns = _history(record)
+    if _is_list(prompt):
+        turns += _listed(record, prompt_name, prompt)
+    else:
+        asked = [_text(prompt_name, prompt)]
+        context_name = record.first(_CONTEXTS)
+        if context_name is not None:
+            asked.append(_text(context_name, record.take(context_name)))
+        text = JOIN.join(piece for piece in asked if piece.strip()) or asked[0]
+        turns.append(replace(Turn("user"), content=_checked(f"message {len(turns)}", text)))
+    if _is_list(answer):
+        return [*turns, *_listed(record, answer_name, answer)]
+    thoughts = record.take(*_REASONING)
+    message = {"role": "assistant", "content": _text(answer_name, answer), "reasoning_content": thoughts}
+    return [*turns, read_turn(len(turns), message)]
+
+
+def _history(record: Record) -> list[Turn]:
+    history = record.take("history")
+    if history is None or history == "":
+        return []
+    if isinstance(history, str):
+        history = parsed(history)
+    turns: list[Turn] = []
+    for number, pair in enumerate(history if isinstance(history, Sequence) else [None]):
+        if isinstance(pair, Mapping):
+            turns.append(read_turn(number, pair))
+            continue
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise UserTypeError(f"history {number}: expected a pair of question and answer")
+        turns += [
+            read_turn(number, {"role": role, "content": text})
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return turns
+
+
+def _preference(record: Record) -> list[Turn]:
+    """The chosen answer; what was rejected is not for imitation."""
+    chosen = record.take("chosen")
+    if not _is_list(chosen):
+        text = _text("chosen", chosen)
+        if _ROUND.match(text):
+            return _rounds(text)
+        chosen = [{"role": "assistant", "content": text}]
+    turns = _listed(record, "chosen", chosen)
+    if all(turn.role == "assistant" for turn in turns):
+        name = record.first(_PROMPTS)
+        if name is None:
+            raise UserError(f"chosen is an answer alone: expected one of {', '.join(_PROMPTS)} beside it")
+        prompt = record.take(name)
+        before = _listed(record, name, prompt) if _is_list(prompt) else _asked(name, prompt)
+        turns = [*before, *turns]
+    elif "prompt" in record and not _is_list(record.peek("prompt")):
+        record.take("prompt")  # it is among the turns
+    return turns
+
+
+def _asked(name: str, prompt: Any) -> list[Turn]:
+    text = _text(name, prompt)
+    return _rounds(text) if _ROUND.match(text) else [Turn("user", _checked("message 0", text))]
+
+
+def _rounds(text: str) -> list[Turn]:
+    """HH-RLHF's text: rounds of ``Human:`` and ``Assistant:``."""
+    pieces = _ROUND.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        read_turn(index, {"role": roles[role], "content": said.strip()})
+        for index, (role, said) in enumerate(zip(pieces[::2], pieces[1::2], strict=True))
+    ]
+    return turns[:-1] if turns and turns[-1].is_empty and turns[-1].role == "assistant" and len(turns) > 1 else turns
+
+
+def _kto(record: Record) -> list[Turn]:
+    """An answer with a thumb up is trained, one with a thumb down is not."""
+    label = record.take("label")
+    if label not in (0, 1):
+        raise UserError(f"label: expected true or false, got {type(label).__name__}")
+    turns = _messages(record) if record.first(_MESSAGES) else _pair(record)
+    return turns if label else [*turns[:-1], replace(turns[-1], train=False)]
+
+
+def _ultrachat(record: Record) -> list[Turn]:
+    said = record.take("data")
+    said = parsed(said) if isinstance(said, str) else said
+    if isinstance(said, str) or not isinstance(said, Sequence):
+        raise UserTypeError(f"data: expected a list of texts, got {type(said).__name__}")
+    return [
+        read_turn(index, {"role": ("user", "assistant")[index % 2], "content": text}) for index, text in enumerate(said)
+    ]
+
+
+def _oasst(record: Record) -> list[Turn]:
+    """A path of a tree of messages, as ``gathered`` makes it."""
+    path = record.take("oasst_path")
+    if path is None:
+        raise UserError("oasst: expected rows of a tree, read from a file")
+    for name in ("text", "role", "message_id", "parent_id", "message_tree_id", "user_id", "created_date"):
+        record.used.add(name)
+    return [read_turn(index, message) for index, message in enumerate(path)]
+
+
+def _tools(record: Record) -> tuple[Any, ...]:
+    tools = record.take("tools")
+    if tools is None or tools == "":
+        return ()
+    if isinstance(tools, str):
+        try:
+            tools = parsed(tools)
+        except ValueError as error:
+            raise UserError(f"tools: expected a list of definitions, got {error}") from None
+    if tools is None:
+        return ()
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise UserTypeError(f"tools: expected a list of definitions, got {type(tools).__name__}")
+    return tuple(parsed(tool) if isinstance(tool, str) else tool for tool in tools)
+
+
+def _with_system(system: Any, turns: list[Turn]) -> list[Turn]:
+    text = _checked("system", _text("system", system))
+    if not text.strip():
+        return turns
+    if turns and turns[0].role == "system":
+        own = turns[0].content
+        return turns if text.strip() in own else [Turn("system", f"{text}\n\n{own}"), *turns[1:]]
+    return [Turn("system", text), *turns]
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it holds messages: a list, or the JSON of one."""
+    if isinstance(value, str):
+        return re.match(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:", value) is not None
+    return isinstance(value, Sequence) and not isinstance(value, bytes)
+
+
+def _holds_texts(value: Any) -> bool:
+    """Whether it is a list of texts, or the JSON of one."""
+    return re.match(r"\s*\[\s*[\"']", value) is not None if isinstance(value, str) else not isinstance(value, bytes)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserTypeError(f"{name}: expected text, got {type(value).__name__}")
+    return value
+
+
+def _checked(place: str, text: str) -> str:
+    check_text(place, text)
+    return text
+
+
+def _has_pair(record: Record) -> bool:
+    return record.first(_PROMPTS) is not None and any(name in record for name in _ANSWERS)
+
+
+FORMATS = (
+    Format("oasst", "rows of trees: `message_id`, `parent_id`, `text`, `role`", lambda r: "oasst_path" in r, _oasst),
+    Format(
+        "kto",
+        "`prompt`, `completion` (or `messages`) and `label`: true is trained, false left out",
+        lambda r: isinstance(r.peek("label"), bool) and ("completion" in r or r.first(_MESSAGES) is not None),
+        _kto,
+    ),
+    Format(
+        "preference",
+        "`chosen` (text, HH-RLHF's rounds, or messages), with `prompt` where it is an answer alone",
+        lambda r: "chosen" in r,
+        _preference,
+    ),
+    Format(
+        "sharegpt",
+        "`conversations` of `from` and `value` (human, gpt, system, function_call, observation, tool), "
+        "`system`, `tools`",
+        lambda r: "from" in _element(r),
+        _messages,
+    ),
+    Format(
+        "openai",
+        "`messages` with `tool_calls`, parts of content, `weight`; `tools`",
+        _has_openai_keys,
+        _messages,
+    ),
+    Format(
+        "messages",
+        "`messages`, `conversations` or `conversation` of `role` and `content`, `tools`, `system`",
+        lambda r: r.first(_MESSAGES) is not None,
+        _messages,
+    ),
+    Format(
+        "ultrachat",
+        "`data`: texts of user and assistant by turns",
+        lambda r: isinstance(r.peek("data"), Sequence) and _holds_texts(r.peek("data")),
+        _ultrachat,
+    ),
+    Format(
+        "alpaca",
+        "`instruction`, `input`, `output`, `system`, `history`",
+        lambda r: "instruction" in r and "output" in r,
+        _pair,
+    ),
+    Format(
+        "prompt-response",
+        "`prompt`, `question`, `query` or `instruction`, and `response`, `completion`, `answer` or `output`, text or "
+        "messages; `context`, `input`, `system`, `system_prompt`, `history`, `tools`, `reasoning_content`",
+        _has_pair,
+        _pair,
+    ),
+)
+BY_NAME = {entry.name: entry for entry in FORMATS}
+
+
+def format_table() -> Iterator[str]:
+    """The table of formats, as the documentation has it."""
+    yield "| format | columns |"
+    yield "|---|---|"
+    yield from (f"| {entry.name} | {entry.columns} |" for entry in sorted(FORMATS, key=lambda entry: entry.name))

@@ -1,0 +1,342 @@
+"""A conversation as a policy is trained on it: one rendering, and where in it each turn writes what.
+
+The places are found by rendering the conversation once more with a word of its own in place of each text. What stands
+between these words is the template's frame; the true rendering must be the same frame around the true texts, stripped
+or not. So nothing is assumed about a template but that it writes texts as they are, and a text that it drops or
+rewrites is an error of that conversation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from fastdss.errors import UserError
+
+from .conversation import Conversation, Message, Part, Turn
+from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
+
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_MATCHED = 1 << 22  # characters times characters of arguments that a template writes in a form of its own
+
+
+class Piece(NamedTuple):
+    """``text[begin:end]`` of the rendering is what stands at ``at`` of the turn's answer."""
+
+    begin: int
+    end: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a policy writes in one turn: tokens ``first`` to ``last``, the end of the turn among them if there is one.
+
+    ``ended`` says whether the last token is the end of the turn. ``pieces`` ascend.
+    """
+
+    first: int
+    last: int
+    ended: bool
+    pieces: list[Piece]
+
+    def place(self, position: int) -> int:
+        """The place in the answer of a character of the rendering; the frame after a piece belongs to its end."""
+        at = 0
+        for piece in self.pieces:
+            if position <= piece.begin:
+                break
+            at = piece.at + min(position, piece.end) - piece.begin
+        return at
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation's tokens, and for each asked turn what of them the policy writes."""
+
+    encoding: Encoding
+    written: dict[int, Written]
+
+
+class _Field(NamedTuple):
+    """A text in a message: its turn, what it is, the text, and its place in the turn's answer."""
+
+    turn: int
+    kind: str
+    text: str
+    at: int
+
+
+@dataclass
+class _Draft:
+    """Messages, the same with a word in place of each text, and what the words stand for."""
+
+    messages: list[Message] = field(default_factory=list)
+    skeleton: list[Message] = field(default_factory=list)
+    fields: dict[str, _Field] = field(default_factory=dict)
+
+
+class PolicyChat:
+    """Renders conversations for a policy with its tokenizer's chat template, or ``template``."""
+
+    def __init__(
+        self, tokenizer: Any, *, template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.encoder = ChatEncoder(tokenizer, template=template, template_kwargs=template_kwargs)
+
+    @cached_property
+    def reasoning_key(self) -> str | None:
+        """The key of a message in which the template looks for reasoning, None where it knows none."""
+        for key in _REASONING_KEYS:
+            chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: "reasonQ"}]
+            try:
+                if "reasonQ" in self.encoder.render([chat], generation_prompt=False)[0]:
+                    return key
+            except (ValueError, TypeError):
+                continue
+        return None
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template writes the definitions of tools."""
+        function = {"name": "toolQ", "description": "d", "parameters": {"type": "object", "properties": {}}}
+        tools = [{"type": "function", "function": function}]
+        try:
+            (text,) = self.encoder.render([[{"role": "user", "content": "a"}]], generation_prompt=False, tools=tools)
+        except (ValueError, TypeError):
+            return False
+        return "toolQ" in text
+
+    @cached_property
+    def _plain(self) -> tuple[str, str]:
+        """What stands before and after a plain answer: the header that a policy is given, and the answer's tail."""
+        asked: list[Message] = [{"role": "user", "content": "askedQ"}]
+        before, after = self.encoder.frame(asked)
+        try:
+            bare, given = (self.encoder.render([asked], generation_prompt=g)[0] for g in (False, True))
+        except RefusedByTemplate:
+            return "", after
+        if not before.startswith(bare):
+            bare = _shared(bare, before)
+        header, prompt = before[len(bare) :], given[len(_shared(bare, given)) :]
+        return _shared(header, prompt) or ("" if prompt else header), after
+
+    @cached_property
+    def _end_of_turn(self) -> int | None:
+        ids = self.encoder.tokenize([self._plain[1]])[0] if self._plain[1] else []
+        return next((index for index in ids if self.encoder.is_control(index)), None)
+
+    def messages(self, conversation: Conversation) -> list[Message]:
+        """The template's messages."""
+        return self._draft(conversation).messages
+
+    def render(self, conversation: Conversation, turns: Sequence[int]) -> Rendered:
+        """The conversation's tokens, and what the policy writes in ``turns``.
+
+        Raises ``ValueError`` where the template refuses the conversation, or drops or rewrites any of its texts.
+        """
+        draft = self._draft(conversation)
+        encoding = self.encoder.encode_with_offsets(draft.messages, tools=conversation.tools)
+        (skeleton,) = self.encoder.render([draft.skeleton], generation_prompt=False, tools=conversation.tools)
+        _check_all_there(skeleton, draft.fields)
+        placed = _placed(skeleton, encoding.text, draft.fields)
+        written = {t: self._written(t, conversation, draft, encoding, placed) for t in turns}
+        return Rendered(encoding, written)
+
+    def _draft(self, conversation: Conversation) -> _Draft:
+        stem = "Qz"
+        texts = list(nested_strings([turn.record() for turn in conversation.turns])) + list(
+            nested_strings(conversation.tools)
+        )
+        while any(stem in text for text in texts):
+            stem += "Qz"
+        draft = _Draft()
+        for t, turn in enumerate(conversation.turns):
+            message, skeleton = self._message(turn), self._message(turn)
+            for path, found in self._fields(t, turn, message):
+                word = f"{stem}{len(draft.fields)}q"
+                draft.fields[word] = found
+                if path is None:
+                    key = self.reasoning_key if found.kind == "reasoning" else None
+                    skeleton[key or "content"] = word
+                else:
+                    skeleton["tool_calls"][path]["function"]["name"] = word
+            draft.messages.append(message)
+            draft.skeleton.append(skeleton)
+        return draft
+
+    def _message(self, turn: Turn) -> Message:
+        message: Message = {"role": turn.role, "content": self._texts(turn)[1]}
+        thought = self._texts(turn)[0]
+        if thought and self.reasoning_key is not None:
+            message[self.reasoning_key] = thought
+        if turn.calls:
+            message["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                    **({"id": call.id} if call.id else {}),
+                }
+                for call in turn.calls
+            ]
+        if turn.role == "tool":
+            message |= {"tool_call_id": turn.call_id} if turn.call_id else {}
+        if turn.name:
+            message["name"] = turn.name
+        return message
+
+    def _texts(self, turn: Turn) -> tuple[str, str]:
+        """Reasoning and content as the template takes them; where it knows no reasoning, that is content."""
+        if turn.role != "assistant":
+            return "", turn.content
+        thought, rest = turn.thinking
+        if self.reasoning_key is None:
+            return "", turn.answer.text[: turn.answer.said]
+        return (turn.reasoning, turn.content) if turn.reasoning else (thought, turn.content[rest:])
+
+    def _fields(self, t: int, turn: Turn, message: Message) -> Iterator[tuple[int | None, _Field]]:
+        thought, content = self._texts(turn)
+        parts = {part.kind: part for part in turn.answer.parts} if turn.role == "assistant" else {}
+        if thought:
+            yield None, _Field(t, "reasoning", thought, parts["reasoning"].begin)
+        if content.strip():
+            whole = self.reasoning_key is None or "content" not in parts
+            yield None, _Field(t, "content", content, 0 if whole else parts["content"].begin)
+        names = [part for part in turn.answer.parts if part.kind == "name"] if turn.calls else []
+        for number, part in enumerate(names):
+            yield number, _Field(t, "name", part.text, part.begin)
+
+    def _written(
+        self,
+        t: int,
+        conversation: Conversation,
+        draft: _Draft,
+        encoding: Encoding,
+        placed: Mapping[str, tuple[int, int]],
+    ) -> Written:
+        text = encoding.text
+        own = [(placed[word], found) for word, found in draft.fields.items() if found.turn == t and word in placed]
+        if not own:
+            raise UserError(f"the policy's chat template writes nothing of message {t}")
+        spans = sorted(placed[word] for word, found in draft.fields.items() if found.turn != t and word in placed)
+        first, last = own[0][0][0], own[-1][0][1]
+        before = max((end for _, end in spans if end <= first), default=0)
+        after = min((begin for begin, _ in spans if begin >= last), default=len(text))
+        pieces: list[Piece] = []
+        calls = iter(zip(conversation.turns[t].calls, _parts_of(conversation.turns[t], "arguments"), strict=True))
+        limits = [*(span[0] for span, _ in own[1:]), after]
+        for ((begin, end), found), limit in zip(own, limits, strict=True):
+            if found.kind == "name":
+                call, part = next(calls)
+                room = (pieces[-1].end if pieces else before), end, limit
+                pieces += sorted([Piece(begin, end, found.at), *_arguments(text, room, call.arguments, part)])
+                continue
+            skipped = len(found.text) - len(found.text.lstrip()) if not found.text.startswith(text[begin:end]) else 0
+            pieces.append(Piece(begin, end, found.at + skipped))
+        first, last = pieces[0].begin, pieces[-1].end
+        start = self._start(t, draft, text, before, first, conversation.tools)
+        return self._tokens(encoding, start, last, after, pieces)
+
+    def _start(self, t: int, draft: _Draft, text: str, before: int, first: int, tools: Sequence[Any]) -> int:
+        """Where the policy begins to write: after the header that it is given."""
+        lines = self._plain[0].splitlines(keepends=True)
+        for count in range(len(lines), 0, -1):  # a header may end in "<think>\n", which past turns lack
+            header = "".join(lines[:count])
+            at = text.rfind(header, before, first)
+            if at >= 0:
+                return at + len(header)
+        try:
+            (past,) = self.encoder.render([draft.messages[:t]], generation_prompt=False, tools=tools)
+        except (ValueError, TypeError):
+            return first
+        return len(past) if before <= len(past) <= first and text.startswith(past) else first
+
+    def _tokens(self, encoding: Encoding, start: int, end: int, after: int, pieces: list[Piece]) -> Written:
+        inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
+        first = inside[0] if inside else _first_from(encoding.offsets, end)
+        last = inside[-1] if inside else first - 1
+        tail = range(
+            last + 1, _first_from(encoding.offsets, after) if after < len(encoding.text) else len(encoding.ids)
+        )
+        stops = [t for t in tail if encoding.ids[t] == self._end_of_turn]
+        stops = stops or [t for t in tail if self.encoder.is_special(encoding.ids[t])]
+        return Written(first, stops[0] if stops else last, bool(stops), pieces)
+
+
+def _shared(one: str, other: str) -> str:
+    """What both begin with."""
+    size = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    return one[: min(len(one), len(other)) if size is None else size]
+
+
+def _parts_of(turn: Turn, kind: str) -> list[Any]:
+    return [part for part in turn.answer.parts if part.kind == kind]
+
+
+def _check_all_there(skeleton: str, fields: Mapping[str, _Field]) -> None:
+    for word, found in fields.items():
+        if word not in skeleton and found.kind != "reasoning":  # templates drop what was thought before a question
+            what = "a tool call" if found.kind == "name" else "the text"
+            raise UserError(
+                f"the policy's chat template drops or rewrites {what} of message {found.turn}: its tokens cannot be "
+                "aligned"
+            )
+
+
+def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str, tuple[int, int]]:
+    """Where each field's text stands in ``text``, the rendering whose frame ``skeleton`` has."""
+    order = sorted((at, word) for word in fields for at in [skeleton.find(word)] if at >= 0)
+    frames, position = [], 0
+    for at, word in order:
+        frames.append(skeleton[position:at])
+        position = at + len(word)
+    frames.append(skeleton[position:])
+    placed: dict[str, tuple[int, int]] = {}
+    position = _past(text, 0, frames[0])
+    for (_, word), frame in zip(order, frames[1:], strict=True):
+        shown = fields[word].text
+        forms = dict.fromkeys([shown, shown.strip(), shown.lstrip(), shown.rstrip()])
+        found = next((form for form in forms if text.startswith(form + frame, position)), None)
+        if found is None:
+            raise UserError(
+                f"the policy's chat template rewrites the text of message {fields[word].turn}, so its tokens cannot be "
+                "aligned"
+            )
+        placed[word] = position, position + len(found)
+        position = _past(text, position + len(found), frame)
+    if position != len(text):
+        raise UserError("the policy's chat template writes other frames around other texts")
+    return placed
+
+
+def _past(text: str, position: int, frame: str) -> int:
+    if not text.startswith(frame, position):
+        raise UserError("the policy's chat template writes other frames around other texts")
+    return position + len(frame)
+
+
+def _arguments(text: str, room: tuple[int, int, int], arguments: Any, part: Part) -> list[Piece]:
+    """Where a call's arguments stand: as JSON after the name or before it, or in a form of the template's own.
+
+    room: where the piece before the name ends, where the name does, and where the next piece begins.
+    """
+    before, name, limit = room
+    for begin, end in ((name, limit), (before, name)):
+        found = text.find(part.text, begin, end)
+        if found >= 0:
+            return [Piece(found, found + len(part.text), part.begin)]
+    region = text[name:limit]
+    forms = (lambda s: s.strip(), lambda s: json.dumps(s)[1:-1], lambda s: json.dumps(s, ensure_ascii=False)[1:-1])
+    lost = any(not any(form(value) in region for form in forms) for value in nested_strings(arguments))
+    if lost or len(region) * len(part.text) > _MATCHED:
+        raise UserError("the policy's chat template rewrites the arguments of a tool call")
+    blocks = SequenceMatcher(None, region, part.text, autojunk=False).get_matching_blocks()
+    return [Piece(name + b.a, name + b.a + b.size, part.begin + b.b) for b in blocks if b.size]
+
+
+def _first_from(offsets: Sequence[tuple[int, int]], position: int) -> int:
+    return next((t for t, (a, _) in enumerate(offsets) if a >= position), len(offsets))

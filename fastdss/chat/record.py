@@ -1,0 +1,71 @@
+"""A record of a file: its columns, and which of them were of use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .turns import is_missing
+
+SCORES = ("star", "scores", "ends", "flags", "error")  # what fastdss itself writes beside a conversation
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns where they are not those of a known format. ``id`` is optional."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    messages: str = "messages"
+    id: str = "id"
+
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        return self.id, self.prompt, self.response, self.messages
+
+
+COLUMNS = Columns()
+
+
+class Record:
+    """A record's columns, without missing values; remembers which were used."""
+
+    def __init__(self, values: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
+        self.values = {name: value for name, value in values.items() if not is_missing(value)}
+        self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
+        self.used = {columns.id, *(SCORES if self.scored else ())}
+        self.keys: set[str] = set()  # of turns, without use
+        renamed = {"prompt": columns.prompt, "response": columns.response, "messages": columns.messages}
+        self.renamed = {name: given for name, given in renamed.items() if given != name}
+
+    def __contains__(self, name: str) -> bool:
+        return self.renamed.get(name, name) in self.values
+
+    def first(self, names: Sequence[str]) -> str | None:
+        """The first of ``names`` that the record has and that was not used yet."""
+        return next((n for n in names if n in self and self.renamed.get(n, n) not in self.used), None)
+
+    def take(self, *names: str) -> Any:
+        """The value of the first of ``names`` that is there, or None; it counts as used."""
+        name = self.first(names)
+        if name is None:
+            return None
+        name = self.renamed.get(name, name)
+        self.used.add(name)
+        return self.values[name]
+
+    def peek(self, name: str) -> Any:
+        return self.values.get(self.renamed.get(name, name))
+
+    @property
+    def unused(self) -> list[str]:
+        return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
+
+
+def names_of(values: Mapping[str, Any]) -> str:
+    """Names of columns; those that are no names are counted only, because they may be text."""
+    names = [str(name) for name in values if re.fullmatch(r"[\w.\- ]{1,40}", str(name))][:12]
+    rest = len(values) - len(names)
+    return ", ".join(names) + (f" and {rest} more" if names and rest else "" if names else f"{rest} columns")

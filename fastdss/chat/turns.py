@@ -1,0 +1,214 @@
+"""One turn of a conversation as files have it: OpenAI's, ShareGPT's, axolotl's and LLaMA-Factory's keys."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastdss.errors import UserError, UserTypeError
+
+from .conversation import ROLES, Call, Turn
+
+MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
+KNOWN_ROLES = {
+    **{role: "system" for role in ("system", "developer")},
+    **{role: "user" for role in ("user", "human", "prompter")},
+    **{role: "assistant" for role in ("assistant", "gpt", "model", "bot", "chatgpt", "chatbot", "function_call")},
+    **{role: "tool" for role in ("tool", "function", "ipython", "observation", "tool_response", "function_response")},
+}
+_ROLE_KEYS = ("role", "from")
+_CONTENT_KEYS = ("content", "value")
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_TRAIN_KEYS = ("weight", "train", "loss")
+_CALL_KEYS = ("tool_calls", "function_call")
+_OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
+TURN_KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def read_turn(index: int, message: Any) -> Turn:
+    """A turn; raises ``ValueError`` or ``TypeError`` that name its place and what was expected, never the text."""
+    place = f"message {index}"
+    if not isinstance(message, Mapping):
+        raise UserTypeError(
+            f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value', "
+            f"got {type(message).__name__}"
+        )
+    given = {key: value for key, value in message.items() if not is_missing(value)}
+    named = next((given[key] for key in _ROLE_KEYS if key in given), None)
+    if not isinstance(named, str):
+        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
+    role = KNOWN_ROLES.get(named.strip().lower())
+    if role is None:
+        raise UserError(f"{place}: unknown role, expected one of {', '.join(KNOWN_ROLES)}")
+    if not any(key in message for key in (*_CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, "refusal")):
+        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
+    content, thoughts = _content(place, given)
+    calls = _calls(place, given)
+    if named.strip().lower() == "function_call" and not calls:
+        calls, content = _written_calls(place, content), ""
+    if calls and role != "assistant":
+        raise UserError(f"{place}: only the assistant calls tools, got calls in a turn of the role {role!r}")
+    reasoning = next((given[key] for key in _REASONING_KEYS if key in given), thoughts)
+    if not isinstance(reasoning, str):
+        raise UserTypeError(f"{place}: expected reasoning of text, got {type(reasoning).__name__}")
+    if reasoning.strip() and role != "assistant":
+        raise UserError(f"{place}: only the assistant reasons, got reasoning in a turn of the role {role!r}")
+    train, untrained = _trained(place, given, content)
+    turn = Turn(
+        role,
+        content,
+        reasoning if reasoning.strip() else "",
+        calls,
+        _text_or_none(place, "tool_call_id", given),
+        _text_or_none(place, "name", given),
+        train,
+        untrained,
+    )
+    check_text(place, turn.answer.text if role == "assistant" else content)
+    return turn
+
+
+def check_text(place: str, text: str) -> None:
+    """``ValueError`` for text that no tokenizer can be given."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{place}: {len(text)} characters exceed the limit of {MAX_CHARACTERS}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: lone surrogate at character {error.start}; not valid text") from None
+
+
+def is_missing(value: Any) -> bool:
+    """What tables hold for nothing: None, and pandas' NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def parsed(text: str) -> Any:
+    """What a cell holds as JSON, or as Python's own notation, which pandas writes; ``ValueError`` for neither."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError("nested too deeply") from None
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise UserError("text that is neither JSON nor Python's notation of a list") from None
+
+
+def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Text, and reasoning that stands in parts of its own."""
+    content = next((given[key] for key in _CONTENT_KEYS if key in given), None)
+    if content is None:
+        content = given.get("refusal")
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return content, ""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, Sequence):
+        raise UserTypeError(f"{place}: expected text, got {type(content).__name__}")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for number, part in enumerate(content):
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
+        text = part if isinstance(part, str) else _part_text(part) if isinstance(part, Mapping) else None
+        if not isinstance(text, str) or kind not in (*_TEXT_PARTS, "thinking", "reasoning"):
+            raise UserError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
+        (texts if kind in _TEXT_PARTS else thoughts).append(text)
+    return "".join(texts), "".join(thoughts)
+
+
+def _part_text(part: Mapping[str, Any]) -> Any:
+    return next(
+        (part[key] for key in ("text", "thinking", "reasoning", "content") if not is_missing(part.get(key))), None
+    )
+
+
+def _calls(place: str, given: Mapping[str, Any]) -> tuple[Call, ...]:
+    calls = given.get("tool_calls")
+    if calls is None:
+        calls = [given["function_call"]] if "function_call" in given else []
+    if isinstance(calls, str):
+        calls = parsed(calls) if calls.strip() else []
+    if isinstance(calls, Mapping):
+        calls = [calls]
+    if not isinstance(calls, Sequence):
+        raise UserTypeError(f"{place}: expected a list of tool_calls, got {type(calls).__name__}")
+    return tuple(_call(place, call) for call in calls)
+
+
+def _call(place: str, call: Any) -> Call:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise UserError(f"{place}: a tool call without the name of a function")
+    arguments: Any = next(
+        (function[key] for key in ("arguments", "parameters") if not is_missing(function.get(key))), {}
+    )
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    elif isinstance(arguments, Mapping):
+        arguments = {key: value for key, value in arguments.items() if value is not None}  # Arrow's empty fields
+    else:
+        raise UserTypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
+    given = call.get("id")
+    return Call(function["name"], arguments, given if isinstance(given, str) and given else None)
+
+
+def _written_calls(place: str, text: str) -> tuple[Call, ...]:
+    """ShareGPT's ``function_call`` turns: the calls as JSON text."""
+    try:
+        calls = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{place}: a function_call that is no JSON") from None
+    return tuple(_call(place, call) for call in (calls if isinstance(calls, list) else [calls]))
+
+
+def _trained(place: str, given: Mapping[str, Any], content: str) -> tuple[bool, tuple[tuple[int, int], ...]]:
+    train = True
+    for key in _TRAIN_KEYS:
+        if key in given:
+            if given[key] not in (0, 1):
+                raise UserError(f"{place}: {key}: expected 0, 1, false or true, got {type(given[key]).__name__}")
+            train = train and bool(given[key])
+    details = given.get("training_detail") or ()
+    spans = []
+    for detail in details:
+        try:
+            begin, end, kept = int(detail["begin_offset"]), int(detail["end_offset"]) + 1, bool(detail["train"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{place}: training_detail: expected begin_offset, end_offset and train") from None
+        if not 0 <= begin < end <= len(content):
+            raise UserError(f"{place}: training_detail: {begin} to {end - 1} lies outside of {len(content)} characters")
+        if not kept:
+            spans.append((begin, end))
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return train, tuple(merged)
+
+
+def _text_or_none(place: str, key: str, given: Mapping[str, Any]) -> str | None:
+    value = given.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise UserTypeError(f"{place}: {key}: expected text, got {type(value).__name__}")
+    check_text(place, value)
+    return value
+
+
+assert set(KNOWN_ROLES.values()) == set(ROLES)

@@ -1,0 +1,92 @@
+"""Words of scripts that put no blanks between them: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
+
+ICU's dictionaries divide them (``icu4py``, wheels of ICU4C). What ICU makes of a run depends on all of it, so a stream
+could not know a word before the run is over. A run is therefore divided window by window: ``WINDOW`` characters are
+looked at, the words in their first half are kept, and the next window begins where they end. The same text then has
+the same words whether it is read at once or while it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import regex
+
+WINDOW = 64
+# lb=SA: the scripts that Unicode calls "complex context", which need a dictionary
+_LETTERS = r"[\p{Han}\p{Hiragana}\p{Katakana}\u0F40-\u0FBC\p{lb=SA}\u30FC\uFF70]"
+_UNSPACED = regex.compile(_LETTERS)
+_PIECE = regex.compile(rf"(?P<run>{_LETTERS}+)|[^\s{_LETTERS[1:-1]}]+")
+_PUNCTUATION = regex.compile(r"[^\w]*")
+_OPENING = regex.compile(r"[\p{Ps}\p{Pi}]*$")
+
+
+def occurs_in(text: str) -> bool:
+    """Whether ``text`` has a letter of a script without blanks."""
+    return not text.isascii() and _UNSPACED.search(text) is not None
+
+
+def share(text: str) -> float:
+    """Which part of the characters of ``text`` belongs to such scripts."""
+    return 0.0 if text.isascii() or not text else len(_UNSPACED.findall(text)) / len(text)
+
+
+def word_ends(text: str, begin: int, end: int) -> list[int]:
+    """Ends of the words in ``text[begin:end]``, which holds no white space.
+
+    Punctuation belongs to the word before it, an opening bracket to the one after it.
+    """
+    ends: list[int] = []
+    for match in _PIECE.finditer(text, begin, end):
+        if match["run"] is not None:
+            ends += (cut for _, cut in _windows(text, *match.span()))
+            continue
+        word = _PUNCTUATION.match(text, match.start(), match.end()).end()
+        if ends and ends[-1] == match.start():
+            ends[-1] = _OPENING.search(text, match.start(), word).start()
+        if word < match.end():
+            ends.append(match.end())
+    return ends or [end]
+
+
+def settled_until(begun: str) -> int:
+    """Up to where the words of ``begun`` stay what they are, whatever is written after it."""
+    match = regex.search(rf"{_LETTERS}+$", begun)
+    if match is None:
+        return len(begun)
+    start = match.start()
+    for start, _ in _windows(begun, *match.span()):
+        if start + WINDOW > len(begun):
+            break
+    return start
+
+
+def _windows(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """``(start of its window, end)`` of each word of a run of letters."""
+    start = begin
+    while start < end:
+        cuts = [start + cut for cut in _divided(text[start : min(start + WINDOW, end)])]
+        if start + WINDOW < end:
+            first_half = [cut for cut in cuts if cut <= start + WINDOW // 2]
+            cuts = first_half or cuts[:1]
+        yield from ((start, cut) for cut in cuts)
+        start = cuts[-1]
+
+
+def _divided(run: str) -> list[int]:
+    """ICU's word ends in ``run``. It counts UTF-16 units; text that it would divide inside of a character is not."""
+    try:
+        from icu4py.breakers import WordBreaker
+    except ImportError as error:
+        raise RuntimeError(
+            f"words of Chinese, Japanese, Thai and other scripts without blanks need ICU: pip install icu4py ({error})"
+        ) from error
+    cuts = [end for _, end in WordBreaker(run, "en").segments()]
+    if max(run) > "\uffff":
+        units = 0
+        place = {}
+        for index, character in enumerate(run, 1):
+            units += 1 + (character > "\uffff")
+            place[units] = index
+        cuts = [place[cut] for cut in cuts if cut in place]
+    return cuts if cuts and cuts[-1] == len(run) else [*cuts, len(run)]

@@ -1,0 +1,132 @@
+"""CSV: delimiter and encoding are found, a record that is none fails alone."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from typing import TextIO
+
+from fastdss.chat.formats import fits_columns, known_columns
+from fastdss.errors import UserError
+
+from .files import Found, Unreadable, opened
+
+_LONGEST_RECORD = 1 << 28  # characters; a quote that is not closed makes one record of all that follows
+_DELIMITERS = ",;\t|"
+_SAMPLE = 1 << 22
+_MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_HIGH = re.compile(rb"[\x80-\xff]")
+_NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")  # unassigned there, or what no text has
+
+
+class _Lines:
+    """Lines of a CSV file, and those of the present record, which end where the caller says so."""
+
+    def __init__(self, path: str, file: TextIO) -> None:
+        self.path, self.file = path, file
+        self.record: list[str] = []
+        self.size = 0
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(_LONGEST_RECORD)
+        self.size += len(line)
+        if self.size >= _LONGEST_RECORD:
+            raise UserError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
+        if not line:
+            raise StopIteration
+        self.record.append(line)
+        self.number += 1
+        return line
+
+    def end_record(self) -> tuple[str, int]:
+        """SHA-256 of the record and the line it began on, after which another begins."""
+        whole = "".join(self.record).encode("utf-8", "surrogateescape")
+        began = self.number - len(self.record) + 1
+        self.record.clear()
+        self.size = 0
+        return hashlib.sha256(whole).hexdigest(), began
+
+
+def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
+    """Records as mappings of text, under the header of the first line."""
+    with opened(path) as sampled:
+        encoding = encoding_of(sampled.read(_SAMPLE))
+    # a cell that is no text in this encoding keeps its bytes as surrogates, which fail its row alone
+    text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+    limit = csv.field_size_limit(2**31 - 1)  # the row's own cap comes after the fields are known
+    try:
+        lines = _Lines(path, text)
+        first = text.readline(_LONGEST_RECORD)
+        lines.record.append(first)
+        lines.number = 1
+        delimiter = delimiter_of(path, first)
+        try:
+            names = next(csv.reader(_and_then(first, lines), delimiter=delimiter, strict=True), [])
+        except csv.Error as error:
+            raise UserError(f"{path}: its header is no record of CSV: {error}") from None
+        check_names(path, names)
+        lines.end_record()
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                digest, line = lines.end_record()
+                yield Found(Unreadable(f"not a record of CSV: {error}", digest), line)
+                continue
+            digest, line = lines.end_record()
+            if len(fields) == len(names):
+                yield Found(dict(zip(names, fields, strict=True)), line)
+            elif fields:  # an empty line is no record
+                yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
+    finally:
+        csv.field_size_limit(limit)
+        text.detach()
+
+
+def _and_then(first: str, lines: _Lines) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def encoding_of(sample: bytes) -> str:
+    """UTF-8 and UTF-16 by their marks, Windows-1252 where bytes are letters there and nothing is UTF-8."""
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if sample[1:2] == b"\0" or sample[3:4] == b"\0":
+        return "utf-16-le"
+    if sample[:1] == b"\0":
+        return "utf-16-be"
+    high = bool(_HIGH.search(sample))
+    if high and not _MULTIBYTE.search(sample) and not _NO_WINDOWS.search(sample):
+        return "cp1252"
+    return "utf-8-sig"
+
+
+def delimiter_of(path: str, header: str) -> str:
+    """The one that makes known columns of the header, else the one that occurs most."""
+    outside = re.sub(r'"[^"]*"', "", header)
+    by_count = sorted(_DELIMITERS, key=lambda mark: (-outside.count(mark), _DELIMITERS.index(mark)))
+    for mark in by_count:
+        names = next(iter(csv.reader([header], delimiter=mark)), []) if mark in outside else []
+        if fits_columns([name.strip() for name in names]):
+            return mark
+    return by_count[0] if by_count[0] in outside else ","
+
+
+def check_names(path: str, names: list[str]) -> None:
+    """``ValueError`` where two columns that are read have one name: readers disagree which counts."""
+    known = known_columns()
+    for name in names:
+        if name in known and names.count(name) > 1:
+            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")

@@ -1,0 +1,252 @@
+"""JSON: one object a line, arrays of objects however they are laid out, and objects of splits or columns."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+from fastdss.chat.formats import fits_columns
+from fastdss.errors import UserError
+from fastdss.optional import require
+
+from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
+
+_LARGEST_OBJECT = 1 << 30  # bytes of one object of columns, which must be read whole
+
+
+def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | None) -> Iterator[Found]:
+    """Records, by what the file holds and not by its suffix."""
+    file = _in_utf8(file)
+    layout = _layout(path, file.peek(PEEKED))
+    if layout == "array":
+        yield from _array(path, "item")
+    elif layout == "object":
+        yield from _whole(path, split)
+    else:
+        yield from _lines(file, max_bytes, in_array=layout == "lines of an array")
+
+
+def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
+    """The file past its byte order mark, recoded where that is UTF-16's."""
+    begun = file.peek(3)
+    if begun.startswith(codecs.BOM_UTF8):
+        file.read(3)
+    marked = begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not marked or b"\0" not in file.peek(8)[2:8]:  # every second byte of JSON is NUL there
+        return file
+
+    class Recoded(io.RawIOBase):
+        text = io.TextIOWrapper(file, "utf-16", errors="surrogateescape", newline="")
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            part = self.text.read(len(buffer) // 4).encode("utf-8", "surrogateescape")
+            buffer[: len(part)] = part
+            return len(part)
+
+    return io.BufferedReader(Recoded(), PEEKED)
+
+
+def _layout(path: str, begun: bytes) -> str:
+    """``"lines"``: an object each. ``"lines of an array"``: the same between brackets, with commas; read by lines, a
+    bad line stays one bad line. ``"array"`` and ``"object"``: whatever else is one JSON value.
+
+    What is called JSON Lines and is no JSON value as a whole is read by lines, whatever stands in them.
+    """
+    text = begun.strip() if len(begun) < PEEKED else begun.lstrip()
+    lines = [line.strip() for line in text.split(b"\n")]
+    is_cut = len(begun) >= PEEKED and len(lines) == 1
+    further = [line for line in lines[1:] if line]
+    damaged = (
+        len(begun) < PEEKED
+        and ".json" not in [s.lower() for s in PurePosixPath(path).suffixes]
+        and _parsed(text) is None
+    )
+    if text.startswith(b"["):
+        if not is_cut and isinstance(_parsed(lines[0]), list):
+            return "lines" if further else "array"
+        first = lines[0][1:].strip() or (further[0] if further else b"")
+        closed = len(begun) >= PEEKED or text.endswith(b"]")
+        if closed and isinstance(_parsed(first.removesuffix(b",")), dict):
+            return "lines of an array"
+        return "lines" if damaged else "array"
+    if not text.startswith(b"{"):
+        return "lines"
+    if is_cut:
+        return "lines" if _has_two_lines(path) else "object"
+    record = _parsed(lines[0].removesuffix(b","))
+    if isinstance(record, dict):
+        data = record.get("data")
+        names = [name for name in record if name != "data" or not (isinstance(data, list) and _all_objects(data))]
+        single = not further and (not fits_columns(names) or _is_columns(record))
+        return "object" if single else "lines"
+    pretty = lines[0] == b"{" or (further and not further[0].startswith(b"{"))
+    return "object" if pretty and not damaged else "lines"
+
+
+def _all_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _has_two_lines(path: str) -> bool:
+    with opened(path) as file:
+        return len(list(islice(lines_of(_in_utf8(file), PEEKED), 2))) > 1
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _lines(file: io.BufferedReader, max_bytes: int, *, in_array: bool) -> Iterator[Found]:
+    """One object a line; brackets of an array and commas after objects are no part of it."""
+    first = True
+    for number, line in lines_of(file, max_bytes):
+        if isinstance(line, Unreadable):
+            yield Found(line, number)
+            continue
+        text = line.strip()
+        if in_array:
+            text = text.removeprefix(b"[").lstrip() if first else text
+            text = text.removesuffix(b"]").rstrip()  # an object's own line ends in "}"
+        first = False
+        text = text[:-1].rstrip() if text.endswith(b"},") else text
+        if text:
+            yield Found(_object(text, hashlib.sha256(line).hexdigest()), number)
+
+
+def _object(text: bytes, digest: str) -> Mapping[str, Any] | Unreadable:
+    try:
+        record = json.loads(text.decode(), object_pairs_hook=each_name_once)
+    except (ValueError, RecursionError) as error:
+        return Unreadable(f"not a line of JSON: {without_text(error)}", digest)
+    if not isinstance(record, dict):
+        return Unreadable(f"expected a JSON object per line, got {type(record).__name__}", digest)
+    return record
+
+
+def _array(path: str, prefix: str) -> Iterator[Found]:
+    """Objects of an array, however they are laid out; memory holds one of them."""
+    require(path, "score", "ijson")
+    import ijson
+
+    with opened(path) as file:
+        count = 0
+        try:
+            for record in _items(ijson.parse(_in_utf8(file), use_float=True), prefix):
+                count += 1
+                if isinstance(record, dict):
+                    yield Found(record)
+                else:
+                    digest = hashlib.sha256(repr(record).encode("utf-8", "surrogatepass")).hexdigest()
+                    yield Found(Unreadable(f"expected an object, got {type(record).__name__}", digest))
+        except (ijson.JSONError, ValueError, RecursionError) as error:
+            reason = without_text(error) if isinstance(error, UnicodeError | RecursionError) else type(error).__name__
+            reason = str(error) if "occurs twice" in str(error) else reason
+            raise UserError(f"{path}: not JSON after {count} objects of its array ({reason})") from None
+
+
+def _items(events: Iterator[tuple[str, str, Any]], prefix: str) -> Iterator[Any]:
+    """Values at ``prefix``; a name that occurs twice in one of their objects is a ``ValueError``."""
+    for place, event, value in events:
+        if place == prefix:
+            yield _built(events, event, value)
+
+
+def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth: int = 0) -> Any:
+    if depth > 200:
+        raise RecursionError
+    if event == "start_map":
+        pairs: list[tuple[str, Any]] = []
+        for _, inner, key in events:
+            if inner == "end_map":
+                return each_name_once(pairs)
+            _, inner, value = next(events)
+            pairs.append((key, _built(events, inner, value, depth + 1)))
+    if event == "start_array":
+        values: list[Any] = []
+        for _, inner, given in events:
+            if inner == "end_array":
+                return values
+            values.append(_built(events, inner, given, depth + 1))
+    return value
+
+
+def _whole(path: str, split: str | None) -> Iterator[Found]:
+    """One object: splits or other lists of records by name, columns, or a single record."""
+    names, lists = _top_level(path)
+    if lists and not fits_columns([name for name in names if name != "data"]):
+        if split is not None and split not in lists:
+            raise UserError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
+        if split is None and len(lists) > 1:
+            raise UserError(f"{path} holds the splits {', '.join(lists)}: name one by --split")
+        yield from _array(path, f"{split or lists[0]}.item")
+        return
+    with opened(path) as file:
+        content = _in_utf8(file).read(_LARGEST_OBJECT + 1)
+    if len(content) > _LARGEST_OBJECT:
+        raise UserError(f"{path}: one object of more than {_LARGEST_OBJECT} bytes; save it as JSON Lines")
+    try:
+        whole = json.loads(content.decode(), object_pairs_hook=each_name_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {without_text(error)}") from None
+    if _is_columns(whole):
+        yield from (Found(record) for record in _records(whole))
+    else:
+        yield Found(whole, 1)
+
+
+def _top_level(path: str) -> tuple[list[str], list[str]]:
+    """Names in the outermost object, and those of them that hold lists of objects."""
+    require(path, "score", "ijson")
+    import ijson
+
+    names: list[str] = []
+    lists: list[str] = []
+    with opened(path) as file:
+        try:
+            for place, event, value in ijson.parse(_in_utf8(file)):
+                if event == "map_key" and not place:
+                    names.append(value)
+                elif event == "start_map" and names and place == f"{names[-1]}.item" and lists[-1:] != names[-1:]:
+                    lists.append(names[-1])
+        except ijson.JSONError:
+            raise UserError(f"{path}: neither one JSON object a line nor one JSON object in all") from None
+    return names, lists
+
+
+def _is_columns(whole: Mapping[str, Any]) -> bool:
+    """Whether an object holds columns of values instead of one record: pandas' and ``Dataset.to_dict``'s forms."""
+    values = list(whole.values())
+    if {"columns", "data"} <= whole.keys() and isinstance(whole["columns"], list) and isinstance(whole["data"], list):
+        return True
+    if values and all(isinstance(value, dict) for value in values):
+        return len({tuple(value) for value in values}) == 1
+    plain = [value for value in values if isinstance(value, list)]
+    if len(plain) != len(values) or len({len(value) for value in plain}) != 1:
+        return False
+    # one conversation is a list of messages; a column of conversations is a list of such lists
+    return not any(isinstance(value[0], dict) for value in plain if value)
+
+
+def _records(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if {"columns", "data"} <= whole.keys():  # pandas' "split"
+        for values in whole["data"]:
+            yield dict(zip(whole["columns"], values, strict=True))
+        return
+    if all(isinstance(value, dict) for value in whole.values()) and not fits_columns(list(whole)):
+        yield from whole.values()  # pandas' "index"
+        return
+    columns = {name: list(value.values() if isinstance(value, dict) else value) for name, value in whole.items()}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))

@@ -1,0 +1,41 @@
+"""Records of files, one at a time and with flat memory, each with its line where the file has lines.
+
+Whatever is wrong with a record is that record's (``Unreadable``); what is wrong with a file is a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from fastdss.errors import UserError
+
+from .csv_files import read_csv
+from .files import KINDS, PACKED, Found, kind_of, opened, seekable
+from .json_files import read_json
+from .tables import read_arrow, read_parquet
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
+    """Records of a local file or of a URL that fsspec knows.
+
+    Raises ``ValueError`` for a file that does not exist, is of no known kind, or is a Git LFS pointer.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder")
+    with opened(path) as file:
+        begun = file.peek(256)[:256]
+        if begun.startswith(_POINTER):
+            raise UserError(
+                f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
+            )
+        if kind == "json":
+            yield from read_json(path, file, max_bytes, split)
+        elif kind == "csv":
+            yield from read_csv(path, file)
+        else:
+            readers: dict[str, Callable] = {"parquet": read_parquet, "arrow": read_arrow}
+            with seekable(path, file) as whole:
+                yield from readers[kind](path, whole)

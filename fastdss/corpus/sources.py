@@ -1,0 +1,128 @@
+"""Where rows come from: files, folders, URLs, data sets of the Hub, and what lies in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdss.errors import UserError, UserTypeError
+
+from .files import KINDS, Found, is_url, kind_of
+from .readers import read_file
+from .tables import is_saved, read_memory, read_saved
+
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+_SPLIT = re.compile(
+    r"(?:^|[\W_\d])(" + "|".join(word for words in _SPLIT_WORDS.values() for word in words) + r")(?=$|[\W_\d])",
+    re.IGNORECASE,
+)
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+def several(source: Any) -> list[Source]:
+    """One source or several paths as a list of sources."""
+    if isinstance(source, str | Path):
+        return [source]
+    if isinstance(source, Sequence) and source and all(isinstance(item, str | Path) for item in source):
+        return list(source)
+    return [source]
+
+
+def expand(sources: Sequence[Source], split: str | None = None, config: str | None = None) -> list[Source]:
+    """Sources with folders of files replaced by their files, and ids of the Hub by their data sets.
+
+    Raises ``ValueError`` where several splits are found and none is named.
+    """
+    found: list[Source] = []
+    for source in sources:
+        if not isinstance(source, str | Path) or is_url(str(source)):
+            found.append(source)
+            continue
+        path = Path(source)
+        if path.is_dir():
+            found += _files_of(path, split)
+        elif not path.exists() and kind_of(str(source)) is None and _HUB_ID.fullmatch(str(source)):
+            found.append(_from_hub(str(source), split, config))
+        else:
+            found.append(source)
+    return found
+
+
+def read_source(source: Source, max_bytes: int, split: str | None = None) -> Iterator[Found]:
+    """Records of one source that ``expand`` gave."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not is_url(str(source)) and path.is_dir():
+            return read_saved(str(path))
+        return read_file(str(source), max_bytes, split)
+    if isinstance(source, Iterator):
+        raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
+    table = read_memory(source)
+    return table if table is not None else (Found(record) for record in source)
+
+
+def _files_of(folder: Path, split: str | None) -> list[Source]:
+    if is_saved(folder):
+        return [folder]
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(part.name for part in folder.iterdir() if is_saved(part))
+        if split not in splits:
+            raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
+        return [folder / split]
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and kind_of(path.name) is not None
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        and path.name not in ("dataset_info.json", "dataset_infos.json")
+    )
+    if not files:
+        raise UserError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")
+    by_split: dict[str, list[Source]] = {}
+    for path in files:
+        by_split.setdefault(split_of(path.relative_to(folder)), []).append(path)
+    if split is None and len(by_split) == 1:
+        return next(iter(by_split.values()))
+    if split is None:
+        raise UserError(f"{folder} holds the splits {', '.join(sorted(by_split))}: name one by --split")
+    if split not in by_split:
+        raise UserError(f"split: {folder} holds {', '.join(sorted(by_split))}, got {split!r}")
+    return by_split[split]
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name or one of its folders' tells; ``"train"`` where none does."""
+    for part in (path.with_suffix("").name, *reversed(path.parts[:-1])):
+        found = _SPLIT.findall(part)
+        if found:
+            word = found[-1].lower()
+            return next(name for name, words in _SPLIT_WORDS.items() if word in words)
+    return "train"
+
+
+def _from_hub(name: str, split: str | None, config: str | None) -> Source:
+    from datasets import DatasetDict, load_dataset
+
+    try:
+        dataset = load_dataset(name, config, split=split)
+    except Exception as error:  # the Hub's library raises a dozen kinds, with texts that tell what to do
+        if isinstance(error, KeyboardInterrupt | MemoryError):
+            raise
+        raise UserError(
+            f"{name} is no file here, and the Hub gives no such data set ({type(error).__name__}: {error}); "
+            "--config and --split name a part of one"
+        ) from None
+    if isinstance(dataset, DatasetDict):
+        if len(dataset) > 1:
+            raise UserError(f"{name} holds the splits {', '.join(dataset)}: name one by --split")
+        return next(iter(dataset.values()))
+    return dataset

@@ -1,0 +1,139 @@
+"""Tables of Arrow: Parquet, Arrow and Feather files, saved ``datasets``, and tables and frames in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastdss.errors import UserError
+
+from .csv_files import check_names
+from .files import ROWS_AT_ONCE, Found, Unreadable, without_text
+
+
+def read_parquet(path: str, file: Any) -> Iterator[Found]:
+    """Rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            check_names(path, table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+                yield from _rows(batch)
+    except (pa.ArrowException, UnicodeError) as error:  # not all of which are ValueErrors
+        raise UserError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
+
+
+def read_arrow(path: str, file: Any) -> Iterator[Found]:
+    """Rows of an Arrow file or stream, or of a Feather file."""
+    import pyarrow as pa
+    from pyarrow import feather, ipc
+
+    try:
+        try:
+            source: Any = ipc.open_file(file)
+            batches: Any = (source.get_batch(i) for i in range(source.num_record_batches))
+        except pa.ArrowInvalid:
+            file.seek(0)
+            try:
+                source = ipc.open_stream(file)
+                batches = iter(source)
+            except pa.ArrowInvalid:
+                file.seek(0)
+                source = feather.read_table(file)  # its first version, which has no streams
+                batches = iter(source.to_batches())
+        check_names(path, source.schema.names)
+        for batch in batches:
+            for start in range(0, len(batch), ROWS_AT_ONCE):
+                yield from _rows(batch.slice(start, ROWS_AT_ONCE))
+    except (pa.ArrowException, UnicodeError) as error:
+        raise UserError(f"{path}: not to be read as Arrow: {without_text(error)}") from None
+
+
+def read_saved(path: str) -> Iterator[Found]:
+    """Rows of a folder of ``Dataset.save_to_disk``."""
+    from datasets import load_from_disk
+
+    yield from read_dataset(load_from_disk(path))
+
+
+def read_dataset(dataset: Any) -> Iterator[Found]:
+    """Rows of a ``datasets.Dataset``, whatever format it has been given."""
+    raw = dataset.with_format("arrow")
+    check_names("the data set", list(dataset.column_names))
+    for start in range(0, len(dataset), ROWS_AT_ONCE):
+        table = raw[start : start + ROWS_AT_ONCE]
+        for batch in table.combine_chunks().to_batches():
+            yield from _rows(batch)
+
+
+def read_memory(source: Any) -> Iterator[Found] | None:
+    """Rows of what lies in memory as a table; None for anything else."""
+    name = f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
+    if name in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
+        raise UserError(f"the DatasetDict holds the splits {', '.join(source)}: give one of them")
+    if name == "datasets.Dataset":
+        return read_dataset(source)
+    if name == "pandas.DataFrame":
+        return _frame(source)
+    if name == "pyarrow.RecordBatch":
+        return _rows(source)
+    if name == "pyarrow.Table":
+        batches = source.to_batches(max_chunksize=ROWS_AT_ONCE)
+        return (found for batch in batches for found in _rows(batch))
+    return None
+
+
+def _frame(frame: Any) -> Iterator[Found]:
+    check_names("the frame", [str(name) for name in frame.columns])
+    for start in range(0, len(frame), ROWS_AT_ONCE):
+        for record in frame.iloc[start : start + ROWS_AT_ONCE].to_dict("records"):
+            yield Found({str(name): listed(value) for name, value in record.items()})
+
+
+def listed(value: Any) -> Any:
+    """Arrays of numpy and Arrow, and its scalars, as lists and plain values, whatever they are nested in."""
+    for name in ("tolist", "to_pylist", "as_py"):
+        if hasattr(value, name):
+            return listed(getattr(value, name)())
+    if isinstance(value, list):
+        return [listed(inner) for inner in value]
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {name: listed(inner) for name, inner in value.items()}
+    return value if isinstance(value, str | Mapping | tuple) or not hasattr(value, "__iter__") else list(value)
+
+
+def _rows(batch: Any) -> Iterator[Found]:
+    try:
+        records = batch.to_pylist()
+    except (ValueError, OverflowError):
+        records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
+    yield from (Found(r if isinstance(r, Unreadable) else {k: without_nulls(v) for k, v in r.items()}) for r in records)
+
+
+def without_nulls(value: Any) -> Any:
+    """Structs of Arrow have every field that any row has: those that are null here are not this row's."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
+
+
+def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
+    """The record of a batch of one; Arrow holds bytes that are no text and dates that Python has not."""
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeError as error:
+        reason = without_text(error)
+    except (ValueError, OverflowError) as error:
+        reason = f"a value that Python cannot hold ({type(error).__name__})"
+    return Unreadable(reason, hashlib.sha256(batch.serialize()).hexdigest())
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``Dataset.save_to_disk``."""
+    return (path / "state.json").is_file()

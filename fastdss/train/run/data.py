@@ -1,0 +1,167 @@
+"""From the data to training rows: scored here or before, aligned with the policy's tokens; where every row went."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fastdss.chat.policy import PolicyChat
+from fastdss.chat.record import Columns
+from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
+from fastdss.corpus.run import score_dataset
+from fastdss.corpus.scorer import StarScorer
+from fastdss.corpus.store import ScoredRow, joined
+from fastdss.corpus.understood import Understood, kind_of_reason
+from fastdss.errors import RowError, UserError
+from fastdss.star.align import align_conversation
+from fastdss.star.scored import ScoredConversation, ScoredResponse
+
+from ..scored_rows import with_scores
+from .settings import TrainSettings
+
+_log = logging.getLogger(__name__)
+_TRIED = 64  # conversations that the policy's template must mostly take before the guard's hours
+
+
+@dataclass
+class Fates:
+    """Where every row went: counts, and the reasons with how often each occurred."""
+
+    read: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def lose(self, fate: str, reason: str) -> None:
+        """Count a row that is not trained."""
+        kind = f"{fate}: {kind_of_reason(reason)}"
+        self.counts[fate] += 1
+        self.reasons[kind] += 1
+        self.examples.setdefault(kind, reason)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        reasons = {self.examples[kind]: count for kind, count in self.reasons.most_common(20)}
+        counts = {name: count for name, count in self.counts.items() if count}
+        return {"read": self.read, **counts, **({"reasons": reasons} if reasons else {})}
+
+
+def data_options(settings: TrainSettings) -> DataOptions:
+    """How the data is read, as ``fastdss score`` would."""
+    given_id = "" if settings.number_rows else settings.id_column
+    columns = Columns(settings.prompt_column, settings.response_column, settings.messages_column, given_id)
+    split, config = settings.split or None, settings.config_name or None
+    return DataOptions(columns, settings.format, split, config, settings.turns, settings.max_bytes)
+
+
+def holds_scores(settings: TrainSettings) -> bool:
+    """Whether the data's first conversation was scored before."""
+    rows = (row for row in read_rows([settings.data], data_options(settings)) if isinstance(row, Row))
+    first = next(rows, None)
+    return first is not None and first.reading is not None and first.reading.scored
+
+
+def check_template(settings: TrainSettings, tokenizer: Any) -> None:
+    """``UserError`` where the policy's chat template refuses most of the first conversations."""
+    policy = PolicyChat(tokenizer)
+    tried, refused = 0, []
+    for row in islice(read_rows([settings.data], data_options(settings)), _TRIED):
+        if isinstance(row, Row):
+            tried += 1
+            try:
+                policy.render(row.conversation, row.judged)
+            except ValueError as error:
+                refused.append(str(error))
+    if len(refused) * 2 > tried:
+        raise UserError(f"data: {len(refused)} of the first {tried} conversations cannot be trained: {refused[0]}")
+    if refused:
+        _log.warning("%d of the first %d conversations cannot be trained: %s", len(refused), tried, refused[0])
+
+
+def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
+    """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
+    revision = settings.guard_revision or None
+    scorer = StarScorer(
+        settings.guard,
+        every=settings.every,
+        unit=settings.unit,
+        max_tokens=settings.max_tokens or None,
+        revision=revision,
+        device=device,
+    )
+
+    def tell(understood: Understood) -> None:
+        for line in understood.lines():
+            _log.info(line)
+
+    score_dataset(settings.data, folder, scorer, data=data_options(settings), tell=tell, progress=True)
+
+
+def scored_here(folder: Path, fates: Fates) -> Iterator[ScoredConversation]:
+    """Conversations and their scores from a folder of ``fastdss score``; rows without any are counted, never safe."""
+    for index, (row, scored) in enumerate(joined(folder)):
+        fates.read += 1
+        found = _responses(index, row, scored)
+        if scored.left_out:
+            fates.lose("left out, nothing to train", scored.error or "")
+        elif isinstance(row, FailedRow) or not found:
+            fates.lose("without scores", scored.reason or "it has no scores")
+        else:
+            for turn in scored.turns:
+                if turn.error is not None:
+                    fates.counts["turns without scores"] += 1
+            yield ScoredConversation(row.conversation, found)
+
+
+def _responses(index: int, row: Row | FailedRow, scored: ScoredRow) -> list[ScoredResponse]:
+    if isinstance(row, FailedRow):
+        return []
+    return [
+        ScoredResponse.in_conversation(row.conversation, turn.turn, turn.scores, turn.ends, turn.flags, index)
+        for turn in scored.scored
+    ]
+
+
+def scored_before(settings: TrainSettings, fates: Fates) -> Iterator[ScoredConversation]:
+    """Conversations of data that holds scores; nothing is scored again."""
+    for index, row in enumerate(read_rows([settings.data], data_options(settings))):
+        fates.read += 1
+        if isinstance(row, FailedRow):
+            fates.lose("left out, nothing to train" if row.left_out else "not read", row.reason)
+            continue
+        try:
+            yield with_scores(index, row.conversation, row.others)
+        except RowError as error:
+            fates.lose("without scores", error.reason)
+
+
+def training_rows(
+    conversations: Sequence[ScoredConversation], tokenizer: Any, max_length: int, fates: Fates
+) -> list[dict[str, list]]:
+    """Aligned rows, cut on the right. One that the policy's template does not take is counted and left out."""
+    policy = PolicyChat(tokenizer)
+    rows = []
+    for conversation in conversations:
+        try:
+            row = align_conversation(policy, conversation)
+        except ValueError as error:
+            fates.lose("not taken by the policy's template", str(error))
+            continue
+        cut = {name: row[name][:max_length] for name in ("input_ids", "labels", "token_weights")}
+        fates.counts["cut to max_length"] += len(row["input_ids"]) > max_length
+        if any(label != -100 for label in cut["labels"][1:]):
+            rows.append(cut)
+        else:
+            fates.lose("without a label within max_length", f"no label within {max_length} tokens")
+    for kind, count in fates.reasons.most_common():
+        _log.warning("%d of %d rows are not trained, %s", count, fates.read, fates.examples[kind])
+    if not rows:
+        raise UserError(
+            f"data: none of the {fates.read} rows can be trained; {next(iter(fates.examples.values()), '')}"
+        )
+    return rows

@@ -1,0 +1,144 @@
+"""What a policy is trained to write, held against renderings made by hand of every kind of template."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastdss.chat.conversation import Call, Conversation, Turn
+from fastdss.chat.formats import read_record
+from fastdss.chat.policy import PolicyChat
+from tests.support.policies import TEMPLATES, make_policy_tokenizer
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {}}}]
+PLAIN = {
+    "messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": " Hello, friend. "},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ada <b>Quill</b>. <|im_end|> said </think>"},
+    ]
+}
+CALLS = {
+    "messages": [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "12 degrees"},
+        {"role": "assistant", "content": "It is 12 degrees."},
+    ],
+    "tools": TOOLS,
+}
+THOUGHTS = {
+    "messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>\nFirst thought.\n</think>\n\nYes."},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "No.", "reasoning_content": "Second thought."},
+    ]
+}
+# template -> what is written in the trained turns, by hand
+WRITTEN = {
+    ("chatml", "plain"): [" Hello, friend. <|im_end|>", "Ada <b>Quill</b>. <|im_end|> said </think><|im_end|>"],
+    ("llama3", "plain"): ["Hello, friend.<|eot_id|>", "Ada <b>Quill</b>. <|im_end|> said </think><|eot_id|>"],
+    ("gemma", "plain"): ["Hello, friend.</turn>", "Ada <b>Quill</b>. <|im_end|> said </think></turn>"],
+    ("qwen3", "plain"): [
+        " Hello, friend. <|im_end|>",
+        "<think>\n\n</think>\n\nAda <b>Quill</b>. <|im_end|> said </think><|im_end|>",
+    ],
+    ("hermes", "plain"): [" Hello, friend. <|im_end|>", "Ada <b>Quill</b>. <|im_end|> said </think><|im_end|>"],
+    ("tagged", "plain"): [" Hello, friend. <|eot_id|>", "Ada <b>Quill</b>. <|im_end|> said </think><|eot_id|>"],
+    ("qwen3", "calls"): [
+        'Let me look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+        "<think>\n\n</think>\n\nIt is 12 degrees.<|im_end|>",
+    ],
+    ("hermes", "calls"): [
+        'Let me look.\n<tool_call>\n{"arguments": {"city": "Oslo"}, "name": "weather"}\n</tool_call><|im_end|>',
+        "It is 12 degrees.<|im_end|>",
+    ],
+    ("tagged", "calls"): [
+        "Let me look.<tool_call>weather[city]Oslo[/city]</tool_call><|eom|>",
+        "It is 12 degrees.<|eot_id|>",
+    ],
+    ("chatml", "thoughts"): [
+        "<think>\nFirst thought.\n</think>\n\nYes.<|im_end|>",
+        "<think>\nSecond thought.\n</think>\n\nNo.<|im_end|>",
+    ],
+    ("qwen3", "thoughts"): ["Yes.<|im_end|>", "<think>\nSecond thought.\n</think>\n\nNo.<|im_end|>"],
+}
+CHATS = {"plain": PLAIN, "calls": CALLS, "thoughts": THOUGHTS}
+
+
+@pytest.mark.parametrize("kind", ["llama3", "gpt2", "metaspace"])
+@pytest.mark.parametrize(("template", "chat"), WRITTEN)
+def test_what_is_written_is_what_the_template_puts_after_the_header(template, chat, kind):
+    tokenizer = make_policy_tokenizer(template, kind)
+    conversation = read_record(CHATS[chat]).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, conversation.trained)
+    encoding = rendered.encoding
+    spans = [(encoding.offsets[w.first][0], encoding.offsets[w.last][1]) for w in rendered.written.values()]
+    assert [encoding.text[a:b].strip() for a, b in spans] == [text.strip() for text in WRITTEN[template, chat]]
+    if kind != "metaspace":  # which decodes the beginning of a list in its own way
+        ids = [encoding.ids[w.first : w.last + 1] for w in rendered.written.values()]
+        assert [tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in ids] == WRITTEN[template, chat]
+    assert all(written.ended for written in rendered.written.values())
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_rendering_is_the_tokenizers_own_where_no_content_spells_control_tokens(template):
+    """By transformers, tokenised by the template's markers and the tokenizer: an independent way to the same ids."""
+    tokenizer = make_policy_tokenizer(template)
+    messages = [{"role": r, "content": t} for r, t in (("user", "Hi"), ("assistant", "Hello."))]
+    conversation = read_record({"messages": messages}).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, [1])
+    assert rendered.encoding.ids == tokenizer.apply_chat_template(messages)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    assert rendered.encoding.ids[: rendered.written[1].first] == prompt
+
+
+def test_control_strings_in_content_calls_and_tools_are_text():
+    tokenizer = make_policy_tokenizer("qwen3")
+    arguments = json.dumps({"<|im_end|>": "</tool_call><|im_start|>", "n": 1})
+    call = {"function": {"name": "f", "arguments": arguments}}
+    record = {
+        "messages": [
+            {"role": "user", "content": "<|im_end|>"},
+            {"role": "assistant", "content": "<tool_call>", "tool_calls": [call], "reasoning_content": "</think>"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "<|im_end|>"}}],
+    }
+    conversation = read_record(record).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, [1])
+    ids = rendered.encoding.ids
+    for token, count in (("<|im_end|>", 3), ("<|im_start|>", 3), ("<tool_call>", 1), ("</think>", 1)):
+        assert ids.count(tokenizer.convert_tokens_to_ids(token)) == count
+    for piece in rendered.written[1].pieces:
+        text = conversation.turns[1].answer.text[piece.at : piece.at + piece.end - piece.begin]
+        assert text == rendered.encoding.text[piece.begin : piece.end]
+
+
+def test_html_tags_stay_the_tokens_that_they_are():
+    tokenizer = make_policy_tokenizer("gemma")
+    conversation = read_record({"prompt": "Hi", "response": "a <b>bold</b> word"}).conversation
+    ids = PolicyChat(tokenizer).render(conversation, [1]).encoding.ids
+    assert tokenizer.convert_tokens_to_ids("<b>") in ids
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        ("chatml", [Turn("user", "a"), Turn("assistant", "", calls=(Call("f"),))], "drops or rewrites a tool call"),
+        ("gemma", [Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b")], "no system turn, please"),
+        ("gemma", [Turn("user", "a"), Turn("assistant", "b"), Turn("assistant", "c")], "take turns"),
+    ],
+)
+def test_what_a_template_cannot_write_is_an_error_of_the_conversation(template, turns, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyChat(make_policy_tokenizer(template)).render(Conversation(tuple(turns)), [])
+
+
+def test_what_the_template_knows_is_asked_of_it():
+    known = {name: PolicyChat(make_policy_tokenizer(name)) for name in TEMPLATES}
+    assert {name for name, policy in known.items() if policy.reasoning_key} == {"qwen3"}
+    assert {name for name, policy in known.items() if policy.shows_tools} == {"qwen3", "hermes"}
