@@ -8,7 +8,8 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: help check unit install install-dev demo test test-guards test-slow mutation oldest lint fuzz sanitize lock sbom bench bench-gpu clean
+.PHONY: help check unit install install-dev demo test test-guards test-slow mutation matrix oldest lint fuzz sanitize lock sbom \
+	bench bench-gpu clean
 
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -60,6 +61,9 @@ test-slow: $(VENV)/.dev  ## kill points, Ray, soaks: minutes each
 
 mutation: $(VENV)/.dev  ## plant every fault and see whether a test notices
 	$(PY) -m tests.mutation --write
+
+matrix: $(VENV)/.dev  ## every model class of transformers against the plain formula; writes docs/models.md
+	OMP_NUM_THREADS=1 $(PY) -m tests.matrix
 
 oldest:  ## the oldest torch, transformers and triton that are supported
 	$(PYTHON) -m venv .oldest

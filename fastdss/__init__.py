@@ -37,7 +37,7 @@ _HOME = {
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
     "pack": "train.collator",
-    "prepare_dss_dataset": "train.collator",
+    "prepare_dss_dataset": "train.prepare",
     "DSSTrainer": "train.trainer",
     "DSSSFTTrainer": "train.sft_trainer",
     "backbone": "models.causal_lm",
@@ -74,10 +74,10 @@ if TYPE_CHECKING:
     from .star.stream import StarStream as StarStream
     from .train.collator import DSSCollator as DSSCollator
     from .train.collator import pack as pack
-    from .train.collator import prepare_dss_dataset as prepare_dss_dataset
     from .train.config import DSSConfig as DSSConfig
     from .train.enable import disable_dss as disable_dss
     from .train.enable import enable_dss as enable_dss
+    from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import add_reference_logprobs as add_reference_logprobs
     from .train.reference import reference_logprobs as reference_logprobs
     from .train.sft_trainer import DSSSFTTrainer as DSSSFTTrainer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
 
+from .probes import evaluating, some_tokens
+
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap", "output_logit_soft_cap")
+_MEASURED = "_dss_logit_scale_and_softcap"
 _SCALING_MULTIPLIES = ("hyperclovax",)  # every other family divides by `logits_scaling`
 
 
@@ -61,24 +66,41 @@ def lm_head(model: Any) -> LMHead:
 
 
 def logit_scale_and_softcap(model: Any) -> tuple[float, float | None]:
-    """What the model's config asks for between its head and its logits; see ``LMHead``."""
-    config = _unwrap(model).config.get_text_config(decoder=True)
+    """What stands between the model's head and its logits, see ``LMHead``: as measured, or as its config asks for."""
+    model = _unwrap(model)
+    if (measured := getattr(model, "__dict__", {}).get(_MEASURED)) is not None:
+        scale, softcap = measured
+        return scale, softcap
+    config = model.config.get_text_config(decoder=True)
     return _logit_scale(config), _softcap(config)
 
 
-@torch.no_grad()
+@contextmanager
+def measuring_scale(model: Any) -> Iterator[list[tuple[float, float | None]]]:
+    """What may stand between head and logits: what the config asks for, or none of it, as some classes around
+    a text model have it (AyaVision). Whatever ``use_scale`` set last stays, unless an error leaves the block."""
+    model = _unwrap(model)
+    model.__dict__.pop(_MEASURED, None)
+    scale, softcap = logit_scale_and_softcap(model)
+    try:
+        yield list(dict.fromkeys([(scale, softcap), (1.0, softcap), (scale, None), (1.0, None)]))
+    except BaseException:
+        model.__dict__.pop(_MEASURED, None)
+        raise
+
+
+def use_scale(model: Any, measured: tuple[float, float | None]) -> None:
+    _unwrap(model).__dict__[_MEASURED] = measured
+
+
 def check_head(model: Any, atol: float = 1e-3) -> None:
     """Raise ``ValueError`` unless backbone, head, scale and softcap give the model's own logits of a few tokens."""
     model = _unwrap(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         head = lm_head(model)
         ids = some_tokens(head.weight.device)
         own = model(input_ids=ids, use_cache=False).logits.float()
         ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    finally:
-        model.train(was_training)
     error = (own - ours).abs().max().item()
     limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
     if not error <= limit:
@@ -88,10 +110,9 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
         )
 
 
-def some_tokens(device: torch.device) -> Tensor:
-    """``[1, 3]`` ids to compare logits on. The first alone may be padding, its embedding zero, and so all it leads to:
-    logits that no scale changes."""
-    return torch.arange(3, device=device)[None]
+def vocabulary(model: Any) -> int:
+    """How many tokens the model's config says it knows."""
+    return int(_unwrap(model).config.get_text_config(decoder=True).vocab_size)
 
 
 def ignores_softcap(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Run an operation on hidden states and the output head *inside* the head's own call.
+"""Run an operation on hidden states and the output head *inside* the head's own call, within the model's own forward.
 
 FSDP2, ZeRO-3 and accelerate bring a head's weights together when the head is called and take them apart afterwards,
 by hooks on that call. So the head's ``forward`` is swapped for the call, and only there is the weight read: the one
@@ -11,30 +11,40 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fastdss.errors import UserError, UserTypeError
+from fastdss.errors import UserTypeError
 
-from .causal_lm import LMHead, lm_head
+from .adapted_head import applied, plain_weight
+from .causal_lm import LMHead, logit_scale_and_softcap
 from .split_params import gather_as_one
 
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
 
-def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor, ...]:
-    """``operation(hidden, head)`` within ``model.get_output_embeddings()(hidden)``.
+def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -> tuple[tuple[Tensor, ...], Any]:
+    """``forward()``, the model's own, with ``operation(hidden, head)`` in place of the product with the output head.
+
+    Returns the operation's results and what the forward returned, whose ``logits`` have no meaning then. So whatever a
+    class does on the way to its head (images laid among the tokens, a transform before the head, auxiliary losses) is
+    done by the class itself, and only the logits are never made.
 
     ``model`` is the bare transformers model (no PEFT or DDP wrapper); ``hidden: [..., D]``. Gradients reach ``hidden``
-    and whatever the weight is made of. Raises ``TypeError`` for a head whose effective weight fastdss cannot read.
+    and whatever the weight is made of. Raises ``TypeError`` for a head whose effective weight fastdss cannot read, and
+    for a forward that does not call its head exactly once.
     """
-    outer = model.get_output_embeddings()
+    outer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if outer is None:
-        raise UserTypeError(f"{type(model).__name__} has no output embeddings")
+        raise UserTypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
+    results: list[tuple[Tensor, ...]] = []
 
-    def forward_of(layer: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        def forward(hidden: Tensor) -> tuple[Tensor, ...]:
-            weight, bias = _effective_weight(layer)
-            return operation(hidden, lm_head(model)._replace(weight=weight, bias=bias))
+    def forward_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        def forward(hidden: Tensor) -> Tensor:
+            states, weight, bias = applied(layer, hidden)
+            scale, softcap = logit_scale_and_softcap(model)
+            results.append(operation(states, LMHead(weight, bias, scale, softcap)))
+            return hidden.new_zeros((*hidden.shape[:-1], 1))
 
         return forward
 
@@ -43,16 +53,32 @@ def call_head(model: Any, operation: Operation, hidden: Tensor) -> tuple[Tensor,
     with ExitStack() as swapped:
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
-        return outer(hidden)
+        returned = forward()
+    if len(results) != 1:
+        raise UserTypeError(
+            f"{type(model).__name__}: expected one call of the output head in a forward, got {len(results)}"
+        )
+    return results[0], returned
 
 
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """The head's weight ``[V, D]`` and bias ``[V]`` as they are with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
-    if hasattr(layer, "modules_to_save"):
+    if hasattr(layer, "modules_to_save") or hasattr(layer, "token_adapter"):
         layer = layer.original_module
-    layer = getattr(layer, "base_layer", layer)
-    return layer.weight, getattr(layer, "bias", None)
+    return plain_weight(getattr(layer, "base_layer", layer))
+
+
+def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """The head's weight and bias as they are in use, adapters folded in; whole, where nothing is split over ranks."""
+    layer = model.get_output_embeddings()
+    if hasattr(layer, "modules_to_save"):
+        active = next((name for name in layer.active_adapters if name in layer.modules_to_save), None)
+        layer = layer.original_module if active is None or layer.disable_adapters else layer.modules_to_save[active]
+    width = plain_weight(getattr(layer, "base_layer", layer))[0].shape[1]
+    device = next(layer.parameters()).device
+    _, weight, bias = applied(layer, torch.zeros((1, width), dtype=model.dtype, device=device))
+    return weight[:, :width], bias
 
 
 def head_trains(model: Any) -> bool:
@@ -63,7 +89,7 @@ def head_trains(model: Any) -> bool:
 def head_is_adapted(model: Any) -> bool:
     """Whether PEFT stands between the output head's original weight and the one in use."""
     layer = model.get_output_embeddings()
-    return hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save")
+    return any(hasattr(layer, name) for name in ("base_layer", "modules_to_save", "token_adapter"))
 
 
 def _layers(outer: Any) -> list[nn.Module]:
@@ -86,40 +112,3 @@ def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
             layer.__dict__[name] = before
         else:
             del layer.__dict__[name]
-
-
-def _effective_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
-    if hasattr(layer, "base_layer"):
-        return _lora_weight(layer)
-    if hasattr(layer, "token_adapter") or not isinstance(getattr(layer, "weight", None), Tensor):
-        raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    if not weight.is_floating_point():
-        raise UserTypeError(
-            f"expected an output head in floating point, got {weight.dtype}: leave the head unquantized"
-        )
-    return weight, bias
-
-
-def _lora_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """``W + scaling * B @ A`` of a LoRA layer: reading ``W`` alone would drop the adapter in silence."""
-    from peft.tuners.lora.layer import Linear
-
-    base = layer.base_layer
-    if not isinstance(layer, Linear):
-        raise UserTypeError(f"the output head carries an adapter that fastdss cannot fold in: {type(layer).__name__}")
-    if layer.merged or layer.disable_adapters:
-        if layer.merged and layer.disable_adapters:
-            raise UserError("the output head's adapter is merged and switched off: unmerge it first")
-        return base.weight, base.bias
-    weight = base.weight
-    for name in (name for name in layer.active_adapters if name in layer.lora_A):
-        dropout = layer.lora_dropout[name]
-        drops = layer.training and getattr(dropout, "p", 0.0) > 0
-        if name in layer.lora_variant or layer.lora_bias.get(name, False) or drops:
-            raise UserTypeError(
-                "an adapter on the output head must be plain LoRA without dropout, bias or variants (DoRA, …): "
-                f"adapter {name!r} is not; take the head out of target_modules or put it in modules_to_save"
-            )
-        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
-    return weight, base.bias

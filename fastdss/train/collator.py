@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,17 +13,12 @@ from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
-from fastdss.optional import require
-from fastdss.star.align import align
-from fastdss.star.scored import ScoredConversation
-
-from .scored_rows import read_scored, scored_rows
+from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS, given_inputs, join_media, join_tokens, token_values
 
 IGNORED = -100
 _ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
-_log = logging.getLogger(__name__)
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
-_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
+COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "input_ids": (torch.long, 0),
     "labels": (torch.long, IGNORED),
     "token_weights": (torch.float32, 1.0),
@@ -36,11 +31,19 @@ class DSSCollator:
     """Examples (one value per token and column) to one batch of tensors ``[B, T]``, or ``[1, T]`` without padding.
 
     Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights`` and
-    ``ref_logprobs``; other columns are left out. A packed example also has ``seq_lengths``, its documents' lengths.
+    ``ref_logprobs``. A packed example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start
+    anew at 0 with each.
 
+    Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
+    model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
+    left out: a row padded on the left is the row without its padding. Other columns are left out.
+
+    model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers see to
+    it. None: all inputs that any model of transformers is known to take of a row.
     padding_free: lay all documents one after the other in a single row, told apart by ``position_ids`` and the
     ``cu_seq_lens_*`` of variable-length attention kernels (sdpa and eager build their mask from ``position_ids``).
-    Needed for packed examples. The first label of a document never counts: no token before it predicts it.
+    Needed for packed examples; not for images. The first label of a document never counts: no token before it predicts
+    it.
 
     With ``token_weights`` the batch also carries ``rows: [R]`` and ``kl_rows``: which rows the loss has to compute
     under this ``kl_scale`` (the model's), known here on the host, so that the loss need not ask the device.
@@ -52,67 +55,175 @@ class DSSCollator:
     kl_scale: float = 0.5
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
+    model_inputs: frozenset[str] | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        names = self._names(examples)
-        columns = {name: [_column(index, name, e[name]) for index, e in enumerate(examples)] for name in names}
-        _refuse_ragged(columns)
-        documents = [self._documents(index, example) for index, example in enumerate(examples)]
-        if not self.padding_free and any(len(lengths) > 1 for lengths in documents):
-            raise UserError("packed examples (seq_lengths) need padding_free=True")
-        columns["labels"] = [_without_firsts(*pair) for pair in zip(columns["labels"], documents, strict=True)]
-        if self.kl_scale > 0 and {"token_weights", "ref_logprobs"} <= columns.keys():
-            _refuse_improbable(columns)
-        batch: dict[str, Any] = {name: self._join(name, rows) for name, rows in columns.items()}
-        width = batch["input_ids"].shape[1]
-        if self.padding_free:
-            batch |= _flat_attention([length for lengths in documents for length in lengths], width)
-        else:
-            lengths = torch.tensor([sum(lengths) for lengths in documents])
-            batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        names = _aligned_names(examples)
+        rows = [read_row(index, example, names, self.model_inputs) for index, example in enumerate(examples)]
+        self._refuse(rows)
+        for row in rows:
+            row.columns["labels"] = _without_firsts(row.columns["labels"], row.documents)
+        if self.kl_scale > 0 and {"token_weights", "ref_logprobs"} <= set(names):
+            _refuse_improbable(rows)
+        total = [len(row) for row in rows]
+        width = sum(total) if self.padding_free else max(total)
+        width += -width % (self.pad_to_multiple_of or 1)
+        batch: dict[str, Any] = {name: self._join(name, rows, width) for name in names}
+        batch |= self._flat_inputs(rows, width) if self.padding_free else _padded_inputs(rows, width)
+        media = sorted({name for row in rows for name in row.media})
+        batch |= join_media([row.media for row in rows], media)
         if "token_weights" in batch:
             live = live_rows(batch["labels"], batch["token_weights"], kl_scale=self.kl_scale, shift=True)
             batch |= {"rows": live.index, "kl_rows": live.kl_rows}
         return batch
 
-    def _names(self, examples: Sequence[Mapping[str, Any]]) -> list[str]:
-        if not examples:
-            raise UserError("examples: expected at least one, got none")
-        names = [name for name in _COLUMNS if name in examples[0]]
-        for index, example in enumerate(examples):
-            for name in ("input_ids", "labels"):
-                if name not in example:
-                    raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
-            if [name for name in _COLUMNS if name in example] != names:
-                raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
-            if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
-                raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
-        return names
-
-    def _documents(self, index: int, example: Mapping[str, Any]) -> list[int]:
-        total = len(example["input_ids"])
-        lengths = [int(length) for length in example.get("seq_lengths", None) or [total]]
-        if sum(lengths) != total or min(lengths) < 1:
-            raise UserError(
-                f"example {index}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1"
-            )
-        return lengths
-
-    def _join(self, name: str, rows: list[Tensor]) -> Tensor:
-        dtype, padding = _COLUMNS[name]
-        rows = [torch.cat(rows)] if self.padding_free else rows
-        width = max(len(row) for row in rows)
-        multiple = self.pad_to_multiple_of or 1
-        width += -width % multiple
-        filler = self.pad_token_id if name == "input_ids" else padding
-        joined = torch.full((len(rows), width), filler, dtype=dtype)
+    def _refuse(self, rows: Sequence[Row]) -> None:
         for index, row in enumerate(rows):
+            if not self.padding_free and len(row.documents) > 1:
+                raise UserError(f"example {index}: packed examples (seq_lengths) need padding_free=True")
+            if self.padding_free and (row.tokens or row.media or row.hidden is not None):
+                within = sorted({*row.tokens, *row.media, *(["attention_mask"] if row.hidden is not None else [])})
+                raise UserError(
+                    f"example {index}: {', '.join(within)}: documents in one row cannot have them, for a model reads "
+                    "them row by row: set padding_free=False and leave the rows unpacked, or drop the column if the "
+                    "model does not need it"
+                )
+            if row.tokens.keys() - {"position_ids"} != rows[0].tokens.keys() - {"position_ids"}:
+                raise UserError(f"example {index} has {sorted(row.tokens)}, example 0 has {sorted(rows[0].tokens)}")
+
+    def _join(self, name: str, rows: Sequence[Row], width: int) -> Tensor:
+        dtype, padding = COLUMNS[name]
+        values = [row.columns[name] for row in rows]
+        values = [torch.cat(values)] if self.padding_free else values
+        joined = torch.full((len(values), width), self.pad_token_id if name == "input_ids" else padding, dtype=dtype)
+        for index, row in enumerate(values):
             joined[index, : len(row)] = row
         return joined
 
+    def _flat_inputs(self, rows: Sequence[Row], width: int) -> dict[str, Any]:
+        lengths = [length for row in rows for length in row.documents]
+        real = {"real_tokens": sum(lengths)} if width > sum(lengths) else {}
+        return _flat_attention(lengths, width) | real
+
+
+@dataclass
+class Row:
+    """An example as tensors, without the padding it came with."""
+
+    columns: dict[str, Tensor]  # of COLUMNS, [T]
+    tokens: dict[str, Tensor]  # further inputs of the model with a value per token, [T, ...]
+    media: dict[str, Any]  # images and the like, as the processor made them
+    documents: list[int]  # lengths
+    hidden: Tensor | None  # the row's own attention_mask where it hides tokens between others
+    kept: slice  # where these tokens stood in the example
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+
+def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken: frozenset[str] | None) -> Row:
+    """``example`` with the columns ``names`` of COLUMNS and the inputs in ``taken`` (None: any known), tight."""
+    where = f"example {index}"
+    for name in names:
+        if example.get(name) is None:
+            raise UserError(f"{where} has no {name!r}; it has {sorted(example)}")
+    columns = {name: _column(index, name, example[name]) for name in names}
+    length = len(columns["input_ids"])
+    for name, column in columns.items():
+        if len(column) != length:
+            raise UserError(f"{where}: expected {length} {name}, got {len(column)}")
+    given = given_inputs(example, None if taken is None else taken | {"attention_mask", "position_ids"})
+    tokens = {name: token_values(where, name, example[name], length) for name in given if name in TOKEN_INPUTS}
+    kept, hidden = _seen(where, tokens.pop("attention_mask", None), columns.get("labels"), length)
+    columns = {name: column[kept] for name, column in columns.items()}
+    tokens = {name: value[kept] for name, value in tokens.items()}
+    documents = _documents(where, example, kept, length)
+    if (positions := tokens.get("position_ids")) is not None and positions.ndim == 1:
+        lengths = _restarts(positions)
+        if lengths is not None and documents not in ([sum(lengths)], lengths):
+            raise UserError(f"{where}: seq_lengths {documents}, but position_ids start anew after {lengths} tokens")
+        if lengths is not None:
+            documents = lengths
+            del tokens["position_ids"]
+    media = {name: example[name] for name in given if name not in TOKEN_INPUTS}
+    return Row(columns, tokens, media, documents, hidden, kept)
+
+
+def _seen(where: str, mask: Tensor | None, labels: Tensor | None, length: int) -> tuple[slice, Tensor | None]:
+    """The tokens between the first and the last that the mask shows, and the mask there if it hides one of them."""
+    if mask is None or bool(mask.all()):
+        return slice(0, length), None
+    if mask.ndim != 1:
+        raise UserError(f"{where}: attention_mask: expected one number per token, got the shape {list(mask.shape)}")
+    shown = mask.nonzero()[:, 0]
+    if not len(shown):
+        raise UserError(f"{where}: attention_mask hides every token: leave the row out")
+    kept = slice(int(shown[0]), int(shown[-1]) + 1)
+    if labels is not None:
+        outside = labels.clone()
+        outside[kept] = IGNORED
+        if (outside != IGNORED).any():
+            at = int((outside != IGNORED).nonzero()[0])
+            raise UserError(f"{where}: labels[{at}] counts, but attention_mask hides the token: expected {IGNORED}")
+    return kept, None if bool(mask[kept].all()) else mask[kept].long()
+
+
+def _documents(where: str, example: Mapping[str, Any], kept: slice, total: int) -> list[int]:
+    given = example.get("seq_lengths", None)
+    lengths = [kept.stop - kept.start] if given is None or not len(given) else [int(length) for length in given]
+    if given is not None and len(given) and kept.stop - kept.start < total:
+        raise UserError(f"{where}: seq_lengths beside an attention_mask that hides tokens: drop one of them")
+    if sum(lengths) != kept.stop - kept.start or min(lengths) < 1:
+        raise UserError(f"{where}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1")
+    return lengths
+
+
+def label_documents(row: Mapping[str, Any]) -> list[list[int]]:
+    """The labels of each document of a row."""
+    labels = [int(label) for label in row.get("labels") or ()]
+    ends = list(accumulate(row.get("seq_lengths") or [len(labels)], initial=0))
+    return [labels[start:end] for start, end in pairwise(ends)]
+
+
+def _restarts(positions: Tensor) -> list[int] | None:
+    """Lengths of documents that count 0, 1, 2, … each; None for any other positions."""
+    starts = (positions == 0).nonzero()[:, 0]
+    if not len(starts) or starts[0] != 0:
+        return None
+    lengths = torch.diff(torch.cat([starts, torch.tensor([len(positions)])]))
+    expected = torch.arange(len(positions)) - torch.repeat_interleave(starts, lengths)
+    return lengths.tolist() if torch.equal(expected, positions.long()) else None
+
+
+def _padded_inputs(rows: Sequence[Row], width: int) -> dict[str, Any]:
+    mask = (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
+    for index, row in enumerate(rows):
+        if row.hidden is not None:
+            mask[index, : len(row)] = row.hidden
+    inputs: dict[str, Any] = {"attention_mask": mask}
+    for name in sorted({name for row in rows for name in row.tokens}):
+        values = [row.tokens[name] if name in row.tokens else torch.arange(len(row)) for row in rows]  # positions
+        inputs[name] = join_tokens(name, values, width)
+    return inputs
+
+
+def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not examples:
+        raise UserError("examples: expected at least one, got none")
+    names = [name for name in COLUMNS if name in examples[0]]
+    for index, example in enumerate(examples):
+        for name in ("input_ids", "labels"):
+            if name not in example:
+                raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
+        if [name for name in COLUMNS if name in example] != names:
+            raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
+        if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
+            raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
+    return names
+
 
 def _column(index: int, name: str, values: Any) -> Tensor:
-    dtype = _COLUMNS[name][0]
+    dtype = COLUMNS[name][0]
     try:
         tensor = torch.as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
@@ -124,23 +235,17 @@ def _column(index: int, name: str, values: Any) -> Tensor:
     return tensor.to(dtype)
 
 
-def _refuse_ragged(columns: Mapping[str, list[Tensor]]) -> None:
-    for name, rows in columns.items():
-        for index, (row, ids) in enumerate(zip(rows, columns["input_ids"], strict=True)):
-            if len(row) != len(ids):
-                raise UserError(f"example {index}: expected {len(ids)} {name}, got {len(row)}")
-
-
-def _refuse_improbable(columns: Mapping[str, list[Tensor]]) -> None:
+def _refuse_improbable(rows: Sequence[Row]) -> None:
     """One NaN would make the model NaN at the next step, and negative log-likelihoods pull it to another reference."""
     names = "labels", "token_weights", "ref_logprobs"
-    for index, (labels, weights, logprobs) in enumerate(zip(*(columns[name] for name in names), strict=True)):
+    for index, row in enumerate(rows):
+        labels, weights, logprobs = (row.columns[name] for name in names)
         bad = (labels != IGNORED) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
         if bad.any():
             at = int(bad.nonzero()[0])
             raise UserError(
-                f"example {index}: ref_logprobs[{at}] = {logprobs[at].item()}: must be a log-probability, "
-                "finite and not above 0"
+                f"example {index}: ref_logprobs[{at + row.kept.start}] = {logprobs[at].item()}: must be a "
+                "log-probability, finite and not above 0"
             )
 
 
@@ -168,14 +273,42 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
 def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list]]:
     """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
 
-    All aligned columns travel together and no example is cut; one longer than ``max_length`` raises ``ValueError``.
-    Each row has ``seq_lengths``.
+    All aligned columns travel together and no example is cut; one longer than ``max_length`` raises ``ValueError``, as
+    does one with images, which a packed row cannot have. Each row has ``seq_lengths``.
     """
+    tight = [_unpadded(index, example) for index, example in enumerate(examples)]
+    for members in _bins([len(example["input_ids"]) for example in tight], max_length):
+        chosen = [tight[index] for index in members]
+        packed: dict[str, list] = {name: [value for example in chosen for value in example[name]] for name in chosen[0]}
+        packed["seq_lengths"] = [len(example["input_ids"]) for example in chosen]
+        yield packed
+
+
+def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The example's aligned columns without the padding that its attention_mask hides."""
+    if media := [name for name in MEDIA_INPUTS if example.get(name) is not None]:
+        raise UserError(f"example {index}: {', '.join(sorted(media))}: rows with images cannot be packed: pad them")
+    names = [name for name in example if name in COLUMNS or name in TOKEN_INPUTS]
+    names = [name for name in names if example[name] is not None]
+    length = len(example["input_ids"])
+    mask = example.get("attention_mask")
+    values = None if mask is None else token_values(f"example {index}", "attention_mask", mask, length)
+    kept, hidden = _seen(f"example {index}", values, torch.as_tensor(example["labels"]), length)
+    if hidden is not None:
+        raise UserError(f"example {index}: attention_mask hides tokens between others: such a row cannot be packed")
+    positions = example.get("position_ids")
+    if positions is not None and _restarts(torch.as_tensor(positions[kept])) != [kept.stop - kept.start]:
+        raise UserError(f"example {index}: position_ids other than 0, 1, 2, …: it cannot be packed (again)")
+    return {name: example[name][kept] for name in names if name not in ("attention_mask", "position_ids")}
+
+
+def _bins(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Indices of rows that share a bin: best fit, longest first."""
     members: list[list[int]] = []
     rows_with: dict[int, list[int]] = {}  # room left -> rows
     rooms: list[int] = []  # the keys of rows_with, ascending
-    for index in sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"])):
-        length = len(examples[index]["input_ids"])
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
         if length > max_length:
             raise UserError(f"example {index}: expected at most max_length = {max_length} tokens, got {length}")
         at = bisect_left(rooms, length)
@@ -192,96 +325,4 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
             rows_with[room - length] = []
             insort(rooms, room - length)
         rows_with[room - length].append(row)
-    for row_members in members:
-        chosen = [examples[index] for index in row_members]
-        packed: dict[str, list] = {
-            name: [value for example in chosen for value in example[name]] for name in _COLUMNS if name in chosen[0]
-        }
-        packed["seq_lengths"] = [len(example["input_ids"]) for example in chosen]
-        yield packed
-
-
-def prepare_dss_dataset(
-    scored: Any,
-    tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    packing: bool = False,
-    template: str | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    across: str = "last",
-) -> Any:
-    """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
-
-    scored: ``StarScores``, or rows (a ``Dataset`` or a sequence of mappings) of conversations in any known format with
-    the scorer's column ``star``, as ``fastdss merge`` and ``StarScorer`` write it (or ``scores``, ``ends`` and
-    ``flags`` of the last turn). A conversation is one row, with labels on all its judged turns. ``template``,
-    ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
-
-    max_length: rows are cut on the right after tokens and weights were aligned, so each token keeps its own weight;
-    rows that are left without any label that counts are dropped, and how many is logged.
-    packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
-    ``DSSCollator(padding_free=True)``.
-
-    Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
-    """
-    require("prepare_dss_dataset", "train", "datasets")
-    from datasets import Dataset
-
-    if packing and max_length is None:
-        raise UserError("packing needs max_length, got None")
-    options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
-
-    def tokenised(rows: Sequence[ScoredConversation], first: int = 0) -> list[dict[str, list]]:
-        aligned = align(rows, tokenizer, max_length=max_length, first_row=first, **options)
-        return [{name: row[name] for name in ("input_ids", "labels", "token_weights")} for row in aligned]
-
-    def tokenised_columns(batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        rows = enumerate(_rows(batch), indices[0])
-        return _columns(tokenised([read_scored(index, row) for index, row in rows], indices[0]))
-
-    if isinstance(scored, Dataset):
-        prepared = scored.map(tokenised_columns, with_indices=True, batched=True, remove_columns=scored.column_names)
-    else:
-        prepared = Dataset.from_dict(_columns(tokenised(list(scored_rows(scored)))))
-    prepared = _drop_unlabelled(prepared, max_length)
-    if packing:
-        assert max_length is not None
-        prepared = pack_dataset(prepared, max_length)
-    return prepared
-
-
-def truncate_dataset(dataset: Any, max_length: int) -> Any:
-    """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
-    names = [name for name in _COLUMNS if name in dataset.column_names]
-
-    def cut(*values: list) -> dict[str, list]:
-        return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
-
-    return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
-
-
-def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
-    kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if len(kept) < len(dataset):
-        lost = len(dataset) - len(kept)
-        _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
-    return kept
-
-
-def pack_dataset(dataset: Any, max_length: int) -> Any:
-    """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
-    names = [name for name in _COLUMNS if name in dataset.column_names]
-
-    def packed(batch: Mapping[str, list]) -> dict[str, list]:
-        return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
-
-    return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=dataset.column_names)
-
-
-def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    return members

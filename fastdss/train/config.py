@@ -21,6 +21,7 @@ class DSSConfig:
         kl_scale: the KL term's factor, lambda in the paper.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
         chunk_bytes: bound of the slab of logits; None leaves it to the device.
+        label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
         filter_eps: threshold below which columns are left out of the head's products; None is exact.
 
     Raises:
@@ -31,6 +32,7 @@ class DSSConfig:
     kl_scale: float = 0.5
     backend: Backend = "auto"
     chunk_bytes: int | None = None
+    label_smoothing: float = 0.0
     filter_eps: float | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class DSSConfig:
         if self.chunk_bytes is not None and not 0 < self.chunk_bytes < math.inf:
             raise UserError(f"chunk_bytes: expected a positive number, got {self.chunk_bytes}")
         check_filter_eps(self.filter_eps)
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
         object.__setattr__(self, "kl", KL(self.kl))
 
     @property

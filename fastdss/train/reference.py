@@ -9,8 +9,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,16 @@ from torch import Tensor
 
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.inputs import given_inputs, input_names
+from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
 
-from .collator import DSSCollator
+from .collator import DSSCollator, read_row
 from .enable import bare_model, disable_dss, dss_config, enable_dss
 
 _log = logging.getLogger(__name__)
-_FORMAT = "fastdss reference 1"
+_FORMAT = "fastdss reference 2"
 _COLUMN = "ref_logprobs"
 
 
@@ -46,7 +49,8 @@ def reference_logprobs(
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
 
     model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
-    dataset: rows with ``input_ids`` and ``labels``, packed ones with ``seq_lengths``.
+    dataset: rows with ``input_ids`` and ``labels``, packed ones with ``seq_lengths``, whose documents are computed one
+    by one; and what else the model takes of a row (images, token types, …; see ``DSSCollator``).
     batch_tokens: tokens (padding included) of one forward.
     cache_dir: finished parts of ``part_rows`` rows are kept there under a hash of their content, the model's weights
     and the precision: a second run reads them, an interrupted one goes on, edited data is computed anew. ``model_id``
@@ -65,7 +69,7 @@ def reference_logprobs(
             rows = [dataset[index] for index in part]
             known = cache.load(rows) if cache else None
             if known is None:
-                known = _compute(model, rows, batch_tokens)
+                known = _compute(model, rows, part.start, batch_tokens)
                 for index, row in zip(part, known, strict=True):
                     if not row.isfinite().all():
                         raise UserError(f"row {index}: the reference's log-probabilities are not finite")
@@ -91,29 +95,51 @@ def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
     return dataset.add_column(_COLUMN, values, feature=Features({_COLUMN: List(Value("float32"))})[_COLUMN])
 
 
-def _compute(model: Any, rows: list[Mapping[str, Any]], batch_tokens: int) -> list[Tensor]:
+def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int) -> list[Tensor]:
     """Log-probabilities of one part's rows; every rank runs the same number of forwards, as FSDP needs."""
-    packed = any(row.get("seq_lengths") is not None for row in rows)
-    collate = DSSCollator(pad_token_id=0, padding_free=packed)
-    batches = _batches([len(row["input_ids"]) for row in rows], batch_tokens)
+    taken = input_names(bare_model(model))
+    documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
+    collate = DSSCollator(pad_token_id=0, model_inputs=taken)
+    batches = _batches([document.length for document in documents], batch_tokens)
     device = bare_model(model).get_input_embeddings().weight.device
     mine: dict[int, Tensor] = {}
     for first in range(0, len(batches), _world_size()):
         at = first + _rank()
         members = batches[at if at < len(batches) else first]  # a spare rank repeats one; its answer is left out
-        chosen = [{name: rows[i][name] for name in _columns(rows[i])} for i in members]
-        batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in collate(chosen).items()}
+        batch = collate([documents[i].columns for i in members])
+        batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
         answers = model(**batch, dss_ask="logprobs").logprobs.float().cpu()
         if at < len(batches):
-            lengths = [len(rows[i]["input_ids"]) for i in members]
-            split = answers[0, : sum(lengths)].split(lengths) if packed else answers
-            mine |= {i: values[:length].clone() for i, values, length in zip(members, split, lengths, strict=True)}
+            mine |= {i: values[: documents[i].length].clone() for i, values in zip(members, answers, strict=True)}
     gathered = _gather(mine)
-    return [next(answers[i] for answers in gathered if i in answers) for i in range(len(rows))]
+    found = [torch.zeros(len(row["input_ids"])) for row in rows]
+    for i, document in enumerate(documents):
+        place = slice(document.start, document.start + document.length)
+        found[document.row][place] = next(answers[i] for answers in gathered if i in answers)
+    return found
 
 
-def _columns(row: Mapping[str, Any]) -> list[str]:
-    return [name for name in ("input_ids", "labels", "seq_lengths") if row.get(name) is not None]
+class _Document(NamedTuple):
+    columns: dict[str, Any]
+    row: int  # of the part
+    start: int
+    length: int
+
+
+def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str]) -> list[_Document]:
+    """The row without its padding, or each document packed in it on its own: so no class can read across them."""
+    read = read_row(index, row, ("input_ids", "labels"), taken)
+    if len(read.documents) == 1:
+        columns = read.columns | read.tokens | read.media
+        columns |= {} if read.hidden is None else {"attention_mask": read.hidden}
+        return [_Document(columns, at, read.kept.start, len(read))]
+    if others := [*read.tokens, *read.media, *([] if read.hidden is None else ["attention_mask"])]:
+        raise UserError(f"row {index}: {', '.join(others)}: expected none in a row of several documents")
+    ends = list(accumulate(read.documents, initial=0))
+    return [
+        _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
+        for start, end in pairwise(ends)
+    ]
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
@@ -130,15 +156,13 @@ def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
     """DSS on for the while, evaluation mode, no gradients; everything as before afterwards."""
-    was_training, was_enabled = model.training, dss_config(model) is not None
+    was_enabled = dss_config(model) is not None
     if not was_enabled:
         enable_dss(model)
-    model.eval()
     try:
-        with torch.no_grad(), layers_gathered(bare_model(model)):
+        with evaluating(model), layers_gathered(bare_model(model)):
             yield
     finally:
-        model.train(was_training)
         if not was_enabled:
             disable_dss(model)
 
@@ -152,7 +176,7 @@ class _Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass  # unwritable: say so before the work, not after
-        self.model = _fingerprint(model, model_id)
+        self.model, self.inputs = _fingerprint(model, model_id), input_names(bare_model(model))
 
     def load(self, rows: list[Mapping[str, Any]]) -> list[Tensor] | None:
         """The part's stored answers, the same on every rank; None where there are none or they are damaged."""
@@ -171,7 +195,11 @@ class _Cache:
     def _path(self, rows: list[Mapping[str, Any]]) -> Path:
         content = hashlib.sha256(self.model.encode())
         for row in rows:
-            content.update(json.dumps([list(map(int, row[name])) for name in _columns(row)]).encode())
+            for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
+                if row.get(name) is not None:
+                    value = torch.as_tensor(row[name]).contiguous()
+                    content.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                    content.update(value.flatten().view(torch.uint8).numpy().data)
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path, lengths: list[int]) -> list[Tensor] | None:

@@ -7,18 +7,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.models.experts import set_coefficient
+from fastdss.models.inputs import input_names
 
-from .collator import DSSCollator, pack_dataset, prepare_dss_dataset, truncate_dataset
+from .agreement import agreed_config
+from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model
+from .prepare import column_names, pack_dataset, prepare_dss_dataset, truncate_dataset
 from .scored_rows import holds_scores
-from .trainer import ShapedTraining, agreed_config
+from .trainer import ShapedTraining
 
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
 
@@ -64,7 +68,7 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         agreed = agreed_config(model, config, said, ref_model)
         super().__init__(model, *args, **kwargs)
         if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
-            bare_model(self.model).router_aux_loss_coef = self.router_aux_loss_coef
+            set_coefficient(bare_model(self.model), self.router_aux_loss_coef)
         own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
@@ -73,8 +77,10 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 kl_scale=agreed.kl_scale,
                 padding_free=self.padding_free,
                 pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
+                model_inputs=input_names(bare_model(self.model)),
             )
         self._set_up_dss(ref_model)
+        self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
     def _prepare_dataset(
         self,
@@ -150,9 +156,9 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, Dataset | IterableDataset):
             raise UserTypeError(
-                f"{name}: scored and prepared rows must be a datasets.Dataset, got {type(dataset).__name__}"
+                f"{name}: of scored rows expected a Dataset or an IterableDataset, got {type(dataset).__name__}"
             )
         if formatting_func is not None:
             raise UserError(f"{name}: formatting_func would change the text that was scored: leave it unset")
@@ -180,7 +186,4 @@ def _ungathered(accelerator: Any) -> Iterator[None]:
 
 
 def _columns(dataset: Any) -> list[str]:
-    if dataset is None:
-        return []
-    names = getattr(dataset, "column_names", None)
-    return list(next(iter(dataset))) if names is None else list(names)
+    return [] if dataset is None else column_names(dataset)

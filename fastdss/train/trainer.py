@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,20 @@ from torch import Tensor
 from transformers import Trainer
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.models.causal_lm import logit_scale_and_softcap
-from fastdss.models.head_call import head_is_adapted, head_trains, original_head
+from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
+from fastdss.models.experts import coefficient
+from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
+from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
 
-from .collator import DSSCollator, prepare_dss_dataset
+from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
+from .agreement import agree_on_smoothing, agreed_config, enabled_init, fuses_head, without_smoother
+from .collator import DSSCollator
 from .config import DSSConfig
-from .enable import bare_model, dss_config, enable_dss
+from .enable import bare_model, check_packing, dss_config, enable_dss
+from .prepare import prepare_dss_dataset
 from .scored_rows import holds_scores
+from .trainer_data import default_collator, tell_unstopped
 
 _log = logging.getLogger(__name__)
 _DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer's positional arguments
@@ -34,27 +40,34 @@ class ShapedTraining:
     """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
 
     _dss_reference: Any = None
+    _dss_own_mean = False  # the class divides its own loss by the labels of its own batch
     _dss_told_unshaped = False
 
     def _set_up_dss(self: Any, ref_model: Any) -> None:
         """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
         args = self.args
-        if args.label_smoothing_factor or self.compute_loss_func is not None:
+        if self.compute_loss_func is not None:
             raise UserError(
-                "label_smoothing_factor and compute_loss_func never see token_weights: leave them unset, "
-                f"got {args.label_smoothing_factor} and {self.compute_loss_func!r}"
+                f"compute_loss_func never sees token_weights: leave it unset, got {self.compute_loss_func!r}"
             )
-        if args.use_liger_kernel:
+        agree_on_smoothing(self.model, args.label_smoothing_factor)
+        if args.use_liger_kernel and fuses_head(args.liger_kernel_config):
             raise UserError(
-                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, "
-                f"got {args.use_liger_kernel!r}"
+                "use_liger_kernel replaces the model's forward and with it DSS: leave it False, or set "
+                "liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}, "
+                f"got {args.liger_kernel_config!r}"
             )
         if args.n_gpu > 1:
             raise UserError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
         parallel = getattr(self.accelerator, "parallelism_config", None)
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
+        self._dss_own_mean = not self.model_accepts_loss_kwargs
+        self.model_accepts_loss_kwargs = True  # the shaped loss divides by all labels of a step, whatever the class
         config, collator = dss_config(self.model), self.data_collator
+        if isinstance(collator, DSSCollator) and collator.padding_free:
+            check_packing(self.model)
+        tell_unstopped(self)
         if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and config is not None and config.kl_scale:
             raise UserError(
                 f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
@@ -80,7 +93,7 @@ class ShapedTraining:
         if ref_model == "adapter":
             if not hasattr(self.model, "disable_adapter"):
                 raise UserTypeError(f"ref_model='adapter' needs a PEFT model, got {type(self.model).__name__}")
-            return ref_model
+            return self._start_reference()
         if not isinstance(ref_model, torch.nn.Module):
             raise UserTypeError(f"ref_model: expected None, 'adapter' or a model, got {type(ref_model).__name__}")
         if bare_model(ref_model) is bare_model(self.model):
@@ -91,8 +104,36 @@ class ShapedTraining:
             raise UserError(
                 "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
             )
+        ours, theirs = vocabulary(bare_model(self.model)), vocabulary(bare_model(ref_model))
+        config = dss_config(self.model)
+        if ours != theirs and config is not None and config.needs_logits:
+            raise UserError(
+                f"ref_model: kl={str(config.kl)!r} compares whole vocabularies: expected {ours} tokens, got {theirs}; "
+                "take k1, k2 or k3, or resize the reference too"
+            )
         ref_model.requires_grad_(False).eval().to(self.args.device)
         return enable_dss(ref_model)
+
+    def _start_reference(self: Any) -> Any:
+        """The adapters switched off where that is the model before training; else a copy of all that trains."""
+        peft_model = bare_peft(self.model)
+        why = adapter_off_is_not_the_start(peft_model, bare_model(self.model))
+        if why is None:
+            return "adapter"
+        state = self.accelerator.state
+        zero3 = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) == 3
+        if zero3 or getattr(state, "fsdp_plugin", None) is not None:
+            raise UserError(
+                f"ref_model='adapter': {why}, so the reference is a copy of the model before training, and none can be "
+                "kept of weights that are split over ranks: compute ref_logprobs once before training"
+            )
+        start = StartCopy(peft_model)
+        _log.warning(
+            "ref_model='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
+            why,
+            start.numbers,
+        )
+        return start
 
     def compute_loss(
         self: Any,
@@ -109,12 +150,24 @@ class ShapedTraining:
             inputs = inputs | live if refers else inputs
         if not shaped:
             self._tell_unshaped(inputs)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
-        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+        with without_smoother(self):
+            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _unshaped_loss(
+        self: Any, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Tensor | int | None
+    ) -> Any:
+        own = super().compute_loss  # type: ignore[misc]
+        if not self._dss_own_mean:
+            return own(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = own(model, inputs, True, None)
+        if self.model.training:  # Trainer believes that it is divided by all labels of the step
+            loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
@@ -131,33 +184,45 @@ class ShapedTraining:
         scaled = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
         times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        return bare_model(self.model).router_aux_loss_coef * (1 / steps - times) * aux_loss
+        return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
     def _reference_module(self: Any, model: Any) -> Any:
-        return model if self._dss_reference == "adapter" else self._dss_reference
+        return model if self._refers_to_policy() else self._dss_reference
+
+    def _refers_to_policy(self: Any) -> bool:
+        return self._dss_reference == "adapter" or isinstance(self._dss_reference, StartCopy)
 
     @torch.no_grad()
     def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters."""
-        adapter = self._dss_reference == "adapter"
+        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters.
+
+        Of another vocabulary, whose head the loss could not lay beside the policy's, its labels' log-probabilities.
+        """
+        policy = self._refers_to_policy()
         asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
         reference = self._reference_module(model)
-        was_training = reference.training
-        reference.eval()
-        try:
-            # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-            precision = without_adapter(bare_peft(model)) if adapter else self.accelerator.autocast()
-            with precision, layers_gathered(bare_model(reference)):
-                hidden = reference(**asked, dss_ask="hidden").hidden
-        finally:
-            reference.train(was_training)
-        bare, found = bare_model(reference), {"ref_hidden": hidden}
-        if not adapter or head_trains(bare) or head_is_adapted(bare):
-            weight, bias = original_head(bare)
-            found["ref_lm_head"] = whole(weight, hidden.dtype)
-            found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype)
-            found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
+        bare = bare_model(reference)
+        # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+        with evaluating(reference), self._as_reference(model), layers_gathered(bare):
+            if not policy and vocabulary(bare) != vocabulary(bare_model(model)):
+                return {"ref_logprobs": reference(**asked, labels=inputs["labels"], dss_ask="logprobs").logprobs}
+            hidden = reference(**asked, dss_ask="hidden").hidden
+            found = {"ref_hidden": hidden}
+            if not policy or head_trains(bare) or head_is_adapted(bare):
+                start = isinstance(self._dss_reference, StartCopy)
+                weight, bias = current_head(bare) if start else original_head(bare)
+                found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
+                found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
+                found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
+
+    def _as_reference(self: Any, model: Any) -> AbstractContextManager[Any]:
+        if isinstance(self._dss_reference, StartCopy):
+            return self._dss_reference.restored()
+        if self._dss_reference == "adapter":
+            return without_adapter(bare_peft(model))
+        precision: AbstractContextManager[Any] = self.accelerator.autocast()
+        return precision
 
     def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
@@ -287,10 +352,18 @@ class DSSTrainer(ShapedTraining, Trainer):
 
     def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:
         model = args[0] if args else kwargs.get("model")
-        if model is None:
-            raise UserError("model: expected a causal LM (model_init would make models without DSS)")
         said = DSSConfig.taken_from(kwargs)
-        agreed = agreed_config(model, config, said, ref_model)
+        if model is not None:
+            agreed = agreed_config(model, config, said, ref_model)
+        elif kwargs.get("model_init") is not None:
+            if ref_model == "adapter":
+                raise UserError("ref_model='adapter' needs the one model that is trained: pass model, not model_init")
+            agreed = (config or DSSConfig()).with_said(**said)
+            smoothing = getattr(args[1] if len(args) > 1 else kwargs.get("args"), "label_smoothing_factor", 0.0)
+            agreed = agreed if agreed.label_smoothing else replace(agreed, label_smoothing=smoothing)
+            kwargs["model_init"] = enabled_init(kwargs["model_init"], agreed)
+        else:
+            raise UserError("model: expected a causal LM, or model_init, got neither")
         args, kwargs = _with_prepared(args, kwargs)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
@@ -324,65 +397,6 @@ def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
     return prepare_dss_dataset(dataset, tokenizer)
 
 
-def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:
-    """The model's configuration, enabled here if it was not; refuses contradictions, and full KL without a reference.
-
-    said: the shortcuts among a trainer's keywords.
-    """
-    known = dss_config(model)
-    if known is None:
-        known = dss_config(enable_dss(model, config, **said))
-        assert known is not None
-    elif differing := known.contradicted(config, **said):
-        here = (config or known).with_said(**said)
-        words = [f"{n}: expected {getattr(known, n)} as in enable_dss, got {getattr(here, n)}" for n in differing]
-        raise UserError(f"{'; '.join(words)}: say it once")
-    if known.needs_logits and ref_model is None:
-        raise UserError(f"kl={str(known.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model")
-    return known
-
-
-def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
-    """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
-    dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
-    dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-    columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, Sized) and len(dataset):  # data that streams may not know its columns
-        columns = list(dataset[0])  # type: ignore[index]
-    tokenizer = trainer.processing_class
-    pad = getattr(tokenizer, "pad_token_id", None)
-    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
-    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free="seq_lengths" in (columns or ()))
-
-
 def _with_loss(found: dict[str, float]) -> dict[str, float]:
     """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
     return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}
-
-
-@contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
-    """``model.disable_adapter()``, but what trains stays as it is.
-
-    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
-    their gradients off the first call.
-    """
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore() -> None:
-        for parameter, before in trains:
-            parameter.requires_grad_(before)
-
-    try:
-        with model.disable_adapter():
-            restore()
-            yield
-    finally:
-        restore()
-
-
-def bare_peft(model: Any) -> Any:
-    """The PEFT model within DDP or ``torch.compile``."""
-    while not hasattr(model, "disable_adapter"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
-    return model

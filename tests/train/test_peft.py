@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastdss.models.head_call import call_head, head_trains, original_head
-from fastdss.train.enable import bare_model, disable_dss, enable_dss
+from fastdss.models.adapted_head import applied
+from fastdss.models.head_call import current_head, head_trains, original_head
+from fastdss.train.enable import bare_model, enable_dss
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
@@ -78,8 +79,7 @@ def test_the_head_weight_is_the_effective_one():
     bare = bare_model(model)
     hidden = torch.randn(2, 32, dtype=torch.float64)
     expected = model.get_output_embeddings()(hidden)
-    (logits,) = call_head(bare, lambda hidden, head: (head.logits(hidden),), hidden)
-    assert torch.allclose(logits, expected, atol=1e-12)
+    assert torch.allclose(hidden @ current_head(bare)[0].T, expected, atol=1e-12)
     assert not torch.allclose(hidden @ original_head(bare)[0].T, expected, atol=1e-3), "the adapter does nothing"
     model.merge_adapter()
     enable_dss(model)
@@ -88,17 +88,78 @@ def test_the_head_weight_is_the_effective_one():
     assert model(**batch).loss.item() == pytest.approx(merged, abs=1e-10)
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
-def test_adapters_on_the_head_that_cannot_be_folded_in_are_refused(options):
-    if "lora_bias" in options:
-        model = peft.get_peft_model(
-            tiny_model("Phi"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], **options)
-        ).double()
-    else:
-        model = adapted(target_modules=["lm_head"], **options)
-    with pytest.raises(TypeError, match="plain LoRA"):
-        enable_dss(model.train(), check=False)(**tiny_batch())
-    disable_dss(model)
+HEADS = {
+    "dropout": {"lora_dropout": 0.3},
+    "DoRA": {"use_dora": True},
+    "DoRA with dropout": {"use_dora": True, "lora_dropout": 0.3},
+    "bias": {"lora_bias": True},
+    "bias and dropout": {"lora_bias": True, "lora_dropout": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_adapters_on_the_head_in_training_mode(name):
+    """The same seed drops the same states, in PEFT's forward and in ours."""
+    family = "Phi" if "bias" in name else "Llama"  # whose head has a bias
+    model, batch = adapted(family, target_modules=["lm_head"], **HEADS[name]), tiny_batch()
+    model.train()
+    enable_dss(model)
+    torch.manual_seed(7)
+    expected = plain_loss(own_logits(model, batch), batch)
+    truth = gradients(model, expected)
+    torch.manual_seed(7)
+    output = model(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert_same(gradients(model, output.loss), truth)
+    model.eval()
+    assert model(**batch).loss.item() == pytest.approx(plain_loss(own_logits(model, batch), batch).item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "OFTConfig"])
+def test_other_adapters_on_the_head(kind):
+    options = {"IA3Config": {"feedforward_modules": []}, "OFTConfig": {"oft_block_size": 8}}.get(kind, {})
+    config = getattr(peft, kind)(target_modules=["lm_head"], **options)
+    model, batch = peft.get_peft_model(tiny_model(), config).double(), tiny_batch()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    expected = plain_loss(own_logits(model, batch), batch)
+    truth = gradients(model, expected)
+    output = enable_dss(model)(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-8)
+    assert_same(gradients(model, output.loss), truth, 1e-7)
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    class Wrapped(torch.nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer = base_layer
+
+        def forward(self, hidden):
+            return self.base_layer(hidden).sin()
+
+    with pytest.raises(TypeError, match="expected a linear output head, got Wrapped"):
+        applied(Wrapped(torch.nn.Linear(4, 6)), torch.randn(2, 4))
+
+
+def test_parameters_as_targets():
+    """Experts are parameters, not layers; PEFT wraps them by target_parameters."""
+    model, batch = tiny_model("Mixtral"), tiny_batch()
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"], init_lora_weights=False
+    )
+    model = peft.get_peft_model(model, config).double()
+    aux = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True
+    ).aux_loss
+    expected = plain_loss(own_logits(model, batch), batch) + 0.1 * aux
+    truth = gradients(model, expected)
+    assert any("experts" in name for name in truth)
+    output = enable_dss(model)(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert_same(gradients(model, output.loss), truth, 1e-6)
 
 
 def test_prompt_learning_is_refused():
@@ -107,8 +168,21 @@ def test_prompt_learning_is_refused():
         enable_dss(peft.get_peft_model(tiny_model(), config))
 
 
-def test_trainable_tokens_on_a_tied_head_are_refused():
+def test_prompt_learning_added_later_is_refused():
+    """PEFT's prompt tuning lengthens inputs and labels, its prefix tuning brings a cache."""
+    for config in (
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    ):
+        model = peft.get_peft_model(enable_dss(tiny_model()), config)
+        with pytest.raises(ValueError, match="prompt learning adds tokens that have no weight"):
+            model(**tiny_batch())
+
+
+def test_trainable_tokens_on_a_tied_head():
     config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[5, 6])
-    model = peft.get_peft_model(tiny_model("Qwen3"), config).double()
-    with pytest.raises(TypeError, match="cannot fold in"):
-        enable_dss(model)
+    model, batch = peft.get_peft_model(tiny_model("Qwen3"), config).double(), tiny_batch()
+    batch["labels"][:, 4:6] = torch.tensor([5, 6])
+    truth = gradients(model, plain_loss(own_logits(model, batch), batch))
+    assert [name for name in truth if "trainable_tokens_delta" in name]
+    assert_same(gradients(model, enable_dss(model)(**batch).loss), truth)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from fastdss.train.collator import pack_dataset, prepare_dss_dataset, truncate_dataset
+from fastdss.train.prepare import pack_dataset, prepare_dss_dataset, truncate_dataset
 from tests.support.scored import by_fields
 from tests.support.tiny_models import scored_rows, tiny_tokenizer
 

@@ -10,8 +10,9 @@ trl = pytest.importorskip("trl", reason="needs the [train] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator, prepare_dss_dataset
+from fastdss.train.collator import DSSCollator
 from fastdss.train.enable import enable_dss
+from fastdss.train.prepare import prepare_dss_dataset
 from fastdss.train.reference import reference_logprobs
 from fastdss.train.sft_trainer import DSSSFTTrainer
 
@@ -155,7 +156,6 @@ def test_a_model_is_loaded_by_name(tmp_path, prepared, tokenizer):
     [
         ({"packing": True, "max_length": 256, "packing_strategy": "wrapped"}, "packing_strategy='bfd'"),
         ({"completion_only_loss": False}, "completion_only_loss=False"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"truncation_mode": "keep_end"}, "cut on the right, got truncation_mode='keep_end'"),  # was of no effect
         ({"loss_type": "dft"}, "takes the place of loss_type='dft'"),
     ],
@@ -226,3 +226,21 @@ def test_trls_coefficient_of_the_auxiliary_loss(tmp_path, prepared, tokenizer):
     shaped, own = logs
     assert shaped["aux_loss"] == pytest.approx(own["aux_loss"], rel=1e-5)
     assert shaped["loss"] == pytest.approx(shaped["ce"] + shaped["kl"] + 0.7 * shaped["aux_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 64}])
+def test_scored_rows_that_stream_are_those_of_the_table(tmp_path, scored, tokenizer, known, options):
+    """A stream knows its columns or does not; what it yields is what the table holds."""
+    rows = list(scored)
+    stream = scored.to_iterable_dataset() if known else datasets.IterableDataset.from_generator(lambda: iter(rows))
+    streaming = DSSSFTTrainer(policy(), args=config(tmp_path, **options), train_dataset=stream,
+                              processing_class=tokenizer, kl_scale=0.0)  # fmt: skip
+    listed = DSSSFTTrainer(policy(), args=config(tmp_path, **options), train_dataset=scored,
+                           processing_class=tokenizer, kl_scale=0.0)  # fmt: skip
+    names = ("input_ids", "labels", "token_weights")
+    ours, theirs = ([[list(row[name]) for name in names] for row in t.train_dataset]
+                    for t in (streaming, listed))  # fmt: skip
+    assert ours == theirs
+    streaming.train()
+    assert len([entry for entry in streaming.state.log_history if "token_weight" in entry]) == 2

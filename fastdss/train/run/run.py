@@ -19,7 +19,8 @@ from fastdss.models.sources import check_source
 from fastdss.optional import require
 from fastdss.star.scored import ScoredResponse
 
-from ..collator import DSSCollator, pack_dataset
+from ..collator import DSSCollator
+from ..prepare import pack_dataset
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import TrainSettings

@@ -1,0 +1,137 @@
+"""Whether a model keeps the documents of one packed row apart, and what it has to be given for that.
+
+A class that masks by other means than ``position_ids`` reads across the documents without a word, and the loss of
+packed rows is then another one. So no word is taken for it: two documents in one row are compared with one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdss.errors import UserError, UserTypeError
+
+from .probes import distance, evaluating
+
+_FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_KEPT = "_dss_packing"
+Inputs = dict[str, Any]
+States = Callable[..., Tensor]  # keyword inputs -> the states [B, T, D] that reach the head
+
+
+class Packing(NamedTuple):
+    """How a model is given packed rows; ``way`` is None where none of the known ways keeps documents apart."""
+
+    way: str | None
+    reason: str
+
+
+def is_packed(inputs: Mapping[str, Any]) -> bool:
+    """Whether a batch holds rows of several documents: told by lengths, or by positions that do not go on by one."""
+    if (ends := inputs.get("cu_seq_lens_q")) is not None:
+        return len(ends) > 2
+    positions = inputs.get("position_ids")
+    if positions is None or positions.ndim != 2 or inputs.get("attention_mask") is not None:
+        return False
+    if torch.compiler.is_compiling():  # a question to the device
+        return False
+    return bool(((positions[:, 1:] == 0) & (positions[:, :-1] >= 0)).any())
+
+
+def packed_inputs(model: Any, states: States, inputs: Inputs) -> Inputs:
+    """``inputs`` of a packed batch as this model needs them.
+
+    Raises ``ValueError`` for a model that has no way to keep documents apart, naming its class and the way out.
+    """
+    found = packing_of(model, states)
+    if found.way is None:
+        raise UserError(
+            f"{type(model).__name__} cannot keep the documents of a packed row apart ({found.reason}): pad instead, "
+            "with padding_free=False and packing=False, or choose an attn_implementation for which it can"
+        )
+    return _WAYS[found.way](model, inputs)
+
+
+def packing_of(model: Any, states: States) -> Packing:
+    """The first way that proves itself on two short documents; found once for each attention implementation."""
+    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    known: dict[str, Packing] = model.__dict__.setdefault(_KEPT, {})
+    if attention not in known:
+        if torch.compiler.is_compiling():
+            raise UserError("packed rows in a compiled model: expected enable_dss(model) before torch.compile")
+        known[attention] = _proven(model, states)
+    return known[attention]
+
+
+def _proven(model: Any, states: States) -> Packing:
+    reasons = []
+    for way, made in _WAYS.items():
+        try:
+            reason = _leak(model, states, made)
+        except Exception as error:  # of another library's class: whatever it raises, this way is none for it
+            reason = f"{type(error).__name__}: {str(error)[:60]}"
+        if reason is None:
+            return Packing(way, "")
+        reasons.append(f"{way}: {reason}")
+    return Packing(None, reasons[0])
+
+
+def _leak(model: Any, states: States, made: Callable[[Any, Inputs], Inputs]) -> str | None:
+    """What goes wrong with the second of two documents, or None."""
+    weight = model.get_input_embeddings().weight
+    room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
+    first, second = min(150, room // 2), min(9, room // 2)  # long enough for what is compressed in blocks of 128
+    vocabulary = min(len(weight), 1000)
+    ids = (torch.arange(first + second, device=weight.device) * 7 + 3) % vocabulary
+    other = ids.clone()
+    other[:first] = (torch.arange(first, device=weight.device) * 11 + 5) % vocabulary
+    with evaluating(model):
+        given = made(model, two_documents(first, second, weight.device))
+        beside, beside_other = (states(input_ids=row[None], **given)[:, first:] for row in (ids, other))
+        alone = states(input_ids=ids[None, first:])
+    eps = torch.finfo(alone.dtype).eps
+    if (seen := distance(beside, beside_other)) > max(1e-5, 2 * eps):  # same shapes: rounding is the same
+        return f"one document's states change by {seen:.2g} with the other"
+    if (moved := distance(beside, alone)) > max(1e-3, 32 * eps):
+        return f"a document's states differ by {moved:.2g} from those it has alone"
+    return None
+
+
+def two_documents(first: int, second: int, device: torch.device) -> Inputs:
+    positions = torch.cat([torch.arange(first, device=device), torch.arange(second, device=device)])[None]
+    ends = torch.tensor([0, first, first + second], dtype=torch.int32, device=device)
+    longest = max(first, second)
+    return {"position_ids": positions} | dict(zip(_FLASH, (ends, ends, longest, longest), strict=True))
+
+
+def _as_given(_: Any, inputs: Inputs) -> Inputs:
+    """By ``position_ids``, or ``cu_seq_lens_*`` for variable-length kernels."""
+    return inputs
+
+
+def _with_seq_idx(_: Any, inputs: Inputs) -> Inputs:
+    """State-space layers' kernels start anew where ``seq_idx`` changes."""
+    starts = (inputs["position_ids"] == 0).to(torch.int32)
+    return inputs | {"seq_idx": starts.cumsum(-1).to(torch.int32) - 1}
+
+
+def _with_masks(model: Any, inputs: Inputs) -> Inputs:
+    """A mask for each kind of layer, as ``generate`` prepares them, for classes that do not pass positions on."""
+    from transformers.masking_utils import create_masks_for_generate
+
+    positions = inputs["position_ids"]
+    shape = torch.empty((*positions.shape, 0), dtype=model.dtype, device=positions.device)
+    masks = create_masks_for_generate(model.config, shape, None, None, positions)
+    if masks is None:
+        raise UserTypeError("no mask for this attention")
+    return {name: value for name, value in inputs.items() if name not in _FLASH} | {"attention_mask": masks}
+
+
+_WAYS: dict[str, Callable[[Any, Inputs], Inputs]] = {
+    "as given": _as_given,
+    "with seq_idx": _with_seq_idx,
+    "with masks": _with_masks,
+}

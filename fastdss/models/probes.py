@@ -1,0 +1,47 @@
+"""Short forwards that ask a model what it does, and leave no trace: modes, gradients and quantised weights stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for the while; afterwards each module is in the mode it had.
+
+    bitsandbytes' layers stay in training mode, which changes nothing in them but one thing: on a CPU their first
+    forward in evaluation mode repacks the 4-bit weights for inference, after which no gradient passes them.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module, _ in modes:
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.training = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def some_tokens(device: torch.device) -> Tensor:
+    """``[1, 3]`` ids to compare logits on. The first alone may be padding, its embedding zero, and so all it leads to:
+    logits that no scale changes."""
+    return torch.arange(3, device=device)[None]
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    """Relative Frobenius distance; infinite where one of the two is not finite."""
+    first, second = first.double(), second.to(first.device).double()
+    value = ((first - second).norm() / second.norm().clamp(min=1e-30)).item()
+    return value if value == value else float("inf")
+
+
+def other_ending(ids: Tensor) -> Tensor:
+    """The ids with another last token: at all the others a causal LM says the same."""
+    return torch.cat([ids[:, :-1], ids[:, -1:] + 1], 1)

@@ -1,0 +1,98 @@
+"""A policy with adapters as its own reference: the adapters switched off, or a copy of all that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdss.models.probes import distance, evaluating, some_tokens
+from fastdss.models.split_params import layers_gathered
+
+_OWNED = ("modules_to_save", "trainable_tokens")
+
+
+class StartCopy:
+    """A copy of all that trains, put in place for the reference's forward and taken out again."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._pairs = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the copy holds."""
+        return sum(copy.numel() for _, copy in self._pairs)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Within it, and without gradients, the model is what it was; the trained values come back afterwards."""
+        trained = [parameter.data for parameter, _ in self._pairs]
+        try:
+            for parameter, copy in self._pairs:
+                parameter.data = copy.to(parameter.device, parameter.dtype)
+            yield
+        finally:
+            for (parameter, _), values in zip(self._pairs, trained, strict=True):
+                parameter.data = values
+
+
+def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | None:
+    """Why the PEFT ``model`` without its adapters is not the model whose training begins; None where it is."""
+    prefix = getattr(model.base_model, "prefix", "lora_")
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and not _owned(name, prefix)]
+    if outside:
+        return f"weights outside the adapters train too ({outside[0]}, {len(outside)} in all)"
+    ids = some_tokens(bare.get_input_embeddings().weight.device)  # type: ignore[operator]
+
+    def logits() -> Tensor:
+        found: Tensor = model(input_ids=ids, use_cache=False).logits
+        return found
+
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with evaluating(model), layers_gathered(bare):
+        start = logits()
+        try:
+            with model.disable_adapter():
+                off = logits()
+        finally:
+            for parameter, before in trains:
+                parameter.requires_grad_(before)
+    moved = distance(off, start)
+    if moved > max(1e-5, 2 * torch.finfo(start.dtype).eps):
+        return f"with the adapters off its logits differ by {moved:.2g}: an adapter was trained before, or PiSSA's kind"
+    return None
+
+
+def _owned(name: str, prefix: str) -> bool:
+    return any(part.startswith((prefix, *_OWNED)) for part in name.split("."))
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """``model.disable_adapter()``, but what trains stays as it is.
+
+    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
+    their gradients off the first call.
+    """
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
+
+    try:
+        with model.disable_adapter():
+            restore()
+            yield
+    finally:
+        restore()
+
+
+def bare_peft(model: Any) -> Any:
+    """The PEFT model within DDP or ``torch.compile``."""
+    while not hasattr(model, "disable_adapter"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model

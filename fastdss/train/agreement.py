@@ -1,0 +1,64 @@
+"""What a trainer's arguments and a model with DSS on must agree on: the loss's options, its smoothing, its forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from fastdss.errors import UserError
+
+from .config import DSSConfig
+from .enable import dss_config, enable_dss
+
+
+def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:
+    """The model's configuration, enabled here if it was not; refuses contradictions, and full KL without a reference.
+
+    said: the shortcuts among a trainer's keywords.
+    """
+    known = dss_config(model)
+    if known is None:
+        known = dss_config(enable_dss(model, config, **said))
+        assert known is not None
+    elif differing := known.contradicted(config, **said):
+        here = (config or known).with_said(**said)
+        words = [f"{n}: expected {getattr(known, n)} as in enable_dss, got {getattr(here, n)}" for n in differing]
+        raise UserError(f"{'; '.join(words)}: say it once")
+    if known.needs_logits and ref_model is None:
+        raise UserError(f"kl={str(known.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model")
+    return known
+
+
+def enabled_init(model_init: Callable[..., Any], config: DSSConfig) -> Callable[..., Any]:
+    """``model_init``, of the same number of arguments as Trainer counts them, whose models have DSS on."""
+    if inspect.signature(model_init).parameters:
+        return lambda trial: enable_dss(model_init(trial), config)
+    return lambda: enable_dss(model_init(), config)
+
+
+def agree_on_smoothing(model: Any, factor: float) -> None:
+    config = dss_config(model)
+    if config is None or factor in (0, config.label_smoothing):
+        return
+    if config.label_smoothing:
+        raise UserError(f"label_smoothing_factor: expected {config.label_smoothing} as in DSSConfig, got {factor}")
+    enable_dss(model, replace(config, label_smoothing=factor))
+
+
+def fuses_head(liger: Mapping[str, Any] | None) -> bool:
+    """Whether Liger puts a forward of its own, with the head and the loss in one, in place of the model's."""
+    chosen = {"fused_linear_cross_entropy": True, "cross_entropy": False} | dict(liger or {})
+    return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])
+
+
+@contextmanager
+def without_smoother(trainer: Any) -> Iterator[None]:
+    """Within it Trainer smooths no labels itself, which it does on logits: the shaped loss has done it."""
+    smoother, trainer.label_smoother = trainer.label_smoother, None
+    try:
+        yield
+    finally:
+        trainer.label_smoother = smoother

@@ -1,0 +1,230 @@
+"""The forward of a model with DSS on: the model's own, with the loss in place of its head's product."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from fastdss.errors import UserError, UserTypeError
+from fastdss.loss.functional import LiveRows, dss_loss, token_logprobs
+from fastdss.models.causal_lm import LMHead
+from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
+from fastdss.models.head_call import Operation, head_trains, through_head
+from fastdss.models.packing import is_packed, packed_inputs
+
+from .config import DSSConfig
+
+CONFIG = "_dss_config"
+NEEDED = "_dss_needed"  # an input without which the class reads what follows
+_ASK = ("loss", "logprobs", "hidden", "logits")
+
+
+@dataclass
+class DSSOutput(ModelOutput):
+    """What a model with DSS switched on returns when it is given ``token_weights``.
+
+    ``loss: []`` carries the gradient and is ``ce + kl`` (plus the MoE auxiliary loss); ``ce: []`` and ``kl: []`` are
+    its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts.
+    ``hidden`` and ``logits`` are filled only where ``dss_ask`` asks for them.
+    """
+
+    loss: Tensor | None = None
+    ce: Tensor | None = None
+    kl: Tensor | None = None
+    logprobs: Tensor | None = None
+    aux_loss: Tensor | None = None
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Given(NamedTuple):
+    token_weights: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    ref_hidden: Tensor | None = None
+    ref_lm_head: Tensor | None = None
+    ref_bias: Tensor | None = None
+    ref_logit_scale: float | None = None
+    ref_softcap: float | Literal["same"] | None = "same"
+    rows: LiveRows | Tensor | None = None
+
+    def refuse_without_weights(self) -> None:
+        stray = [name for name, value in self._asdict().items() if value is not self._field_defaults[name]]
+        if stray:
+            raise UserError(f"{', '.join(stray)} given without token_weights")
+
+
+def shaped_forward(
+    model: Any, args: tuple, kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
+) -> DSSOutput:
+    config: DSSConfig | None = model.__dict__.get(CONFIG)
+    if config is None:
+        raise UserError("DSS is switched off in this model: call enable_dss first")
+    if ask not in _ASK:
+        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+    if len(args) > 1:
+        raise UserTypeError(
+            f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"
+        )
+    labels, num_items_in_batch = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+    _refuse_inputs(model, kwargs, labels, given, ask)
+    if is_packed(kwargs):
+        kwargs = packed_inputs(model, functools.partial(head_states, model), kwargs)
+    if ask == "hidden":
+        return DSSOutput(hidden=head_states(model, *args, **kwargs))
+    if ask == "logits":
+        return DSSOutput(logits=_run(model, lambda hidden, head: (head.logits(hidden),), args, kwargs)[0][0])
+    if ask == "logprobs":
+        return DSSOutput(logprobs=_run(model, _logprobs(config, labels, given.rows), args, kwargs)[0][0])
+    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
+        raise UserError(
+            "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
+            "in DSSTrainer a column ref_logprobs or ref_model="
+        )
+    if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
+        raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
+    operation = _loss(config, labels, given, num_items_in_batch)
+    (loss, ce, kl, logprobs), aux_loss = _run(model, operation, args, kwargs, real_tokens)
+    if aux_loss is not None:
+        loss = loss + coefficient(model) * aux_loss.to(loss.device)
+    return DSSOutput(loss=loss, ce=ce, kl=kl, logprobs=logprobs, aux_loss=aux_loss)
+
+
+def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, given: Given, ask: str) -> None:
+    if ask in ("loss", "logprobs") and labels is None:
+        raise UserError("token_weights need labels of the same shape")
+    if kwargs.pop("return_dict", True) is False or not _is_zero(kwargs.pop("logits_to_keep", 0)):
+        raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
+    if not getattr(model.config, "return_dict", True):
+        raise UserError("config.return_dict: expected True, got False: parts of the model would return tuples")
+    needed = model.__dict__.get(NEEDED)
+    if needed is not None and kwargs.get(needed) is None:
+        raise UserError(
+            f"{type(model).__name__} needs {needed}, 0 in the prompt and 1 in what it writes: expected the column, got "
+            "none; without it each token sees those after it"
+        )
+    weights = given.token_weights
+    if weights is not None and not weights.is_floating_point():
+        raise UserTypeError(f"token_weights: expected floating point, got {weights.dtype}: pass token_weights.float()")
+    longer = weights is not None and labels is not None and labels.shape[-1] > weights.shape[-1]
+    if kwargs.get("past_key_values") is not None or (longer and kwargs.get("inputs_embeds") is not None):
+        raise UserError(
+            "past_key_values, or inputs_embeds longer than token_weights: expected neither; PEFT's prompt learning "
+            "adds tokens that have no weight: use LoRA or full fine-tuning"
+        )
+
+
+def _run(
+    model: Any, operation: Operation, args: tuple, kwargs: dict[str, Any], real_tokens: int | None = None
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """``operation`` at the head within the model's own forward, and its MoE auxiliary loss if it is asked for."""
+    inputs = kwargs | {"use_cache": False}
+    routed = _routes(model, inputs)
+    if not hasattr(type(model), "_dss_original"):
+        raise UserTypeError(f"{type(model).__name__} lost what enable_dss put on it: call enable_dss again")
+    forward = type(model)._dss_original.forward
+    with ExitStack() as stack:
+        mask = inputs.get("attention_mask")
+        if routed and (real_tokens is not None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2))):
+            stack.enter_context(mask_within(model, mask))
+            inputs["attention_mask"] = _shown(args, inputs, real_tokens)
+        results, output = through_head(model, operation, lambda: forward(model, *args, **inputs))
+    aux_loss = getattr(output, "aux_loss", None) if routed else None
+    if routed and aux_loss is None:
+        tell_unbalanced(model)
+    return results, aux_loss
+
+
+def _shown(args: tuple, inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
+    """``[1, T]`` 1 at the tokens of a packed row, 0 at the padding at its end."""
+    if real_tokens is None:
+        return None
+    ids: Tensor = args[0] if args else inputs.get("input_ids", inputs["position_ids"])
+    return (torch.arange(ids.shape[-1], device=ids.device) < real_tokens).long()[None]
+
+
+def head_states(model: Any, *args: Any, **inputs: Any) -> Tensor:
+    """The states ``[B, T, D]`` that reach the head; of packed rows, where the inputs keep the documents apart."""
+    states: Tensor = _run(model, lambda hidden, _: (hidden,), args, inputs)[0][0]
+    return states
+
+
+def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: Tensor | int | None) -> Operation:
+    """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
+    weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap, rows = given
+    assert weights is not None
+
+    def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
+        here = hidden.device
+        options = _options(config, head, rows, here)
+        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
+        options["label_smoothing"] = config.label_smoothing
+        if ref_hidden is not None:
+            if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
+                raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+            own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
+            weight, bias = own if ref_lm_head is None else other
+            options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
+            options |= {"ref_logit_scale": ref_logit_scale, "ref_softcap": ref_softcap}
+        elif config.kl_scale == 0:  # no KL term, so no reference: any will do
+            options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
+        else:
+            options |= {"ref_logprobs": _to(ref_logprobs, here)}
+        shaped = dss_loss(
+            hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
+        )
+        return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
+
+    return operation
+
+
+def _options(config: DSSConfig, head: LMHead, rows: Any, device: torch.device) -> dict[str, Any]:
+    return {
+        "bias": head.bias,
+        "shift": True,
+        "logit_scale": head.logit_scale,
+        "softcap": head.softcap,
+        "rows": _to(rows, device),
+        "backend": config.backend,
+        "chunk_bytes": config.chunk_bytes,
+    }
+
+
+def _logprobs(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
+    def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
+        options = _options(config, head, rows, hidden.device)
+        return (_as_labels(token_logprobs(hidden, head.weight, labels.to(hidden.device), **options)),)
+
+    return operation
+
+
+def _as_labels(terms: Tensor) -> Tensor:
+    """Per-token terms ``[B, T]`` at the positions that predict, moved to the positions of their labels."""
+    return torch.nn.functional.pad(terms[..., :-1], (1, 0))
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return None if value is None else value.to(device)
+
+
+def live(rows: LiveRows | Tensor | None, kl_rows: int | None) -> LiveRows | Tensor | None:
+    return rows if kl_rows is None or rows is None or isinstance(rows, LiveRows) else LiveRows(rows, kl_rows)
+
+
+def _is_zero(logits_to_keep: Any) -> bool:
+    return isinstance(logits_to_keep, int) and logits_to_keep == 0
+
+
+def _routes(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the model adds an MoE auxiliary loss, as its own forward would decide."""
+    asked = kwargs.pop("output_router_logits", None)
+    if asked is None:
+        asked = getattr(model.config.get_text_config(decoder=True), "output_router_logits", False)
+    if asked:
+        kwargs["output_router_logits"] = True
+    return bool(asked)

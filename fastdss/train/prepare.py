@@ -1,0 +1,114 @@
+"""Scored conversations to training rows: text read, tokenised, aligned with its weights, cut and packed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+from fastdss.errors import UserError
+from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
+from fastdss.optional import require
+from fastdss.star.align import align
+from fastdss.star.scored import ScoredConversation
+
+from .collator import COLUMNS, IGNORED, pack
+from .scored_rows import read_scored, scored_rows
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_dss_dataset(
+    scored: Any,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    packing: bool = False,
+    template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    across: str = "last",
+) -> Any:
+    """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
+
+    scored: ``StarScores``, or rows (a ``Dataset``, an ``IterableDataset``, which stays one, or a sequence of mappings)
+    of conversations in any known format with the scorer's column ``star``, as ``fastdss merge`` and ``StarScorer``
+    write it (or ``scores``, ``ends`` and ``flags`` of the last turn). A conversation is one row, with labels on all its
+    judged turns. ``template``, ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
+
+    max_length: rows are cut on the right after tokens and weights were aligned, so each token keeps its own weight;
+    rows that are left without any label that counts are dropped, and how many is logged.
+    packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
+    ``DSSCollator(padding_free=True)``.
+
+    Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
+    """
+    require("prepare_dss_dataset", "train", "datasets")
+    from datasets import Dataset, Features, IterableDataset, List, Value
+
+    if packing and max_length is None:
+        raise UserError("packing needs max_length, got None")
+    options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
+    kinds = {"input_ids": "int64", "labels": "int64", "token_weights": "float32"}
+    features = Features({name: List(Value(kind)) for name, kind in kinds.items()})
+
+    def tokenised(rows: Sequence[ScoredConversation], first: int = 0) -> dict[str, list[Any]]:
+        aligned = align(rows, tokenizer, max_length=max_length, first_row=first, **options)
+        return {name: [row[name] for row in aligned] for name in kinds}
+
+    def tokenised_columns(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        rows = enumerate(_rows(batch), indices[0])
+        return tokenised([read_scored(index, row) for index, row in rows], indices[0])
+
+    if isinstance(scored, Dataset | IterableDataset):
+        how: dict[str, Any] = {"with_indices": True, "batched": True, "features": features}
+        prepared = scored.map(tokenised_columns, remove_columns=column_names(scored), **how)
+    else:
+        prepared = Dataset.from_dict(tokenised(list(scored_rows(scored))), features=features)
+    prepared = _drop_unlabelled(prepared, max_length)
+    if packing:
+        assert max_length is not None
+        prepared = pack_dataset(prepared, max_length)
+    return prepared
+
+
+def truncate_dataset(dataset: Any, max_length: int) -> Any:
+    """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
+    names = [name for name in column_names(dataset) if name in COLUMNS or name in TOKEN_INPUTS]
+
+    def cut(*values: list) -> dict[str, list]:
+        return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
+
+    return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
+
+
+def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
+    kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
+    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # a stream counts nothing
+        lost = len(dataset) - len(kept)
+        _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
+    return kept
+
+
+def pack_dataset(dataset: Any, max_length: int) -> Any:
+    """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
+    known = COLUMNS.keys() | TOKEN_INPUTS.keys() | MEDIA_INPUTS
+    names = [name for name in column_names(dataset) if name in known]
+
+    def packed(batch: Mapping[str, list]) -> dict[str, list]:
+        return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
+
+    return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=column_names(dataset))
+
+
+def column_names(dataset: Any) -> list[str]:
+    """The data set's columns; a stream that does not know them is asked for its first row."""
+    names = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset), ())) if names is None else list(names)
+
+
+def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}

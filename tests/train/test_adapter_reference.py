@@ -1,0 +1,114 @@
+"""ref_model="adapter" is the model as training began: the KL to itself is 0 at the first step and grows after it."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from fastdss.train.adapter_reference import StartCopy
+from fastdss.train.trainer import DSSTrainer
+from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+from tests.train.test_trainer import arguments, rows
+
+peft = pytest.importorskip("peft", reason="needs the [train] extra")
+
+DATA = rows(8, columns=("input_ids", "labels", "token_weights"))
+LAYERS = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", "r": 4}
+
+
+def plain():
+    return peft.get_peft_model(tiny_model(dtype=torch.float32), peft.LoraConfig(**LAYERS))
+
+
+def initialised(kind):
+    return lambda: peft.get_peft_model(
+        tiny_model(dtype=torch.float32), peft.LoraConfig(init_lora_weights=kind, **LAYERS)
+    )
+
+
+def with_bias():
+    config = peft.LoraConfig(bias="all", target_modules=["q_proj", "dense"], task_type="CAUSAL_LM", r=4)
+    return peft.get_peft_model(tiny_model("Phi", dtype=torch.float32), config)
+
+
+def unfrozen():
+    model = plain()
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    return model
+
+
+def trained_before():
+    model = plain()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(4))
+    return model
+
+
+def saved_head():
+    config = peft.LoraConfig(init_lora_weights="pissa", modules_to_save=["lm_head"], **LAYERS)
+    return peft.get_peft_model(tiny_model(dtype=torch.float32), config)
+
+
+MODELS = {
+    "pissa": initialised("pissa"),
+    "olora": initialised("olora"),
+    "bias": with_bias,
+    "unfrozen norm": unfrozen,
+    "trained before": trained_before,
+    "pissa with a saved head": saved_head,
+}
+
+
+def trainer(model, folder, steps=1, kl="reverse"):
+    options = {"max_steps": steps, "learning_rate": 0.05, "logging_steps": 1}
+    return DSSTrainer(
+        model, arguments(folder, **options), train_dataset=Dataset.from_list(DATA), kl=kl, ref_model="adapter"
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_steps_kl_is_zero_and_the_reference_stays(name, tmp_path, caplog):
+    model = MODELS[name]()
+    with torch.no_grad():
+        start = own_logits(model.eval(), tiny_batch())
+    running = trainer(model, tmp_path, steps=3)
+    assert isinstance(running._dss_reference, StartCopy)
+    assert "a copy of the" in caplog.text
+    running.train()
+    logged = [entry["kl"] for entry in running.state.log_history if "kl" in entry]
+    assert logged[0] < 1e-9
+    assert logged[2] > 1e-6
+    with running._dss_reference.restored(), torch.no_grad():
+        assert torch.equal(own_logits(model.eval(), tiny_batch()), start)
+    assert not torch.equal(own_logits(model, tiny_batch()), start)
+
+
+def test_the_gradient_is_that_of_the_start_as_reference(tmp_path):
+    """After a step the reference differs from the policy: the shaped loss is the plain formula on both."""
+    model = saved_head().double()
+    running = trainer(model, tmp_path)
+    start = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)).double()
+    batch = tiny_batch()
+    with torch.no_grad():
+        ref_logits = own_logits(start, batch)
+    expected = plain_loss(own_logits(model.eval(), batch), batch, kl="reverse", ref_logits=ref_logits)
+    truth = gradients(model, expected)
+    del batch["ref_logprobs"]
+    loss = running.compute_loss(model, batch)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    assert_same(gradients(model, loss), truth, 1e-8)
+
+
+def test_plain_lora_keeps_no_copy(tmp_path):
+    model = plain()
+    trains = [p.requires_grad for p in model.parameters()]
+    running = trainer(model, tmp_path)
+    assert running._dss_reference == "adapter"
+    assert [p.requires_grad for p in model.parameters()] == trains
+    running.train()
+    assert running.state.log_history[0]["kl"] == 0
