@@ -159,7 +159,7 @@ def test_score_takes_specs_and_options(tmp_path: Path) -> None:
         from fastdss.corpus.store import read_scores
 
         (row,) = read_scores(out)
-        scored[name] = row.scores
+        scored[name] = row.turns[0].scores
     assert scored["turned"] == pytest.approx([1 - score for score in scored["plain"]], abs=1e-6)
     assert scored["apart"] == pytest.approx(scored["plain"], abs=1e-6)
 
