@@ -81,7 +81,8 @@ class GuardSource:
                 dtype=self.dtype,
                 check=self.check,
             )
-        guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        if getattr(guard.model, "hf_quantizer", None) is None:  # which placed what it quantised
+            guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         return guard
 
     def described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:

@@ -71,7 +71,7 @@ class GuardSpec:
         if self.head not in HEADS:
             raise UserError(f"{self.name}: head: expected one of {', '.join(HEADS)}, got {self.head!r}")
         if not 0 <= self.other_weight <= 1:
-            raise UserError(f"{self.name}: other_weight must be in [0, 1], got {self.other_weight}")
+            raise UserError(f"{self.name}: other_weight: expected a number in [0, 1], got {self.other_weight}")
         safe, unsafe, _ = self.words
         if not (safe or unsafe if self.independent else safe and unsafe):
             raise UserError(f"{self.name}: a guard needs a safe and an unsafe verdict")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -83,12 +82,5 @@ def _last_exchange(turns: Conversation) -> list[Message]:
 def _alternating(turns: Conversation) -> Iterator[Message]:
     """Neighbours of one side as one turn of its role; what the assistant's tools did is on the assistant's side."""
     for side, group in groupby(turns, key=lambda turn: "assistant" if turn["role"] == "tool" else turn["role"]):
-        texts = [_text(turn) for turn in group]
+        texts = [turn["content"] for turn in group]
         yield {"role": side, "content": "\n\n".join(text for text in texts if text)}
-
-
-def _text(turn: Message) -> str:
-    """A turn as text: its content, then its calls as JSON, in the order in which the assistant wrote them."""
-    calls = [call.get("function", call) for call in turn.get("tool_calls") or ()]
-    written = [json.dumps({k: call.get(k) for k in ("name", "arguments")}, ensure_ascii=False) for call in calls]
-    return "\n".join([*([turn["content"]] if turn["content"] else []), *written])

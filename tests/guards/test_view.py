@@ -11,7 +11,7 @@ CHAT = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "Who lives there?"},
-    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "door"}}}]},
+    {"role": "assistant", "content": '{"name": "look", "arguments": {"at": "door"}}'},  # a call, as a guard reads it
     {"role": "tool", "content": "Ann"},
     {"role": "assistant", "content": "It is Ann."},
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
+from fastdss.guards.answers import Answers, Place
 from fastdss.loss.functional import live_rows
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
@@ -74,9 +75,8 @@ def test_what_no_forward_fills_is_nan(guard: Guard, monkeypatch: pytest.MonkeyPa
 
 def test_a_share_never_exceeds_one() -> None:
     """Shares of two spellings, each rounded, can add up to 1.0000001, which no loss takes as a star."""
-    spec = make_spec(safe=("safe", "unsafe"), unsafe="No", answer_prefix="\n\n")
     guard = make_guard(check=False)
-    guard.spec = spec
+    guard.answers = Answers(Place((), {0: 1.0, 1: 1.0, 2: 0.0}))
     torch.manual_seed(0)
     logits = torch.cat([torch.randn(5000, 2), torch.full((5000, 1), -40.0)], dim=1)
     raw = torch.softmax(logits, -1)[:, :2].sum(-1)

@@ -19,6 +19,7 @@ TREE, PACKING, MASKS = "fastdss/prefix/tree.py", "fastdss/prefix/packing.py", "f
 RUNS, CHAT, WEIGHTS = "fastdss/prefix/packed_attention.py", "fastdss/chat/encoder.py", "fastdss/star/align.py"
 CUTTING = "fastdss/chat/boundaries.py"
 SCORED, SCORES = "fastdss/star/scored.py", "fastdss/star/scores.py"
+ANSWERS = "fastdss/guards/answers.py"
 GUARD, SCORING = "fastdss/guards/guard.py", "fastdss/star/scoring.py"
 
 TREES = [
@@ -45,7 +46,7 @@ MASKS_AND_PACKING = [
           f"{EXACT} -k 'fp32_scores and mistral'"),
     Fault("masks", MASKS, "if window is None and n == 1:", "if n == 1:", BUDGET),
     Fault("masks", MASKS, "cut = band[:n, offset", "cut = band[1 : n + 1, offset", FP32),
-    Fault("attention", MASKS, "softcap * torch.tanh(q @ k", "torch.tanh(q @ k",
+    Fault("attention", MASKS, "scores = softcap * torch.tanh(", "scores = torch.tanh(",
           f"{EXACT} -k 'fp32_scores and gemma2'"),
     Fault("attention", MASKS, "for base in (segment.base, *segment.copies):", "for base in (segment.base,):", FP32),
     Fault("attention", MASKS, "                for base in bases:\n", "                for base in bases[:1]:\n", FP32),
@@ -73,15 +74,15 @@ MASKS_AND_PACKING = [
 ]  # fmt: skip
 
 VERDICTS = [
-    Fault("temperature", GUARD, "torch.softmax(logits / temperature", "torch.softmax(logits * temperature",
+    Fault("temperature", ANSWERS, "columns] / temperature, dim=-1)", "columns] * temperature, dim=-1)",
           f"{COMBINE} -k sharpening"),
     Fault("temperature", SCORING, "_RELEASED_TEMPERATURE = 0.2 * 1.2", "_RELEASED_TEMPERATURE = 0.2",
           f"{COMBINE} -k papers_preset"),
-    Fault("verdict", GUARD, "return score.masked_fill(~torch.isfinite(logits).all(-1), float(\"nan\"))",
+    Fault("verdict", GUARD, "return score.masked_fill(~torch.isfinite(rows).all((-1, -2, -3)), float(\"nan\"))",
           "return score", "tests/hardening/test_verdicts.py"),
-    Fault("verdict", GUARD, "* shares[..., safe + unsafe :].sum(-1)", "* shares[..., safe:].sum(-1)",
+    Fault("verdict", ANSWERS, "dict.fromkeys(other, spec.other_weight)", "dict.fromkeys(other, 1.0)",
           "tests/guards/test_specs.py -k third_verdict"),
-    Fault("verdict", GUARD, "if not word or not same or after[-1] ==", "if not word or after[-1] ==",
+    Fault("verdict", ANSWERS, "(len(found) > 1 and not spec.split_words)", "False",
           f"{INPUTS} -k verdict_words"),
     Fault("verdict", SCORING, "Flag.FAILED: not bool(torch.isfinite(scores).all())",
           "Flag.FAILED: not bool(torch.isfinite(scores).any())", "tests/hardening/test_verdicts.py"),

@@ -162,3 +162,11 @@ def test_the_date_that_gpt_oss_prints_is_fixed() -> None:
 def test_llama_2s_blank_before_yes() -> None:
     guard = make_guard("HarmBench-cls")
     assert "▁Yes" in guard.tokenizer.convert_ids_to_tokens(guard.token_ids)
+
+
+def test_tags_that_are_no_special_tokens_are_text() -> None:
+    """Gemma has a token for each HTML tag, which the guard was trained on; torn up they would be three."""
+    guard = make_guard("shieldgemma")
+    assert "<h1>" in guard.tokenizer.convert_ids_to_tokens(guard.encode([CHAT])[0])
+    assert guard.encoder.control_strings("<h1>") == []
+    assert guard.encoder.control_strings("<bos>") == ["<bos>"]
