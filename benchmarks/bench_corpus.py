@@ -1,13 +1,14 @@
-"""Cost of scoring a whole data set with `score_dataset`, over bare `star_scores` on the same rows and batches.
+"""Cost of scoring a whole data set with `score_dataset`, over bare `score_turns` on the same rows and batches.
 
     python benchmarks/bench_corpus.py --rows 10000      # on two idle CPU cores, about 15 minutes
 
-Conversations are generated, half of them poisoned; the guard is the tiny one. Three things are measured:
+Conversations are generated, half of them poisoned; the guard is the tiny one. Measured:
 `memory`: peak resident memory and rows per second of a run over a tenth of the rows and over all, each in a process of
 its own. `alternating`: bare and whole runs take turns on parts of the data; `overhead` is the median of the ratios less
-one. `inside`: in the whole runs of those turns, the time that was not spent in `star_scores`, over the time that was:
+one. `inside`: in the whole runs of those turns, the time that was not spent in `score_turns`, over the time that was:
 the same overhead, which a busy machine distorts less, in processor time least. `resume`: a run over finished scores,
-which reads, plans and verifies everything and scores nothing. One JSON line per measurement.
+which reads, plans and verifies everything and scores nothing. `turns`: conversations of ten turns of 40 words, over as
+many single responses of 400 words, by turns. One JSON line per measurement.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def write_rows(path: Path, count: int, first: int = 0) -> Path:
 
 
 def run_bare(source: Path, scorer: StarScorer, shard_rows: int) -> float:
-    """Seconds of `star_scores` on the batches that the whole run makes, reading not counted."""
+    """Seconds of `score_turns` on the batches that the whole run makes, reading not counted."""
     rows = [row for row in read_rows([source]) if isinstance(row, Row)]
     guard, options = scorer._load(), scorer.options
     spent = 0.0
@@ -54,9 +55,13 @@ def run_bare(source: Path, scorer: StarScorer, shard_rows: int) -> float:
         shard = rows[start : start + shard_rows]
         for indices in length_batches(shard):
             part = [shard[index] for index in indices]
-            batch = {"prompt": [row.history for row in part], "response": [row.response for row in part]}
+            judged = [
+                scoring.Judged(row.conversation, turn, place, place)
+                for place, row in enumerate(part)
+                for turn in row.judged
+            ]
             begun = time.perf_counter()
-            scoring.star_scores(guard, batch, options=options)
+            scoring.score_turns(guard, judged, options)
             spent += time.perf_counter() - begun
     return spent
 
@@ -66,11 +71,11 @@ def now() -> np.ndarray:
 
 
 class Stopwatch:
-    """Stands in for `star_scores` and adds up the time inside it: on the wall and of the processor."""
+    """Stands in for `score_turns` and adds up the time inside it: on the wall and of the processor."""
 
     def __init__(self) -> None:
         self.inside = np.zeros(2)
-        self.original = scoring.star_scores
+        self.original = scoring.score_turns
 
     def __call__(self, *args, **options):
         begun = now()
@@ -80,15 +85,15 @@ class Stopwatch:
             self.inside += now() - begun
 
     def __enter__(self) -> Stopwatch:
-        scoring.star_scores = self
+        scoring.score_turns = self
         return self
 
     def __exit__(self, *raised) -> None:
-        scoring.star_scores = self.original
+        scoring.score_turns = self.original
 
 
 def run_whole(source: Path, out: Path, scorer: StarScorer, shard_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds `[wall, processor]` of `score_dataset`, and of `star_scores` within."""
+    """Seconds `[wall, processor]` of `score_dataset`, and of `score_turns` within."""
     with Stopwatch() as watch:
         begun = now()
         counts = score_dataset(source, out, scorer, shard_rows=shard_rows)["counts"]
@@ -123,6 +128,39 @@ def alternating(args: argparse.Namespace, folder: Path) -> list[dict]:
         {"measure": "inside", **common, **spread("overhead", wall), **spread("overhead_cpu", processor)},
         {"measure": "resume", **common, **spread("rows_per_s", [count / a for a in again])},
     ]
+
+
+def ten_turns(args: argparse.Namespace, folder: Path) -> list[dict]:
+    """What judging every turn costs: the same words in ten turns, and in one response."""
+    words = " ".join(row.response for row in training_conversations(200, 200, seed=0)).split()
+    scorer = StarScorer("tiny")
+    scorer.settle({})
+    ratios, seconds = [], []
+    for turn in range(max(args.turns, 3)):
+        texts = [words[(turn * 8 + i) * 400 % 4000 :][:400] for i in range(8)]
+        one = [[{"role": "user", "content": "Please go on."}, answer(text)] for text in texts]
+        ten = [
+            [
+                message
+                for t in range(10)
+                for message in ({"role": "user", "content": "Please go on."}, answer(text[40 * t : 40 * t + 40]))
+            ]
+            for text in texts
+        ]
+        spent = []
+        for chats in (one, ten) if turn % 2 else (ten, one):
+            rows = [row for row in read_rows([[{"messages": chat} for chat in chats]]) if isinstance(row, Row)]
+            begun = time.process_time()
+            scorer.score_rows(rows, lambda done: None)
+            spent.append(time.process_time() - begun)
+        single, whole = spent if turn % 2 else spent[::-1]
+        ratios.append(whole / single)
+        seconds.append(single / len(texts))
+    return [{"measure": "turns", **spread("ratio_cpu", ratios), **spread("single_s_cpu", seconds)}]
+
+
+def answer(words: Sequence[str]) -> dict[str, str]:
+    return {"role": "assistant", "content": " ".join(words)}
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -179,7 +217,7 @@ def main(argv: list[str]) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         facts = environment("cpu", "transformers", guard="tiny", dtype="float32", shard_rows=args.shard_rows)
-        for measured in (alternating, memory):
+        for measured in (alternating, ten_turns, memory):
             for row in measured(args, Path(folder)):
                 rows.append(row | facts)
                 print(json.dumps(rows[-1]), flush=True)

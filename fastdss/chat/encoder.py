@@ -198,7 +198,8 @@ class ChatEncoder:
         self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str, tools: Sequence[Any] = ()
     ) -> tuple[list[str], str | None]:
         how: dict[str, Any] = {"generation_prompt": generation_prompt, "suffix": suffix}
-        contents = set(nested_strings([conversations, tools]))
+        messages = {id(message): message for chat in conversations for message in chat}  # prefixes share a history
+        contents = set(nested_strings([list(messages.values()), tools]))
         if not any(self._control.search(content) for content in contents):
             return self.render(conversations, tools=tools, **how), None
         mark = next((mark for mark in _BREAKS if not any(mark in content for content in contents)), None)

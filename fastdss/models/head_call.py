@@ -39,12 +39,21 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
         raise UserTypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
     results: list[tuple[Tensor, ...]] = []
 
-    def forward_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        def forward(hidden: Tensor) -> Tensor:
+    # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They
+    # are taken by a hook of our own then, the last; without any, torch.compile could not trace one.
+    hooked = bool(outer._forward_hooks)
+
+    def taken(hidden: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+        """Keeps the results; the model's forward goes on with a tensor of the logits' shape, but for the words."""
+        results.append(found)
+        return hidden.new_zeros((*hidden.shape[:-1], 1))
+
+    def forward_of(layer: nn.Module) -> Callable[[Tensor], Any]:
+        def forward(hidden: Tensor) -> Any:
             states, weight, bias = applied(layer, hidden)
             scale, softcap = logit_scale_and_softcap(model)
-            results.append(operation(states, LMHead(weight, bias, scale, softcap)))
-            return hidden.new_zeros((*hidden.shape[:-1], 1))
+            found = operation(states, LMHead(weight, bias, scale, softcap))
+            return found if hooked else taken(hidden, found)
 
         return forward
 
@@ -53,6 +62,9 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
     with ExitStack() as swapped:
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
+        if hooked:
+            last = outer.register_forward_hook(lambda _, given, found: taken(given[0], found))
+            swapped.callback(last.remove)
         returned = forward()
     if len(results) != 1:
         raise UserTypeError(

@@ -75,7 +75,8 @@ class PageRow:
         low = self.minimum is not None and self.minimum < HALF
         failed = self.failed and "left_out" not in self.flags
         found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": failed}
-        return [tag for tag, present in found.items() if present] + [f for f in self.flags if f not in found]
+        why = [f"because: {kind_of_reason(self.error)}"] if self.error is not None else []
+        return [tag for tag, present in found.items() if present] + [f for f in self.flags if f not in found] + why
 
 
 @dataclass
@@ -84,7 +85,6 @@ class Summary:
 
     rows: int = 0
     tags: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
     minimum: list[int] = field(default_factory=lambda: [0] * BINS)
     final: list[int] = field(default_factory=lambda: [0] * BINS)
     drop: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -101,8 +101,6 @@ class Summary:
     def add(self, row: PageRow) -> None:
         self.rows += 1
         self.tags.update(row.tags)
-        if row.error is not None:
-            self.reasons[kind_of_reason(row.error)] += 1
         for counts, value in ((self.minimum, row.minimum), (self.final, row.final), (self.drop, row.drop)):
             if value is not None:
                 counts[min(int(value * BINS), BINS - 1)] += 1
@@ -174,6 +172,7 @@ def columns(rows: Sequence[PageRow], tags: Sequence[str]) -> dict[str, Any]:
     return {
         "id": [row.name for row in rows],
         "order": [row.order for row in rows],
+        "turn": [row.turn for row in rows],
         "line": [row.line for row in rows],
         "length": [row.length for row in rows],
         "minimum": [_rounded(row.minimum, _DIGITS) for row in rows],

@@ -3,19 +3,29 @@
 const PAGE = 50;
 const ORDERS = ["minimum", "final", "drop", "length", "id", "order"];
 const FIELDS = ["minimum", "final", "drop"];
+const BETWEEN = "|"; // flags in the page's address: reasons hold commas
 const byAddress = new Map(columns.id.map((id, row) => [new URLSearchParams({ id }).get("id"), row]));
 const tagNumber = new Map(tags.map(([tag], i) => [tag, i]));
 const state = { q: "", sort: "minimum", reverse: false, field: "minimum", low: "", high: "", flags: new Set(), page: 0 };
 const view = { rows: [], open: null, theme: "" };
 const places = {};
 
-/** Each row's place in an order, worked out once. Rows without the value come last. */
+/**
+ * Each row's place in an order, worked out once. Rows without the value come last. Turns of one conversation stand
+ * together, in their order, where the first of them would stand.
+ */
 function placesBy(key) {
   return (places[key] ??= (() => {
     const values = columns[key];
     const collator = new Intl.Collator("en", { numeric: true });
     const compare = key === "id" ? collator.compare : (a, b) => (a ?? Infinity) - (b ?? Infinity) || 0;
     const sorted = values.map((_, row) => row).sort((a, b) => compare(values[a], values[b]) || a - b);
+    const ofConversation = new Map();
+    sorted.forEach((row, place) => {
+      if (!ofConversation.has(columns.order[row])) ofConversation.set(columns.order[row], place);
+    });
+    const together = (row) => ofConversation.get(columns.order[row]);
+    sorted.sort((a, b) => together(a) - together(b) || (columns.turn[a] ?? 0) - (columns.turn[b] ?? 0) || a - b);
     const found = new Uint32Array(TOTAL);
     sorted.forEach((row, place) => (found[row] = place));
     return found;
@@ -151,7 +161,7 @@ function remember() {
   if (state.reverse) found.set("reverse", "1");
   if (state.field !== "minimum") found.set("field", state.field);
   for (const name of ["low", "high"]) if (state[name] !== "") found.set(name, state[name]);
-  if (state.flags.size) found.set("flags", [...state.flags].join(","));
+  if (state.flags.size) found.set("flags", [...state.flags].join(BETWEEN));
   if (state.page && view.open === null) found.set("page", String(state.page + 1));
   if (view.theme) found.set("theme", view.theme);
   const hash = found.toString();
@@ -170,7 +180,7 @@ function follow() {
     field: one("field", FIELDS, "minimum"),
     low: share("low"),
     high: share("high"),
-    flags: new Set((given.get("flags") ?? "").split(",").filter((tag) => tagNumber.has(tag))),
+    flags: new Set((given.get("flags") ?? "").split(BETWEEN).filter((tag) => tagNumber.has(tag))),
     page: (Number.parseInt(given.get("page"), 10) || 1) - 1,
   });
   setTheme(one("theme", ["light", "dark"], view.theme));

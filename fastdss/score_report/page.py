@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 from fastdss.pages import pieces as report
 from fastdss.pages.charts import STEPS, bars
@@ -25,7 +26,14 @@ TAGS = {
     "delimiter": "quotes a delimiter",
     "control_tokens": "spells control tokens",
     "empty": "empty",
+    "one_boundary": "one boundary only",
+    "left_out": "nothing to train",
 }
+TOY = (
+    "The guard is the toy that ships with fastdss: it knows the disclosure of contact details, and nothing else. "
+    "Use a real guard for real data."
+)
+_BECAUSE = "because: "
 _SCRIPTS = ("view.js", "row.js", "page.js")
 
 
@@ -62,7 +70,7 @@ def score_page(
 def _index(tags: Sequence[str], summary: Summary, rows: Sequence[PageRow]) -> dict[str, Any]:
     return {
         "columns": columns(rows, tags),
-        "tags": [[tag, TAGS.get(tag, tag.replace("_", " "))] for tag in tags],
+        "tags": [[tag, TAGS.get(tag, tag.removeprefix(_BECAUSE).replace("_", " "))] for tag in tags],
         "steps": STEPS,
         "block": BLOCK,
         "left_out": summary.rows - len(rows),
@@ -75,7 +83,9 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
         '<button type="button" id="theme" class="plain" aria-label="Switch between light and dark">◐</button>'
         f'<p class="lead">{escape(lead(summary))}</p></header>',
         _run(manifest),
+        *([f'<p class="note">{escape(TOY)}</p>'] if "tiny" in str(manifest["guard"]) else []),
         _cards(summary),
+        *_reasons(summary),
         f'<div class="panels thirds">{"".join(_charts(summary))}</div>',
         '<p class="quiet meaning">Bars count responses. P(safe) is the probability that the guard gives to a response '
         "being safe as far as it had been read: under ½, and orange, the guard calls it unsafe.</p>",
@@ -86,7 +96,9 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
 def _run(manifest: Mapping[str, Any]) -> str:
     given = manifest["revision"]  # a list where there are several guards; whole among the facts at the end
     revision = [str(one).removeprefix("sha256:")[:12] for one in (given if isinstance(given, list) else [given])]
-    facts = {"guard": manifest["guard"], "revision": revision, **manifest["options"]}
+    paths = [str(item["path"]) for item in manifest["inputs"] if item.get("path")]
+    data = {"data": [path.rstrip("/").rpartition("/")[2] for path in paths[:3]] + ["…"] * (len(paths) > 3)}
+    facts = {**data, "guard": manifest["guard"], "revision": revision, **manifest["options"]}
     facts.pop("max_bytes", None)
     shown = (f"{escape(k.replace('_', ' '))} <b>{escape(v)}</b>" for k, v in _facts(facts).items() if v != "–")
     return f'<p class="quiet run">{" · ".join(shown)}</p>'
@@ -127,6 +139,18 @@ def _cards(summary: Summary) -> str:
         for words, count, tag, tone in shown
     )
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _reasons(summary: Summary) -> list[str]:
+    """Why answers have no scores, most frequent first; each filters the list."""
+    counted = {tag: count for tag, count in summary.tags.items() if tag.startswith(_BECAUSE)}
+    if not counted:
+        return []
+    lines = [
+        f'<li><a href="#flags={quote(tag, errors="replace")}">{count:,} × {escape(tag.removeprefix(_BECAUSE))}</a></li>'
+        for tag, count in sorted(counted.items(), key=lambda item: -item[1])[:10]
+    ]
+    return [f'<section class="reasons"><h2 class="title">Why there is no score</h2><ul>{"".join(lines)}</ul></section>']
 
 
 def _percent(share: float) -> str:

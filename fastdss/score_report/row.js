@@ -97,7 +97,7 @@ function rowBody(row) {
 function turns(entry) {
   if (entry.history === undefined) return [];
   const paragraphs = entry.history.map(([role, text]) =>
-    make("div", { class: "turn" }, make("h3", {}, ...textNodes(role)), make("p", { dir: "auto" }, ...textNodes(text))),
+    make("div", { class: "turn" }, make("h3", {}, ...textNodes(role)), make("p", { dir: "auto", class: isCode(text) ? "mono" : null }, ...textNodes(text))),
   );
   const last = paragraphs.splice(-1);
   if (!paragraphs.length) return last;
@@ -114,11 +114,14 @@ function notes(entry, scored) {
   return found;
 }
 
+/** Whether a text is code in part: a fenced block, or the call of a tool. */
+const isCode = (text) => /^\s*```/m.test(text) || /^\{"name": "/m.test(text);
+
 /** The response chunk by chunk; without its text, the chunks' numbers. */
 function colouredText(entry) {
   const text = entry.response;
   const label = "Response, chunk by chunk: left and right arrows move";
-  const box = make("p", { class: "heat", dir: "auto", tabindex: "0", role: "group", "aria-label": label });
+  const box = make("p", { class: isCode(text ?? "") ? "heat mono" : "heat", dir: "auto", tabindex: "0", role: "group", "aria-label": label });
   let start = 0;
   cutsOf(entry).forEach((cut, k) => {
     const score = entry.scores[k];
@@ -215,10 +218,10 @@ function facts(row, entry) {
   const lines = [
     ["lowest", shown(columns.minimum[row])],
     ["final", shown(columns.final[row])],
-    ["first below ½", columns.drop[row] === null ? "–" : `at ${Math.round(100 * columns.drop[row])} %`],
+    ["first below ½", columns.drop[row] === null ? "–" : `in the chunk up to ${Math.round(100 * columns.drop[row])} %`],
     ["chunks", entry.scores.length ? count(entry.scores.length) : "–"],
     ["characters", count(columns.length[row])],
-    ["place in the file", count(columns.order[row] + 1)],
+    columns.line[row] === null ? ["row", count(columns.order[row])] : ["line of the file", count(columns.line[row])],
   ];
   const list = make("dl", { class: "facts" });
   for (const [name, value] of lines) list.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));

@@ -19,8 +19,9 @@ function detail(row) {
 const haystacks = [];
 /** Everything that a search looks at, in lower case. */
 function haystack(row) {
-  const { response = "", history = [] } = detail(row);
-  return (haystacks[row] ??= [columns.id[row], ...history.map((turn) => turn[1]), response].join("\n").toLowerCase());
+  const { response = "", history = [], error = "" } = detail(row);
+  const texts = [columns.id[row], error, ...history.map((turn) => turn[1]), response];
+  return (haystacks[row] ??= texts.join("\n").toLowerCase());
 }
 
 /** Prepares searching while the reader looks at the page. */

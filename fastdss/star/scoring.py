@@ -33,6 +33,7 @@ from .scores import StarScores
 
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
+_SHORT = 4  # characters for each token of the context: what has fewer most likely fits
 
 
 def star_scores(
@@ -240,14 +241,18 @@ def _tree(
         return ids, [max(map(len, ids[k : k + guard.readouts])) for k in range(0, len(ids), guard.readouts)]
 
     try:
-        (whole,) = rendered(ends[-1:])[1]
+        characters = len(response) + sum(len(turn["content"]) for turn in history)
+        short = characters < limit * _SHORT  # else one rendering tells whether all of them are worth their time
+        renderings, lengths = rendered(ends if short else ends[-1:])
+        whole = lengths[-1]
         if whole > limit and max_tokens is None:
             raise UserError(
                 f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
             )
-        if whole > limit:
-            ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
-        renderings, lengths = rendered(ends) if ends else ([], [])
+        if not short:
+            if whole > limit:
+                ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
+            renderings, lengths = rendered(ends) if ends else ([], [])
     except ValueError as error:
         raise RowError(row, str(error)) from error
     kept = len(list(takewhile(lambda length: length <= limit, lengths)))

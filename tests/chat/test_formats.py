@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +126,11 @@ def test_every_answer_of_a_tree_is_trained_once():
 
     exported = {"message_tree_id": "q", "prompt": tree(OASST[0])}
     assert [read_record(path).conversation for path in paths_of_tree(exported)] == paths
+
+
+def test_the_documentation_has_the_codes_own_table():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition("format_table -->\n")[2].partition("\n<!-- end")[0]
+    assert table.splitlines() == list(format_table())
+    roles = page.partition("**Roles.** ")[2].partition(" become the four")[0].replace("\n ", "").replace(" and ", ", ")
+    assert set(roles.split(", ")) == set(KNOWN_ROLES)

@@ -285,3 +285,71 @@ def test_batches_hold_rows_of_similar_length_under_caps():
     assert all(len(batch) <= BATCH_ROWS for batch in batches)
     assert all(len(batch) == 1 or sum(sizes[i] for i in batch) <= BATCH_CHARACTERS for batch in batches)
     assert list(length_batches([])) == []
+
+
+@pytest.mark.parametrize("format", [None, "arrow", "pandas", "numpy"])
+def test_types_of_arrow_are_the_same_in_every_batch(guard, format):
+    """The first error came after the first written batch, whose column of errors had been of no type."""
+    datasets = pytest.importorskip("datasets", reason="needs the [score] extra")
+    rows = datasets.Dataset.from_list([GOOD[0], GOOD[1], {"prompt": "Go on.", "response": LONG["response"]}])
+    mapped = rows.with_format(format).map(StarScorer(guard), batched=True, batch_size=1, writer_batch_size=1)
+    mapped = mapped.with_format(None)
+    assert mapped.column_names == ["prompt", "response", "star", "error"]
+    assert mapped.features["error"].dtype == "string"
+    assert [bool(star) for star in mapped["star"]] == [True, True, False]
+    assert mapped["error"][:2] == [None, None]
+    assert "exceed the context" in mapped["error"][2]
+    assert mapped["star"][0][0]["scores"] == pytest.approx(
+        star_scores(guard, columns(GOOD[:1])).scores[0].tolist(), abs=1e-6
+    )
+
+
+def test_the_fingerprint_holds_the_guards_weights(copy):
+    """A guard trained further in its folder gave the scores of the one before from the cache."""
+    fingerprint = pytest.importorskip("datasets.fingerprint", reason="needs the [score] extra")
+    before = fingerprint.Hasher.hash(StarScorer(copy))
+    assert fingerprint.Hasher.hash(StarScorer(copy)) == before
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint.Hasher.hash(StarScorer(copy)) != before
+
+
+def test_a_frame_and_a_table_come_back_with_the_columns(guard):
+    pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    frame = StarScorer(guard)(pd.DataFrame(GOOD[:2], index=[7, 9]))
+    table = StarScorer(guard)(pa.Table.from_pylist(GOOD[:2]))
+    assert list(frame.columns) == table.column_names == ["prompt", "response", "star", "error"]
+    assert list(frame.index) == [7, 9]
+    assert pa.Table.from_pandas(frame).schema.field("star").type == table.schema.field("star").type
+
+
+def test_turns_of_one_conversation_cost_one_trunk(guard):
+    """Where a guard reads whole conversations, ten turns are prefixes of one rendering."""
+    from fastdss.star.scoring import Judged, _sharing, _tree
+
+    chat = plain(
+        [{"role": r, "content": f"{r} {t} says some words."} for t in range(10) for r in ("user", "assistant")]
+    )
+    judged = [Judged(chat, turn, 0, 0) for turn in chat.trained]
+    reader = Guard(guard.model, guard.tokenizer, replace(TINY, messages=None))
+    trees = [_tree(reader, 0, chat.before(j.turn), j.text, [5, len(j.text)], None) for j in judged]
+    joined, first = _sharing(trees, [0] * 10)
+    assert (len(joined), first) == (1, [0])
+    assert joined[0].num_tokens < sum(tree.num_tokens for tree in trees) / 1.5
+    renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
+    assert [joined[0].rendering(k) for k in range(20)] == renderings
+    apart, _ = _sharing(trees, list(range(10)))  # rows of their own
+    assert len(apart) == 10
+    whole = StarScorer(reader).score_rows(rows_of([{"messages": chat.records()}]), ignore)[0]
+    for item in judged:
+        alone = star_scores(reader, {"messages": [chat.records()[: item.turn + 1]]})
+        (turn,) = [turn for turn in whole.turns if turn.turn == item.turn]
+        assert turn.scores == pytest.approx(alone.scores[0].tolist(), abs=1e-6)
+
+
+def test_rows_that_hold_scores_are_not_judged_again_in_silence(guard):
+    found = StarScorer(guard)(columns(GOOD[:1]))
+    with pytest.raises(ValueError, match="hold scores already"):
+        StarScorer(guard)({**columns(GOOD[:1]), **found})

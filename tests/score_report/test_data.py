@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdss.chat.conversation import plain
+from fastdss.corpus.rows import FailedRow, Row
+from fastdss.corpus.store import ScoredRow, ScoredTurn
 from fastdss.pages.charts import STEPS, bars, heat
 from fastdss.score_report.data import TEXT_LIMIT, collect, columns, detail, page_rows, script_data, utf16_ends
 from tests.support.profiles import examples
@@ -131,10 +134,10 @@ def test_detail_without_text_keeps_the_scores():
 
 def test_columns_are_as_long_as_the_rows():
     rows = [one(entry("a", (0.1, 0.9))), one(failed("b"))]
-    found = columns(rows, ["low", "recovers", "failed"])
+    found = columns(rows, ["low", "recovers", "failed", "because: the guard's logits are not finite"])
     assert found["id"] == ["a", "b"]
     assert found["minimum"] == [0.1, None]
-    assert found["tags"] == [[0, 1], [2]]
+    assert found["tags"] == [[0, 1], [2, 3]]
 
 
 def test_heat_steps_meet_at_one_half():
@@ -149,3 +152,18 @@ def test_bars_never_hide_a_count_and_never_leave_the_frame():
     assert heights[1] == 0
     assert max(heights) <= 176
     assert bars([0, 0], field="minimum", axis="x", label="y")  # nothing scored
+
+
+def test_turns_of_a_conversation_are_answers_of_one_place_and_line():
+    chat = plain([{"role": r, "content": f"{r} {t}"} for t in range(2) for r in ("user", "assistant")])
+    row = Row("c", chat, (1, 3), "hash", line=7)
+    turns = [ScoredTurn(1, [0.9], [11], ["one_boundary"]), ScoredTurn(3, [], [], ["failed"], "x 5")]
+    empty = FailedRow("d", "line 8: no", "h", True), ScoredRow("d", "h", [], "line 8: no", True)
+    summary, rows = collect([(row, ScoredRow("c", "hash", turns)), empty], None)
+    assert [(r.name, r.order, r.line) for r in rows] == [("c · turn 1", 0, 7), ("c · turn 3", 0, 7), ("d", 1, None)]
+    assert rows[0].tags == ["one_boundary"]
+    assert rows[1].tags == ["failed", "because: x N"]
+    assert rows[2].tags == ["left_out", "because: no"]
+    assert (summary.rows, summary.scored) == (3, 1)
+    assert columns(rows, sorted(summary.tags))["turn"] == [1, 3, None]
+    assert rows[1].history[-1] == {"role": "user", "content": "user 1"}
