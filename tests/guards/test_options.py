@@ -51,6 +51,13 @@ def test_template_variables_also_inside_of_others() -> None:
     assert vendors.GRANITE_GUARDIAN_3.template_kwargs == {"guardian_config": {"risk_name": "harm"}}
 
 
+def test_a_text_that_made_the_spec_is_no_option_of_it() -> None:
+    spec = spec_from({"like": "wildguard", "name": "mine"}, {"prompt": "<s>" + CARD})
+    assert with_options(spec, {"prompt": "<s>" + CARD}, None) == spec
+    with pytest.raises(ValueError, match="mine: no option 'prompt'"):
+        with_options(spec, {"prompt": "another text"}, None)
+
+
 def test_questions_by_name_stated_fields_and_the_specs_own() -> None:
     spec = with_options(vendors.SHIELDGEMMA, {"questions": "harassment, hate_speech"}, "")
     assert list(spec.questions) == ["harassment", "hate_speech"]
