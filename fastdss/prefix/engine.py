@@ -181,6 +181,7 @@ def tree_logits(
     head = head if len(trees) > 1 else head[:known]
     groups = make_groups(trees, prompts, store_tokens)
     work = sum(tree.num_tokens for tree in trees)
+    reads = () if gate is None else (gate.read,)
     with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
         while groups:
@@ -191,7 +192,7 @@ def tree_logits(
                 store.load(saved, groups[0].bases)
                 for segments in _phases(groups[0], len(head), gate):
                     for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
-                        found, scores = runner.run(batch, store, None if gate is None else gate.read)
+                        found, scores = runner.run(batch, store, *reads)
                         logits[scores] = found.to(logits)
                         done += len(scores)
                         report(len(scores))
