@@ -147,7 +147,8 @@ def _reasons(summary: Summary) -> list[str]:
     if not counted:
         return []
     lines = [
-        f'<li><a href="#flags={quote(tag, errors="replace")}">{count:,} × {escape(visible(tag.removeprefix(_BECAUSE)))}</a></li>'
+        f'<li><a href="#flags={quote(tag, errors="replace")}">'
+        f"{count:,} × {escape(visible(tag.removeprefix(_BECAUSE)))}</a></li>"
         for tag, count in sorted(counted.items(), key=lambda item: -item[1])[:10]
     ]
     return [f'<section class="reasons"><h2 class="title">Why there is no score</h2><ul>{"".join(lines)}</ul></section>']

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
-peft = pytest.importorskip("peft", reason="needs the [train] extra")
-
 from fastdss.models.probes import evaluating
 from fastdss.train.enable import check_packing, enable_dss
 from fastdss.train.reference import reference_logprobs
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
 
 def quantised(head=False, kind="nf4"):
