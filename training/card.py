@@ -31,9 +31,9 @@ about any language but simple English, or about who may share what: a number tha
 verdict, and the score is the softmax over the logits of the two words alone. It judges partial answers: the label is
 `safe` until the character at which the first private value ends, and `unsafe` from there on.
 
-It was trained on user and assistant turns alone, and its template takes no others. `Guard.tiny()` leaves system turns out,
-and joins calls and results of tools with the assistant's turn around them: what a tool says counts as the assistant's words,
-so an answer after a search result with a phone number in it is `unsafe` from its first word on.
+It was trained on user and assistant turns alone, and its template takes no others. `Guard.tiny()` leaves system turns
+out, and joins calls and results of tools with the assistant's turn around them: what a tool says counts as the
+assistant's words, so an answer after a search result with a phone number in it is `unsafe` from its first word on.
 
 ## Training
 

@@ -195,11 +195,7 @@ class GuardModel:
         history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
-        ours = None
-        if not self.bidirectional:
-            check_supported(self.model, longest)
-            budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
-            ours = tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
+        ours = None if self.bidirectional else self._tree_logits(renderings, longest)
         own = reference_logits(self.model, self.token_ids, renderings)
         if not bool(torch.isfinite(own).all()):
             raise UserError(
@@ -213,6 +209,17 @@ class GuardModel:
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())
         if not error <= limit:
             raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
+
+    def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
+        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+        try:
+            check_supported(self.model, longest)
+            return tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)
+        except ValueError as error:
+            if "per_prefix" not in str(error):
+                raise
+            way = "which check=False lets past this check; on the command line, --method per_prefix does both"
+            raise UserError(f"{self.spec.name}: {error}, {way}") from error
 
 
 def _loose(text: str) -> str:

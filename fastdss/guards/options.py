@@ -14,6 +14,7 @@ from fastdss.errors import UserError
 from .known import KNOWN
 from .spec import GuardSpec
 from .vendors import with_stated_fields
+from .view import View
 
 _OWN = ("date", "other_weight")
 
@@ -42,8 +43,9 @@ def with_options(spec: GuardSpec, options: Mapping[str, Any], template: str | Ma
     What made the spec (a text of the model card) is passed over. ``ValueError`` names what there is to set.
     """
     made_of = {name for known in KNOWN if known.sample().name == spec.name for name in known.parameters}
+    texts = _texts(spec)
     for name, value in options.items():
-        if name not in made_of:
+        if name not in made_of and value not in texts:
             spec = _with_option(spec, name, value, template)
     return spec
 
@@ -84,6 +86,15 @@ def names_of(spec: GuardSpec) -> list[str]:
     flat = [key for key, held in spec.template_kwargs.items() if not isinstance(held, Mapping)]
     more = [name for name, there in (("questions", spec.questions), ("stated", spec.fields)) if there]
     return [*nested, *flat, *more, *(["other_weight"] if spec.other else []), "date"]
+
+
+def _texts(spec: GuardSpec) -> list[str]:
+    """The user's texts that the spec already holds, whatever it is called by now."""
+    view = spec.messages
+    if not isinstance(view, View):
+        return []
+    held = [view.prompt, view.system_prompt, view.instruction]
+    return [text for part in held if part for text in (part, f"<s>{part}")]
 
 
 def _is_variable(name: str, template: str | Mapping[str, str] | None) -> bool:

@@ -16,6 +16,7 @@ from .view import View
 
 _EXCHANGE = View(turns="exchange")
 _HARM = "harm in the last assistant turn"
+_UNCHECKED = "nothing of the vendor's yet: written after descriptions of its model card"
 
 TINY = GuardSpec(
     "fastdss-tiny-guard",
@@ -40,7 +41,7 @@ LLAMA_GUARD_3_1B = replace(LLAMA_GUARD_3, name="Llama-Guard-3-1B", messages=View
 LLAMA_GUARD_4 = replace(
     LLAMA_GUARD_3_1B,
     name="Llama-Guard-4",
-    checked="a public copy of the template, Llama 3.1's tokenizer (not its own), November 2026",
+    checked=_UNCHECKED,
     note="text only; a null attention_chunk_size in the config is read as no chunks",
 )
 LLAMA_GUARD_1_2 = replace(
@@ -49,7 +50,7 @@ LLAMA_GUARD_1_2 = replace(
     answer_prefix="",
     split_words=True,
     any_spelling=True,
-    checked="the model cards only",
+    checked=_UNCHECKED,
     note="version 1 begins its answer at once, version 2 after two newlines (answer_prefix); construction tells",
 )
 GRANITE_GUARDIAN_3 = GuardSpec(
@@ -90,7 +91,7 @@ QWEN3_GUARD_GEN = GuardSpec(
     other=" Controversial",
     split_words=True,
     judges="nine categories of harm in the last assistant turn",
-    checked="the vendor's evaluation code, a public copy of the template, Qwen3's tokenizer, November 2026",
+    checked="the vendor's template and Qwen3's tokenizer, November 2026",
     note="' Controversial' counts as unsafe; see other_weight",
 )
 QWEN3_GUARD_STREAM = GuardSpec(
@@ -129,7 +130,7 @@ SHIELDGEMMA = GuardSpec(
     safe="No",
     unsafe="Yes",
     judges="four policies (dangerous content, harassment, hate speech, sexually explicit), the largest P(Yes)",
-    checked="the vendor's template, Gemma's tokenizer, the card's policies by six public copies, November 2026",
+    checked="the vendor's template, Gemma's tokenizer, the card's policies by public copies, November 2026",
 )
 YUFENG_CODES = (
     "pc", "dc", "dw", "pi", "ec", "ac", "def", "ti", "cy", "ph", "mh", "se", "sci", "pp", "cs", "acc", "mc", "ha", "ps",
@@ -172,7 +173,7 @@ PROMPT_GUARD_2 = GuardSpec(
     unsafe="1",
     head="sequence",
     judges="jailbreaks and injections in the response's text alone",
-    checked="the vendor's inference code, November 2026",
+    checked=_UNCHECKED,
     note="made for prompts and tool results; an encoder: one forward for each prefix",
 )
 TOXIC_BERT = GuardSpec(
@@ -183,7 +184,7 @@ TOXIC_BERT = GuardSpec(
     head="sequence",
     independent=True,
     judges="six kinds of toxicity in the response's text alone, the likeliest",
-    checked="the model card",
+    checked=_UNCHECKED,
     note="an encoder: one forward for each prefix",
 )
 HARMAUG = GuardSpec(
@@ -194,14 +195,14 @@ HARMAUG = GuardSpec(
     unsafe="1",
     head="sequence",
     judges=_HARM,
-    checked="the model card and a public wrapper, November 2026",
+    checked=_UNCHECKED,
     note="an encoder: one forward for each prefix",
 )
 GRANITE_HAP = replace(
     PROMPT_GUARD_2,
     name="granite-guardian-hap",
     judges="hate, abuse and profanity in the response's text alone",
-    checked="the model card",
+    checked=_UNCHECKED,
     note="an encoder: one forward for each prefix",
 )
 
@@ -312,7 +313,7 @@ def harmbench(prompt: str) -> GuardSpec:
         unsafe=("Yes", "yes"),
         any_spelling=True,
         judges="whether the response shows the behavior that the prompt asks for",
-        checked="the published text, November 2026; no tokenizer of its own",
+        checked="public copies of the published text, Llama 2's tokenizer, November 2026",
     )
 
 
@@ -325,7 +326,7 @@ def aegis(prompt: str) -> GuardSpec:
         unsafe="unsafe",
         split_words=True,
         judges="13 categories of harm in the last exchange",
-        checked="the model card only",
+        checked=_UNCHECKED,
         note="'needs caution' counts as neither",
     )
 

@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdss import Guard, StarScorer
+from fastdss import Guard, GuardSpec, StarScorer
 from fastdss.cli import main
+from fastdss.corpus.store import read_scores
 from fastdss.guards import vendors
 from fastdss.guards.command import markdown_table
 from fastdss.guards.known import KNOWN, TINY_FOLDER
 from fastdss.guards.options import parse_options, with_options
 from fastdss.guards.spec_file import read_spec, spec_from
 from fastdss.guards.view import View
+from fastdss.prefix.engine import reference_logits
 
 from .test_choose_spec import GRANITE_3_0, make_folder
-from .test_specs import CARD
+from .test_specs import CARD, JUDGED, make_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "guards.md"
 
@@ -46,6 +49,13 @@ def test_template_variables_also_inside_of_others() -> None:
     spec = with_options(vendors.LLAMA_GUARD_3, {"excluded_category_keys": ["S1"]}, "{% if excluded_category_keys %}")
     assert spec.template_kwargs == {"excluded_category_keys": ["S1"]}
     assert vendors.GRANITE_GUARDIAN_3.template_kwargs == {"guardian_config": {"risk_name": "harm"}}
+
+
+def test_a_text_that_made_the_spec_is_no_option_of_it() -> None:
+    spec = spec_from({"like": "wildguard", "name": "mine"}, {"prompt": "<s>" + CARD})
+    assert with_options(spec, {"prompt": "<s>" + CARD}, None) == spec
+    with pytest.raises(ValueError, match="mine: no option 'prompt'"):
+        with_options(spec, {"prompt": "another text"}, None)
 
 
 def test_questions_by_name_stated_fields_and_the_specs_own() -> None:
@@ -149,6 +159,35 @@ def test_every_command_line_option_reaches_the_guard(tmp_path: Path) -> None:
     assert other.spec is vendors.GRANITE_GUARDIAN_3
 
 
+def test_a_date_that_a_template_prints_is_recorded(tmp_path: Path) -> None:
+    dated = "{{ strftime_now('%d %B %Y') }} " + JUDGED
+    folder = make_folder(tmp_path / "dated", dated, "llama")
+    spec = GuardSpec("dated", answer_prefix="\n\n", safe="safe", unsafe="unsafe")
+    identities = [StarScorer(folder, spec=replace(spec, date=day)).identity() for day in ("2025-01-01", "2024-02-29")]
+    assert [identity["options"]["date"] for identity in identities] == ["2025-01-01", "2024-02-29"]
+    assert identities[0]["template_hash"] != identities[1]["template_hash"]
+    assert StarScorer("tiny").identity()["options"]["date"] is None
+
+
+def test_a_guard_that_no_tree_takes_is_scored_prefix_by_prefix(tmp_path: Path) -> None:
+    """The error at construction says how, and the command line can do it."""
+    tokenizer = make_tokenizer(JUDGED)
+    config = AutoConfig.for_model("bloom", vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    spec = write(tmp_path / "mine.yaml", 'name: mine\nanswer_prefix: "\\n\\n"\nsafe: safe\nunsafe: unsafe\n')
+    folder, data = str(tmp_path / "bloom"), write(tmp_path / "rows.jsonl", '{"prompt": "Hi", "response": "Yes, now."}')
+    with pytest.raises(ValueError, match=r"method='per_prefix', which check=False .* --method per_prefix"):
+        Guard.from_pretrained(folder, spec=spec)
+    given = ["score", data, "--guard", folder, "--spec", spec, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*given, "--method", "per_prefix"]) == 0
+    guard = Guard.from_pretrained(folder, spec=spec, check=False)
+    (row,) = read_scores(tmp_path / "out")
+    rows = guard.encode_prefixes([{"role": "user", "content": "Hi"}], "Yes, now.", [9])
+    expected = guard.scores(reference_logits(guard.model, guard.token_ids, rows))
+    assert row.turns[0].scores == pytest.approx(expected.tolist(), abs=1e-6)
+
+
 def test_score_takes_specs_and_options(tmp_path: Path) -> None:
     data = write(tmp_path / "rows.jsonl", json.dumps({"prompt": "Hi", "response": "Ring 555-0147 now, or later."}))
     spec = write(tmp_path / "mine.yaml", "like: fastdss-tiny-guard\nname: mine\nsafe: unsafe\nunsafe: safe\n")
@@ -156,8 +195,6 @@ def test_score_takes_specs_and_options(tmp_path: Path) -> None:
     for name, more in (("plain", []), ("turned", ["--spec", spec]), ("apart", ["--method", "per_prefix"])):
         out = tmp_path / name
         assert main(["score", data, "--guard", str(TINY_FOLDER), "--out", str(out), "--quiet", *more]) == 0
-        from fastdss.corpus.store import read_scores
-
         (row,) = read_scores(out)
         scored[name] = row.turns[0].scores
     assert scored["turned"] == pytest.approx([1 - score for score in scored["plain"]], abs=1e-6)

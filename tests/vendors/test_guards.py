@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from fastdss import Guard, GuardSpec
 from fastdss.guards import vendors
+from fastdss.guards.token_head import TokenHeadModel
 
 from . import templates
 from .fetch import CACHE
@@ -170,3 +171,23 @@ def test_tags_that_are_no_special_tokens_are_text() -> None:
     assert "<h1>" in guard.tokenizer.convert_ids_to_tokens(guard.encode([CHAT])[0])
     assert guard.encoder.control_strings("<h1>") == []
     assert guard.encoder.control_strings("<bos>") == ["<bos>"]
+
+
+def test_qwen3_guard_stream_reads_the_responses_last_token() -> None:
+    """With Qwen3's own template, which the package holds: the rendering ends where the response does, with no tail."""
+    folder = CACHE / "qwen3"
+    if not folder.is_dir():
+        pytest.skip("the vendors' tokenizers are not here: make test-guards fetches them")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    config.update({"guard_inner_size": 4, "num_risk_level": 3})
+    config.response_risk_level_map = {"0": "Safe", "1": "Unsafe", "2": "Controversial"}
+    guard = Guard(TokenHeadModel(config).eval(), tokenizer, vendors.QWEN3_GUARD_STREAM, check=False)
+    chat = [CHAT[1], CHAT[-1]]
+    (ids,) = guard.encode([chat])
+    assert ids[:3] == [151644, 872, 198]  # <|im_start|>user
+    assert ids[-11:] == [151644, 77091, 198, 151667, 271, 151668, 271, 16250, 279, 5517, 13]
+    assert guard.token_ids == [0, 1, 2]
