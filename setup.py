@@ -9,6 +9,7 @@ setup(
         "fastdss.corpus",
         "fastdss.demo",
         "fastdss.guards",
+        "fastdss.integrations",
         "fastdss.kernels",
         "fastdss.loss",
         "fastdss.models",

@@ -25,6 +25,8 @@ _HOME = {
     "Guard": "star.guard",
     "ScoredResponse": "star.scored",
     "ScoringOptions": "star.options",
+    "Promise": "star.promise",
+    "TrunkProbe": "star.probe",
     "StarScores": "star.scores",
     "StarStream": "star.stream",
     "star_scores": "star.scoring",
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from .models.causal_lm import lm_head as lm_head
     from .star.guard import Guard as Guard
     from .star.options import ScoringOptions as ScoringOptions
+    from .star.probe import TrunkProbe as TrunkProbe
+    from .star.promise import Promise as Promise
     from .star.scored import Flag as Flag
     from .star.scored import ScoredResponse as ScoredResponse
     from .star.scores import StarScores as StarScores

@@ -20,7 +20,7 @@ LEVELS = (
     ("star",),
     ("corpus",),
     ("train", "score_report"),
-    ("demo",),
+    ("demo", "integrations"),
     ("cli",),
     ("__main__",),
 )

@@ -24,6 +24,7 @@ _ANSWERS = ("response", "completion", "output", "answer")
 _CONTEXTS = ("context", "input")
 _SYSTEMS = ("system", "system_prompt")
 _REASONING = ("reasoning_content", "thinking")
+_BOOLEANS = {"true": True, "false": False}  # as cells of CSV have them
 _ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
@@ -234,6 +235,7 @@ def _rounds(text: str) -> list[Turn]:
 def _kto(record: Record) -> list[Turn]:
     """An answer with a thumb up is trained, one with a thumb down is not."""
     label = record.take("label")
+    label = _BOOLEANS.get(label.strip().lower()) if isinstance(label, str) else label
     if label not in (0, 1):
         raise UserError(f"label: expected true or false, got {type(label).__name__}")
     turns = _messages(record) if record.first(_MESSAGES) else _pair(record)
@@ -294,6 +296,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, bytes)
 
 
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _BOOLEANS)
+
+
 def _holds_texts(value: Any) -> bool:
     """Whether it is a list of texts, or the JSON of one."""
     return re.match(r"\s*\[\s*[\"']", value) is not None if isinstance(value, str) else not isinstance(value, bytes)
@@ -319,7 +325,7 @@ FORMATS = (
     Format(
         "kto",
         "`prompt`, `completion` (or `messages`) and `label`: true is trained, false left out",
-        lambda r: isinstance(r.peek("label"), bool) and ("completion" in r or r.first(_MESSAGES) is not None),
+        lambda r: _is_boolean(r.peek("label")) and ("completion" in r or r.first(_MESSAGES) is not None),
         _kto,
     ),
     Format(

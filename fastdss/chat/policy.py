@@ -63,12 +63,13 @@ class Rendered:
 
 
 class _Field(NamedTuple):
-    """A text in a message: its turn, what it is, the text, and its place in the turn's answer."""
+    """A text in a message: its turn, what it is, the text, its place in the answer; ``written``: by the policy."""
 
     turn: int
     kind: str
     text: str
     at: int
+    written: bool = True
 
 
 @dataclass
@@ -205,7 +206,8 @@ class PolicyChat:
             yield None, _Field(t, "reasoning", thought, parts["reasoning"].begin)
         if content.strip():
             whole = self.reasoning_key is None or "content" not in parts
-            yield None, _Field(t, "content", content, 0 if whole else parts["content"].begin)
+            at = 0 if whole else parts["content"].begin
+            yield None, _Field(t, "content", content, at, turn.role == "assistant")
         names = [part for part in turn.answer.parts if part.kind == "name"] if turn.calls else []
         for number, part in enumerate(names):
             yield number, _Field(t, "name", part.text, part.begin)
@@ -232,7 +234,9 @@ class PolicyChat:
         for ((begin, end), found), limit in zip(own, limits, strict=True):
             if found.kind == "name":
                 call, part = next(calls)
-                room = (pieces[-1].end if pieces else before), end, limit
+                stops = (a for t, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[t]))
+                stop = next((a for a in stops if end <= a < limit), limit)
+                room = (pieces[-1].end if pieces else before), end, limit, stop
                 pieces += sorted([Piece(begin, end, found.at), *_arguments(text, room, call.arguments, part)])
                 continue
             skipped = len(found.text) - len(found.text.lstrip()) if not found.text.startswith(text[begin:end]) else 0
@@ -300,6 +304,8 @@ def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str,
     for (_, word), frame in zip(order, frames[1:], strict=True):
         shown = fields[word].text
         forms = dict.fromkeys([shown, shown.strip(), shown.lstrip(), shown.rstrip()])
+        if not fields[word].written:  # results of tools may stand as JSON; what is learnt must be found as it is
+            forms |= dict.fromkeys(json.dumps(shown, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
         found = next((form for form in forms if text.startswith(form + frame, position)), None)
         if found is None:
             raise UserError(
@@ -319,17 +325,18 @@ def _past(text: str, position: int, frame: str) -> int:
     return position + len(frame)
 
 
-def _arguments(text: str, room: tuple[int, int, int], arguments: Any, part: Part) -> list[Piece]:
+def _arguments(text: str, room: tuple[int, int, int, int], arguments: Any, part: Part) -> list[Piece]:
     """Where a call's arguments stand: as JSON after the name or before it, or in a form of the template's own.
 
-    room: where the piece before the name ends, where the name does, and where the next piece begins.
+    room: where the piece before the name ends, where the name does, where the next piece begins, and the first special
+    token after the name, up to which a form of the template's own is looked for.
     """
-    before, name, limit = room
+    before, name, limit, stop = room
     for begin, end in ((name, limit), (before, name)):
         found = text.find(part.text, begin, end)
         if found >= 0:
             return [Piece(found, found + len(part.text), part.begin)]
-    region = text[name:limit]
+    region = text[name:stop]
     forms = (lambda s: s.strip(), lambda s: json.dumps(s)[1:-1], lambda s: json.dumps(s, ensure_ascii=False)[1:-1])
     lost = any(not any(form(value) in region for form in forms) for value in nested_strings(arguments))
     if lost or len(region) * len(part.text) > _MATCHED:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,16 @@ from fastdss.models.classifier import class_head
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .cpu_linear import PackedWeights, cpu_gemm, version
-from .packing import Segment, make_groups, micro_batches, schedule, shared_head
+from .packing import (
+    Group,
+    Segment,
+    branch_segments,
+    make_groups,
+    micro_batches,
+    schedule,
+    shared_head,
+    trunk_segments,
+)
 from .tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # told how many scores are new
@@ -43,22 +52,34 @@ class Runner:
         self.chunks = _chunks(self.config)
         self.bands: dict[tuple, Tensor] = {}
 
-    def run(self, segments: list[Segment], store: KVStore) -> tuple[Tensor, list[int]]:
-        """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each."""
+    def run(
+        self, segments: list[Segment], store: KVStore, read: Callable[[list[int], Tensor], None] | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each.
+
+        ``read`` gets the indices of the tapped scores, and the hidden states ``[layers + 1, taps, D]`` there.
+        """
         ids = [token for segment in segments for token in segment.ids]
         positions = [p for segment in segments for p in range(segment.start, segment.start + len(segment.ids))]
-        rows, scores, left = [], [], 0
+        rows, scores, taps, tapped, left = [], [], [], [], 0
         for segment in segments:
             rows += [left + at for at, _ in segment.verdicts]
             scores += [k for _, k in segment.verdicts]
+            taps += [left + at for at, _ in segment.taps]
+            tapped += [k for _, k in segment.taps]
             left += len(segment.ids)
         plan = PrefixPlan(segments, store, self.attend, self.bands, chunks=self.chunks)
-        hidden = self.body(
+        states = {"output_hidden_states": True} if read and taps else {}
+        outputs = self.body(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
             fastdss_plan=plan,
-        ).last_hidden_state
+            **states,
+        )
+        hidden = outputs.last_hidden_state
+        if read and taps:
+            read(tapped, torch.stack([layer[0, taps].float().cpu() for layer in outputs.hidden_states]))
         self._check_layers(plan, max(positions))
         picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
@@ -77,6 +98,16 @@ class Runner:
         ]
         if window and last >= window and any(slides):
             raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
+
+
+class Gate(Protocol):
+    """Sees the hidden states where branches leave their trunks, and says which branches are computed."""
+
+    def read(self, scores: list[int], states: Tensor) -> None:
+        """states: ``[layers + 1, len(scores), D]`` float32, on the CPU."""
+
+    def passes(self, score: int) -> bool:
+        """Whether the branch of this score is computed; asked once its trunk was read."""
 
 
 class KeptHead:
@@ -127,6 +158,7 @@ def tree_logits(
     attend: Callable[..., Tensor] = attend_in_order,
     packed: PackedWeights | None = None,
     kept: KeptHead | None = None,
+    gate: Gate | None = None,
     report: Report = lambda done: None,
 ) -> Tensor:
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
@@ -134,7 +166,8 @@ def tree_logits(
     ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
     a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved, for what is left of the
     call, and the group starts again; when one response alone finds no room, the error goes on. ``packed`` and ``kept``
-    carry prepacked weights and the head's keys and values from call to call.
+    carry prepacked weights and the head's keys and values from call to call. ``gate`` says which branches are computed;
+    the logits of the others are NaN.
     """
     runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
@@ -148,6 +181,7 @@ def tree_logits(
     head = head if len(trees) > 1 else head[:known]
     groups = make_groups(trees, prompts, store_tokens)
     work = sum(tree.num_tokens for tree in trees)
+    reads = () if gate is None else (gate.read,)
     with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
         while groups:
@@ -156,11 +190,12 @@ def tree_logits(
                 saved = saved or _head_store(runner, head, budget, kept, known)
                 store = KVStore(groups[0].capacity)
                 store.load(saved, groups[0].bases)
-                for batch in micro_batches(schedule(groups[0], len(head)), budget, LONGEST_SEGMENT):
-                    found, scores = runner.run(batch, store)
-                    logits[scores] = found.to(logits)
-                    done += len(scores)
-                    report(len(scores))
+                for segments in _phases(groups[0], len(head), gate):
+                    for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
+                        found, scores = runner.run(batch, store, *reads)
+                        logits[scores] = found.to(logits)
+                        done += len(scores)
+                        report(len(scores))
             except RuntimeError as error:
                 smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
                 if smallest or not _out_of_memory(error):
@@ -172,6 +207,19 @@ def tree_logits(
             else:
                 groups.pop(0)
     return logits
+
+
+def _phases(group: Group, head: int, gate: Gate | None) -> Iterator[Iterator[Segment]]:
+    """The group's segments; with a gate the trunks', and then those of the branches that it lets through."""
+    if gate is None:
+        yield schedule(group, head)
+        return
+    yield trunk_segments(group, head, tapped=True)
+    trees = [
+        tree.without(k for k in range(tree.num_prefixes) if not gate.passes(first + k))
+        for tree, first in zip(group.trees, group.first_score, strict=True)
+    ]
+    yield branch_segments(group, trees)
 
 
 def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:

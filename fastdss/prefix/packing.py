@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from .tree import PrefixTree, shared_length
 class Segment:
     """New tokens ``ids`` at positions ``start, start + 1, …`` of the slot that begins at ``base`` in the store.
 
-    ``verdicts`` pairs an offset into ``ids`` with the index of the score that is read there; ``copies`` are the bases
-    of further slots that share these tokens.
+    ``verdicts`` pairs an offset into ``ids`` with the index of the score that is read there; ``taps`` one with the
+    index of a score whose branch leaves the trunk after that token; ``copies`` are the bases of further slots that
+    share these tokens.
     """
 
     base: int
@@ -32,13 +33,17 @@ class Segment:
     ids: list[int]
     verdicts: list[tuple[int, int]] = field(default_factory=list)
     copies: tuple[int, ...] = ()
+    taps: list[tuple[int, int]] = field(default_factory=list)
 
     def cut(self, size: int) -> Iterator[Segment]:
         """Pieces of at most ``size`` tokens, in order."""
         for left in range(0, len(self.ids), size):
             ids = self.ids[left : left + size]
-            verdicts = [(at - left, k) for at, k in self.verdicts if left <= at < left + len(ids)]
-            yield Segment(self.base, self.start + left, ids, verdicts, self.copies)
+            verdicts, taps = (
+                [(at - left, k) for at, k in places if left <= at < left + len(ids)]
+                for places in (self.verdicts, self.taps)
+            )
+            yield Segment(self.base, self.start + left, ids, verdicts, self.copies, taps)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ def make_groups(trees: Sequence[PrefixTree], prompts: Sequence[int], store_token
 
 def schedule(group: Group, head: int) -> Iterator[Segment]:
     """The segments of a group whose slots already hold their first ``head`` tokens, in an order that is exact."""
+    return chain(trunk_segments(group, head), branch_segments(group, group.trees))
+
+
+def trunk_segments(group: Group, head: int, *, tapped: bool = False) -> Iterator[Segment]:
+    """Those of the trunks; ``tapped``: with the places where branches leave them, but for those in shared tokens."""
     bases = group.bases
     filled = {}
     for rows in _equal_prompts(group.prompts):
@@ -109,10 +119,19 @@ def schedule(group: Group, head: int) -> Iterator[Segment]:
             for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True))
             if not tail
         ]
-        yield Segment(bases[i], filled[i], tree.trunk[filled[i] :], on_trunk)
-    for i, tree in enumerate(group.trees):
+        taps = [
+            (start - 1 - filled[i], group.first_score[i] + k)
+            for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True))
+            if tapped and tail and start > filled[i]
+        ]
+        yield Segment(bases[i], filled[i], tree.trunk[filled[i] :], on_trunk, taps=taps)
+
+
+def branch_segments(group: Group, trees: Sequence[PrefixTree]) -> Iterator[Segment]:
+    """Those of the branches of ``trees``: the group's own, or what is left of them where some are not computed."""
+    for base, first, tree in zip(group.bases, group.first_score, trees, strict=True):
         for k, start, ids in tree.branches:
-            yield Segment(bases[i], start, ids, [(len(ids) - 1, group.first_score[i] + k)])
+            yield Segment(base, start, ids, [(len(ids) - 1, first + k)])
 
 
 def micro_batches(segments: Iterable[Segment], budget: int, longest: int) -> Iterator[list[Segment]]:

@@ -7,7 +7,7 @@ response's last characters with the template's next ones (``.`` + ``\\n\\n`` is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ class PrefixTree:
     trunk: list[int]
     starts: list[int]
     tails: list[list[int]]
+    left_out: frozenset[int] = frozenset()  # prefixes whose branches are not computed
 
     @property
     def num_prefixes(self) -> int:
@@ -48,7 +49,7 @@ class PrefixTree:
         before: tuple[int, list[int]] = (-1, [])
         for k in sorted(range(self.num_prefixes), key=lambda k: (-self.starts[k], self.tails[k])):
             start, tail = self.starts[k], self.tails[k]
-            if tail:
+            if tail and k not in self.left_out:
                 shared = shared_length(np.asarray(before[1]), np.asarray(tail)) if start == before[0] else 0
                 shared = min(shared, len(tail) - 1)
                 found.append((k, start + shared, tail[shared:]))
@@ -60,6 +61,10 @@ class PrefixTree:
         """The first position of the trunk that is itself a verdict; a shared prefix must end before it."""
         ends = [start - 1 for start, tail in zip(self.starts, self.tails, strict=True) if not tail]
         return min(ends, default=len(self.trunk))
+
+    def without(self, left_out: Iterable[int]) -> PrefixTree:
+        """The same tree, of which the branches of these prefixes are not computed."""
+        return PrefixTree(self.trunk, self.starts, self.tails, frozenset(left_out))
 
     def first(self, k: int) -> PrefixTree:
         """The tree of the first ``k`` prefixes."""

@@ -221,5 +221,10 @@ def script_data(value: Any) -> str:
     return _UNSAFE_IN_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def visible(text: str) -> str:
+    """``text`` with what is invisible, reorders text or is no character spelled out."""
+    return _UNSAFE_IN_SCRIPT.sub(lambda match: "<" if match[0] == "<" else f"[U+{ord(match[0]):04X}]", text)
+
+
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)

@@ -15,7 +15,7 @@ from fastdss.pages import pieces as report
 from fastdss.pages.charts import STEPS, bars
 from fastdss.pages.style import STYLE
 
-from .data import PageRow, Summary, columns, detail, script_data
+from .data import PageRow, Summary, columns, detail, script_data, visible
 
 BLOCK = 250  # rows whose texts are parsed together
 TAGS = {
@@ -147,7 +147,8 @@ def _reasons(summary: Summary) -> list[str]:
     if not counted:
         return []
     lines = [
-        f'<li><a href="#flags={quote(tag, errors="replace")}">{count:,} × {escape(tag.removeprefix(_BECAUSE))}</a></li>'
+        f'<li><a href="#flags={quote(tag, errors="replace")}">'
+        f"{count:,} × {escape(visible(tag.removeprefix(_BECAUSE)))}</a></li>"
         for tag, count in sorted(counted.items(), key=lambda item: -item[1])[:10]
     ]
     return [f'<section class="reasons"><h2 class="title">Why there is no score</h2><ul>{"".join(lines)}</ul></section>']

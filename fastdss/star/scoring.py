@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fastdss.guards.guard import GuardModel
 from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
-from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
+from fastdss.prefix.engine import Gate, Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 from fastdss.prefix.whole import batched_logits
@@ -31,6 +32,7 @@ from .options import ScoringOptions
 from .scored import Flag, ScoredResponse
 from .scores import StarScores
 
+_log = logging.getLogger(__name__)
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
 _SHORT = 4  # characters for each token of the context: what has fewer most likely fits
@@ -55,6 +57,7 @@ def star_scores(
     budget: int | None = None,
     gemm: str | None = None,
     options: ScoringOptions | None = None,
+    approx: Approximation | None = None,
     progress: bool = False,
 ) -> StarScores:
     """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
@@ -69,16 +72,37 @@ def star_scores(
     the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
     character ends instead. These, and ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``budget`` and
     ``gemm``, are shortcuts to the fields of ``options``, see ``ScoringOptions``.
+    approx: a ``TrunkProbe``, by which scores are approximated where it was shown to be near enough.
     ``progress`` shows a bar. Errors name the row (``RowError``), never its text.
     """
     options = (options or ScoringOptions()).with_said(
         every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
         backend=backend, budget=budget, gemm=gemm,
     )  # fmt: skip
-    guards = _guards(model, tokenizer, spec)
-    judged = _read(batch, options.turns)
+    guards = as_guards(model, tokenizer, spec)
+    judged = read_batch(batch, options.turns)
     cuts = None if ends is None else _tidied(judged, ends)
-    return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
+    return score_turns(
+        guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, approx=approx, progress=progress
+    )
+
+
+class ScoreGate(Gate, Protocol):
+    """A gate that knows scores without their branches."""
+
+    withdrawn: bool  # what was approximated must be computed after all
+
+    def settle(self, scores: Tensor) -> Tensor:
+        """Fill in what was not computed; ``[n]`` bool, which scores are exact."""
+
+
+class Approximation(Protocol):
+    """What ``approx=`` takes, such as a ``TrunkProbe``."""
+
+    def gate(
+        self, guards: Sequence[GuardModel], texts: Sequence[list[Message]], kept: Sequence[int], options: ScoringOptions
+    ) -> ScoreGate | None:
+        """The gate of a batch, whose response i has ``kept[i]`` scores; None: all are computed."""
 
 
 class Judged(NamedTuple):
@@ -101,6 +125,7 @@ def score_turns(
     *,
     cuts: list[list[int]] | None = None,
     unit_tokenizer: Any = None,
+    approx: Approximation | None = None,
     progress: bool = False,
 ) -> StarScores:
     """Scores of turns, in their order; ``options.turns`` is not asked. Turns of one conversation share prefix trees
@@ -123,15 +148,21 @@ def score_turns(
         for trees in zip(*forests, strict=True)
     ]
     prompts = _numbered(histories)
+    texts = [[*past, {"role": "assistant", "content": text}] for past, text in zip(histories, responses, strict=True)]
+    gate = None if approx is None else approx.gate(guards, texts, kept, options)
     opinions = []
     with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
             trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
             shared, first = _sharing(trees, [item.row for item in judged])
-            logits = _logits(guard, shared, [prompts[i] for i in first], options, report)
+            logits = _logits(guard, shared, [prompts[i] for i in first], options, gate, report)
             opinions.append(_sharpened(guard, logits, options.sharpen))
     stacked = torch.stack(opinions)
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
+    exact: Sequence[Tensor | None] = [None] * len(kept) if gate is None else gate.settle(combined).split(list(kept))
+    if gate is not None and gate.withdrawn:
+        _log.warning("audited rows speak against the approximation: all scores are computed")
+        return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
     scores = list(combined.split(kept))
     return StarScores(
         ScoredResponse(
@@ -143,6 +174,7 @@ def score_turns(
             item.row,
             item.conversation,
             item.turn,
+            exact[i],
         )
         for i, item in enumerate(judged)
     )
@@ -174,7 +206,7 @@ def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree]
     return found, [group[0] for group in groups]
 
 
-def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
+def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
     if isinstance(model, GuardModel):
         return [model]
     if isinstance(model, Sequence):
@@ -191,7 +223,7 @@ def _guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[Guar
     return [Guard(model, tokenizer, spec)]
 
 
-def _read(batch: Mapping[str, Sequence], turns: str) -> list[Judged]:
+def read_batch(batch: Mapping[str, Sequence], turns: str) -> list[Judged]:
     """The turns to judge of a batch of conversations in any known format."""
     for name, values in batch.items():
         if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -262,7 +294,12 @@ def _tree(
 
 
 def _logits(
-    guard: GuardModel, trees: list[PrefixTree], prompts: list[int], options: ScoringOptions, report: Report
+    guard: GuardModel,
+    trees: list[PrefixTree],
+    prompts: list[int],
+    options: ScoringOptions,
+    gate: Gate | None,
+    report: Report,
 ) -> Tensor:
     if options.method == "per_prefix" or guard.bidirectional:
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
@@ -279,6 +316,7 @@ def _logits(
         attend=attend,
         packed=guard.packed,
         kept=guard.head,
+        gate=gate,
         report=report,
     )
 

@@ -241,9 +241,9 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
         logits: Tensor = model(input_ids=ids, **asked).logits
         return logits.float()
 
-    def sees_later(**given: Tensor) -> bool:
-        first, second = (forward(row, dss_ask="logits", **given)[:, :-1] for row in (ids, other_ending(ids)))
-        return distance(first, second) > max(1e-5, 2 * torch.finfo(embedding.dtype).eps)
+    def differs(first: Tensor, second: Tensor) -> bool:
+        """Before the last token, the only one in which their inputs differ."""
+        return distance(first[:, :-1], second[:, :-1]) > max(1e-5, 2 * torch.finfo(embedding.dtype).eps)
 
     with evaluating(model), layers_gathered(bare), measuring_scale(bare) as candidates:
         own = forward(ids, use_cache=False, return_dict=True)
@@ -262,8 +262,11 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
                 f"expected {tuple(own.shape)} within {limit:.3g}, got {tuple(ours.shape)} off by {errors[0]:.3g}"
             )
     with evaluating(model), layers_gathered(bare):
-        if sees_later():
-            if "token_type_ids" in input_names(bare) and not sees_later(token_type_ids=torch.ones_like(ids)):
+        other = other_ending(ids)
+        if differs(ours, forward(other, dss_ask="logits")):
+            answer = {"token_type_ids": torch.ones_like(ids), "dss_ask": "logits"}
+            typed = "token_type_ids" in input_names(bare)
+            if typed and not differs(forward(ids, **answer), forward(other, **answer)):
                 bare.__dict__[NEEDED] = "token_type_ids"  # PaliGemma: 0 in the prefix, 1 in the answer
                 return
             raise UserTypeError(

@@ -25,7 +25,7 @@ CALLS = {
     "messages": [
         {"role": "user", "content": "Weather in Oslo?"},
         {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "12 degrees"},
+        {"role": "tool", "tool_call_id": "call_1", "content": '12 "degrees"\nä'},
         {"role": "assistant", "content": "It is 12 degrees."},
     ],
     "tools": TOOLS,

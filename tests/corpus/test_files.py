@@ -255,8 +255,7 @@ def test_every_format_from_every_kind_of_table(tmp_path, name):
     sources = [tmp_path / "a.json"]
     if name != "openai_parts":  # no column of Arrow holds both text and lists
         sources.append(datasets.Dataset.from_list([record]))
-    if name not in ("preference_messages", "kto"):  # text in a cell is no bool, and no list of messages
-        sources.append(tmp_path / "a.csv")
+    sources.append(tmp_path / "a.csv")
     for source in sources:
         (row,) = read_rows([source])
         assert isinstance(row, Row), row.reason

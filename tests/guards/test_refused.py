@@ -78,7 +78,7 @@ def test_runs_of_blanks_are_no_control_tokens():
     batch = {"prompt": ["a  b"], "response": ["c  d\n\na <table> b"]}
     tree, naive = (star_scores(guard, batch, every=1, method=method) for method in ("tree", "per_prefix"))
     assert torch.allclose(tree.scores[0], naive.scores[0], rtol=0, atol=1e-6)
-    assert not tree.flags[0]  # blanks, and an added token that is not special, are ordinary text
+    assert "control_tokens" not in tree.flags[0]  # neither blanks nor a tag that no template writes
     row = tree.token_weights(fast)[0]
     assert fast.convert_tokens_to_ids("▁▁") in row["labels"]
     assert fast.convert_tokens_to_ids("<table>") in row["labels"]

@@ -11,9 +11,9 @@ import json
 import pytest
 import torch
 
+from fastdss import prepare_dss_dataset
 from fastdss.cli import main
 from fastdss.corpus.store import read_scores
-from fastdss.train.collator import prepare_dss_dataset
 from tests.support.policies import TEMPLATES, make_policy_tokenizer
 from tests.support.tiny_models import tiny_model
 

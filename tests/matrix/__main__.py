@@ -1,6 +1,6 @@
 """Every causal LM and vision-language class of transformers, every cell: ``python -m tests.matrix [CLASS …]``.
 
-Writes tests/matrix/table.jsonl, a line a class, and docs/models.md from it; with classes named, prints theirs instead.
+Writes tests/matrix/table.jsonl, a line a class, and docs/models.md from it; of named classes, their lines alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def main(names: list[str]) -> None:
-    if names:
-        for name in names:
-            print(json.dumps(measured(name), indent=1))
-        return
+    """Every class, or those named, which take their old lines' places."""
     start = time.perf_counter()
-    everything = [*text_classes(), *vision_classes()]
+    known = [json.loads(line) for line in TABLE.read_text().splitlines()][1:] if names and TABLE.exists() else []
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=60) as pool:
-        rows = pool.map(measured, everything, chunksize=1)
+        found = pool.map(measured, names or [*text_classes(), *vision_classes()], chunksize=1)
+    anew = {row["class"]: row for row in found}
+    rows = [anew.pop(row["class"], row) for row in known] + list(anew.values())
     import torch
     import transformers
 
@@ -38,7 +37,7 @@ def main(names: list[str]) -> None:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(lines))
     wrong = [row["class"] for row in rows if any(v.startswith(("WRONG", "ERROR")) for v in row["cells"].values())]
-    print(f"{len(rows)} classes in {(time.perf_counter() - start) / 60:.1f} minutes; wrong: {wrong or 'none'}")
+    print(f"{len(found)} classes in {(time.perf_counter() - start) / 60:.1f} minutes; wrong: {wrong or 'none'}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from fastdss import Flag, RowError, ScoredResponse, StarScores, UserError, star_scores
+from fastdss.chat.conversation import plain
 from fastdss.corpus.rows import Row
 from tests.support.builders import BATCH, make_guard
 from tests.support.scored import by_fields
@@ -21,7 +22,7 @@ def two() -> StarScores:
 
 
 def test_no_repr_holds_a_text() -> None:
-    row = Row("7", HISTORY, SECRET, "abc")
+    row = Row("7", plain([*HISTORY, {"role": "assistant", "content": SECRET}]), (1,), "abc")
     for shown in (repr(two()), repr(two()[0]), repr(row), str(two()), f"{two()[1]!r}"):
         assert "Zelda" not in shown
         assert "Quux" not in shown
@@ -47,12 +48,10 @@ def test_scores_are_a_sequence_of_responses() -> None:
 
 def test_rows_for_training_are_plain_values() -> None:
     (row, _) = two().to_training_rows()
+    scores = [pytest.approx(0.9), 0.25]
     assert row == {
-        "prompt": HISTORY,
-        "response": SECRET,
-        "scores": [pytest.approx(0.9), 0.25],
-        "ends": [3, 19],
-        "flags": [],
+        "messages": [*HISTORY, {"role": "assistant", "content": SECRET}],
+        "star": [{"turn": 1, "text": SECRET, "ends": [3, 19], "scores": scores, "flags": []}],
     }
 
 
@@ -64,9 +63,9 @@ def test_flags_are_known_names() -> None:
 
 def test_an_error_carries_its_row_and_reason() -> None:
     batch = {"prompt": ["a", "b"], "response": ["fine", 3]}
-    with pytest.raises(RowError, match="row 1: message 1: expected text, got int") as caught:
+    with pytest.raises(RowError, match="row 1: response: expected text, got int") as caught:
         star_scores(make_guard(check=False), batch)
-    assert (caught.value.row, caught.value.reason) == (1, "message 1: expected text, got int")
+    assert (caught.value.row, caught.value.reason) == (1, "response: expected text, got int")
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.row, again.reason, str(again)) == (1, caught.value.reason, str(caught.value))
     assert isinstance(again, UserError)

@@ -62,9 +62,10 @@ HERMES = (
     "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Arguments in tags of their own, and another token at the end of a call than at the end of an answer.
+# Arguments in tags of their own, results as JSON, and another token at the end of a call than at the end of an answer.
 TAGGED = (
-    "{% for m in messages %}<|head|>{{ m.role }}<|/head|>{{ m.content }}"
+    "{% for m in messages %}<|head|>{{ m.role }}<|/head|>"
+    "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}"
     "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}"
     "{% for name, value in call.function.arguments.items() %}[{{ name }}]{{ value }}[/{{ name }}]{% endfor %}"
     "</tool_call>{% endfor %}{% if m.tool_calls %}<|eom|>{% else %}<|eot_id|>{% endif %}{% endfor %}"

@@ -174,7 +174,7 @@ def test_tags_that_are_no_special_tokens_are_text() -> None:
 
 
 def test_qwen3_guard_stream_reads_the_responses_last_token() -> None:
-    """With Qwen3's own template, which the package holds: the rendering ends where the response does."""
+    """With Qwen3's own template, which the package holds: the rendering ends where the response does, with no tail."""
     folder = CACHE / "qwen3"
     if not folder.is_dir():
         pytest.skip("the vendors' tokenizers are not here: make test-guards fetches them")

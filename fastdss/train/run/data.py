@@ -69,14 +69,20 @@ def holds_scores(settings: TrainSettings) -> bool:
 def check_template(settings: TrainSettings, tokenizer: Any) -> None:
     """``UserError`` where the policy's chat template refuses most of the first conversations."""
     policy = PolicyChat(tokenizer)
-    tried, refused = 0, []
+    tried, unseen = 0, False
+    refused: list[str] = []
     for row in islice(read_rows([settings.data], data_options(settings)), _TRIED):
         if isinstance(row, Row):
             tried += 1
+            unseen = unseen or (bool(row.conversation.tools) and not policy.shows_tools)
             try:
                 policy.render(row.conversation, row.judged)
             except ValueError as error:
                 refused.append(str(error))
+    if unseen:
+        _log.warning(
+            "the chat template of %s has no place for tools: it will not see their definitions", settings.model
+        )
     if len(refused) * 2 > tried:
         raise UserError(f"data: {len(refused)} of the first {tried} conversations cannot be trained: {refused[0]}")
     if refused:

@@ -1,0 +1,172 @@
+"""Approximate scores: what is computed is exact, what is not is within the promise, and doubt ends in exact scores."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastdss.prefix.engine
+from fastdss import Guard, Promise, ScoringOptions, TrunkProbe, star_scores
+from fastdss.prefix.engine import tree_logits
+from fastdss.prefix.tree import build_tree
+from fastdss.star.probe import Gating
+from tests.support.builders import make_guard
+
+TEXT = "call her at home today the number is five and seven please write to me soon or never"
+PROMISE = Promise(tolerance=0.2, at_most=0.1, confidence=0.9)  # 22 sampled rows can show it
+
+
+def batch(rows: int, seed: int) -> dict[str, list[str]]:
+    generator = random.Random(seed)
+    responses = [" ".join(generator.choices(TEXT.split(), k=generator.randint(4, 14))) + "." for _ in range(rows)]
+    return {"prompt": [generator.choice(["Hello", "Where is it?"]) for _ in range(rows)], "response": responses}
+
+
+@pytest.fixture(scope="module")
+def guard() -> Guard:
+    return make_guard()
+
+
+@pytest.fixture(scope="module")
+def probe(guard: Guard) -> TrunkProbe:
+    return TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, audit_share=0.1)[0]
+
+
+class Some:
+    """A gate that lets through what it is told."""
+
+    def __init__(self, wanted: set[int]) -> None:
+        self.wanted, self.seen = wanted, dict[int, int]()
+
+    def read(self, scores: list[int], states: torch.Tensor) -> None:
+        assert states.shape[1] == len(scores)
+        self.seen |= dict.fromkeys(scores, states.shape[0])
+
+    def passes(self, score: int) -> bool:
+        return score in self.wanted
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_branches_that_pass_are_computed_as_without_a_gate(architecture: str, seed: int) -> None:
+    judge = make_guard(architecture)
+    generator = random.Random(seed)
+    chat = [{"role": "user", "content": "Hello"}]
+    texts = ("Call her today, or call him.", "Why not call them by name?", "It is 555 0100, I am sure...")
+    renderings = [judge.encode_prefixes(chat, text, [4, 8, 14, 19, 26]) for text in texts]
+    trees = [build_tree(rows[: generator.randint(2, 5)]) for rows in renderings]
+    whole = tree_logits(judge.model, judge.token_ids, trees, [0, 0, 1])
+    count = sum(tree.num_prefixes for tree in trees)
+    gate = Some({k for k in range(count) if generator.random() < 0.5})
+    some = tree_logits(judge.model, judge.token_ids, trees, [0, 0, 1], gate=gate)
+    computed = torch.isfinite(some).all(1)
+    on_trunk = {k for k in range(count) if bool(computed[k]) and k not in gate.wanted}
+    assert torch.allclose(some[computed], whole[computed], rtol=0, atol=1e-6)
+    assert gate.wanted <= set(computed.nonzero()[:, 0].tolist())
+    assert len(on_trunk) <= len(trees)  # the trunk's own verdict is there in any case
+    assert gate.seen.keys() >= {k for k in range(count) if not computed[k]}
+    assert set(gate.seen.values()) == {judge.model.config.num_hidden_layers + 1}
+
+
+def test_what_is_computed_is_exact_and_the_rest_is_marked(guard: Guard, probe: TrunkProbe, monkeypatch) -> None:
+    assert probe.certificate.threshold is not None, str(probe.certificate)
+    rows, tokens = batch(40, 2), []
+    run = fastdss.prefix.engine.Runner.run
+
+    def counted(self, segments, store, read=None):
+        tokens.append(sum(len(segment.ids) for segment in segments))
+        return run(self, segments, store, read)
+
+    monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", counted)
+    exact = star_scores(guard, rows, every=2)
+    whole = sum(tokens)
+    tokens.clear()
+    near = star_scores(guard, rows, every=2, approx=probe)
+    assert sum(tokens) < 0.8 * whole
+    marks = torch.cat([item.exact for item in near])
+    a, b = torch.cat(exact.scores), torch.cat(near.scores)
+    assert torch.allclose(a[marks], b[marks], rtol=0, atol=1e-6)
+    assert 0.2 < (~marks).float().mean() < 1
+    off = [bool(((x - y).abs() > PROMISE.tolerance).any()) for x, y in zip(exact.scores, near.scores, strict=True)]
+    assert sum(off) <= 10  # 4 of 40 are promised
+    assert all(item.exact is None for item in exact)
+
+
+def test_the_same_rows_are_audited_in_every_order(guard: Guard, probe: TrunkProbe) -> None:
+    rows = batch(60, 3)
+    turned = {name: values[::-1] for name, values in rows.items()}
+    audited = [
+        [bool(item.exact.all()) for item in star_scores(guard, given, every=2, approx=probe)]
+        for given in (rows, turned)
+    ]
+    assert any(audited[0])
+    assert not all(audited[0])
+    assert audited[0] == audited[1][::-1]
+
+
+def test_a_probe_that_errs_is_found_out_and_everything_is_computed(guard: Guard, probe: TrunkProbe, caplog) -> None:
+    wrong = TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, audit_share=0.5)[0]
+    wrong.ridge = replace(wrong.ridge, offset=wrong.ridge.offset + 3)
+    rows = batch(60, 4)
+    with caplog.at_level(logging.WARNING):
+        found = star_scores(guard, rows, every=2, approx=wrong)
+    assert "audited rows speak against the approximation" in caplog.text
+    assert wrong.audit.disagrees
+    exact = star_scores(guard, rows, every=2)
+    assert all(torch.equal(a, b) for a, b in zip(found.scores, exact.scores, strict=True))
+    assert all(item.exact is None for item in found)
+    assert wrong.gate([guard], [], [], ScoringOptions()) is None
+
+
+def test_a_guard_whose_trunk_knows_nothing_ends_in_exact_scores(guard: Guard, monkeypatch) -> None:
+    predict = TrunkProbe.predict
+
+    def clueless(self, states):
+        values, doubts = predict(self, states)
+        return torch.rand(values.shape, generator=torch.Generator().manual_seed(len(values))).double(), doubts
+
+    monkeypatch.setattr(TrunkProbe, "predict", clueless)
+    probe, scored = TrunkProbe.fit(guard, batch(120, 5), promise=PROMISE)
+    assert probe.certificate.threshold is None
+    assert "nothing is approximated" in str(probe.certificate)
+    assert "R^2 is" in str(probe.certificate)
+    rows = batch(12, 6)
+    near, exact = star_scores(guard, rows, approx=probe), star_scores(guard, rows)
+    assert all(torch.equal(a, b) for a, b in zip(near.scores, exact.scores, strict=True))
+    assert len(scored) == 120
+
+
+def test_too_small_a_sample_promises_nothing(guard: Guard) -> None:
+    probe, _ = TrunkProbe.fit(guard, batch(60, 7))
+    assert probe.certificate.threshold is None
+    assert "it takes 149 sampled rows at least" in str(probe.certificate)
+    with pytest.raises(ValueError, match="expected 12 rows with branches to fit on, got"):
+        TrunkProbe.fit(guard, batch(8, 7))
+
+
+def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe) -> None:
+    with pytest.raises(ValueError, match="approx: expected one guard, got 2"):
+        star_scores([guard, guard], batch(2, 8), approx=probe)
+    other = make_guard(check=False)
+    other.spec = replace(other.spec, name="another")
+    with pytest.raises(ValueError, match="approx: expected a probe of another, got one of"):
+        star_scores(other, batch(2, 8), approx=probe)
+    with pytest.raises(ValueError, match="audit_share: expected a share"):
+        TrunkProbe.fit(guard, batch(40, 8), audit_share=0.0)
+
+
+def test_a_gate_settles_what_it_predicted(guard: Guard, probe: TrunkProbe) -> None:
+    gate = Gating(probe, [False, True], [2, 2])
+    gate._predicted = {0: 0.25, 2: 0.9, 3: 0.5}
+    scores = torch.tensor([float("nan"), 0.7, 0.95, 0.4])
+    rows = probe.audit.rows, probe.audit.wrong
+    assert gate.settle(scores).tolist() == [False, True, True, True]
+    assert scores.tolist() == pytest.approx([0.25, 0.7, 0.95, 0.4])
+    assert (probe.audit.rows, probe.audit.wrong) == (rows[0] + 1, rows[1])
+    assert gate.passes(1)
+    assert not gate.passes(0)
+    assert gate.passes(2)
