@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .call import LossCall
-from .chunked import order_rows
+from .rows import order_rows
 from .inputs import (
     Batch,
     HeadReference,
@@ -27,6 +27,7 @@ from .inputs import (
     plain_weights,
     shaping_weights,
 )
+from .kept import evaluate, scaled_weight
 from .objective import KL, LABEL_KL, KLName, Objective
 
 __all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
@@ -178,7 +179,7 @@ def dss_loss(
     call = batch.call(spec, options, bias=bias, reference=reference)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.call.kl_weight is not None
-    weighted = ops.times(run.call.ce_weight, run.token_ce), ops.times(run.call.kl_weight, run.token_kl)
+    weighted = scaled_weight(run.call.ce_weight, run.token_ce), scaled_weight(run.call.kl_weight, run.token_kl)
     loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
     return DSSLossOutput(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
@@ -210,7 +211,7 @@ def token_logprobs(
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
-    return ops.token_loss(*call)[0].view(batch.shape)
+    return _token_losses(call).view(batch.shape)
 
 
 def live_rows(
@@ -262,7 +263,18 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
         objective=Objective("none", logit_scale=o.ref_logit_scale, softcap=o.ref_softcap).encode(),
         compute_dtype=call.ref_hidden.dtype,
     )
-    return ops.token_loss(*reference)[0]
+    return _token_losses(reference)
+
+
+def _token_losses(call: LossCall) -> Tensor:
+    """[N]"""
+    found = evaluate(call, _needs(call), summed=False, main_grad=None)
+    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found[0]
+
+
+def _needs(call: LossCall) -> list[bool]:
+    """Which of hidden, lm_head and bias get gradients."""
+    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
 
 
 class _Run(NamedTuple):
@@ -286,10 +298,13 @@ def _run(
     items: int | float | Tensor | None = None
     if reduction == "mean":
         call, items = _divided(call, batch.items(num_items_in_batch))
-    parameters = (call.hidden, call.lm_head, call.bias)
-    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
+    needs = _needs(call)
     if main_grad is not None:
         batch.check_main_grad(main_grad)
+    found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
+    if not isinstance(found, LossCall):
+        return _Run(*found, call, items)
+    call = found
     if main_grad is not None and reduction == "none":
         loss, token_ce, token_kl = ops.MainGradLoss.apply(main_grad, *call)
     elif main_grad is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
+from .kept import refuse_double_backward, scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -42,13 +43,8 @@ def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
     """[N] losses."""
-    loss = times(call.ce_weight, token_ce)
-    return loss if call.kl_weight is None else loss + times(call.kl_weight, token_kl)
-
-
-def times(weight: Tensor, term: Tensor) -> Tensor:
-    """``weight * term``, and 0 where the weight is 0 whatever the term is."""
-    return torch.where(weight == 0, 0, weight * term)
+    loss = scaled_weight(call.ce_weight, token_ce)
+    return loss if call.kl_weight is None else loss + scaled_weight(call.kl_weight, token_kl)
 
 
 @torch.library.custom_op(
@@ -84,7 +80,7 @@ def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward()
+    refuse_double_backward()
     found: list[Tensor | None] = [None] * 3
     if grad_total is not None:
         for i, gradient in enumerate(ctx.saved_tensors):
@@ -140,8 +136,8 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 def _upstream(call: LossCall, grad: Tensor) -> LossCall:
     """The call whose weights contain the gradient of each token's loss."""
-    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
-    return call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
+    kl_weight = None if call.kl_weight is None else scaled_weight(call.kl_weight, grad)
+    return call._replace(ce_weight=scaled_weight(call.ce_weight, grad), kl_weight=kl_weight)
 
 
 @torch.library.custom_op(
@@ -176,7 +172,7 @@ def _save_tokens(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward()
+    refuse_double_backward()
     if grad is None:
         return (None,) * (3 + len(_NO_GRADIENTS))
     needs = list(ctx.needs_input_grad[:3])
@@ -244,17 +240,9 @@ class MainGradLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _refuse_double_backward()
+        refuse_double_backward()
         if grad is None:
             return (None,) * (4 + len(_NO_GRADIENTS))
         needs = list(ctx.needs_input_grad[1:4])
         d_hidden, d_bias = token_loss_backward_(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
         return None, d_hidden if needs[0] else None, None, d_bias if needs[2] else None, *_NO_GRADIENTS
-
-
-def _refuse_double_backward() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "
-            "use the plain PyTorch expression from the docstring where second derivatives are needed"
-        )

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
-from fastdss.loss import chunked, ops
+from fastdss.loss import chunked, exp_rows, gemm, ops
 from fastdss.loss.functional import LiveRows, live_rows
 from fastdss.loss.objective import Objective
 from tests.support.loss_cases import KLS, make_problem, run, truth
@@ -77,13 +77,14 @@ def test_the_result_does_not_depend_on_the_chunk_size() -> None:
 
 def _count_gemm_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
-    real = chunked.project
+    real = gemm.project
 
     def counting(x: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
         rows.append(x.shape[0])
         real(x, head, out)
 
     monkeypatch.setattr(chunked, "project", counting)
+    monkeypatch.setattr(exp_rows, "project", counting)
     return rows
 
 
