@@ -31,6 +31,11 @@ class LossCall(NamedTuple):
     filter_eps: float  # 0: every column of dZ is multiplied
     group: str  # name of the process group over which the vocabulary is split, or ""
 
+    @property
+    def accumulate(self) -> torch.dtype:
+        """What logits and sums are kept in."""
+        return torch.float64 if self.compute_dtype == torch.float64 else torch.float32
+
 
 class LossResult(NamedTuple):
     token_ce: Tensor  # [N]

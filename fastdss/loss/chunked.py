@@ -18,7 +18,7 @@ from .exponentials import ExpGradient, LocalSums, combined, takes_exponentials, 
 from .gemm import project
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 from .row_gradient import RowGradient
-from .rows import RowPlan, Slab, chunk_rows, gather, plan_rows, without_weight
+from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
 from .vocab_shard import VocabShard
 
 
@@ -45,7 +45,7 @@ class _Run:
         self, call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None
     ) -> None:
         self.call, self.objective = call, Objective.decode(call.objective)
-        self.accumulate = torch.float64 if call.compute_dtype == torch.float64 else torch.float32
+        self.accumulate = call.accumulate
         self.shard = VocabShard.of(call.lm_head, call.group)
         self.plan = plan_rows(call, self.objective.full_kl)
         self.grad, self.given = hidden_grad or head_grad or bias_grad, main_grad
@@ -54,9 +54,7 @@ class _Run:
         self.d_hidden = new(call.hidden.shape, dtype=self.accumulate) if hidden_grad else None
         fills = self.plan.count > 0 and self.filtered is None  # the first chunk does
         new = call.hidden.new_empty if fills else call.hidden.new_zeros
-        self.d_head = (
-            new(call.lm_head.shape, dtype=self.accumulate) if head_grad and main_grad is None else main_grad
-        )
+        self.d_head = new(call.lm_head.shape, dtype=self.accumulate) if head_grad and main_grad is None else main_grad
         self.d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=self.accumulate) if bias_grad else None
         self.token_ce, self.token_kl = (
             call.hidden.new_zeros(call.labels.shape, dtype=self.accumulate) for _ in range(2)

@@ -86,6 +86,11 @@ class ExpRows:
         """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], c no more than planned; fills ``sums``."""
         count = x.shape[0]
         exponentials = self._slab.logits(count) if self._apart is None else self._apart[:count]
+        if count <= self.plan.slab_rows:
+            logits = self._slab.logits(count)
+            project(x, self.head, out=logits)
+            self._pass(logits, local_labels, sums, None if self._apart is None else exponentials)
+            return exponentials, self._mean_logit(x)
         for start in range(0, count, self.plan.slab_rows):
             part = slice(start, min(start + self.plan.slab_rows, count))
             logits = self._slab.logits(part.stop - part.start)
@@ -111,7 +116,9 @@ class ExpRows:
             return None, None
         scale = self.objective.logit_scale / self.shard.size
         bias = self.call.bias
-        return self.head.sum(dim=0, dtype=accumulate) * scale, None if bias is None else bias.to(accumulate).sum() * scale
+        return self.head.sum(dim=0, dtype=accumulate) * scale, None if bias is None else bias.to(
+            accumulate
+        ).sum() * scale
 
     def _mean_logit(self, x: Tensor) -> Tensor | None:
         if self._mean_row is None:

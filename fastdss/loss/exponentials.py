@@ -48,7 +48,6 @@ from .objective import (
 )
 from .vocab_shard import VocabShard
 
-
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
 
 
@@ -96,21 +95,32 @@ def torch_exponentials(
     """
     count, width = logits.shape
     step = max(1, BLOCK_ELEMENTS // width)
+    if count <= step:
+        return _block_exponentials(logits, local_labels, objective, bias, sums, out)
     for start in range(0, count, step):
         block = slice(start, start + step)
-        z, cap_slope = transform(logits[block], bias, objective.logit_scale, objective.softcap, grad=True)
-        label = local_labels[block]
-        mine = (label >= 0) & (label < width)
-        column = torch.where(mine, label, 0).unsqueeze(1)
-        label_logit = z.gather(1, column).squeeze(1)
-        z.scatter_(1, column, label_logit.masked_fill(mine, -torch.inf).unsqueeze(1))
-        sums.label_logit[block] = label_logit.masked_fill_(~mine, 0)
-        sums.others[block], sums.total[block] = softmax_(z)
-        if cap_slope is not None and sums.cap_slope is not None:
-            sums.cap_slope[block] = cap_slope.gather(1, column).squeeze(1)
-            z.mul_(cap_slope)
-        if out is not None:
-            out[block].copy_(z)
+        part = None if out is None else out[block]
+        _block_exponentials(logits[block], local_labels[block], objective, bias, sums.at(block), part)
+    return None
+
+
+def _block_exponentials(
+    logits: Tensor, label: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+) -> None:
+    z, cap_slope = transform(logits, bias, objective.logit_scale, objective.softcap, grad=True)
+    columns = label.clamp(0, z.shape[1] - 1)
+    mine, column = columns == label, columns.unsqueeze(1)
+    label_logit = torch.gather(z, 1, column)
+    z.scatter_(1, column, label_logit.masked_fill(mine.unsqueeze(1), -torch.inf))
+    sums.label_logit.copy_(torch.where(mine, label_logit.squeeze(1), 0))
+    others, total = softmax_(z)
+    sums.others.copy_(others)
+    sums.total.copy_(total)
+    if cap_slope is not None and sums.cap_slope is not None:
+        sums.cap_slope.copy_(cap_slope.gather(1, column).squeeze(1))
+        z.mul_(cap_slope)
+    if out is not None:
+        out.copy_(z)
 
 
 def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard) -> ExpStats:
@@ -158,7 +168,7 @@ def terms_and_factors(
     const = smoothing_term(rows.ce_weight, o, shard.size)
     if shard.group is not None:
         local = rows.labels - shard.start
-        label = label.masked_fill((local < 0) | (local >= shard.width), 0)
+        label = label.masked_fill(local.clamp(0, shard.width - 1) != local, 0)
     if dead is not None:
         ce, row, label = (t.masked_fill(dead, 0) for t in (ce, row, label))
     return ce, kl, ExpFactors(row, label, const)
@@ -169,7 +179,7 @@ class ExpGradient(NamedTuple):
 
     exponentials: Tensor  # [c, V] in the dtype of the GEMMs that read it
     factors: ExpFactors
-    labels: Tensor  # [c] columns, 0 where another rank holds the label (factors.label is 0 there)
+    labels: Tensor  # [c] columns, any where another rank holds the label (factors.label is 0 there)
     backend: str
 
     def multiply(

@@ -12,23 +12,11 @@ from torch import Tensor
 
 from . import ops
 from .call import LossCall
-from .rows import order_rows
-from .inputs import (
-    Batch,
-    HeadReference,
-    LabelReference,
-    LiveRows,
-    RunOptions,
-    check_kl_scale,
-    check_labels,
-    check_num_items,
-    check_reference,
-    check_values,
-    plain_weights,
-    shaping_weights,
-)
-from .kept import evaluate, scaled_weight
+from .checks import check_kl_scale, check_labels, check_num_items, check_reference, check_values
+from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions, plain_weights, shaping_weights
+from .kept import Evaluated, evaluate
 from .objective import KL, LABEL_KL, KLName, Objective
+from .rows import order_rows
 
 __all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
 
@@ -104,7 +92,7 @@ def weighted_ce(
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, filter_eps), bias=bias)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    return _reduce(run.loss, batch, reduction, run.items)
+    return run.loss.view(batch.shape) if reduction == "none" else run.loss
 
 
 def dss_loss(
@@ -178,10 +166,11 @@ def dss_loss(
             )
     call = batch.call(spec, options, bias=bias, reference=reference)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    assert run.call.kl_weight is not None
-    weighted = scaled_weight(run.call.ce_weight, run.token_ce), scaled_weight(run.call.kl_weight, run.token_kl)
-    loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
-    return DSSLossOutput(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    assert run.ce is not None
+    assert run.kl is not None
+    shape = batch.shape if reduction == "none" else ()
+    parts = (part.view(shape) for part in (run.loss, run.ce, run.kl))
+    return DSSLossOutput(*parts, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(
@@ -269,7 +258,7 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
 def _token_losses(call: LossCall) -> Tensor:
     """[N]"""
     found = evaluate(call, _needs(call), summed=False, main_grad=None)
-    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found[0]
+    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found.loss
 
 
 def _needs(call: LossCall) -> list[bool]:
@@ -277,50 +266,29 @@ def _needs(call: LossCall) -> list[bool]:
     return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
 
 
-class _Run(NamedTuple):
-    """What the op made of a call, and what is left to do."""
-
-    loss: Tensor  # [N], or [] where its gradients are known already
-    token_ce: Tensor  # [N]
-    token_kl: Tensor  # [N]
-    call: LossCall
-    items: int | float | Tensor | None  # what sums are still to be divided by
-
-
 def _run(
     call: LossCall, batch: Batch, reduction: str, num_items_in_batch: int | Tensor | None, main_grad: Tensor | None
-) -> _Run:
+) -> Evaluated:
+    """What the loss and its parts are, reduced."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items_in_batch is not None and reduction != "mean":
         raise ValueError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
     check_num_items(num_items_in_batch)
+    if main_grad is not None:
+        batch.check_main_grad(main_grad)
     items: int | float | Tensor | None = None
     if reduction == "mean":
         call, items = _divided(call, batch.items(num_items_in_batch))
     needs = _needs(call)
-    if main_grad is not None:
-        batch.check_main_grad(main_grad)
     found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
-    if not isinstance(found, LossCall):
-        return _Run(*found, call, items)
-    call = found
-    if main_grad is not None and reduction == "none":
-        loss, token_ce, token_kl = ops.MainGradLoss.apply(main_grad, *call)
-    elif main_grad is not None:
-        loss, token_ce, token_kl = ops.MainGradSum.apply(main_grad, needs, *call)
-    elif reduction == "none":
-        loss, token_ce, token_kl = ops.token_loss(*call)
-    else:
-        loss, token_ce, token_kl, *_ = ops.summed_loss(*call, needs)
-    return _Run(loss, token_ce, token_kl, call, items)
-
-
-def _reduce(term: Tensor, batch: Batch, reduction: str, items: int | float | Tensor | None) -> Tensor:
-    if reduction == "none":
-        return term.view(batch.shape)
-    total = term.sum() if term.dim() else term
-    return total if items is None else total / items
+    if isinstance(found, LossCall):
+        found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
+    if items is None:
+        return found
+    loss, ce, kl = (None if part is None else part / items for part in found[:3])
+    assert loss is not None
+    return Evaluated(loss, ce, kl, found.token_ce, found.token_kl)
 
 
 def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:

@@ -105,9 +105,7 @@ def times_head(rows: Tensor, head: Tensor, out: Tensor) -> None:
     return None
 
 
-def label_rows(
-    target: Tensor, source: Tensor, factor: Tensor, labels: Tensor, backend: str, *, scatter: bool
-) -> None:
+def label_rows(target: Tensor, source: Tensor, factor: Tensor, labels: Tensor, backend: str, *, scatter: bool) -> None:
     """``target[r] += factor[r] * source[labels[r]]``; scatter: ``target[labels[r]] += factor[r] * source[r]``."""
     if backend == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
         from fastdss.kernels.label_rows import launch_label_rows_bwd

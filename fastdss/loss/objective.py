@@ -175,7 +175,7 @@ def finish_rows(
 
 def in_vocabulary(label_logit: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """``label_logit``, NaN where the label is outside the vocabulary: where no check can wait, the loss tells."""
-    return label_logit.masked_fill((labels < 0) | (labels >= vocab_size), math.nan)
+    return label_logit.masked_fill(labels.clamp(0, vocab_size - 1) != labels, math.nan)
 
 
 def label_terms(

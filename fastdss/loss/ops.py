@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
-from .kept import refuse_double_backward, scaled_weight
+from .kept import Evaluated, refuse_double_backward, scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -31,10 +31,6 @@ _SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache wh
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
 
 
-def _accumulation_dtype(call: LossCall) -> torch.dtype:
-    return torch.float64 if call.compute_dtype == torch.float64 else torch.float32
-
-
 def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ops return tensors only: a gradient nobody asked for is an empty one."""
     d_hidden, d_head, d_bias = (like.new_empty(0) if t is None else t for t in result[2:])
@@ -45,6 +41,22 @@ def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
     """[N] losses."""
     loss = scaled_weight(call.ce_weight, token_ce)
     return loss if call.kl_weight is None else loss + scaled_weight(call.kl_weight, token_kl)
+
+
+def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
+    """The loss by the ops of this file; arguments as in kept.py."""
+    if main_grad is not None and not summed:
+        loss, token_ce, token_kl = MainGradLoss.apply(main_grad, *call)
+    elif main_grad is not None:
+        loss, token_ce, token_kl = MainGradSum.apply(main_grad, needs, *call)
+    elif not summed:
+        loss, token_ce, token_kl = token_loss(*call)
+    else:
+        loss, token_ce, token_kl, *_ = summed_loss(*call, needs)
+    if call.kl_weight is None:
+        return Evaluated(loss, None, None, token_ce, token_kl)
+    parts = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
+    return Evaluated(loss, *(part.sum() if summed else part for part in parts), token_ce, token_kl)
 
 
 @torch.library.custom_op(
@@ -63,7 +75,7 @@ def summed_loss(*args: Any) -> tuple[Tensor, ...]:
 @summed_loss.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call, needs = LossCall(*args[:-1]), args[-1]
-    dtype = _accumulation_dtype(call)
+    dtype = call.accumulate
     new = call.hidden.new_empty
     shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
     gradients = (new(shape if need else (0,), dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
@@ -131,7 +143,7 @@ def token_loss(*args: Any) -> tuple[Tensor, ...]:
 @token_loss.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call = LossCall(*args)
-    return tuple(call.hidden.new_empty(call.labels.shape, dtype=_accumulation_dtype(call)) for _ in range(3))
+    return tuple(call.hidden.new_empty(call.labels.shape, dtype=call.accumulate) for _ in range(3))
 
 
 def _upstream(call: LossCall, grad: Tensor) -> LossCall:

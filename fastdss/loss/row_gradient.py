@@ -16,7 +16,7 @@ class RowGradient(NamedTuple):
 
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
     lost: Tensor | None  # [c]; None: nothing was rounded
-    labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
+    labels: Tensor  # [c] columns of dz, any where another rank holds the label (nothing is lost there)
     backend: str  # of the call
 
     def multiply(

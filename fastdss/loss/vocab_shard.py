@@ -43,9 +43,9 @@ class VocabShard(NamedTuple):
         return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
 
     def columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of ``labels`` in this slice, outside of it where another rank holds them; and 0 instead there."""
+        """Positions of ``labels`` in this slice, outside of it where another rank holds them; and some column there."""
         local = labels - self.start if self.start else labels
-        return local, torch.where((local >= 0) & (local < self.width), local, 0)
+        return local, local.clamp(0, self.width - 1)
 
     def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
         return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdss.errors import UserError
 from fastdss.loss.functional import Backend
-from fastdss.loss.inputs import BACKENDS, check_filter_eps, check_kl_scale
+from fastdss.loss.checks import BACKENDS, check_filter_eps, check_kl_scale
 from fastdss.loss.objective import FULL_KL, KL, KLName
 
 

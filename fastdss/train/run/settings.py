@@ -12,7 +12,7 @@ from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.errors import UserError
-from fastdss.loss.inputs import BACKENDS
+from fastdss.loss.checks import BACKENDS
 from fastdss.loss.objective import KL
 
 from ..config import DSSConfig
