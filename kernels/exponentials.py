@@ -1,9 +1,9 @@
 """Logits to exponentials on a GPU: each fp32 logit is read once, E and the row's sum are written, and that is all.
 
-Formulas and names: the docstring of fastdss/loss/exponentials.py. The offset must be known before the row is read, so it
-is guessed: a little above the label's logit, or where another rank holds the label the largest of the first block. A
-row whose guess was too low for fp32 sums (a label about 57 nats below the largest logit) is read once more. Where E lies
-over its logits (fp32 and fp64) nothing is left to read again: there the largest logit is found first.
+Formulas and names: the docstring of fastdss/loss/exponentials.py. The offset must be known before the row is read, so
+it is guessed: a little above the label's logit, or where another rank holds the label the largest of the first block. A
+row whose guess was too low for fp32 sums (a label about 57 nats below the largest logit) is read once more. Where E
+lies over its logits (fp32 and fp64) nothing is left to read again: there the largest logit is found first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .primitives import load_logits, on_device_of
 from .row_pass import interpreted, label_logit_of
 
 ROOM = tl.constexpr(16.0)  # nats above the label's logit
-LARGEST = tl.constexpr(2.0**60)  # sum of a row: its products with the head, and 2**-60 of a weight, fit in fp32 and bf16
+LARGEST = tl.constexpr(
+    2.0**60
+)  # sum of a row: its products with the head, and 2**-60 of a weight, fit in fp32 and bf16
 
 
 @triton.jit
@@ -82,10 +84,8 @@ def exponentials_fwd_kernel(
         first = tl.max(load_logits(row_ptr, bias_ptr, columns, columns < width, SCALE, SOFTCAP, ACC), axis=0)
         offset = tl.where(mine & (label_logit > float("-inf")), label_logit + ROOM, first)
     offset = tl.where(offset > float("-inf"), offset, 0.0)
-    total, peak = store_exponentials(
-        row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, ACC, BLOCK_V
-    )
-    if not IN_PLACE:
+    total, peak = store_exponentials(row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, ACC, BLOCK_V)
+    if not IN_PLACE:  # noqa: SIM102  # known when compiled; what follows only when the row is read
         if not (total <= LARGEST):
             offset = tl.where(peak > float("-inf"), peak, 0.0)
             total, peak = store_exponentials(
@@ -115,8 +115,8 @@ def launch_exponentials_fwd(
 ) -> None:
     """``out`` becomes E; label_logit, others, total and cap_slope (with a softcap) are filled.
 
-    logits: [c, V] fp32 or fp64. out: [c, V] logits itself, or apart from it in the products' dtype; None: not needed. local_labels: [c]
-    int64, outside of [0, V) where another rank holds the label.
+    logits: [c, V] fp32 or fp64. out: [c, V] logits itself, or apart from it in the products' dtype; None: not needed.
+    local_labels: [c] int64, outside of [0, V) where another rank holds the label.
     """
     count, width = logits.shape
     backend = "interpreter" if interpreted() else "hip" if torch.version.hip else "cuda"
@@ -125,5 +125,6 @@ def launch_exponentials_fwd(
         with on_device_of(logits):
             exponentials_fwd_kernel[(count,)](
                 logits, out, bias, local_labels, label_logit, others, total, cap_slope, width, logits.stride(0),
-                0 if out is None else out.stride(0), scale, softcap, out is logits, BLOCK_V=block_v, num_warps=num_warps,
+                0 if out is None else out.stride(0), scale, softcap, out is logits,
+                BLOCK_V=block_v, num_warps=num_warps,
             )  # fmt: skip

@@ -169,8 +169,8 @@ def dss_loss(
     assert run.ce is not None
     assert run.kl is not None
     shape = batch.shape if reduction == "none" else ()
-    parts = (part.view(shape) for part in (run.loss, run.ce, run.kl))
-    return DSSLossOutput(*parts, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    loss, ce_part, kl_part = (part.view(shape) for part in (run.loss, run.ce, run.kl))
+    return DSSLossOutput(loss, ce_part, kl_part, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(

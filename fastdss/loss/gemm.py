@@ -31,7 +31,7 @@ def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
     if dtype != torch.bfloat16 or not multiplies_bf16():
         yield
         return
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # an object, of which its stub knows nothing
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

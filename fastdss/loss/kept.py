@@ -66,7 +66,7 @@ class _Kept(NamedTuple):
     exponentials: Tensor | None  # [n, V]
     x: Tensor | None  # [n, D] rows of hidden
     product: Tensor | None  # [n, D] E W
-    index: Tensor | None  # [n] which rows; None: all
+    rows: Tensor | None  # [n] which they are; None: all
 
 
 class _Forward:
@@ -129,9 +129,9 @@ class KeptLoss(torch.autograd.Function):
             if work.rows.kl_weight is not None:
                 parts.append(scaled_weight(work.rows.kl_weight, kl))
             tokens = [ce, kl] if summed else [ce, kl, *parts]
-            if kept.index is not None:
+            if kept.rows is not None:
                 new = ce.new_zeros((len(tokens), call.labels.shape[0]))
-                tokens = list(new.index_copy_(1, kept.index, torch.stack(tokens)).unbind())
+                tokens = list(new.index_copy_(1, kept.rows, torch.stack(tokens)).unbind())
             parts = [part.sum() for part in parts] if summed else tokens[2:]
         loss, *parts = parts if len(parts) == 1 else (parts[0] + parts[1], *parts)
         # main_grad is not saved: other micro-batches write to it before this one's backward.
@@ -172,7 +172,7 @@ def _gradients(
     """Gradients of hidden, lm_head and bias for ``upstream``, [] or [N]; the head's goes to main_grad, if given."""
     hidden, lm_head, bias = parameters
     if upstream.dim():
-        upstream = upstream if kept.index is None else upstream[kept.index]
+        upstream = upstream if kept.rows is None else upstream[kept.rows]
         factors = ExpFactors(*(None if t is None else scaled_weight(t, upstream) for t in factors))  # type: ignore[arg-type]
     else:
         factors = ExpFactors(*(None if t is None else t * upstream for t in factors))  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def _gradients(
         if group:
             torch.distributed.all_reduce(d_x, group=torch.distributed.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
         d_x = d_x.to(hidden.dtype)
-        found[0] = d_x if kept.index is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.index, d_x)
+        found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
     if needs[1]:
         found[1] = _head_gradient(gradient, kept.x, lm_head, main_grad)
     if needs[2]:

@@ -55,8 +55,10 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
         loss, token_ce, token_kl, *_ = summed_loss(*call, needs)
     if call.kl_weight is None:
         return Evaluated(loss, None, None, token_ce, token_kl)
-    parts = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
-    return Evaluated(loss, *(part.sum() if summed else part for part in parts), token_ce, token_kl)
+    ce, kl = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
+    if summed:
+        ce, kl = ce.sum(), kl.sum()
+    return Evaluated(loss, ce, kl, token_ce, token_kl)
 
 
 @torch.library.custom_op(

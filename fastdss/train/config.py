@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastdss.errors import UserError
-from fastdss.loss.functional import Backend
 from fastdss.loss.checks import BACKENDS, check_filter_eps, check_kl_scale
+from fastdss.loss.functional import Backend
 from fastdss.loss.objective import FULL_KL, KL, KLName
 
 

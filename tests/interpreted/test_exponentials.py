@@ -1,4 +1,4 @@
-"""The kernel that makes exponentials, in the interpreter: its sums against float64, and rows whose guess was too low."""
+"""The kernel that makes exponentials, in the interpreter: against float64, and rows whose guess was too low."""
 
 from __future__ import annotations
 
