@@ -118,15 +118,15 @@ def check_objective(o: Objective) -> None:
             raise ValueError(f"{name}: expected None or a positive number, got {cap}")
 
 
-def check_filter_eps(eps: float | None) -> None:
-    if eps is not None and not 0 < eps < 1:
-        raise ValueError(f"filter_eps: expected None or a number in (0, 1), got {eps}")
+def check_grad_tol(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"grad_tol: expected None or a number in (0, 1), got {tolerance}")
 
 
-def check_filter(filter_eps: float | None, compact: bool) -> None:
-    check_filter_eps(filter_eps)
-    if filter_eps is not None and not compact:
-        raise ValueError("filter_eps counts columns on the host, which compact=False (CUDA graphs) rules out")
+def check_filter(grad_tol: float | None, compact: bool) -> None:
+    check_grad_tol(grad_tol)
+    if grad_tol is not None and not compact:
+        raise ValueError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
 
 
 def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any) -> None:

@@ -2,7 +2,7 @@
 
 For every chunk of rows: ``slab = x @ W^T`` by the vendor's GEMM; one pass over it; ``dX`` and ``dW`` by two products.
 The pass leaves exponentials (exponentials.py) where a number per row makes the gradient of them, else dZ (the row pass
-of objective.py: the full KL, fp16, label smoothing with a softcap, ``filter_eps``). Logits and sums are fp32 (fp64 for
+of objective.py: the full KL, fp16, label smoothing with a softcap). Logits and sums are fp32 (fp64 for
 fp64 inputs) whatever the parameters' dtype: per-token values stay exact, and dW does not depend on the chunk size.
 """
 
@@ -80,7 +80,7 @@ class _Run:
             ce, kl, factors = terms_and_factors(stats, inputs, self.objective, self.shard, dead)
             self._put(rows, ce, kl)
             if self.grad:
-                self._add(ExpGradient(e, factors, column, self.call.backend), x, rows, span.start == 0, None)
+                self._add(ExpGradient(e, factors, column, self.call.backend), x, rows, span.start == 0)
 
     def row_pass(self) -> None:
         call = self.call
@@ -98,11 +98,8 @@ class _Run:
                 project(self._ref_rows(rows, span, with_ref, inputs), call.ref_lm_head, out=ref)
             gradient, ce, kl = _pass_rows(call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad)
             self._put(rows, ce if dead is None else ce.masked_fill(dead, 0), kl)
-            columns = None if self.filtered is None else self.filtered.keep(gradient.dz, x, rows)
             if self.grad:
-                self._add(gradient, x, rows, span.start == 0, columns)
-        if self.filtered is not None:
-            self.filtered.put_back(self.head, self.d_hidden, self.d_head)
+                self._add(gradient, x, rows, span.start == 0)
 
     def _ref_rows(self, rows: Tensor | slice, span: slice, with_ref: int, inputs: RowInputs) -> Tensor:
         assert self.call.ref_hidden is not None
@@ -115,10 +112,9 @@ class _Run:
         self.token_ce[rows] = ce
         self.token_kl[rows] = kl
 
-    def _add(
-        self, gradient: RowGradient | ExpGradient, x: Tensor, rows: Tensor | slice, first: bool, columns: Tensor | None
-    ) -> None:
+    def _add(self, gradient: RowGradient | ExpGradient, x: Tensor, rows: Tensor | slice, first: bool) -> None:
         d_x = None if self.d_hidden is None else _rows_to_fill(self.d_hidden, rows)
+        columns = None if self.filtered is None else self.filtered.keep(gradient.entries(), x, rows)
         first = first and self.filtered is None and self.given is None
         gradient.multiply(self.head, x, d_x, self.d_head, columns=columns, first=first)
         if self.d_hidden is not None and d_x is not None and isinstance(rows, Tensor):
@@ -127,6 +123,8 @@ class _Run:
             gradient.add_bias(self.d_bias)
 
     def result(self) -> LossResult:
+        if self.filtered is not None:
+            self.filtered.put_back(self.head, self.d_hidden, self.d_head)
         if self.d_hidden is not None and self.shard.group is not None:
             torch.distributed.all_reduce(self.d_hidden, group=self.shard.group)
         return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias)

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .call import LossCall
+from .column_filter import Entries, multiply_columns
 from .gemm import add_product, label_rows, times_head
 from .objective import (
     BLOCK_ELEMENTS,
@@ -54,8 +55,7 @@ _LABELS = 512  # rows or columns of E read at a time where its products have wid
 def takes_exponentials(call: LossCall, objective: Objective) -> bool:
     """Whether the call's gradient has the form above."""
     smoothed_cap = objective.label_smoothing != 0 and objective.softcap is not None
-    half = call.compute_dtype == torch.float16
-    return objective.kl not in FULL_KL and not half and not smoothed_cap and not call.filter_eps
+    return objective.kl not in FULL_KL and call.compute_dtype != torch.float16 and not smoothed_cap
 
 
 class LocalSums(NamedTuple):
@@ -193,12 +193,19 @@ class ExpGradient(NamedTuple):
         first: bool = False,
     ) -> None:
         """``d_x = dZ @ head`` and ``d_head += dZ.T @ x`` (first: ``=``); d_x, d_head are fp32 or fp64."""
-        assert columns is None
-        if d_x is not None:
+        if columns is not None:
+            multiply_columns(self.exponentials, columns, head, self._scaled(x), d_x, d_head)
+        elif d_x is not None:
             times_head(self.exponentials, head, d_x)
+        if d_x is not None:
             d_x.copy_(self.finished_hidden(d_x, head))
         if d_head is not None:
-            self.add_to_head(d_head, x, first=first)
+            if columns is None:
+                add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
+            self._add_labels_to_head(d_head, x)
+
+    def entries(self) -> Entries:
+        return Entries(self.exponentials, self.factors.row, self.factors.label)
 
     def finished_hidden(self, product: Tensor, head: Tensor) -> Tensor:
         """dX of ``product`` = E W [c, D]."""
@@ -210,12 +217,18 @@ class ExpGradient(NamedTuple):
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
         """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""
-        wide = x.to(d_head.dtype)
-        scaled = (wide * self.factors.row.unsqueeze(1)).to(self.exponentials.dtype)
-        add_product(d_head, self.exponentials.t(), scaled, first=first)
+        add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
+        self._add_labels_to_head(d_head, x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """``v * x`` in the dtype that multiplies E."""
+        row = self.factors.row.unsqueeze(1)
+        return (x.to(row.dtype) * row).to(self.exponentials.dtype)
+
+    def _add_labels_to_head(self, d_head: Tensor, x: Tensor) -> None:
         label_rows(d_head, x, self.factors.label, self.labels, self.backend, scatter=True)
         if self.factors.const is not None:
-            d_head += self.factors.const @ wide
+            d_head += self.factors.const @ x.to(d_head.dtype)
 
     def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """``dZ.T @ x`` [V, D] in 16 bit, rounded once: one product of the vendor's, then the rows that are labels.
@@ -223,7 +236,7 @@ class ExpGradient(NamedTuple):
         Those are summed again in fp32: what a label adds would else be rounded together with a rounded sum.
         """
         wide = x.to(self.factors.row.dtype)
-        scaled = (wide * self.factors.row.unsqueeze(1)).to(dtype)
+        scaled = self._scaled(wide)
         d_head = torch.mm(self.exponentials.t(), scaled)
         columns, place = _distinct(self.labels)
         label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))

@@ -52,14 +52,14 @@ class HeadReference(NamedTuple):
 
 
 class RunOptions(NamedTuple):
-    """How to compute, as opposed to what; none but ``filter_eps`` changes the result."""
+    """How to compute, as opposed to what; none but ``grad_tol`` changes the result."""
 
     rows: LiveRows | Tensor | None
     compact: bool
     backend: str
     chunk_bytes: int | None
     group: Any
-    filter_eps: float | None = None
+    grad_tol: float | None = None
 
 
 class RowWeights(NamedTuple):
@@ -239,7 +239,7 @@ class Batch:
             self._check_rows(index, kl_rows if objective.full_kl or isinstance(reference, HeadReference) else -1)
         if options.chunk_bytes is not None and options.chunk_bytes <= 0:
             raise ValueError(f"chunk_bytes: expected a positive number, got {options.chunk_bytes}")
-        check_filter(options.filter_eps, options.compact)
+        check_filter(options.grad_tol, options.compact)
         known = reference if isinstance(reference, LabelReference) else None
         live = reference if isinstance(reference, HeadReference) else None
         return LossCall(
@@ -260,7 +260,7 @@ class Batch:
             backend=choose_backend(options.backend, self.hidden.device),
             chunk_bytes=options.chunk_bytes or 0,
             compact=options.compact,
-            filter_eps=float(options.filter_eps or 0),
+            grad_tol=float(options.grad_tol or 0),
             group="" if options.group is None else options.group.group_name,
         )
 

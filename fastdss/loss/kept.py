@@ -40,12 +40,12 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated | LossCall:
-    """The loss, or the call for the ops where its gradient needs dZ or E does not fit.
+    """The loss, or the call for the ops: where its gradient needs dZ, E does not fit, or columns are left out.
 
     needs: which of hidden, lm_head and bias get gradients. main_grad: as in functional.py.
     """
     plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in call[:2])
-    if torch.compiler.is_compiling() or not plain:
+    if torch.compiler.is_compiling() or not plain or call.grad_tol:
         return call
     objective = Objective.decode(call.objective)
     if not takes_exponentials(call, objective):

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .column_filter import Entries, multiply_columns
 from .gemm import add_product, label_rows, times_head
-
-_COLUMNS = 4096  # of dZ gathered at a time where some are left out
 
 
 class RowGradient(NamedTuple):
@@ -18,6 +17,9 @@ class RowGradient(NamedTuple):
     lost: Tensor | None  # [c]; None: nothing was rounded
     labels: Tensor  # [c] columns of dz, any where another rank holds the label (nothing is lost there)
     backend: str  # of the call
+
+    def entries(self) -> Entries:
+        return Entries(self.dz, None, None)
 
     def multiply(
         self,
@@ -34,7 +36,7 @@ class RowGradient(NamedTuple):
         head: [V, D]; x, d_x: [c, D]. columns: the only ones of dz to read, in rising order; then never ``first``.
         """
         if columns is not None:
-            self._multiply_columns(head, x, d_x, d_head, columns)
+            multiply_columns(self.dz, columns, head, x, d_x, d_head)
         else:
             if d_x is not None:
                 self._multiply_head(head, d_x)
@@ -50,20 +52,6 @@ class RowGradient(NamedTuple):
         d_bias += self.dz.sum(dim=0, dtype=d_bias.dtype)
         if self.lost is not None:
             d_bias.index_add_(0, self.labels, self.lost)
-
-    def _multiply_columns(
-        self, head: Tensor, x: Tensor, d_x: Tensor | None, d_head: Tensor | None, columns: Tensor
-    ) -> None:
-        if d_x is not None:
-            d_x.zero_()
-        for part in columns.split(_COLUMNS) if len(columns) else ():
-            dz = self.dz.index_select(1, part)
-            if d_x is not None:
-                add_product(d_x, dz, head.index_select(0, part))
-            if d_head is not None:
-                product = d_head.new_empty((part.shape[0], x.shape[1]))
-                add_product(product, dz.t(), x, first=True)
-                d_head.index_add_(0, part, product)
 
     def _multiply_head(self, head: Tensor, d_x: Tensor) -> None:
         if d_x.device.type != "cpu" or self.dz.dtype == head.dtype:

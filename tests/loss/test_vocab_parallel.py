@@ -123,7 +123,7 @@ def vocabulary(rank: int, backend: str) -> None:
     for case in covering_cases():
         check(case, **here)
     column_filter._DENSE = 2.0  # gathers all columns: this process ends here
-    check(covering_cases()[0] | {"rows": "found"}, filter_eps=1e-13, **here)
+    check(covering_cases()[0] | {"rows": "found"}, grad_tol=1e-13, **here)
 
 
 def _both(rank: int, backend: str) -> None:
