@@ -269,8 +269,8 @@ LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
     "fastdss, counts its rows": fastdss_counting,
-    "fastdss, grad_tol=2**-8": partial(fastdss_filtered, grad_tol=2**-8),
     "fastdss, grad_tol=2**-9": partial(fastdss_filtered, grad_tol=2**-9),
+    "fastdss, grad_tol=2**-10": partial(fastdss_filtered, grad_tol=2**-10),
     "eager": full_logits,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": torch_linear_cross_entropy,
