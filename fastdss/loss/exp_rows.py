@@ -1,8 +1,8 @@
 """From rows of hidden states to their exponentials: one product, one pass; and whether E is kept until backward.
 
-E in 16 bit of n rows takes 2 n V bytes, an fp32 sum of the head's gradient 4 D V. Up to n = 2 D rows E whole costs no
-more than that sum, which it makes unnecessary: the gradient is then one product with a rounded result, in backward,
-where the upstream gradient is known. Beyond, chunks of rows are added up in fp32, in forward.
+E in 16 bit of n rows takes 2 n V bytes, an fp32 sum of the head's gradient 4 D V. Chunks of 2 D rows with such a sum
+take 8 D V together, and so does E of 4 D rows, whole, which needs no sum: the gradient is then one product with a
+rounded result, in backward, where the upstream gradient is known. Beyond 4 D rows there are chunks, in forward.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .objective import Objective
 from .rows import RowPlan, Slab, budget_of, even_rows, padded
 from .vocab_shard import VocabShard
 
+_WHOLE, _CHUNK = 4, 2  # rows of E over D: kept whole up to here, and of a chunk beyond
 _BESIDE_EXPONENTIALS = 64 << 20  # bytes of fp32 logits on a CPU where E is stored apart; 32 to 128 MiB are as fast
 
 
@@ -47,7 +48,7 @@ def plan_exponentials(
         return ExpPlan(True, plan.count, even_rows(plan, beside // row_bytes), apart=True)
     apart = half and not on_cpu
     if apart and head_grad and not call.chunk_bytes:
-        return ExpPlan(False, even_rows(plan, 2 * call.hidden.shape[1]), even_rows(plan, budget // row_bytes), apart)
+        return ExpPlan(False, even_rows(plan, _CHUNK * call.hidden.shape[1]), even_rows(plan, budget // row_bytes), apart)
     rows = even_rows(plan, budget // (row_bytes + (2 * width if apart else 0)))
     kept = may_keep and (not head_grad or (not half and rows >= plan.count))
     return ExpPlan(kept, rows, rows, apart)
@@ -58,7 +59,7 @@ def _keeps_half(call: LossCall, plan: RowPlan, width: int, main_grad: bool) -> b
     if call.chunk_bytes:
         fits = plan.count * width * 2 <= call.chunk_bytes // 2
     else:
-        fits = plan.count <= 2 * call.hidden.shape[1]
+        fits = plan.count <= _WHOLE * call.hidden.shape[1]
     if call.hidden.device.type != "cpu":
         return fits  # its products have wide results where they must not be rounded
     smoothed = Objective.decode(call.objective).label_smoothing != 0

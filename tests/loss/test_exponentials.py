@@ -137,8 +137,8 @@ def test_sixteen_bit_gradients_are_rounded_once(
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ({"n": 128}, True),  # 2 D
-        ({"n": 129}, False),
+        ({"n": 256}, True),  # 4 D
+        ({"n": 257}, False),
         ({"n": 64, "chunk_bytes": 2 * 2 * 64 * 512}, True),
         ({"n": 64, "chunk_bytes": 2 * 2 * 64 * 512 - 1}, False),
         ({"n": 64, "label_smoothing": 0.1}, False),
