@@ -124,11 +124,12 @@ def test_sixteen_bit_gradients_are_rounded_once(
     p = make_problem(90, 64, 500, torch.bfloat16)
     if repeated:
         p.labels[p.labels >= 0] %= 3
-    upstream = torch.rand(90) + 0.1 if reduction == "none" else torch.tensor(1 / 3)
+    upstream = torch.linspace(0.1, 1.1, 90) if reduction == "none" else torch.tensor(1 / 3)
     actual = run(p, "k2", upstream, reduction=reduction)
     expected = truth(p, "k2", upstream=upstream, reduction=reduction)
     assert seen == [True]
-    for field, margin in (("d_hidden", 1.6), ("d_head", CAST_MARGIN), ("d_bias", CAST_MARGIN)):
+    # dX: the CPU's product is rounded too. A bias sums E itself, rounded, over the few rows that find a word likely.
+    for field, margin in (("d_hidden", 1.6), ("d_head", CAST_MARGIN), ("d_bias", 1.6)):
         got, true = getattr(actual, field), getattr(expected, field)
         assert_gradient_close(got, true, precision=torch.bfloat16, name=field, cast_margin=margin)
     assert_tokens_close(actual.loss.token_ce, expected.loss.token_ce, precision=torch.float32)
