@@ -9,7 +9,7 @@ each round, so that a shared machine's noise meets all of them; ratios are of me
 model's: normal with standard deviation 3, and the label's raised by 12 (mean cross-entropy about 3; it is in the row).
 Two kinds of case show what may be left out of the gradients. With standard deviation 1 (GPU) all probabilities but the
 label's are below 2^-12, which cut-cross-entropy drops. The cases of text are SmolLM2's hidden states of English prose:
-there fastdss may drop columns (filter_eps), and errors are of all rows.
+there fastdss may drop columns (grad_tol), and errors are of all rows.
 fastdss knows the rows that count from the collator, as its Trainer does; "counts its rows" lets it wait for the GPU.
 The floor is the GEMMs alone, on the live rows, into buffers made beforehand: forward, dX, dW if the head is trained,
 and the reference's forward where the loss needs it.

@@ -162,7 +162,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
         options = _options(config, head, rows, here)
-        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
+        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
         options["label_smoothing"] = config.label_smoothing
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):

@@ -336,7 +336,7 @@ class DSSTrainer(ShapedTraining, Trainer):
     All arguments of ``Trainer``, and by keyword:
 
     config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
-    ``filter_eps`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
+    ``grad_tol`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
     said here as well must not differ.
     ref_model: None where the data has ``ref_logprobs`` (``add_reference_logprobs`` makes them; k1, k2, k3),
     ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
