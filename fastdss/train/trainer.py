@@ -233,7 +233,8 @@ class ShapedTraining:
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        for name in ("input_ids", "labels", *_EXACT, "seq_lengths"):
+        # where padding and documents are, the collator must know of classes too that take no mask and no positions
+        for name in ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
