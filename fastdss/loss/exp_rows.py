@@ -48,7 +48,9 @@ def plan_exponentials(
         return ExpPlan(True, plan.count, even_rows(plan, beside // row_bytes), apart=True)
     apart = half and not on_cpu
     if apart and head_grad and not call.chunk_bytes:
-        return ExpPlan(False, even_rows(plan, _CHUNK * call.hidden.shape[1]), even_rows(plan, budget // row_bytes), apart)
+        return ExpPlan(
+            False, even_rows(plan, _CHUNK * call.hidden.shape[1]), even_rows(plan, budget // row_bytes), apart
+        )
     rows = even_rows(plan, budget // (row_bytes + (2 * width if apart else 0)))
     kept = may_keep and (not head_grad or (not half and rows >= plan.count))
     return ExpPlan(kept, rows, rows, apart)
