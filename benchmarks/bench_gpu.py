@@ -30,7 +30,7 @@ from bench_loss import environment, kept_rows
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("0", "4", "8", "23", "24", "2", "1", "10", "18")
-# of GPU_GRID: CE, k2, reverse; CE and k2 on text, with filter_eps; frozen; half live; frozen; N = 512
+# of GPU_GRID: CE, k2, reverse; CE and k2 on text, with grad_tol; frozen; half live; frozen; N = 512
 TESTED = ("tests/loss", "tests/star", "tests/hardening")
 STAR = ("benchmarks/bench_star.py", "--dtype", "bfloat16", "--responses", "100", "--case", "150:30", "--sampled", "1",
         "--repeats", "2", "--ways", "fastdss", "--shape")  # fmt: skip

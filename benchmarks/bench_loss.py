@@ -9,7 +9,7 @@ each round, so that a shared machine's noise meets all of them; ratios are of me
 model's: normal with standard deviation 3, and the label's raised by 12 (mean cross-entropy about 3; it is in the row).
 Two kinds of case show what may be left out of the gradients. With standard deviation 1 (GPU) all probabilities but the
 label's are below 2^-12, which cut-cross-entropy drops. The cases of text are SmolLM2's hidden states of English prose:
-there fastdss may drop columns (filter_eps), and errors are of all rows.
+there fastdss may drop columns (grad_tol), and errors are of all rows.
 fastdss knows the rows that count from the collator, as its Trainer does; "counts its rows" lets it wait for the GPU.
 The floor is the GEMMs alone, on the live rows, into buffers made beforehand: forward, dX, dW if the head is trained,
 and the reference's forward where the loss needs it.
@@ -21,6 +21,7 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -109,15 +110,16 @@ def peak_extra(run: Callable[[], Any], x: Inputs) -> int:
 
 
 def timed(run: Callable[[], Any], cuda: bool, head_start: int = HEAD_START) -> tuple[float, float]:
-    """Seconds that it takes, and the host's until everything is launched.
+    """Seconds that it takes, and on a GPU the host's until everything is launched, on a CPU its processor time, which
+    is what compares where other jobs run beside it.
 
     On a GPU between two events, the first behind ``head_start`` cycles of other work: in a training step the host is
     ahead too, and who makes it wait pays for it here as there.
     """
     if not cuda:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run()
-        return (time.perf_counter() - start,) * 2
+        return time.perf_counter() - start, time.process_time() - busy
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.cuda._sleep(head_start)
@@ -157,13 +159,15 @@ def measure(case: Case, device: str, rounds: int, only: list[str] | None) -> lis
             if turn:
                 times[name].append(taken)
     floor = statistics.median(seconds for seconds, _ in times["gemm floor"])
+    busy_floor = statistics.median(busy for _, busy in times["gemm floor"])
     rows = []
     for name, taken_by in times.items():
         seconds, hosts = ([pair[i] for pair in taken_by] for i in range(2))
         p20, *_, p80 = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
         median = statistics.median(seconds)
         row = {"method": name, **asdict(case), "median_s": median, "p20_s": p20, "p80_s": p80, "rounds": rounds}
-        row |= {"host_s": statistics.median(hosts)} if x.hidden.is_cuda else {}
+        second = statistics.median(hosts)
+        row |= {"host_s": second} if x.hidden.is_cuda else {"cpu_s": second, "cpu_ratio_to_floor": second / busy_floor}
         rows.append(row | {"ratio_to_floor": median / floor, "mean_ce": mean_ce, **facts[name]})
     return rows
 
@@ -183,6 +187,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{model[0] if model else 'CPU'}",
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in names},
         "commit": output("git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -199,6 +204,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"  {r['ratio_to_floor']:5.2f} x floor"
             + (f"  {r['median_s'] / fast:5.2f} x fastdss" if fast else "")
             + (f"  host {r['host_s'] * 1e3:.1f} ms" if "host_s" in r else "")
+            + (f"  {r['cpu_ratio_to_floor']:5.2f} x its processor time" if "cpu_s" in r else "")
             + (f"  {extra / 2**20:7.0f} MiB" if extra is not None else "")
             + (f"  error {error:.1e}" if error is not None else "")
         )

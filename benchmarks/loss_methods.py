@@ -149,8 +149,8 @@ def smollm2_on_prose(n: int) -> tuple[Tensor, Tensor, Tensor]:
         return hidden, lm_head(policy.model).weight.detach().clone(), windows[:, 1:].reshape(-1)
 
 
-def fastdss_loss(x: Inputs, counted: bool = True, filter_eps: float | None = None) -> Tensor:
-    options: dict[str, Any] = {"rows": x.rows if counted else None, "filter_eps": filter_eps}
+def fastdss_loss(x: Inputs, counted: bool = True, grad_tol: float | None = None) -> Tensor:
+    options: dict[str, Any] = {"rows": x.rows if counted else None, "grad_tol": grad_tol}
     if x.case.loss == "ce":
         return weighted_ce(x.hidden, x.head, x.labels, x.star, **options)
     reference: dict[str, Any] = {"ref_logprobs": x.ref_logprobs}
@@ -159,10 +159,10 @@ def fastdss_loss(x: Inputs, counted: bool = True, filter_eps: float | None = Non
     return dss_loss(x.hidden, x.head, x.labels, x.star, kl=x.case.loss, kl_scale=KL_SCALE, **options, **reference).loss
 
 
-def fastdss_filtered(x: Inputs, filter_eps: float) -> Tensor:
+def fastdss_filtered(x: Inputs, grad_tol: float) -> Tensor:
     if not x.case.text:
         raise Unavailable("random logits leave no column of dZ empty")
-    return fastdss_loss(x, filter_eps=filter_eps)
+    return fastdss_loss(x, grad_tol=grad_tol)
 
 
 def fastdss_counting(x: Inputs) -> Tensor:
@@ -269,8 +269,8 @@ LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
     "fastdss, counts its rows": fastdss_counting,
-    "fastdss, filter_eps=2**-12": partial(fastdss_filtered, filter_eps=2**-12),
-    "fastdss, filter_eps=2**-14": partial(fastdss_filtered, filter_eps=2**-14),
+    "fastdss, grad_tol=2**-9": partial(fastdss_filtered, grad_tol=2**-9),
+    "fastdss, grad_tol=2**-10": partial(fastdss_filtered, grad_tol=2**-10),
     "eager": full_logits,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": torch_linear_cross_entropy,

@@ -28,8 +28,13 @@ class LossCall(NamedTuple):
     backend: str  # "torch" or "triton"
     chunk_bytes: int  # 0: the device's default
     compact: bool
-    filter_eps: float  # 0: every column of dZ is multiplied
+    grad_tol: float  # share of dZ that may be left out of the products; 0: none
     group: str  # name of the process group over which the vocabulary is split, or ""
+
+    @property
+    def accumulate(self) -> torch.dtype:
+        """What logits and sums are kept in."""
+        return torch.float64 if self.compute_dtype == torch.float64 else torch.float32
 
 
 class LossResult(NamedTuple):

@@ -12,22 +12,11 @@ from torch import Tensor
 
 from . import ops
 from .call import LossCall
-from .chunked import order_rows
-from .inputs import (
-    Batch,
-    HeadReference,
-    LabelReference,
-    LiveRows,
-    RunOptions,
-    check_kl_scale,
-    check_labels,
-    check_num_items,
-    check_reference,
-    check_values,
-    plain_weights,
-    shaping_weights,
-)
+from .checks import check_kl_scale, check_labels, check_num_items, check_reference, check_values
+from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions, plain_weights, shaping_weights
+from .kept import Evaluated, evaluate
 from .objective import KL, LABEL_KL, KLName, Objective
+from .rows import order_rows
 
 __all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
 
@@ -64,7 +53,7 @@ def weighted_ce(
     compact: bool = True,
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
-    filter_eps: float | None = None,
+    grad_tol: float | None = None,
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> Tensor:
@@ -86,10 +75,11 @@ def weighted_ce(
     ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
-    ``filter_eps`` (None: exact) leaves columns of dZ out of the products for hidden's and lm_head's gradients, in which
-    no row of a chunk exceeds ``filter_eps`` times the largest weight, and puts the sum of what it left out back: two of
-    the three GEMMs shrink to the words that matter. 2**-12 is cut-cross-entropy's threshold. The loss stays exact, the
-    gradients are off by what column_filter.py says; the host waits once per chunk for the number of columns.
+    ``grad_tol`` (None: exact) leaves the columns of least energy of each chunk's dZ out of the products for hidden's
+    and lm_head's gradients, and puts the sum of what it left out back, while the Frobenius norm of what then is missing
+    stays within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
+    matter: on English text by 2**-9 about as much as cut-cross-entropy's threshold allows. The loss stays exact; the
+    host waits once per chunk for the number of columns.
 
     ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
     gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. The
@@ -101,9 +91,9 @@ def weighted_ce(
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
-    call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, filter_eps), bias=bias)
+    call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol), bias=bias)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    return _reduce(run.loss, batch, reduction, run.items)
+    return run.loss.view(batch.shape) if reduction == "none" else run.loss
 
 
 def dss_loss(
@@ -133,7 +123,7 @@ def dss_loss(
     compact: bool = True,
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
-    filter_eps: float | None = None,
+    grad_tol: float | None = None,
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> DSSLossOutput:
@@ -163,7 +153,7 @@ def dss_loss(
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
     placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
-    options = RunOptions(rows, compact, backend, chunk_bytes, group, filter_eps)
+    options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol)
     reference: LabelReference | HeadReference
     if ref_logprobs is not None:
         reference = batch.reference_logprobs(ref_logprobs)
@@ -177,10 +167,11 @@ def dss_loss(
             )
     call = batch.call(spec, options, bias=bias, reference=reference)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    assert run.call.kl_weight is not None
-    weighted = ops.times(run.call.ce_weight, run.token_ce), ops.times(run.call.kl_weight, run.token_kl)
-    loss, *parts = (_reduce(term, batch, reduction, run.items) for term in (run.loss, *weighted))
-    return DSSLossOutput(loss, parts[0], parts[1], run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    assert run.ce is not None
+    assert run.kl is not None
+    shape = batch.shape if reduction == "none" else ()
+    loss, ce_part, kl_part = (part.view(shape) for part in (run.loss, run.ce, run.kl))
+    return DSSLossOutput(loss, ce_part, kl_part, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(
@@ -210,7 +201,7 @@ def token_logprobs(
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
-    return ops.token_loss(*call)[0].view(batch.shape)
+    return _token_losses(call).view(batch.shape)
 
 
 def live_rows(
@@ -262,50 +253,43 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
         objective=Objective("none", logit_scale=o.ref_logit_scale, softcap=o.ref_softcap).encode(),
         compute_dtype=call.ref_hidden.dtype,
     )
-    return ops.token_loss(*reference)[0]
+    return _token_losses(reference)
 
 
-class _Run(NamedTuple):
-    """What the op made of a call, and what is left to do."""
+def _token_losses(call: LossCall) -> Tensor:
+    """[N]"""
+    found = evaluate(call, _needs(call), summed=False, main_grad=None)
+    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found.loss
 
-    loss: Tensor  # [N], or [] where its gradients are known already
-    token_ce: Tensor  # [N]
-    token_kl: Tensor  # [N]
-    call: LossCall
-    items: int | float | Tensor | None  # what sums are still to be divided by
+
+def _needs(call: LossCall) -> list[bool]:
+    """Which of hidden, lm_head and bias get gradients."""
+    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
 
 
 def _run(
     call: LossCall, batch: Batch, reduction: str, num_items_in_batch: int | Tensor | None, main_grad: Tensor | None
-) -> _Run:
+) -> Evaluated:
+    """What the loss and its parts are, reduced."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items_in_batch is not None and reduction != "mean":
         raise ValueError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
     check_num_items(num_items_in_batch)
+    if main_grad is not None:
+        batch.check_main_grad(main_grad)
     items: int | float | Tensor | None = None
     if reduction == "mean":
         call, items = _divided(call, batch.items(num_items_in_batch))
-    parameters = (call.hidden, call.lm_head, call.bias)
-    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in parameters]
-    if main_grad is not None:
-        batch.check_main_grad(main_grad)
-    if main_grad is not None and reduction == "none":
-        loss, token_ce, token_kl = ops.MainGradLoss.apply(main_grad, *call)
-    elif main_grad is not None:
-        loss, token_ce, token_kl = ops.MainGradSum.apply(main_grad, needs, *call)
-    elif reduction == "none":
-        loss, token_ce, token_kl = ops.token_loss(*call)
-    else:
-        loss, token_ce, token_kl, *_ = ops.summed_loss(*call, needs)
-    return _Run(loss, token_ce, token_kl, call, items)
-
-
-def _reduce(term: Tensor, batch: Batch, reduction: str, items: int | float | Tensor | None) -> Tensor:
-    if reduction == "none":
-        return term.view(batch.shape)
-    total = term.sum() if term.dim() else term
-    return total if items is None else total / items
+    needs = _needs(call)
+    found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
+    if isinstance(found, LossCall):
+        found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
+    if items is None:
+        return found
+    loss, ce, kl = (None if part is None else part / items for part in found[:3])
+    assert loss is not None
+    return Evaluated(loss, ce, kl, found.token_ce, found.token_kl)
 
 
 def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:

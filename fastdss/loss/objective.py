@@ -68,7 +68,7 @@ FULL_KL = (KL.REVERSE, KL.FORWARD)
 # Elements per row block of the torch pass: 16 MiB of fp32 mostly stay in the last-level cache between the passes over
 # them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows a block, 40 ms in one), and
 # where other processes share the cores every parallel region can cost a scheduler's slice (8 ms).
-_BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -151,25 +151,13 @@ def finish_rows(
 
     Returns ``(token_ce, token_kl, coefficients)``, all [rows]. A label outside the vocabulary gives NaN.
     """
-    o, a, b = objective, rows.ce_weight, rows.kl_weight
-    in_vocab = (rows.labels >= 0) & (rows.labels < vocab_size)
-    label_logit = stats.label_logit.masked_fill(~in_vocab, math.nan)
-    nll = stats.lse - label_logit
-    ce = nll
-    if o.label_smoothing:
-        assert stats.mean_logit is not None
-        ce = (1 - o.label_smoothing) * nll + o.label_smoothing * (stats.lse - stats.mean_logit)
-    if o.z_loss:
-        ce = ce + o.z_loss * stats.lse.square()
-    prob = a * (1 + 2 * o.z_loss * stats.lse)
-    label = a * (o.label_smoothing - 1)
-    const = -a * (o.label_smoothing / vocab_size) if o.label_smoothing else None
-    kl = torch.zeros_like(nll)
-    if b is not None and o.kl in LABEL_KL:
-        assert rows.ref_logprobs is not None
-        d = (-nll - rows.ref_logprobs).masked_fill(b == 0, 0)
-        kl, slope = label_kl(o.kl, d)
-        prob, label = prob - b * slope, label + b * slope
+    o, b = objective, rows.kl_weight
+    nll = stats.lse - in_vocabulary(stats.label_logit, rows.labels, vocab_size)
+    ce, kl, slope = label_terms(nll, stats.lse, stats.mean_logit, rows, o)
+    prob = rows.ce_weight * (1 + 2 * o.z_loss * stats.lse)
+    label = rows.ce_weight * (o.label_smoothing - 1)
+    if slope is not None:
+        prob, label = prob - slope, label + slope
     elif b is not None and stats.ref_lse is not None:
         assert stats.mean_diff is not None
         sign = 1 if o.kl == "reverse" else -1
@@ -179,10 +167,39 @@ def finish_rows(
     scaled = RowCoefficients(
         prob * s,
         label * s,
-        None if const is None else const * s,
+        smoothing_term(rows.ce_weight, o, vocab_size),
         None if b is None or stats.ref_lse is None else b * s,
     )
     return ce, kl, scaled
+
+
+def in_vocabulary(label_logit: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """``label_logit``, NaN where the label is outside the vocabulary: where no check can wait, the loss tells."""
+    return label_logit.masked_fill(labels.clamp(0, vocab_size - 1) != labels, math.nan)
+
+
+def label_terms(
+    nll: Tensor, lse: Tensor, mean_logit: Tensor | None, rows: RowInputs, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(CE, KL, b k')`` of the label forms; where the KL sums over the vocabulary or there is none, 0 and None."""
+    o, b = objective, rows.kl_weight
+    ce = nll
+    if o.label_smoothing:
+        assert mean_logit is not None
+        ce = (1 - o.label_smoothing) * nll + o.label_smoothing * (lse - mean_logit)
+    if o.z_loss:
+        ce = ce + o.z_loss * lse.square()
+    if b is None or o.kl not in LABEL_KL:
+        return ce, torch.zeros_like(nll), None
+    assert rows.ref_logprobs is not None
+    kl, slope = label_kl(o.kl, (-nll - rows.ref_logprobs).masked_fill(b == 0, 0))
+    return ce, kl, b * slope
+
+
+def smoothing_term(ce_weight: Tensor, objective: Objective, vocab_size: int) -> Tensor | None:
+    """C of the module's docstring, times the logit scale."""
+    e = objective.label_smoothing
+    return ce_weight * (-e / vocab_size * objective.logit_scale) if e else None
 
 
 def torch_row_pass(
@@ -205,17 +222,17 @@ def torch_row_pass(
     Returns ``(token_ce, token_kl)``, each [c].
     """
     count, width = logits.shape
-    step = max(1, count if combine else _BLOCK_ELEMENTS // width)
+    step = max(1, count if combine else BLOCK_ELEMENTS // width)
     token_ce, token_kl = logits.new_empty(count), logits.new_empty(count)
     scratch = None if ref_logits is None else logits.new_empty((min(step, count), width))
     finite = bias is None and ref_bias is None  # nothing else makes a token impossible
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = rows.at(block)
-        z, jacobian = _transform(logits[block], bias, objective.logit_scale, objective.softcap, grad)
+        z, jacobian = transform(logits[block], bias, objective.logit_scale, objective.softcap, grad)
         z_ref = None
         if ref_logits is not None:
-            z_ref, _ = _transform(
+            z_ref, _ = transform(
                 ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
             )
         local, sums, other = _local_stats(z, z_ref, scratch, part, vocab_start, objective, vocab_size, finite)
@@ -228,7 +245,7 @@ def torch_row_pass(
     return token_ce, token_kl
 
 
-def _transform(
+def transform(
     z: Tensor, bias: Tensor | None, scale: float, softcap: float | None, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Raw logits to logits, in place; also d tanh, where a softcap makes it necessary."""
@@ -242,13 +259,13 @@ def _transform(
 
 
 class _SliceSums(NamedTuple):
-    """By what the stored softmaxes of a slice are too large, about 1: see :func:`_softmax_`."""
+    """By what the stored softmaxes of a slice are too large, about 1: see :func:`softmax_`."""
 
     p: Tensor
     q: Tensor | None
 
 
-def _softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
     """``z`` becomes softmax(z) times a number per row; returns logsumexp(z) and the number.
 
     The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
@@ -283,7 +300,7 @@ def _local_stats(
     label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
     mean_logit = z.sum(dim=1) / vocab_size if objective.label_smoothing else None
     if z_ref is None or scratch is None:
-        lse, total = _softmax_(z)
+        lse, total = softmax_(z)
         return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None), None
     reverse = objective.kl == "reverse"
     diff = torch.sub(z, z_ref, out=scratch[: z.shape[0]])
@@ -292,8 +309,8 @@ def _local_stats(
         if rows.kl_weight is not None:
             silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
         diff.masked_fill_(silent, 0)
-    ref_lse, ref_total = _softmax_(z_ref)
-    lse, total = _softmax_(z)
+    ref_lse, ref_total = softmax_(z_ref)
+    lse, total = softmax_(z)
     if reverse:
         mean_diff, other = torch.mul(z, diff, out=z_ref).sum(dim=1) / total, diff
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
+from .kept import Evaluated, refuse_double_backward, scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -30,10 +31,6 @@ _SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache wh
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
 
 
-def _accumulation_dtype(call: LossCall) -> torch.dtype:
-    return torch.float64 if call.compute_dtype == torch.float64 else torch.float32
-
-
 def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ops return tensors only: a gradient nobody asked for is an empty one."""
     d_hidden, d_head, d_bias = (like.new_empty(0) if t is None else t for t in result[2:])
@@ -42,13 +39,26 @@ def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
     """[N] losses."""
-    loss = times(call.ce_weight, token_ce)
-    return loss if call.kl_weight is None else loss + times(call.kl_weight, token_kl)
+    loss = scaled_weight(call.ce_weight, token_ce)
+    return loss if call.kl_weight is None else loss + scaled_weight(call.kl_weight, token_kl)
 
 
-def times(weight: Tensor, term: Tensor) -> Tensor:
-    """``weight * term``, and 0 where the weight is 0 whatever the term is."""
-    return torch.where(weight == 0, 0, weight * term)
+def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
+    """The loss by the ops of this file; arguments as in kept.py."""
+    if main_grad is not None and not summed:
+        loss, token_ce, token_kl = MainGradLoss.apply(main_grad, *call)
+    elif main_grad is not None:
+        loss, token_ce, token_kl = MainGradSum.apply(main_grad, needs, *call)
+    elif not summed:
+        loss, token_ce, token_kl = token_loss(*call)
+    else:
+        loss, token_ce, token_kl, *_ = summed_loss(*call, needs)
+    if call.kl_weight is None:
+        return Evaluated(loss, None, None, token_ce, token_kl)
+    ce, kl = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
+    if summed:
+        ce, kl = ce.sum(), kl.sum()
+    return Evaluated(loss, ce, kl, token_ce, token_kl)
 
 
 @torch.library.custom_op(
@@ -67,7 +77,7 @@ def summed_loss(*args: Any) -> tuple[Tensor, ...]:
 @summed_loss.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call, needs = LossCall(*args[:-1]), args[-1]
-    dtype = _accumulation_dtype(call)
+    dtype = call.accumulate
     new = call.hidden.new_empty
     shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
     gradients = (new(shape if need else (0,), dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
@@ -84,7 +94,7 @@ def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward()
+    refuse_double_backward()
     found: list[Tensor | None] = [None] * 3
     if grad_total is not None:
         for i, gradient in enumerate(ctx.saved_tensors):
@@ -135,13 +145,13 @@ def token_loss(*args: Any) -> tuple[Tensor, ...]:
 @token_loss.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call = LossCall(*args)
-    return tuple(call.hidden.new_empty(call.labels.shape, dtype=_accumulation_dtype(call)) for _ in range(3))
+    return tuple(call.hidden.new_empty(call.labels.shape, dtype=call.accumulate) for _ in range(3))
 
 
 def _upstream(call: LossCall, grad: Tensor) -> LossCall:
     """The call whose weights contain the gradient of each token's loss."""
-    kl_weight = None if call.kl_weight is None else times(call.kl_weight, grad)
-    return call._replace(ce_weight=times(call.ce_weight, grad), kl_weight=kl_weight)
+    kl_weight = None if call.kl_weight is None else scaled_weight(call.kl_weight, grad)
+    return call._replace(ce_weight=scaled_weight(call.ce_weight, grad), kl_weight=kl_weight)
 
 
 @torch.library.custom_op(
@@ -176,7 +186,7 @@ def _save_tokens(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward()
+    refuse_double_backward()
     if grad is None:
         return (None,) * (3 + len(_NO_GRADIENTS))
     needs = list(ctx.needs_input_grad[:3])
@@ -244,17 +254,9 @@ class MainGradLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _refuse_double_backward()
+        refuse_double_backward()
         if grad is None:
             return (None,) * (4 + len(_NO_GRADIENTS))
         needs = list(ctx.needs_input_grad[1:4])
         d_hidden, d_bias = token_loss_backward_(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
         return None, d_hidden if needs[0] else None, None, d_bias if needs[2] else None, *_NO_GRADIENTS
-
-
-def _refuse_double_backward() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "
-            "use the plain PyTorch expression from the docstring where second derivatives are needed"
-        )

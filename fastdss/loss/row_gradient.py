@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .gemm import UPCAST_ROWS, add_product
-
-_COLUMNS = 4096  # of dZ gathered at a time where some are left out
+from .column_filter import Entries, multiply_columns
+from .gemm import add_product, label_rows, times_head
 
 
 class RowGradient(NamedTuple):
@@ -17,8 +15,11 @@ class RowGradient(NamedTuple):
 
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
     lost: Tensor | None  # [c]; None: nothing was rounded
-    labels: Tensor  # [c] columns of dz, 0 where another rank holds the label (nothing is lost there)
+    labels: Tensor  # [c] columns of dz, any where another rank holds the label (nothing is lost there)
     backend: str  # of the call
+
+    def entries(self) -> Entries:
+        return Entries(self.dz, None, None)
 
     def multiply(
         self,
@@ -35,59 +36,28 @@ class RowGradient(NamedTuple):
         head: [V, D]; x, d_x: [c, D]. columns: the only ones of dz to read, in rising order; then never ``first``.
         """
         if columns is not None:
-            self._multiply_columns(head, x, d_x, d_head, columns)
+            multiply_columns(self.dz, columns, head, x, d_x, d_head)
         else:
             if d_x is not None:
                 self._multiply_head(head, d_x)
             if d_head is not None:
                 add_product(d_head, self.dz.t(), x, first=first)
-        if d_x is not None:
-            self._return_lost(d_x, head, scatter=False)
-        if d_head is not None:
-            self._return_lost(d_head, x, scatter=True)
+        if self.lost is not None:
+            if d_x is not None:
+                label_rows(d_x, head, self.lost, self.labels, self.backend, scatter=False)
+            if d_head is not None:
+                label_rows(d_head, x, self.lost, self.labels, self.backend, scatter=True)
 
     def add_bias(self, d_bias: Tensor) -> None:
         d_bias += self.dz.sum(dim=0, dtype=d_bias.dtype)
         if self.lost is not None:
             d_bias.index_add_(0, self.labels, self.lost)
 
-    def _multiply_columns(
-        self, head: Tensor, x: Tensor, d_x: Tensor | None, d_head: Tensor | None, columns: Tensor
-    ) -> None:
-        if d_x is not None:
-            d_x.zero_()
-        for part in columns.split(_COLUMNS) if len(columns) else ():
-            dz = self.dz.index_select(1, part)
-            if d_x is not None:
-                add_product(d_x, dz, head.index_select(0, part))
-            if d_head is not None:
-                product = d_head.new_empty((part.shape[0], x.shape[1]))
-                add_product(product, dz.t(), x, first=True)
-                d_head.index_add_(0, part, product)
-
     def _multiply_head(self, head: Tensor, d_x: Tensor) -> None:
-        if self.dz.device.type != "cpu" or self.dz.dtype == head.dtype:
-            return add_product(d_x, self.dz, head, first=True)
-        # The CPU's 16-bit GEMM rounds its result too, yet is twice as fast: parts of the vocabulary, summed in fp32.
-        d_x.zero_()
-        part, product = self.dz.new_empty((d_x.shape[0], min(UPCAST_ROWS, head.shape[0])), dtype=head.dtype), None
-        for start in range(0, head.shape[0], UPCAST_ROWS):
-            dz = self.dz[:, start : start + UPCAST_ROWS]
-            product = torch.mm(part[:, : dz.shape[1]].copy_(dz), head[start : start + UPCAST_ROWS], out=product)
-            d_x += product
-        exact = self.dz.gather(1, self.labels.unsqueeze(1))
-        d_x.addcmul_(head[self.labels].to(d_x.dtype), exact - exact.to(head.dtype).to(exact.dtype))
-        return None
-
-    def _return_lost(self, target: Tensor, source: Tensor, *, scatter: bool) -> None:
-        """``target[r] += lost[r] * source[labels[r]]``; scatter: ``target[labels[r]] += lost[r] * source[r]``."""
-        if self.lost is None:
-            return
-        if self.backend == "triton" and target.is_cuda and not torch.are_deterministic_algorithms_enabled():
-            from fastdss.kernels.label_rows import launch_label_rows_bwd
-
-            launch_label_rows_bwd(target, source, self.lost, self.labels, scatter=scatter)
-        elif scatter:
-            target.index_add_(0, self.labels, source.to(target.dtype) * self.lost.unsqueeze(1))
+        if d_x.device.type != "cpu" or self.dz.dtype == head.dtype:
+            add_product(d_x, self.dz, head, first=True)
         else:
-            target.addcmul_(source[self.labels].to(target.dtype), self.lost.unsqueeze(1))
+            times_head(self.dz, head, d_x)  # rounded on the way: the label's share goes back
+            exact = self.dz.gather(1, self.labels.unsqueeze(1)).squeeze(1)
+            rounded = exact.to(head.dtype).to(exact.dtype)
+            label_rows(d_x, head, exact - rounded, self.labels, self.backend, scatter=False)

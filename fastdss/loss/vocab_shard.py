@@ -20,6 +20,7 @@ class VocabShard(NamedTuple):
     """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
 
     start: int
+    width: int  # of this slice
     size: int  # of the whole vocabulary
     group: torch.distributed.ProcessGroup | None
     flaw: Tensor | None  # [] 0, or NaN where the ranks hold unequally many rows
@@ -29,7 +30,7 @@ class VocabShard(NamedTuple):
         """The shard of ``lm_head``. Unequal ones are a ValueError on a CPU; a GPU does not wait: a NaN loss."""
         width = lm_head.shape[0]
         if not group_name:
-            return VocabShard(0, width, None, None)
+            return VocabShard(0, width, width, None, None)
         dist = torch.distributed
         group = dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[arg-type]
         widths = torch.full((2,), width, device=lm_head.device)
@@ -39,7 +40,12 @@ class VocabShard(NamedTuple):
         if lm_head.device.type == "cpu" and most != least:
             raise ValueError(f"group: every rank must hold equally many rows of lm_head, got {least} to {most}")
         flaw = torch.zeros((), device=lm_head.device).masked_fill(most != least, math.nan)
-        return VocabShard(group.rank() * width, group.size() * width, group, flaw)
+        return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
+
+    def columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of ``labels`` in this slice, outside of it where another rank holds them; and some column there."""
+        local = labels - self.start if self.start else labels
+        return local, local.clamp(0, self.width - 1)
 
     def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
         return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
@@ -63,3 +69,16 @@ class VocabShard(NamedTuple):
             return RowStats(lse, label_logit, mean_logit, None, None)
         mean_diff = rest.pop(0) / sums[0 if reverse else 1]
         return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
+
+    def combine_others(
+        self, label_logit: Tensor, others: Tensor, mean_logit: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the whole vocabulary: the label's logit, log-sum-exp of the others, mean; from every rank's slice."""
+        dist = torch.distributed
+        others = others if self.flaw is None else others + self.flaw
+        peak = others.clone()
+        dist.all_reduce(peak, dist.ReduceOp.MAX, group=self.group)
+        share = (others - peak.clamp(min=torch.finfo(peak.dtype).min)).exp()
+        sums = torch.stack([share, label_logit, *(() if mean_logit is None else (mean_logit,))])
+        dist.all_reduce(sums, group=self.group)
+        return sums[1], peak + sums[0].log(), None if mean_logit is None else sums[2]

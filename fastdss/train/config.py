@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastdss.errors import UserError
+from fastdss.loss.checks import BACKENDS, check_grad_tol, check_kl_scale
 from fastdss.loss.functional import Backend
-from fastdss.loss.inputs import BACKENDS, check_filter_eps, check_kl_scale
 from fastdss.loss.objective import FULL_KL, KL, KLName
 
 
@@ -22,7 +22,7 @@ class DSSConfig:
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
         chunk_bytes: bound of the slab of logits; None leaves it to the device.
         label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
-        filter_eps: threshold below which columns are left out of the head's products; None is exact.
+        grad_tol: share of the gradient of the logits that the head's products may leave out; None is exact.
 
     Raises:
         ValueError: for a value that is not one of these.
@@ -33,7 +33,7 @@ class DSSConfig:
     backend: Backend = "auto"
     chunk_bytes: int | None = None
     label_smoothing: float = 0.0
-    filter_eps: float | None = None
+    grad_tol: float | None = None
 
     def __post_init__(self) -> None:
         if self.kl not in list(KL):
@@ -45,7 +45,7 @@ class DSSConfig:
             raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}")
         if self.chunk_bytes is not None and not 0 < self.chunk_bytes < math.inf:
             raise UserError(f"chunk_bytes: expected a positive number, got {self.chunk_bytes}")
-        check_filter_eps(self.filter_eps)
+        check_grad_tol(self.grad_tol)
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
         object.__setattr__(self, "kl", KL(self.kl))

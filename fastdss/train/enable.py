@@ -39,7 +39,7 @@ def enable_dss(
     backend: Backend | None = None,
     chunk_bytes: int | None = None,
     label_smoothing: float | None = None,
-    filter_eps: float | None = None,
+    grad_tol: float | None = None,
     check: bool = True,
 ) -> Model:
     """``model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss`` becomes the DSS loss of ``dss_loss``.
@@ -61,7 +61,7 @@ def enable_dss(
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
     returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
-    ``chunk_bytes``, ``label_smoothing`` and ``filter_eps`` are shortcuts to its fields. Calling again sets all anew.
+    ``chunk_bytes``, ``label_smoothing`` and ``grad_tol`` are shortcuts to its fields. Calling again sets all anew.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
@@ -72,7 +72,7 @@ def enable_dss(
         kl_scale=kl_scale,
         backend=backend,
         chunk_bytes=chunk_bytes,
-        filter_eps=filter_eps,
+        grad_tol=grad_tol,
         label_smoothing=label_smoothing,
     )
     bare = bare_model(model)
@@ -109,7 +109,7 @@ def disable_dss(model: Model) -> Model:
     """Undo ``enable_dss``; does nothing where it was not called. Returns the model."""
     bare = bare_model(model)
     if type(bare).__dict__.get("_dss_original") is not None:
-        _restore(bare, type(bare)._dss_original)  # type: ignore[attr-defined]
+        _restore(bare, type(bare)._dss_original)
     else:  # FSDP2 has put its own class on top: the subclass stays and passes everything through
         bare.__dict__.pop(CONFIG, None)
     return model
@@ -117,7 +117,8 @@ def disable_dss(model: Model) -> Model:
 
 def dss_config(model: Any) -> DSSConfig | None:
     """The configuration that ``enable_dss`` left on the model, or None where DSS is off."""
-    return bare_model(model).__dict__.get(CONFIG)
+    found: DSSConfig | None = bare_model(model).__dict__.get(CONFIG)
+    return found
 
 
 def bare_model(model: Any) -> Any:

@@ -60,7 +60,7 @@ class Given(NamedTuple):
 
 
 def shaped_forward(
-    model: Any, args: tuple, kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
 ) -> DSSOutput:
     config: DSSConfig | None = model.__dict__.get(CONFIG)
     if config is None:
@@ -120,7 +120,7 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
 
 
 def _run(
-    model: Any, operation: Operation, args: tuple, kwargs: dict[str, Any], real_tokens: int | None = None
+    model: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], real_tokens: int | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """``operation`` at the head within the model's own forward, and its MoE auxiliary loss if it is asked for."""
     inputs = kwargs | {"use_cache": False}
@@ -140,7 +140,7 @@ def _run(
     return results, aux_loss
 
 
-def _shown(args: tuple, inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
+def _shown(args: tuple[Any, ...], inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
     """``[1, T]`` 1 at the tokens of a packed row, 0 at the padding at its end."""
     if real_tokens is None:
         return None
@@ -162,7 +162,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
         options = _options(config, head, rows, here)
-        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "filter_eps": config.filter_eps}
+        options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
         options["label_smoothing"] = config.label_smoothing
         if ref_hidden is not None:
             if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):

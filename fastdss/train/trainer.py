@@ -153,7 +153,7 @@ class ShapedTraining:
             return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         with without_smoother(self):
-            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
@@ -228,7 +228,8 @@ class ShapedTraining:
         """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
         exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
         others = {name: value for name, value in inputs.items() if name not in exact}
-        return super()._prepare_inputs(others) | exact  # type: ignore[misc]
+        found: dict[str, Any] = super()._prepare_inputs(others) | exact  # type: ignore[misc]
+        return found
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -336,7 +337,7 @@ class DSSTrainer(ShapedTraining, Trainer):
     All arguments of ``Trainer``, and by keyword:
 
     config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
-    ``filter_eps`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
+    ``grad_tol`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
     said here as well must not differ.
     ref_model: None where the data has ``ref_logprobs`` (``add_reference_logprobs`` makes them; k1, k2, k3),
     ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdss import dss_loss, live_rows, weighted_ce
-from fastdss.loss.chunked import _overlay
 from fastdss.loss.objective import Objective, RowInputs, torch_row_pass
+from fastdss.loss.rows import Slab
 from tests.support.loss_cases import KLS, SHAPES, check_ruled_out_where_the_kl_does_not_count, make_problem, run, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 from tests.support.profiles import examples
@@ -73,7 +73,8 @@ def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[
     """Kernel and torch twin on the same logits, several blocks per row: (dz, lost, twin's dz, labels)."""
     torch.manual_seed(1)
     count = 5
-    slab = torch.randn(count, 320)[:, :width] * 3
+    memory = Slab(torch.empty(0), count, width, torch.float32)
+    slab = memory.logits(count).copy_(torch.randn(count, width) * 3)
     ref = (slab + torch.randn(count, width) * 0.1) if kl in ("reverse", "forward") else None
     rows = RowInputs(torch.randint(0, width, (count,)), torch.rand(count), torch.rand(count), -torch.rand(count))
     twin, twin_ref = slab.clone(), None if ref is None else ref.clone()
@@ -81,7 +82,7 @@ def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[
     ce, token_kl = torch_row_pass(
         twin, twin_ref, rows, Objective(kl), vocab_start=0, vocab_size=width, combine=None, grad=True, **shape
     )
-    out = slab if dtype == slab.dtype else _overlay(slab, dtype)
+    out = slab if dtype == slab.dtype else memory.narrow(count, dtype)
     got_ce, got_kl, lost = launch_row_pass_fwd(
         slab, ref, out, *rows, kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0,
         scales=(1.0, None, 1.0, None), grad=True,
@@ -106,10 +107,11 @@ def test_a_narrower_gradient_lies_over_its_own_logits(kl: str, block: int) -> No
 @pytest.mark.parametrize("label", [40, 63, 64, -1])
 def test_a_label_of_another_rank_loses_nothing(label: int) -> None:
     """The first labels of the next rank lie where the last block of this slice is padding."""
-    slab = torch.randn(1, 64)[:, :40]
+    memory = Slab(torch.empty(0), 1, 40, torch.float32)  # 64 columns wide
+    slab = memory.logits(1).copy_(torch.randn(1, 40))
     factors = torch.tensor([slab.logsumexp(1).item(), 0, 0, 0.3, -0.3001, 0, 0])[:, None]
     lost = launch_row_gradient_bwd(
-        slab, None, _overlay(slab, torch.float16), torch.tensor([label]), factors, bias=None, ref_bias=None,
+        slab, None, memory.narrow(1, torch.float16), torch.tensor([label]), factors, bias=None, ref_bias=None,
         vocab_start=0, kl_code=0, scales=(1.0, None, 1.0, None), config=(64, 4),
     )  # fmt: skip
     assert not lost.any()

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
-from fastdss.loss import chunked, ops
+from fastdss.loss import chunked, exp_rows, gemm, ops
 from fastdss.loss.functional import LiveRows, live_rows
 from fastdss.loss.objective import Objective
 from tests.support.loss_cases import KLS, make_problem, run, truth
@@ -51,10 +51,13 @@ def test_no_tensor_of_all_logits_exists(kl: str, reduction: str) -> None:
 
 def test_a_frozen_head_makes_no_weight_gradient() -> None:
     p = make_problem(64, 8, 640, torch.float32)
-    for trained, factor, expected in ((False, 1.0, 0), (True, 1.0, 1), (True, 2.0, 2)):  # the sum; its scaled copy
+    # Kept exponentials meet the factor before the product; a sum over chunks has a scaled copy.
+    chunks = 4 * 640 * 16
+    for trained, factor, size, expected in ((False, 2.0, None, 0), (True, 2.0, None, 1), (True, 1.0, chunks, 1),
+                                            (True, 2.0, chunks, 2)):  # fmt: skip
         hidden, head = p.hidden.clone().requires_grad_(), p.lm_head.clone().requires_grad_(trained)
         with Largest(watched=(640, 8)) as seen:
-            weighted_ce(hidden, head, p.labels).backward(torch.tensor(factor))
+            weighted_ce(hidden, head, p.labels, chunk_bytes=size).backward(torch.tensor(factor))
         assert seen.made == expected
         assert hidden.grad is not None
 
@@ -66,10 +69,11 @@ def test_frozen_hidden_gives_the_head_its_gradient() -> None:
     assert_gradient_close(head.grad, truth(p, "k2").d_head, precision=torch.float32)
 
 
-def test_the_result_does_not_depend_on_the_chunk_size() -> None:
-    """16-bit parameters, 1 chunk against 16: dW is one fp32 sum either way."""
-    p = make_problem(64, 32, 500, torch.bfloat16)
-    one, many = (run(p, "k2", chunk_bytes=size) for size in (1 << 30, 4 * 512 * 4))
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_the_result_does_not_depend_on_the_chunk_size(kl: str) -> None:
+    """16-bit parameters, few chunks against many: dW is one fp32 sum either way."""
+    p = make_problem(160, 32, 500, torch.bfloat16)  # more rows than exponentials are kept of
+    one, many = (run(p, kl, chunk_bytes=size) for size in (4 * 512 * 80, 4 * 512 * 4))
     assert (many.d_head != one.d_head).float().mean() < 0.01  # roundings that fell the other way
     assert (many.d_head - one.d_head).float().norm() < 2**-11 * one.d_head.float().norm()
     assert_tokens_close(many.loss.token_ce, one.loss.token_ce.double(), precision=torch.float32)
@@ -77,13 +81,14 @@ def test_the_result_does_not_depend_on_the_chunk_size() -> None:
 
 def _count_gemm_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
-    real = chunked.project
+    real = gemm.project
 
     def counting(x: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
         rows.append(x.shape[0])
         real(x, head, out)
 
     monkeypatch.setattr(chunked, "project", counting)
+    monkeypatch.setattr(exp_rows, "project", counting)
     return rows
 
 
@@ -189,7 +194,7 @@ def test_a_gradient_changed_in_place_cannot_spoil_a_second_backward() -> None:
     """In full precision autograd hands out the very tensor it saved: torch's version check has to see the change."""
     p = make_problem(9, 8, 20, torch.float32)
     head = p.lm_head.clone().requires_grad_()
-    loss = weighted_ce(p.hidden, head, p.labels)
+    loss = weighted_ce(p.hidden, head, p.labels, chunk_bytes=8 * 32 * 3)
     loss.backward(retain_graph=True)
     once = head.grad.clone()
     head.grad.mul_(3)  # .grad is a copy as long as the graph lives

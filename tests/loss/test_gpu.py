@@ -41,7 +41,7 @@ def test_real_vocabularies(kl: str, vocabulary: int) -> None:
 @pytest.mark.parametrize("kl", ["k2", "reverse"])
 def test_filtered_columns(kl: str) -> None:
     problem = on_gpu(spoken(dtype=torch.bfloat16))
-    actual, expected = run(problem, kl, filter_eps=2**-10), truth(problem, kl)
+    actual, expected = run(problem, kl, grad_tol=2**-10), truth(problem, kl)
     for field in ("d_hidden", "d_head"):
         assert error(getattr(actual, field), getattr(expected, field)) < 2e-3 + 2 * torch.finfo(torch.bfloat16).eps
 

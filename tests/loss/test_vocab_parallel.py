@@ -83,7 +83,7 @@ def _unequal_shares(rank: int) -> None:
         weighted_ce(p.hidden, p.lm_head[mine], p.labels.clamp(max=60), group=dist.group.WORLD)
     flaw = torch.tensor(torch.nan if rank else 0.0)  # on a GPU one rank's flaw reaches every rank's loss
     stats = RowStats(torch.zeros(3), torch.zeros(3), None, None, None)
-    assert VocabShard(0, 67, dist.group.WORLD, flaw).combine(stats, reverse=False).lse.isnan().all()
+    assert VocabShard(0, 67, 67, dist.group.WORLD, flaw).combine(stats, reverse=False).lse.isnan().all()
 
 
 class _Head(torch.nn.Module):
@@ -123,7 +123,7 @@ def vocabulary(rank: int, backend: str) -> None:
     for case in covering_cases():
         check(case, **here)
     column_filter._DENSE = 2.0  # gathers all columns: this process ends here
-    check(covering_cases()[0] | {"rows": "found"}, filter_eps=1e-13, **here)
+    check(covering_cases()[0] | {"rows": "found"}, grad_tol=1e-13, **here)
 
 
 def _both(rank: int, backend: str) -> None:

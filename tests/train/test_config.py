@@ -24,7 +24,7 @@ from .test_trainer import arguments, rows
         ({"kl_scale": "0.5"}, "kl_scale: expected a finite number >= 0, got '0.5'"),
         ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, got 'cuda'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number, got 0"),
-        ({"filter_eps": 1.0}, r"filter_eps: expected None or a number in \(0, 1\), got 1.0"),
+        ({"grad_tol": 1.0}, r"grad_tol: expected None or a number in \(0, 1\), got 1.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
@@ -54,7 +54,7 @@ def test_shortcuts_win_over_the_whole_and_none_is_not_said() -> None:
         {"kl": "k2"},
         {"kl_scale": 0.5},
         {"config": DSSConfig()},
-        {"filter_eps": 2**-12},
+        {"grad_tol": 2**-12},
         {"chunk_bytes": 1 << 20},
         {"backend": "torch"},
     ],
@@ -74,7 +74,7 @@ def test_a_trainer_that_says_the_same_or_nothing_keeps_the_model_as_it_is() -> N
 
 
 def test_a_trainer_sets_what_the_loss_knows() -> None:
-    options: dict[str, Any] = {"kl": "k1", "filter_eps": 2**-12, "chunk_bytes": 1 << 16, "backend": "torch"}
+    options: dict[str, Any] = {"kl": "k1", "grad_tol": 2**-12, "chunk_bytes": 1 << 16, "backend": "torch"}
     trainer = DSSTrainer(model=tiny_model(), args=arguments("unused"), train_dataset=rows(), **options)
     assert dss_config(trainer.model) == DSSConfig(**options)
     with pytest.raises(TypeError, match="unexpected keyword argument 'kl_scales'"):

@@ -98,10 +98,10 @@ def test_rows_known_on_the_host_change_nothing():
         assert_same(gradients(model, output.loss), gradients(model, model(**batch).loss), 1e-12)
 
 
-def test_filter_eps_reaches_the_loss():
+def test_grad_tol_reaches_the_loss():
     model, batch = enable_dss(tiny_model()), tiny_batch()
     exact = model(**batch).loss
-    filtered = enable_dss(model, filter_eps=0.5)(**batch).loss
+    filtered = enable_dss(model, grad_tol=0.5)(**batch).loss
     assert filtered.item() == exact.item()
     ours, theirs = gradients(model, filtered), gradients(model, exact)
     assert any((a - b).norm() > 1e-3 * b.norm() for a, b in zip(ours.values(), theirs.values(), strict=True))

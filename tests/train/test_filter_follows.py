@@ -1,4 +1,4 @@
-"""filter_eps on a real model: SmolLM2 learns what it learns without."""
+"""grad_tol on a real model: SmolLM2 learns what it learns without."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def batches(policy: Policy) -> list[Tensor]:
     return list(padded[torch.randperm(len(padded), generator=torch.Generator().manual_seed(0))].split(ROWS))
 
 
-def losses(policy: Policy, data: list[Tensor], filter_eps: float | None) -> Tensor:
-    model = enable_dss(copy.deepcopy(policy.model).train(), kl_scale=0.0, filter_eps=filter_eps)
+def losses(policy: Policy, data: list[Tensor], grad_tol: float | None) -> Tensor:
+    model = enable_dss(copy.deepcopy(policy.model).train(), kl_scale=0.0, grad_tol=grad_tol)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
     found = []
     for ids in data:
@@ -43,6 +43,6 @@ def losses(policy: Policy, data: list[Tensor], filter_eps: float | None) -> Tens
 def test_losses_follow_those_without_a_filter() -> None:
     policy = load_policy(None, "cpu", "fp32")
     data = batches(policy)
-    exact, filtered = (losses(policy, data, filter_eps) for filter_eps in (None, 2**-12))
+    exact, filtered = (losses(policy, data, grad_tol) for grad_tol in (None, 2**-12))
     assert exact[-4:].mean() < exact[:4].mean() - 0.5, "it learns"
     assert 0 < (exact - filtered).abs().max() < 0.01

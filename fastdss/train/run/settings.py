@@ -12,7 +12,7 @@ from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.errors import UserError
-from fastdss.loss.inputs import BACKENDS
+from fastdss.loss.checks import BACKENDS
 from fastdss.loss.objective import KL
 
 from ..config import DSSConfig
@@ -70,7 +70,7 @@ class TrainSettings:
     max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
-    filter_eps: float = _set(0.0, "leave columns below it out of the head's GEMMs (0.000244 is 2**-12); 0: exact")
+    grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set("auto", "what computes the loss")
     chunk_bytes: int = _set(0, "bound of the slab of logits; 0: the device's")
     method: str = _set("lora", "what is trained")
@@ -125,7 +125,7 @@ class TrainSettings:
             kl_scale=self.kl_scale,
             backend=self.backend,  # type: ignore[arg-type]
             chunk_bytes=self.chunk_bytes or None,
-            filter_eps=self.filter_eps or None,
+            grad_tol=self.grad_tol or None,
         )
 
 

@@ -176,7 +176,7 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
         # each of these ended in NaN weights, or in an error after the data had been scored
         ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
         ({"data": "x", "model": "m", "epochs": 0}, "epochs: 0 of them train nothing; expected more, or max_steps"),
-        ({"data": "x", "model": "m", "filter_eps": 1}, r"filter_eps: expected None or a number in \(0, 1\), got 1"),
+        ({"data": "x", "model": "m", "grad_tol": 1}, r"grad_tol: expected None or a number in \(0, 1\), got 1"),
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
@@ -365,9 +365,9 @@ def test_settings_that_fit_nothing_are_refused_before_anything_is_scored(
         run(settings(files, tmp_path, **options))
 
 
-def test_filter_eps_reaches_the_loss(files, tmp_path):
+def test_grad_tol_reaches_the_loss(files, tmp_path):
     run(settings(files, tmp_path / "exact", method="full", max_steps=1, warmup_steps=0.0))
-    run(settings(files, tmp_path / "filtered", method="full", max_steps=1, warmup_steps=0.0, filter_eps=0.5))
+    run(settings(files, tmp_path / "filtered", method="full", max_steps=1, warmup_steps=0.0, grad_tol=0.5))
     exact, filtered = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("exact", "filtered"))
     assert any(not torch.equal(exact[name], filtered[name]) for name in exact)
 

@@ -1,0 +1,189 @@
+"""What the losses refuse, and in which words: shapes, dtypes, devices, options, and values where the host can look."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .objective import FULL_KL, KL, LABEL_KL, Objective
+
+BACKENDS = ("auto", "torch", "triton")
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    if backend == "triton" and device.type != "cuda":
+        from fastdss.kernels.row_pass import interpreted
+
+        if not interpreted():
+            raise ValueError(f"backend='triton' needs a CUDA or ROCm device, but hidden is on {device}")
+    return backend
+
+
+def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Tensor | None) -> torch.dtype:
+    """The dtype that sums are kept in, once the tensors fit each other."""
+    check_gathered(hidden=hidden, lm_head=lm_head)
+    check_labels(labels)
+    check_shapes(hidden, lm_head, labels)
+    check_devices(hidden, lm_head=lm_head, labels=labels, **weights)
+    return torch.float64 if compute_dtype(hidden, lm_head) == torch.float64 else torch.float32
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device or breaking a graph that is being traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def words(lm_head: Tensor, group: Any) -> int:
+    return lm_head.shape[0] * (1 if group is None else group.size())
+
+
+def sizes(x: Tensor) -> list[int]:
+    return list(x.shape)
+
+
+def check_gathered(**tensors: Tensor) -> None:
+    """A sharded parameter has the wrong rows; loading torch.distributed.tensor just to look would be slow."""
+    dtensor = sys.modules.get("torch.distributed.tensor")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+        if dtensor is not None and isinstance(tensor, dtensor.DTensor):
+            raise TypeError(
+                f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
+                "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass to_local() and group="
+            )
+        if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+            raise ValueError(
+                f"{name} is an ungathered ZeRO-3 shard: wrap the call in deepspeed.zero.GatheredParameters([{name}])"
+            )
+
+
+def check_shapes(hidden: Tensor, lm_head: Tensor, labels: Tensor) -> None:
+    if hidden.dim() < 1 or hidden.shape[:-1] != labels.shape:
+        raise ValueError(f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}")
+    if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"lm_head: expected [V, {hidden.shape[-1]}], got {sizes(lm_head)}")
+    if 0 in lm_head.shape:
+        raise ValueError(f"lm_head: expected a weight that is not empty, got {sizes(lm_head)}")
+
+
+def check_labels(labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+
+
+def check_devices(hidden: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
+
+
+def check_bias(name: str, bias: Tensor | None, lm_head: Tensor) -> None:
+    if bias is not None and bias.shape != lm_head.shape[:1]:
+        raise ValueError(f"{name}: expected [{lm_head.shape[0]}], got {sizes(bias)}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {bias.dtype}")
+
+
+def compute_dtype(hidden: Tensor, lm_head: Tensor, prefix: str = "") -> torch.dtype:
+    for name, tensor in (("hidden", hidden), ("lm_head", lm_head)):
+        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(f"{prefix}{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, lm_head.dtype):
+        return torch.get_autocast_dtype(device)
+    if hidden.dtype != lm_head.dtype:
+        raise TypeError(f"{prefix}hidden is {hidden.dtype}, {prefix}lm_head {lm_head.dtype}: cast one or use autocast")
+    return hidden.dtype
+
+
+def check_objective(o: Objective) -> None:
+    if not 0 <= o.label_smoothing < 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1), got {o.label_smoothing}")
+    if not math.isfinite(o.z_loss) or o.z_loss < 0:
+        raise ValueError(f"z_loss: expected a finite number >= 0, got {o.z_loss}")
+    for name, scale in (("logit_scale", o.logit_scale), ("ref_logit_scale", o.ref_logit_scale)):
+        if not math.isfinite(scale):
+            raise ValueError(f"{name}: expected a finite number, got {scale}")
+    for name, cap in (("softcap", o.softcap), ("ref_softcap", o.ref_softcap)):
+        if cap is not None and not (math.isfinite(cap) and cap > 0):
+            raise ValueError(f"{name}: expected None or a positive number, got {cap}")
+
+
+def check_grad_tol(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"grad_tol: expected None or a number in (0, 1), got {tolerance}")
+
+
+def check_filter(grad_tol: float | None, compact: bool) -> None:
+    check_grad_tol(grad_tol)
+    if grad_tol is not None and not compact:
+        raise ValueError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
+
+
+def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any) -> None:
+    if kl not in LABEL_KL + FULL_KL:
+        raise ValueError(f"kl: expected one of {', '.join(KL)}, got {kl!r}")
+    if (ref_logprobs is None) == (ref_hidden is None):
+        raise ValueError("give the reference either as ref_logprobs or as ref_hidden with ref_lm_head")
+    if ref_hidden is not None and ref_lm_head is None:
+        raise ValueError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
+    if ref_hidden is None and ref_lm_head is not None:
+        raise ValueError("ref_lm_head is of no use without ref_hidden")
+    if kl in FULL_KL and ref_hidden is None:
+        raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
+
+
+def check_kl_scale(kl_scale: float) -> None:
+    if not math.isfinite(kl_scale) or kl_scale < 0:
+        raise ValueError(f"kl_scale: expected a finite number >= 0, got {kl_scale}")
+
+
+def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
+    """Positive and finite, as far as the host knows; 0 in a tensor is a step in which no label counts."""
+    known = not isinstance(num_items_in_batch, Tensor) or on_host(num_items_in_batch)
+    if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() != 1:
+        raise ValueError(f"num_items_in_batch: expected one number, got {sizes(num_items_in_batch)}")
+    if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.requires_grad:
+        raise ValueError(
+            "num_items_in_batch: expected a constant, got one that requires a gradient: pass it through .detach()"
+        )
+    if num_items_in_batch is None or not known:
+        return
+    value = float(num_items_in_batch)
+    if not (0 < value < math.inf or (value == 0 and isinstance(num_items_in_batch, Tensor))):
+        raise ValueError(f"num_items_in_batch: expected a positive number, got {num_items_in_batch}")
+
+
+def check_values(
+    labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
+) -> None:
+    """Values that only the host can look at without waiting."""
+    counts = labels != ignore_index
+    if labels.numel():
+        low, high = labels.masked_fill(~counts, 0).aminmax()
+        if low < 0 or (vocab_size is not None and high >= vocab_size):
+            bad = (labels < 0) if vocab_size is None else (labels < 0) | (labels >= vocab_size)
+            size = "V" if vocab_size is None else vocab_size
+            refuse_first(counts & bad, "labels", labels, f"a label in [0, {size}) or {ignore_index}")
+    if scores is None or not scores.numel():
+        return
+    low, high = scores.aminmax()  # NaN if one is
+    if not (low >= 0 and high <= 1 if unit_interval else low >= 0 and high < math.inf):
+        valid = scores.isfinite() & (scores >= 0)
+        valid &= (scores <= 1) if unit_interval else True
+        refuse_first(counts & ~valid, name, scores, "a number in [0, 1]" if unit_interval else "a finite number >= 0")
+
+
+def refuse_first(bad: Tensor, name: str, values: Tensor, rule: str) -> None:
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"{name}[{', '.join(map(str, where))}]: expected {rule}, got {values[where].item()}")

@@ -1,0 +1,268 @@
+"""The cross-entropy and the label forms without dZ: exponentials are stored, and a number per row does the rest.
+
+Their gradient is ``dZ = A p + B y + C`` with one A, B and C per row (objective.py), so the matrix that the products
+read need not know them. With any offset ``o`` of a row's choice, and the label left out,
+
+    E_j = exp(z_j - o) for j != y,   E_y = 0         T = sum_j E_j         others = o + log T
+    d = others - z_y                                 -log p_y = log(1 + e^d)        1 - p_y = sigmoid(d)
+    p_j = E_j sigmoid(d) / T  for j != y
+
+which is exact where p_y is near 1 as well as where it is near 0: nothing is subtracted from 1. Off the label dZ = v E
+with ``v = A sigmoid(d) / T``; at the label
+
+    dZ_y = A p_y + B = (A + B) - A sigmoid(d)        A + B = a (2 g lse + e)
+
+    dX = v * (E W) + dZ_y W[y] + C (sum of W's rows)
+    dW = E^T (v * X), + dZ_y X in row y, + sum_r C_r X_r in every row           db = E^T v, + dZ_y at y, + sum_r C_r
+
+Weights, estimators, the z-loss and any upstream gradient only change v, dZ_y and C. So E may be kept until backward
+brings the upstream gradient: ``reduction="none"`` then computes no logits again, and nothing is rounded twice.
+A softcap's slope multiplies E once T is known; it would multiply C in every column as well, which is no number per row:
+label smoothing with a softcap takes the row pass. So do sums over two vocabularies (the full KL), and fp16, in which
+small exponentials vanish.
+
+The label carries about half of a gradient's energy and is exact here; E is rounded to 16 bit where parameters are. A
+vocabulary split over ranks: each rank has its own o and T, the ranks' ``others`` and z_y are combined.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .call import LossCall
+from .column_filter import Entries, multiply_columns
+from .gemm import add_product, label_rows, times_head
+from .objective import (
+    BLOCK_ELEMENTS,
+    FULL_KL,
+    Objective,
+    RowInputs,
+    in_vocabulary,
+    label_terms,
+    smoothing_term,
+    softmax_,
+    transform,
+)
+from .vocab_shard import VocabShard
+
+_LABELS = 512  # rows or columns of E read at a time where its products have wide results
+
+
+def takes_exponentials(call: LossCall, objective: Objective) -> bool:
+    """Whether the call's gradient has the form above."""
+    smoothed_cap = objective.label_smoothing != 0 and objective.softcap is not None
+    return objective.kl not in FULL_KL and call.compute_dtype != torch.float16 and not smoothed_cap
+
+
+class LocalSums(NamedTuple):
+    """What one pass over the logits of this rank's vocabulary tells of each row; every tensor is [n]."""
+
+    label_logit: Tensor  # z_y; 0 where another rank holds the label
+    others: Tensor
+    total: Tensor  # T
+    cap_slope: Tensor | None  # the softcap's at the label
+
+    @staticmethod
+    def empty(like: Tensor, rows: int, dtype: torch.dtype, objective: Objective) -> LocalSums:
+        label_logit, others, total, slope = like.new_empty((4, rows), dtype=dtype).unbind()
+        return LocalSums(label_logit, others, total, None if objective.softcap is None else slope)
+
+    def at(self, span: slice) -> LocalSums:
+        return LocalSums(*(None if t is None else t[span] for t in self))  # type: ignore[arg-type]
+
+
+class ExpStats(NamedTuple):
+    """The same over the whole vocabulary, as losses and gradients need it; every tensor is [n]."""
+
+    nll: Tensor
+    miss: Tensor  # 1 - p_y
+    unit: Tensor  # (1 - p_y) / T: what p is of E
+    lse: Tensor | None  # where the z-loss or smoothing need it
+    mean_logit: Tensor | None
+    cap_slope: Tensor | None
+
+
+def torch_exponentials(
+    logits: Tensor, local_labels: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+) -> None:
+    """Fill ``sums``; ``logits`` [c, V] become E in place, and ``out`` (16 bit) gets a copy, while they are in cache.
+
+    Here o is the largest of the other logits, less the log of the CPU's own softmax denominator: E is a softmax.
+    """
+    count, width = logits.shape
+    step = max(1, BLOCK_ELEMENTS // width)
+    if count <= step:
+        return _block_exponentials(logits, local_labels, objective, bias, sums, out)
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        part = None if out is None else out[block]
+        _block_exponentials(logits[block], local_labels[block], objective, bias, sums.at(block), part)
+    return None
+
+
+def _block_exponentials(
+    logits: Tensor, label: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+) -> None:
+    z, cap_slope = transform(logits, bias, objective.logit_scale, objective.softcap, grad=True)
+    columns = label.clamp(0, z.shape[1] - 1)
+    mine, column = columns == label, columns.unsqueeze(1)
+    label_logit = torch.gather(z, 1, column)
+    z.scatter_(1, column, label_logit.masked_fill(mine.unsqueeze(1), -torch.inf))
+    sums.label_logit.copy_(torch.where(mine, label_logit.squeeze(1), 0))
+    others, total = softmax_(z)
+    sums.others.copy_(others)
+    sums.total.copy_(total)
+    if cap_slope is not None and sums.cap_slope is not None:
+        sums.cap_slope.copy_(cap_slope.gather(1, column).squeeze(1))
+        z.mul_(cap_slope)
+    if out is not None:
+        out.copy_(z)
+
+
+def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard) -> ExpStats:
+    """labels: [n] of the whole vocabulary. mean_logit: this rank's share of it."""
+    label_logit, others = sums.label_logit, sums.others
+    if shard.group is not None:
+        label_logit, others, mean_logit = shard.combine_others(label_logit, others, mean_logit)
+    label_logit = in_vocabulary(label_logit, labels, shard.size)
+    distance = others - label_logit
+    nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
+    unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)
+    if shard.group is not None:
+        unit = unit * (sums.others - others).exp()
+    lse = None
+    if o.z_loss or o.label_smoothing:  # o + log of whatever is larger: either may be -inf
+        lse = torch.where(distance > 0, others + F.softplus(-distance, threshold=40.0), label_logit + nll)
+    return ExpStats(nll, miss, unit, lse, mean_logit, sums.cap_slope)
+
+
+class ExpFactors(NamedTuple):
+    """What the gradient is of E; every tensor is [n]."""
+
+    row: Tensor  # v
+    label: Tensor  # dZ_y
+    const: Tensor | None  # C
+
+
+def terms_and_factors(
+    stats: ExpStats, rows: RowInputs, o: Objective, shard: VocabShard, dead: Tensor | None
+) -> tuple[Tensor, Tensor, ExpFactors]:
+    """``(token_ce, token_kl, factors)``; all 0 at the rows that are ``dead``."""
+    lse = stats.nll if stats.lse is None else stats.lse
+    ce, kl, slope = label_terms(stats.nll, lse, stats.mean_logit, rows, o)
+    prob = rows.ce_weight if slope is None else rows.ce_weight - slope
+    label = -prob * stats.miss
+    if stats.lse is not None:
+        more = rows.ce_weight * (2 * o.z_loss * stats.lse)
+        prob = prob + more
+        label = rows.ce_weight * o.label_smoothing + more - prob * stats.miss
+    if stats.cap_slope is not None:
+        label = label * stats.cap_slope
+    row = prob * stats.unit
+    if o.logit_scale != 1.0:
+        row, label = row * o.logit_scale, label * o.logit_scale
+    const = smoothing_term(rows.ce_weight, o, shard.size)
+    if shard.group is not None:
+        local = rows.labels - shard.start
+        label = label.masked_fill(local.clamp(0, shard.width - 1) != local, 0)
+    if dead is not None:
+        ce, row, label = (t.masked_fill(dead, 0) for t in (ce, row, label))
+    return ce, kl, ExpFactors(row, label, const)
+
+
+class ExpGradient(NamedTuple):
+    """E of some rows and what the gradient is of it."""
+
+    exponentials: Tensor  # [c, V] in the dtype of the GEMMs that read it
+    factors: ExpFactors
+    labels: Tensor  # [c] columns, any where another rank holds the label (factors.label is 0 there)
+    backend: str
+
+    def multiply(
+        self,
+        head: Tensor,
+        x: Tensor,
+        d_x: Tensor | None,
+        d_head: Tensor | None,
+        *,
+        columns: Tensor | None = None,
+        first: bool = False,
+    ) -> None:
+        """``d_x = dZ @ head`` and ``d_head += dZ.T @ x`` (first: ``=``); d_x, d_head are fp32 or fp64."""
+        if columns is not None:
+            multiply_columns(self.exponentials, columns, head, self._scaled(x), d_x, d_head)
+        elif d_x is not None:
+            times_head(self.exponentials, head, d_x)
+        if d_x is not None:
+            d_x.copy_(self.finished_hidden(d_x, head))
+        if d_head is not None:
+            if columns is None:
+                add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
+            self._add_labels_to_head(d_head, x)
+
+    def entries(self) -> Entries:
+        return Entries(self.exponentials, self.factors.row, self.factors.label)
+
+    def finished_hidden(self, product: Tensor, head: Tensor) -> Tensor:
+        """dX of ``product`` = E W [c, D]."""
+        d_x = product * self.factors.row.unsqueeze(1)
+        label_rows(d_x, head, self.factors.label, self.labels, self.backend, scatter=False)
+        if self.factors.const is not None:
+            d_x.addr_(self.factors.const, head.sum(dim=0, dtype=d_x.dtype))
+        return d_x
+
+    def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
+        """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""
+        add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
+        self._add_labels_to_head(d_head, x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """``v * x`` in the dtype that multiplies E."""
+        row = self.factors.row.unsqueeze(1)
+        return (x.to(row.dtype) * row).to(self.exponentials.dtype)
+
+    def _add_labels_to_head(self, d_head: Tensor, x: Tensor) -> None:
+        label_rows(d_head, x, self.factors.label, self.labels, self.backend, scatter=True)
+        if self.factors.const is not None:
+            d_head += self.factors.const @ x.to(d_head.dtype)
+
+    def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``dZ.T @ x`` [V, D] in 16 bit, rounded once: one product of the vendor's, then the rows that are labels.
+
+        Those are summed again in fp32: what a label adds would else be rounded together with a rounded sum.
+        """
+        wide = x.to(self.factors.row.dtype)
+        scaled = self._scaled(wide)
+        d_head = torch.mm(self.exponentials.t(), scaled)
+        columns, place = _distinct(self.labels)
+        label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))
+        label_sums.index_add_(0, place, wide * self.factors.label.unsqueeze(1))
+        if columns.device.type != "cpu":
+            label_sums = label_sums[torch.searchsorted(columns, columns)]
+        for part, sums in zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):
+            add_product(sums, self.exponentials.index_select(1, part).t(), scaled)
+            d_head.index_copy_(0, part, sums.to(dtype))
+        return d_head
+
+    def add_bias(self, d_bias: Tensor) -> None:
+        for e, v in zip(self.exponentials.split(_LABELS), self.factors.row.split(_LABELS), strict=True):
+            d_bias.addmv_(e.t().to(d_bias.dtype), v)
+        d_bias.index_add_(0, self.labels, self.factors.label)
+        if self.factors.const is not None:
+            d_bias += self.factors.const.sum()
+
+
+def _distinct(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``(columns, place)``: the labels, and where each first stands in columns.
+
+    On a CPU each once. On a GPU, which must not wait for their number, all of them in rising order.
+    """
+    if labels.device.type == "cpu":
+        columns, place = torch.unique(labels, return_inverse=True)
+        return columns, place
+    columns = labels.sort().values
+    return columns, torch.searchsorted(columns, labels)

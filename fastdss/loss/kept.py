@@ -1,0 +1,221 @@
+"""Losses whose backward finds the exponentials that forward kept: any upstream gradient, no logits computed again.
+
+Forward makes E, ``E W`` and each row's factors (exponentials.py). All factors are linear in the row's weights, so that
+backward multiplies them by the upstream gradient, one number or one a token, and the products of E by the factors.
+An autograd Function does that wherever nothing is compiled; under torch.compile, and where E does not fit, the ops of
+ops.py run. With a frozen head ``E W`` is all that is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .call import LossCall
+from .exp_rows import ExpPlan, ExpRows, plan_exponentials
+from .exponentials import (
+    ExpFactors,
+    ExpGradient,
+    LocalSums,
+    combined,
+    takes_exponentials,
+    terms_and_factors,
+)
+from .gemm import times_head
+from .objective import Objective, RowInputs
+from .rows import RowPlan, gather, plan_rows, without_weight
+from .vocab_shard import VocabShard
+
+
+class Evaluated(NamedTuple):
+    """A loss and its parts, each [] if summed, else [N]; only ``loss`` has a gradient."""
+
+    loss: Tensor
+    ce: Tensor | None  # weights included, as are kl's; None where the loss is all of it
+    kl: Tensor | None
+    token_ce: Tensor  # [N] without weights
+    token_kl: Tensor  # [N]
+
+
+def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated | LossCall:
+    """The loss, or the call for the ops: where its gradient needs dZ, E does not fit, or columns are left out.
+
+    needs: which of hidden, lm_head and bias get gradients. main_grad: as in functional.py.
+    """
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in call[:2])
+    if torch.compiler.is_compiling() or not plain or call.grad_tol:
+        return call
+    objective = Objective.decode(call.objective)
+    if not takes_exponentials(call, objective):
+        return call
+    plan = plan_rows(call, full_kl=False)
+    sizes = plan_exponentials(
+        call, plan, call.accumulate, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
+    )
+    if not sizes.kept:  # what is known of the rows by now is not found a second time
+        return call._replace(compact=False) if plan.index is None else call._replace(rows=plan.index, kl_rows=-1)
+    return Evaluated(*KeptLoss.apply(_Forward(call, objective, plan, sizes), summed, main_grad, needs, *call[:3]))
+
+
+class _Kept(NamedTuple):
+    """What forward leaves for backward of n rows, besides their factors."""
+
+    column: Tensor  # [n] label's, in this rank's slice
+    exponentials: Tensor | None  # [n, V]
+    x: Tensor | None  # [n, D] rows of hidden
+    product: Tensor | None  # [n, D] E W
+    rows: Tensor | None  # [n] which they are; None: all
+
+
+class _Forward:
+    """A call whose exponentials fit."""
+
+    def __init__(self, call: LossCall, objective: Objective, plan: RowPlan, sizes: ExpPlan) -> None:
+        self.call, self.objective, self.plan, self.sizes = call, objective, plan, sizes
+        self.shard = VocabShard.of(call.lm_head, call.group)
+        vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs)
+        self.rows = vectors if plan.index is None else vectors.at(plan.index)  # once, then slices
+        self.dead = None if plan.trusted else without_weight(self.rows)
+
+    def run(self, hidden_grad: bool, keep: bool) -> tuple[Tensor, Tensor, ExpFactors, _Kept]:
+        """``(token_ce, token_kl, factors, kept)``, all [n]; keep: E is needed for the gradients of head and bias."""
+        call, plan, size = self.call, self.plan, self.sizes.rows
+        head = call.lm_head.to(call.compute_dtype)
+        made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
+        sums = LocalSums.empty(call.hidden, plan.count, call.accumulate, self.objective)
+        product = call.hidden.new_empty((plan.count, head.shape[1]), dtype=call.accumulate) if hidden_grad else None
+        local, column = self.shard.columns_of(self.rows.labels)
+        exponentials = x = None
+        means = []
+        for span, rows, _ in plan.chunks(size):
+            whole = size >= plan.count
+            dead = self.dead if whole or self.dead is None else self.dead[span]
+            x = gather(call.hidden, rows, dead, call.compute_dtype)
+            part = (local, sums) if whole else (local[span], sums.at(span))
+            exponentials, mean_logit = made.make(x, *part)
+            means.append(mean_logit)
+            if product is not None:
+                times_head(exponentials, head, product if whole else product[span])
+        mean_logit = torch.cat(means) if means and means[0] is not None else None  # type: ignore[arg-type]
+        stats = combined(sums, mean_logit, self.rows.labels, self.objective, self.shard)
+        ce, kl, factors = terms_and_factors(stats, self.rows, self.objective, self.shard, self.dead)
+        kept = _Kept(column, exponentials if keep else None, x if keep else None, product, plan.index)
+        return ce, kl, factors, kept
+
+
+def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
+    """``weight * factor``, and 0 where the weight is 0 whatever the factor is."""
+    return torch.where(weight == 0, 0, weight * factor)
+
+
+class KeptLoss(torch.autograd.Function):
+    """:class:`Evaluated`, as autograd wants it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        work: _Forward,
+        summed: bool,
+        main_grad: Tensor | None,
+        needs: list[bool],
+        *parameters: Tensor | None,  # hidden, lm_head, bias: as the call holds them
+    ) -> tuple[Tensor | None, ...]:
+        call = work.call
+        with torch.autocast(call.hidden.device.type, enabled=False):
+            ce, kl, factors, kept = work.run(needs[0], needs[1] or needs[2])
+            parts = [scaled_weight(work.rows.ce_weight, ce)]
+            if work.rows.kl_weight is not None:
+                parts.append(scaled_weight(work.rows.kl_weight, kl))
+            tokens = [ce, kl] if summed else [ce, kl, *parts]
+            if kept.rows is not None:
+                new = ce.new_zeros((len(tokens), call.labels.shape[0]))
+                tokens = list(new.index_copy_(1, kept.rows, torch.stack(tokens)).unbind())
+            parts = [part.sum() for part in parts] if summed else tokens[2:]
+        loss, *parts = parts if len(parts) == 1 else (parts[0] + parts[1], *parts)
+        # main_grad is not saved: other micro-batches write to it before this one's backward.
+        ctx.options = main_grad, call.group, call.backend, call.compute_dtype
+        ctx.save_for_backward(*parameters, *kept, *factors)
+        found = (
+            loss,
+            *(parts or (None, None)),
+            *tokens[:2],
+        )
+        ctx.mark_non_differentiable(*(t for t in found[1:] if t is not None))
+        ctx.set_materialize_grads(False)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_double_backward()
+        found: list[Tensor | None] = [None, None, None]
+        if grad is not None:
+            saved = ctx.saved_tensors
+            parameters, kept, factors = saved[:3], _Kept(*saved[3:8]), ExpFactors(*saved[8:])
+            with torch.autocast(grad.device.type, enabled=False):
+                found = _gradients(parameters, kept, factors, grad, list(ctx.needs_input_grad[4:]), *ctx.options)
+        return None, None, None, None, *found
+
+
+def _gradients(
+    parameters: tuple[Tensor, Tensor, Tensor | None],
+    kept: _Kept,
+    factors: ExpFactors,
+    upstream: Tensor,
+    needs: list[bool],
+    main_grad: Tensor | None,
+    group: str,
+    backend: str,
+    compute_dtype: torch.dtype,
+) -> list[Tensor | None]:
+    """Gradients of hidden, lm_head and bias for ``upstream``, [] or [N]; the head's goes to main_grad, if given."""
+    hidden, lm_head, bias = parameters
+    if upstream.dim():
+        upstream = upstream if kept.rows is None else upstream[kept.rows]
+        factors = ExpFactors(*(None if t is None else scaled_weight(t, upstream) for t in factors))  # type: ignore[arg-type]
+    else:
+        factors = ExpFactors(*(None if t is None else t * upstream for t in factors))  # type: ignore[arg-type]
+    head = lm_head.to(compute_dtype)
+    e = factors.row.new_empty((0, 0)) if kept.exponentials is None else kept.exponentials
+    gradient = ExpGradient(e, factors, kept.column, backend)
+    found: list[Tensor | None] = [None, None, None]
+    if needs[0]:
+        assert kept.product is not None
+        d_x = gradient.finished_hidden(kept.product, head)
+        if group:
+            torch.distributed.all_reduce(d_x, group=torch.distributed.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
+        d_x = d_x.to(hidden.dtype)
+        found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
+    if needs[1]:
+        found[1] = _head_gradient(gradient, kept.x, lm_head, main_grad)
+    if needs[2]:
+        assert bias is not None
+        d_bias = factors.row.new_zeros(lm_head.shape[0])
+        if kept.x is not None:
+            gradient.add_bias(d_bias)
+        found[2] = d_bias.to(bias.dtype)
+    return found
+
+
+def _head_gradient(gradient: ExpGradient, x: Tensor | None, lm_head: Tensor, main_grad: Tensor | None) -> Tensor | None:
+    if main_grad is not None:
+        if x is not None:
+            gradient.add_to_head(main_grad, x, first=False)
+        return None
+    if x is None:  # there were no rows
+        return torch.zeros_like(lm_head)
+    wide = gradient.factors.row.dtype
+    if lm_head.dtype == gradient.exponentials.dtype != wide and gradient.factors.const is None:
+        return gradient.rounded_head(x, lm_head.dtype)
+    d_head = lm_head.new_empty(lm_head.shape, dtype=wide)
+    gradient.add_to_head(d_head, x, first=True)
+    return d_head.to(lm_head.dtype)
+
+
+def refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "
+            "use the plain PyTorch expression from the docstring where second derivatives are needed"
+        )
