@@ -82,7 +82,7 @@ class ChatEncoder:
         plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
         self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
         self._special_ids = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._expected: dict[tuple, int] = {}
+        self._expected: dict[tuple[Any, ...], int] = {}
         self._marking: dict[str, Any] = {}
 
     def control_strings(self, text: str) -> list[str]:

@@ -264,6 +264,10 @@ def _oasst(record: Record) -> list[Turn]:
 
 def _tools(record: Record) -> tuple[Any, ...]:
     tools = record.take("tools")
+    legacy = record.take("functions") if tools is None else None  # OpenAI's name before there were tools
+    if legacy is not None:
+        legacy = parsed(legacy) if isinstance(legacy, str) else legacy
+        tools = [{"type": "function", "function": function} for function in legacy]
     if tools is None or tools == "":
         return ()
     if isinstance(tools, str):

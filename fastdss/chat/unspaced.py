@@ -58,7 +58,8 @@ def settled_until(begun: str) -> int:
     for start, _ in _windows(begun, *match.span()):
         if start + WINDOW > len(begun):
             break
-    return start
+    found: int = start
+    return found
 
 
 def _windows(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:

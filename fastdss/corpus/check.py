@@ -10,7 +10,8 @@ from typing import Any
 
 from fastdss.chat.conversation import Conversation
 
-from .rows import DATA, NAMING, DataOptions, Row, Source, read_rows
+from .rows import DATA, NAMING, DataOptions, Row, read_rows
+from .sources import Source
 from .understood import Understood
 
 SECONDS = 10.0  # what reading may take

@@ -23,7 +23,7 @@ def star_type() -> Any:
     return pa.list_(pa.struct(turn))
 
 
-class TypedList(list):
+class TypedList(list[Any]):
     """A list that becomes an array of ``type`` wherever Arrow reads it, whatever it holds.
 
     ``datasets`` fixes a column's type by the first values that it writes: without a type, a batch in which nothing

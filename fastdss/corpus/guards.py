@@ -114,7 +114,8 @@ class GuardSource:
 
 def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
     try:
-        return encoder.render([conversation], generation_prompt=True)[0]
+        found: str | None = encoder.render([conversation], generation_prompt=True)[0]
+        return found
     except ValueError:
         return None  # a template for one exchange only
 

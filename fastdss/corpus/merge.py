@@ -13,8 +13,8 @@ from fastdss.errors import UserError
 from fastdss.files import replacing
 
 from .columns import ColumnTypes, star_type
-from .rows import FailedRow, Row, Source
-from .sources import expand
+from .rows import FailedRow, Row
+from .sources import Source, expand
 from .store import ScoredRow, data_options, joined, load_manifest
 
 FAILED = ("drop", "zero")

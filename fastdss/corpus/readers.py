@@ -6,6 +6,7 @@ Whatever is wrong with a record is that record's (``Unreadable``); what is wrong
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from fastdss.errors import UserError
 
@@ -36,6 +37,6 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
         elif kind == "csv":
             yield from read_csv(path, file)
         else:
-            readers: dict[str, Callable] = {"parquet": read_parquet, "arrow": read_arrow}
+            readers: dict[str, Callable[..., Any]] = {"parquet": read_parquet, "arrow": read_arrow}
             with seekable(path, file) as whole:
                 yield from readers[kind](path, whole)

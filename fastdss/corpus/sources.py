@@ -124,5 +124,6 @@ def _from_hub(name: str, split: str | None, config: str | None) -> Source:
     if isinstance(dataset, DatasetDict):
         if len(dataset) > 1:
             raise UserError(f"{name} holds the splits {', '.join(dataset)}: name one by --split")
-        return next(iter(dataset.values()))
-    return dataset
+        dataset = next(iter(dataset.values()))
+    found: Source = dataset
+    return found

@@ -25,7 +25,8 @@ from fastdss.chat.record import Columns
 from fastdss.errors import UserError, UserTypeError
 from fastdss.files import write_atomically
 
-from .rows import DataOptions, FailedRow, Row, Source, read_rows
+from .rows import DataOptions, FailedRow, Row, read_rows
+from .sources import Source
 
 MANIFEST = "manifest.json"
 _HOLDS = ("counts", "data", "entry", "finished", "guard", "inputs", "options", "revision", "shards")

@@ -126,7 +126,8 @@ def without_nulls(value: Any) -> Any:
 def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
     """The record of a batch of one; Arrow holds bytes that are no text and dates that Python has not."""
     try:
-        return batch.to_pylist()[0]
+        found: Mapping[str, Any] | Unreadable = batch.to_pylist()[0]
+        return found
     except UnicodeError as error:
         reason = without_text(error)
     except (ValueError, OverflowError) as error:

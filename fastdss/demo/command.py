@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import fields
+from typing import Any
 
 from .settings import Settings
 
 
-def add_demo(commands: argparse._SubParsersAction) -> None:
+def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
     demo = commands.add_parser(
         "demo",
         help="score poisoned conversations, fine-tune a small model in several ways, and compare what it learned",

@@ -86,7 +86,8 @@ def as_json(demo: Demo) -> dict[str, Any]:
             for name, scores in demo.scores.items()
         },
     }
-    return _finite(found)
+    finite: dict[str, Any] = _finite(found)
+    return finite
 
 
 def as_page(demo: Demo) -> str:

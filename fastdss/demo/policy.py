@@ -37,7 +37,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     @property

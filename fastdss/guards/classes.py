@@ -41,7 +41,9 @@ class Classes:
 
 def _names(spec: GuardSpec, config: Any) -> dict[str, int]:
     """Classes of the head by name and by number."""
-    named: Mapping = getattr(config, "response_risk_level_map" if spec.head == "token" else "id2label", None) or {}
+    named: Mapping[str, Any] = (
+        getattr(config, "response_risk_level_map" if spec.head == "token" else "id2label", None) or {}
+    )
     return {str(int(index)): int(index) for index in named} | {str(name): int(index) for index, name in named.items()}
 
 

@@ -160,7 +160,8 @@ class GuardModel:
     def _head_ids(self) -> list[int]:
         chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
         one, other = map(np.asarray, self.encode(chats)[:: self.readouts])
-        return one[: shared_length(one, other)].tolist()
+        found: list[int] = one[: shared_length(one, other)].tolist()
+        return found
 
     def _answers(self) -> Answers | Classes:
         rows = self.model.get_input_embeddings().weight.shape[0]

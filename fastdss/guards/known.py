@@ -116,7 +116,7 @@ def find_known(name: str, options: Mapping[str, Any]) -> GuardSpec:
 def choose_spec(
     names: Sequence[str],
     config: Mapping[str, Any] | None = None,
-    template: str | dict | None = None,
+    template: str | dict[str, Any] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
 ) -> GuardSpec:

@@ -32,7 +32,7 @@ class TokenHeadModel(Qwen3PreTrainedModel):
         self.risk_level_head = nn.Linear(config.guard_inner_size, config.num_risk_level, bias=False)
         self.model.register_forward_hook(self._project)
         self._keys_to_ignore_on_load_unexpected = [r"^category_head", r"^query_", r"^lm_head"]
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _project(self, module: nn.Module, args: Any, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
         hidden = self.risk_level_category_pre(output.last_hidden_state)

@@ -21,4 +21,5 @@ def tokens_after(encoder: ChatEncoder, spec: GuardSpec, text: str) -> tuple[int,
 
 
 def _decode(encoder: ChatEncoder, ids: list[int]) -> str:
-    return encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found: str = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return found

@@ -40,7 +40,7 @@ class DSSArgs(BaseModel):
     dss_packing: bool | None = None
 
 
-class DSSPlugin(BasePlugin):
+class DSSPlugin(BasePlugin):  # type: ignore[misc]
     """See the module's docstring."""
 
     def get_input_args(self) -> str:
@@ -90,7 +90,7 @@ class DSSPlugin(BasePlugin):
 def trainer_class(ref_model: str | None) -> type:
     """axolotl's trainer with the shaped loss where a batch carries ``token_weights``."""
 
-    class DSSAxolotlTrainer(ShapedTraining, AxolotlTrainer):
+    class DSSAxolotlTrainer(ShapedTraining, AxolotlTrainer):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._set_up_dss(ref_model)

@@ -49,7 +49,8 @@ def backbone(model: Any) -> nn.Module:
         base = getattr(model, "model", None)
     if base is None or base is model:
         raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
-    return base
+    found: nn.Module = base
+    return found
 
 
 def lm_head(model: Any) -> LMHead:

@@ -38,7 +38,7 @@ def tell_unbalanced(model: Any) -> None:
 def mask_within(model: Any, attention_mask: Any) -> Iterator[None]:
     """The backbone gets this mask; the forward around it, which counts tokens for the auxiliary loss, has another."""
 
-    def replace(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def replace(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"attention_mask": attention_mask}
 
     hook = backbone(model).register_forward_pre_hook(replace, with_kwargs=True)

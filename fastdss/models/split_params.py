@@ -66,7 +66,8 @@ def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     All ranks have to take part.
     """
     if hasattr(tensor, "full_tensor"):
-        return tensor.full_tensor().to(dtype)
+        found: Tensor = tensor.full_tensor().to(dtype)
+        return found
     with gathered(tensor):
         return tensor.clone() if _is_split(tensor) else tensor
 

@@ -74,7 +74,7 @@ class PrefixPlan:
     segments: list[Segment]
     store: KVStore
     attend: Callable[..., Tensor]
-    bands: dict[tuple, Tensor]  # shared by the micro-batches of a run
+    bands: dict[tuple[Any, ...], Tensor]  # shared by the micro-batches of a run
     windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
     chunks: Mapping[int, int] = field(default_factory=dict)  # of the layers whose tokens see their own chunk only
     packed: Any = None  # what attend_by_kernel computes once for all layers

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,7 +54,7 @@ class PackedWeights:
         with torch.no_grad():
             return weight @ self._numbers[size]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeights, ()  # copies and pickles start empty
 
 
@@ -119,8 +120,10 @@ def version(tensor: Tensor) -> int | None:
 
 
 def _packed(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
+    return found
 
 
 def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return found

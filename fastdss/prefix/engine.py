@@ -50,7 +50,7 @@ class Runner:
         self.rows = torch.tensor(list(verdict_ids), device=self.head.weight.device)
         self.config = model.config.get_text_config(decoder=True)
         self.chunks = _chunks(self.config)
-        self.bands: dict[tuple, Tensor] = {}
+        self.bands: dict[tuple[Any, ...], Tensor] = {}
 
     def run(
         self, segments: list[Segment], store: KVStore, read: Callable[[list[int], Tensor], None] | None = None
@@ -142,7 +142,7 @@ class KeptHead:
         after = [kept[:, last] for pair in store.layers.values() for kept in pair]
         return all(map(torch.equal, before, after))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return KeptHead, (self.ids,)  # copies and pickles start empty
 
 

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ class PackedBatch:
 
     runs: list[Run]
     waves: list[Wave]
-    on_device: dict[tuple, list[Tensor]] = field(default_factory=dict)
+    on_device: dict[tuple[Any, ...], list[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: PrefixPlan) -> PackedBatch:
@@ -158,7 +158,8 @@ class PackedBatch:
         if plan.packed is None:
             runs = find_runs(plan.segments)
             plan.packed = cls(runs, find_waves(runs, plan.store.capacity))
-        return plan.packed
+        found: PackedBatch = plan.packed
+        return found
 
     def writes(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
         """Per wave: store positions and packed indices to write before attention, then those to write after it."""

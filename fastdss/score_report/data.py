@@ -88,7 +88,7 @@ class Summary:
     minimum: list[int] = field(default_factory=lambda: [0] * BINS)
     final: list[int] = field(default_factory=lambda: [0] * BINS)
     drop: list[int] = field(default_factory=lambda: [0] * BINS)
-    drops: array = field(default_factory=lambda: array("f"))
+    drops: array[Any] = field(default_factory=lambda: array("f"))
 
     @property
     def scored(self) -> int:

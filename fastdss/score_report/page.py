@@ -146,11 +146,10 @@ def _reasons(summary: Summary) -> list[str]:
     counted = {tag: count for tag, count in summary.tags.items() if tag.startswith(_BECAUSE)}
     if not counted:
         return []
-    lines = [
-        f'<li><a href="#flags={quote(tag, errors="replace")}">'
-        f"{count:,} × {escape(visible(tag.removeprefix(_BECAUSE)))}</a></li>"
-        for tag, count in sorted(counted.items(), key=lambda item: -item[1])[:10]
-    ]
+    lines = []
+    for tag, count in sorted(counted.items(), key=lambda item: -item[1])[:10]:
+        link, words = quote(tag, errors="replace"), escape(visible(tag.removeprefix(_BECAUSE)))
+        lines.append(f'<li><a href="#flags={link}">{count:,} × {words}</a></li>')
     return [f'<section class="reasons"><h2 class="title">Why there is no score</h2><ul>{"".join(lines)}</ul></section>']
 
 

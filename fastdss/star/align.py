@@ -17,7 +17,7 @@ from fastdss.errors import RowError, UserError
 from .scored import ScoredConversation, ScoredResponse
 
 IGNORE = -100
-Row = dict[str, list]
+Row = dict[str, list[Any]]
 _PADDING = {"attention_mask": 0, "labels": IGNORE, "token_weights": 0.0}
 _ACROSS: dict[str, Callable[[list[float]], float]] = {
     "last": lambda scores: scores[-1],
@@ -26,7 +26,7 @@ _ACROSS: dict[str, Callable[[list[float]], float]] = {
 }
 
 
-class TokenWeights(Sequence):
+class TokenWeights(Sequence[Any]):
     """One row per conversation, aligned position by position: what a trainer and a collator need.
 
     Each row is a dict of four lists of the same length T: ``input_ids``; ``attention_mask`` (all 1); ``labels``,

@@ -40,7 +40,7 @@ _SHORT = 4  # characters for each token of the context: what has fewer most like
 
 def star_scores(
     model: Any,
-    batch: Mapping[str, Sequence],
+    batch: Mapping[str, Sequence[Any]],
     *,
     tokenizer: Any = None,
     spec: GuardSpec | None = None,
@@ -223,7 +223,7 @@ def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[Gu
     return [Guard(model, tokenizer, spec)]
 
 
-def read_batch(batch: Mapping[str, Sequence], turns: str) -> list[Judged]:
+def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     """The turns to judge of a batch of conversations in any known format."""
     for name, values in batch.items():
         if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -345,7 +345,7 @@ def _flags(
 
 def _numbered(histories: list[list[Message]]) -> list[int]:
     """Equal histories get equal numbers."""
-    numbers: dict[tuple, int] = {}
+    numbers: dict[tuple[Any, ...], int] = {}
     keys = [tuple((message["role"], message["content"]) for message in history) for history in histories]
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 

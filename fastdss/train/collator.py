@@ -270,7 +270,7 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
     }
 
 
-def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list]]:
+def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list[Any]]]:
     """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
 
     All aligned columns travel together and no example is cut; one longer than ``max_length`` raises ``ValueError``, as
@@ -279,7 +279,9 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
     tight = [_unpadded(index, example) for index, example in enumerate(examples)]
     for members in _bins([len(example["input_ids"]) for example in tight], max_length):
         chosen = [tight[index] for index in members]
-        packed: dict[str, list] = {name: [value for example in chosen for value in example[name]] for name in chosen[0]}
+        packed: dict[str, list[Any]] = {
+            name: [value for example in chosen for value in example[name]] for name in chosen[0]
+        }
         packed["seq_lengths"] = [len(example["input_ids"]) for example in chosen]
         yield packed
 

@@ -109,7 +109,7 @@ def disable_dss(model: Model) -> Model:
     """Undo ``enable_dss``; does nothing where it was not called. Returns the model."""
     bare = bare_model(model)
     if type(bare).__dict__.get("_dss_original") is not None:
-        _restore(bare, type(bare)._dss_original)  # type: ignore[attr-defined]
+        _restore(bare, type(bare)._dss_original)
     else:  # FSDP2 has put its own class on top: the subclass stays and passes everything through
         bare.__dict__.pop(CONFIG, None)
     return model
@@ -117,7 +117,8 @@ def disable_dss(model: Model) -> Model:
 
 def dss_config(model: Any) -> DSSConfig | None:
     """The configuration that ``enable_dss`` left on the model, or None where DSS is off."""
-    return bare_model(model).__dict__.get(CONFIG)
+    found: DSSConfig | None = bare_model(model).__dict__.get(CONFIG)
+    return found
 
 
 def bare_model(model: Any) -> Any:

@@ -60,7 +60,7 @@ class Given(NamedTuple):
 
 
 def shaped_forward(
-    model: Any, args: tuple, kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Given, ask: str, real_tokens: int | None
 ) -> DSSOutput:
     config: DSSConfig | None = model.__dict__.get(CONFIG)
     if config is None:
@@ -120,7 +120,7 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
 
 
 def _run(
-    model: Any, operation: Operation, args: tuple, kwargs: dict[str, Any], real_tokens: int | None = None
+    model: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], real_tokens: int | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """``operation`` at the head within the model's own forward, and its MoE auxiliary loss if it is asked for."""
     inputs = kwargs | {"use_cache": False}
@@ -140,7 +140,7 @@ def _run(
     return results, aux_loss
 
 
-def _shown(args: tuple, inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
+def _shown(args: tuple[Any, ...], inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
     """``[1, T]`` 1 at the tokens of a packed row, 0 at the padding at its end."""
     if real_tokens is None:
         return None

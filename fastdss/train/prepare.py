@@ -75,7 +75,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
     """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
     names = [name for name in column_names(dataset) if name in COLUMNS or name in TOKEN_INPUTS]
 
-    def cut(*values: list) -> dict[str, list]:
+    def cut(*values: list[Any]) -> dict[str, list[Any]]:
         return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
 
     return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
@@ -94,7 +94,7 @@ def pack_dataset(dataset: Any, max_length: int) -> Any:
     known = COLUMNS.keys() | TOKEN_INPUTS.keys() | MEDIA_INPUTS
     names = [name for name in column_names(dataset) if name in known]
 
-    def packed(batch: Mapping[str, list]) -> dict[str, list]:
+    def packed(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         return _columns(list(pack(_rows({name: batch[name] for name in names}), max_length)))
 
     return dataset.map(packed, batched=True, batch_size=10_000, remove_columns=column_names(dataset))
@@ -106,9 +106,9 @@ def column_names(dataset: Any) -> list[str]:
     return list(next(iter(dataset), ())) if names is None else list(names)
 
 
-def _rows(batch: Mapping[str, list]) -> list[dict[str, Any]]:
+def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def _columns(rows: Sequence[Mapping[str, list]]) -> dict[str, list]:
+def _columns(rows: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}

@@ -180,7 +180,10 @@ class _Cache:
 
     def load(self, rows: list[Mapping[str, Any]]) -> list[Tensor] | None:
         """The part's stored answers, the same on every rank; None where there are none or they are damaged."""
-        return _from_first(lambda: self._read(self._path(rows), [len(row["input_ids"]) for row in rows]))
+        found: list[Tensor] | None = _from_first(
+            lambda: self._read(self._path(rows), [len(row["input_ids"]) for row in rows])
+        )
+        return found
 
     def store(self, rows: list[Mapping[str, Any]], answers: list[Tensor]) -> None:
         """A part is there whole or not at all."""

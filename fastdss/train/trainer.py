@@ -153,7 +153,7 @@ class ShapedTraining:
             return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         with without_smoother(self):
-            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
@@ -228,11 +228,13 @@ class ShapedTraining:
         """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
         exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
         others = {name: value for name, value in inputs.items() if name not in exact}
-        return super()._prepare_inputs(others) | exact  # type: ignore[misc]
+        found: dict[str, Any] = super()._prepare_inputs(others) | exact  # type: ignore[misc]
+        return found
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        for name in ("input_ids", "labels", *_EXACT, "seq_lengths"):
+        # where padding and documents are, the collator must know of classes too that take no mask and no positions
+        for name in ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 

@@ -45,7 +45,7 @@ def tell_unstopped(trainer: Any) -> None:
     dataset, stops = trainer.train_dataset, stop_tokens(bare_model(trainer.model))
     if not stops or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return
-    rows = [dataset[index] for index in range(min(len(dataset), _ROWS_LOOKED_AT))]  # type: ignore[index]
+    rows = [dataset[index] for index in range(min(len(dataset), _ROWS_LOOKED_AT))]
     labels = [part for row in rows if isinstance(row, Mapping) for part in label_documents(row)]
     if unstopped(labels, stops):
         _log.warning(

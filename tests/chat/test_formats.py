@@ -134,3 +134,9 @@ def test_the_documentation_has_the_codes_own_table():
     assert table.splitlines() == list(format_table())
     roles = page.partition("**Roles.** ")[2].partition(" become the four")[0].replace("\n ", "").replace(" and ", ", ")
     assert set(roles.split(", ")) == set(KNOWN_ROLES)
+
+
+def test_functions_are_tools_by_their_older_name():
+    reading = read_record({"messages": CHAT, "functions": [{"name": "f"}]})
+    assert reading.conversation.tools == ({"type": "function", "function": {"name": "f"}},)
+    assert reading.unused == []

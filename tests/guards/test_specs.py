@@ -139,12 +139,13 @@ def test_sixteen_bit_scores_err_as_one_forward_per_prefix_does(guard, dtype):
     """Truth is fp32 on the same rounded weights. Both ways round; the tree and the stream may at most twice as far."""
     half = Guard(copy.deepcopy(guard.model).to(dtype), guard.tokenizer, guard.spec)
     wide = Guard(copy.deepcopy(half.model).float(), guard.tokenizer, guard.spec, check=False)
-    truth, naive = (star_scores(g, BATCH, every=3, method="per_prefix").scores for g in (wide, half))
-    tree = star_scores(half, BATCH, every=3).scores
+    every = 3 if half.readouts < 4 else 12  # one forward for each of 48 readings of a prefix takes its time
+    truth, naive = (star_scores(g, BATCH, every=every, method="per_prefix").scores for g in (wide, half))
+    tree = star_scores(half, BATCH, every=every).scores
     allowed = 2 * max((a - b).abs().max() for a, b in zip(naive, truth, strict=True))
     assert 0 < allowed < 0.1
     assert all((a - b).abs().max() <= allowed for a, b in zip(tree, truth, strict=True))
-    stream = half.stream(BATCH["prompt"][1], every=3)
+    stream = half.stream(BATCH["prompt"][1], every=every)
     streamed = [score for word in BATCH["response"][1].split(" ") for score in stream.append(word + " ")]
     assert (torch.tensor(streamed + stream.close()) - truth[1]).abs().max() <= allowed
 

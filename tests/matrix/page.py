@@ -8,7 +8,8 @@ from typing import Any
 _MARKS = {"right": "yes", "refused": "refused", "as the class": "as the class", "not compared": "–", "not tried": "–"}
 _HEAD = """# Models
 
-Which classes of transformers train right with fastdss, and how that is known. Written by `make matrix`; do not edit.
+Which classes of transformers train right with fastdss, and how that is known. Written by `make matrix`, which takes
+half an hour on two busy CPU cores; `python -m tests.matrix CLASS` measures one anew. Do not edit.
 
 Each class is made tiny and random from its own configuration, on a CPU, and each way of training it is compared with
 the plain formula on full logits in float64, **row by row and without padding**: loss and all gradients. So a "yes" does

@@ -141,6 +141,18 @@ def test_a_class_that_cannot_pack_is_refused_before_the_first_step(tmp_path):
         DSSTrainer(tiny_model("MambaForCausalLM"), arguments(tmp_path), train_dataset=data)
 
 
+def test_positions_of_rows_packed_elsewhere_reach_a_collator_whose_model_takes_none(tmp_path):
+    rows = make_rows()
+    packed = {name: [value for row in rows for value in row[name]] for name in rows[0]}
+    packed["position_ids"] = [position for row in rows for position in range(len(row["input_ids"]))]
+    with pytest.raises(UserError, match="MambaForCausalLM cannot keep the documents of a packed row apart"):
+        DSSTrainer(tiny_model("MambaForCausalLM"), arguments(tmp_path), train_dataset=Dataset.from_list([packed]))
+    plain = Dataset.from_list([row | {"position_ids": list(range(len(row["input_ids"])))} for row in rows] + [packed])
+    trainer = InOrder(tiny_model("MambaForCausalLM"), arguments(tmp_path, max_steps=2), train_dataset=plain)
+    with pytest.raises(UserError, match="need padding_free=True"):
+        trainer.train()
+
+
 def test_rows_with_images_reach_the_model(tmp_path):
     """Trainer keeps the columns of the forward's signature, the collator those that the model takes."""
     trainer = DSSTrainer(

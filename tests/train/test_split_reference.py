@@ -31,8 +31,9 @@ ADAPTERS = {  # how the reference's head is found: the policy's own, a copy kept
 
 
 def adapted(name, dtype):
+    """At its start it is the model without adapters, as the reference must be; after a step it is another."""
     torch.manual_seed(0)
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, init_lora_weights=False, **ADAPTERS[name])
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, **ADAPTERS[name])
     return peft.get_peft_model(tiny_model(), lora, autocast_adapter_dtype=False).to(dtype)
 
 

@@ -148,7 +148,7 @@ def scored_before(settings: TrainSettings, fates: Fates) -> Iterator[ScoredConve
 
 def training_rows(
     conversations: Sequence[ScoredConversation], tokenizer: Any, max_length: int, fates: Fates
-) -> list[dict[str, list]]:
+) -> list[dict[str, list[Any]]]:
     """Aligned rows, cut on the right. One that the policy's template does not take is counted and left out."""
     policy = PolicyChat(tokenizer)
     rows = []
