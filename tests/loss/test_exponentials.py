@@ -96,6 +96,18 @@ def test_a_certain_label_loses_nothing_to_cancellation() -> None:
     assert_gradient_close(leaf.grad, true.grad, precision=torch.float32)
 
 
+def test_the_z_loss_of_a_certain_label() -> None:
+    """Where the label's logit is the largest, and by far, the log-sum-exp is read off it."""
+    head, labels = torch.eye(8).double(), torch.tensor([3, 5])
+    hidden = torch.zeros(2, 8).double()
+    hidden[0, 3], hidden[1, 5] = 22.7, 3.0
+    leaf, true = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    weighted_ce(leaf, head, labels, z_loss=0.1).backward()
+    logits = true @ head.T
+    (torch.nn.functional.cross_entropy(logits, labels) + 0.1 * (logits.logsumexp(1) ** 2).mean()).backward()
+    assert_gradient_close(leaf.grad, true.grad, precision=torch.float64)
+
+
 def _keeps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     real = exp_rows.plan_exponentials
