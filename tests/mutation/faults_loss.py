@@ -80,7 +80,7 @@ COMPACTION_AND_CHUNKS = [
     Fault("column filter", FILTER, "total = total + entries.beside.double().square().sum()",
           "total = total + 9 * entries.beside.double().square().sum()", f"{FILTERED} -k promise"),
     Fault("column filter", FILTER, "weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if self.row is None else",
-          "weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if True else", f"{FILTERED} -k scale_of_the_weights"),
+          "weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if True else", f"{FILTERED} -k promise"),
     Fault("column filter", FILTER, "    if not bool(total.isfinite()):".strip(), "if False:", f"{FILTERED} -k nan"),
     Fault("column filter", FILTER, ".masked_fill_(~dropped, 0)", "", FILTERED),
     Fault("column filter", FILTER, "return left * (size / squared)", "return left * (size * squared)", FILTERED),
