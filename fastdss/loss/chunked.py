@@ -207,7 +207,8 @@ def triton_row_pass(
     combine = shard.combiner(o)
     if combine is None:
         smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
-        return kernels.launch_row_pass_fwd(logits, ref_logits, out, *rows, grad=grad, **smooth, **common)
+        ce, kl, lost = kernels.launch_row_pass_fwd(logits, ref_logits, out, *rows, grad=grad, **smooth, **common)
+        return ce, kl, lost
     with_mean = bool(o.label_smoothing)
     lse, label_logit, logit_sum, ref_lse, mean_diff = kernels.launch_row_stats_fwd(
         logits, ref_logits, rows.labels, vocab_start=shard.start, with_mean=with_mean, **common

@@ -56,7 +56,8 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     )
     if not sizes.kept:  # what is known of the rows by now is not found a second time
         return call._replace(compact=False) if plan.index is None else call._replace(rows=plan.index, kl_rows=-1)
-    return Evaluated(*KeptLoss.apply(_Forward(call, objective, plan, sizes), summed, main_grad, needs, *call[:3]))
+    work = _Forward(call, objective, plan, sizes)
+    return Evaluated(*KeptLoss.apply(work, summed, main_grad, needs, *call[:3]))  # type: ignore[no-untyped-call]
 
 
 class _Kept(NamedTuple):
@@ -147,7 +148,7 @@ class KeptLoss(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         found: list[Tensor | None] = [None, None, None]
         if grad is not None:

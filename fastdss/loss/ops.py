@@ -46,9 +46,9 @@ def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
     """The loss by the ops of this file; arguments as in kept.py."""
     if main_grad is not None and not summed:
-        loss, token_ce, token_kl = MainGradLoss.apply(main_grad, *call)
+        loss, token_ce, token_kl = MainGradLoss.apply(main_grad, *call)  # type: ignore[no-untyped-call]
     elif main_grad is not None:
-        loss, token_ce, token_kl = MainGradSum.apply(main_grad, needs, *call)
+        loss, token_ce, token_kl = MainGradSum.apply(main_grad, needs, *call)  # type: ignore[no-untyped-call]
     elif not summed:
         loss, token_ce, token_kl = token_loss(*call)
     else:
@@ -120,7 +120,8 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -
     if backend == "triton" and gradient.is_cuda:
         from fastdss.kernels.scale import launch_scale_fwd
 
-        return launch_scale_fwd(gradient, factor, dtype)
+        rounded: Tensor = launch_scale_fwd(gradient, factor, dtype)
+        return rounded
     out = torch.empty_like(gradient, dtype=dtype)
     if gradient.device.type != "cpu" or gradient.dtype == dtype:
         return torch.mul(gradient, factor, out=out)
@@ -227,12 +228,12 @@ class MainGradSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, main_grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
         ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
-        output = summed_loss(*args, needs)
+        output: tuple[Tensor, ...] = summed_loss(*args, needs)
         _save_summed(ctx, (*args, [needs[0], False, needs[2]]), output)
         return output[:3]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         found = _summed_backward(ctx, grad)
         if grad is not None:
             ctx.main_grad.addcmul_(ctx.saved_tensors[1], grad)
@@ -247,13 +248,13 @@ class MainGradLoss(torch.autograd.Function):
         ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
         ctx.save_for_backward(*args[:_TENSORS])
         ctx.options = args[_TENSORS:]
-        output = token_loss(*args)
+        output: tuple[Tensor, ...] = token_loss(*args)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         if grad is None:
             return (None,) * (4 + len(_NO_GRADIENTS))

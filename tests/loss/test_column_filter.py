@@ -50,6 +50,18 @@ def test_the_promise(kl: str, tolerance: float, chunk_bytes: int | None) -> None
     assert 0 < error(filtered.d_hidden, true.d_hidden) <= tolerance * (1 + 1e-9)
 
 
+def test_the_promise_counts_each_row_as_its_weight_does() -> None:
+    """A tenth of the rows carry the gradient; what the others' columns hold must not be taken for it."""
+    p = spoken()
+    hidden = (p.hidden @ p.lm_head.T).requires_grad_()
+    head, weights = torch.eye(WORDS + RARE).double(), torch.where(torch.arange(70) % 10 == 0, 1e3, 1e-3).double()
+    exact, filtered = (
+        torch.autograd.grad(weighted_ce(hidden, head, p.labels, weights, grad_tol=tolerance), hidden)[0]
+        for tolerance in (None, TOLERANCE)
+    )
+    assert 0 < error(filtered, exact) <= TOLERANCE * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("kl", KLS)
 def test_gradients_are_near_and_nearer_for_what_is_put_back(kl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     p = spoken()

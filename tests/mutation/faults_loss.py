@@ -102,7 +102,7 @@ COMPACTION_AND_CHUNKS = [
     Fault("exponentials", EXPS, "label = label * stats.cap_slope", "pass", f"{EXP_TESTS} -k kept_and_in_chunks"),
     Fault("exponentials", EXPS, "label_logit.masked_fill(mine.unsqueeze(1), -torch.inf)",
           "label_logit", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "label_logit + nll)", "label_logit - nll)", f"{EXP_TESTS} -k kept_and_in_chunks"),
+    Fault("exponentials", EXPS, "label_logit + nll)", "label_logit - nll)", f"{EXP_TESTS} -k certain_label"),
     Fault("exponentials", EXPS, "others + F.softplus(-distance, threshold=40.0)", "others",
           f"{EXP_TESTS} -k kept_and_in_chunks"),
     Fault("exponentials", EXPS, "nll, miss = F.softplus(distance, threshold=40.0)",
