@@ -85,6 +85,10 @@ class ChatEncoder:
         self._expected: dict[tuple[Any, ...], int] = {}
         self._marking: dict[str, Any] = {}
 
+    def is_control_string(self, text: str) -> bool:
+        """Whether ``text`` as a whole is one control string."""
+        return self._control.fullmatch(text) is not None
+
     def control_strings(self, text: str) -> list[str]:
         """The control strings that ``text`` spells out."""
         return self._control.findall(text)
@@ -140,10 +144,22 @@ class ChatEncoder:
         return rows
 
     def encode_with_offsets(
-        self, conversation: Conversation, *, tools: Sequence[Any] = (), generation_prompt: bool = False
+        self,
+        conversation: Conversation,
+        *,
+        tools: Sequence[Any] = (),
+        generation_prompt: bool = False,
+        written: Mapping[str, str] | None = None,
     ) -> Encoding:
-        """One rendering with each token's character span; needs a fast tokenizer."""
+        """One rendering with each token's character span; needs a fast tokenizer.
+
+        ``written`` maps words of the messages to control strings that stand in their place after rendering.
+        """
         (text,), mark = self._rendered([conversation], generation_prompt, "", tools)
+        own = 0
+        for word, control in (written or {}).items():
+            own += text.count(word)
+            text = text.replace(word, control)
         tokenizer, dropped = self._with_mark(mark)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -154,7 +170,7 @@ class ChatEncoder:
             else:
                 ids.append(index)
                 offsets.append((start - marks, end - marks))
-        self._check_controls(0, conversation, ids, generation_prompt, "", tools)
+        self._check_controls(0, conversation, ids, generation_prompt, "", tools, own)
         return Encoding(text.replace(mark, "") if mark else text, ids, offsets)
 
     def frame(self, history: Conversation) -> tuple[str, str]:
@@ -228,9 +244,10 @@ class ChatEncoder:
         generation_prompt: bool,
         suffix: str,
         tools: Sequence[Any] = (),
+        written: int = 0,
     ) -> None:
         found = self._count_controls(ids)
-        expected = self._expected_controls(chat, generation_prompt, suffix, tools)
+        expected = self._expected_controls(chat, generation_prompt, suffix, tools) + written
         if found != expected:
             raise ValueError(
                 f"conversation {row}: its content changes the number of control tokens from {expected} to {found}"

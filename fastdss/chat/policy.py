@@ -20,6 +20,7 @@ from fastdss.errors import UserError
 from .conversation import Conversation, Message, Part, Turn
 from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
 
+_TAGS = ("<think>", "</think>")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _MATCHED = 1 << 22  # characters times characters of arguments that a template writes in a form of its own
 
@@ -74,11 +75,16 @@ class _Field(NamedTuple):
 
 @dataclass
 class _Draft:
-    """Messages, the same with a word in place of each text, and what the words stand for."""
+    """Messages, the same with a word in place of each text, and what the words stand for.
+
+    ``tags``: words in the messages that stand for the tags around reasoning, where these are tokens of a policy whose
+    template knows no reasoning (or drops what such tags surround).
+    """
 
     messages: list[Message] = field(default_factory=list)
     skeleton: list[Message] = field(default_factory=list)
     fields: dict[str, _Field] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class PolicyChat:
@@ -100,6 +106,15 @@ class PolicyChat:
             except (ValueError, TypeError):
                 continue
         return None
+
+    @cached_property
+    def forgets_reasoning(self) -> bool:
+        """Whether a template that knows no reasoning drops what stands in think tags, as R1's does."""
+        if self.reasoning_key is not None:
+            return False
+        answer = "".join([*_TAGS[:1], "reasonQ", *_TAGS[1:], "b"])
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        return "reasonQ" not in self.encoder.render([chat], generation_prompt=False)[0]
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -141,7 +156,7 @@ class PolicyChat:
         Raises ``ValueError`` where the template refuses the conversation, or drops or rewrites any of its texts.
         """
         draft = self._draft(conversation)
-        encoding = self.encoder.encode_with_offsets(draft.messages, tools=conversation.tools)
+        encoding = self.encoder.encode_with_offsets(draft.messages, tools=conversation.tools, written=draft.tags)
         (skeleton,) = self.encoder.render([draft.skeleton], generation_prompt=False, tools=conversation.tools)
         _check_all_there(skeleton, draft.fields)
         placed = _placed(skeleton, encoding.text, draft.fields)
@@ -156,9 +171,15 @@ class PolicyChat:
         while any(stem in text for text in texts):
             stem += "Qz"
         draft = _Draft()
+        if self.reasoning_key is None and all(map(self.encoder.is_control_string, _TAGS)):
+            draft.tags = {f"{stem}tag{number}q": tag for number, tag in enumerate(_TAGS)}
+        asked = max((t for t, turn in enumerate(conversation.turns) if turn.role == "user"), default=0)
         for t, turn in enumerate(conversation.turns):
-            message, skeleton = self._message(turn), self._message(turn)
-            for path, found in self._fields(t, turn, message):
+            past = t < asked and self.forgets_reasoning
+            message, skeleton = self._message(turn, past), self._message(turn, past)
+            if draft.tags and not past and message["content"]:
+                message["content"] = _with_own_tags(turn, message["content"], draft.tags)
+            for path, found in self._fields(t, turn, past):
                 word = f"{stem}{len(draft.fields)}q"
                 draft.fields[word] = found
                 if path is None:
@@ -170,9 +191,9 @@ class PolicyChat:
             draft.skeleton.append(skeleton)
         return draft
 
-    def _message(self, turn: Turn) -> Message:
-        message: Message = {"role": turn.role, "content": self._texts(turn)[1]}
-        thought = self._texts(turn)[0]
+    def _message(self, turn: Turn, past: bool) -> Message:
+        thought, content = self._texts(turn, past)
+        message: Message = {"role": turn.role, "content": content}
         if thought and self.reasoning_key is not None:
             message[self.reasoning_key] = thought
         if turn.calls:
@@ -190,22 +211,27 @@ class PolicyChat:
             message["name"] = turn.name
         return message
 
-    def _texts(self, turn: Turn) -> tuple[str, str]:
-        """Reasoning and content as the template takes them; where it knows no reasoning, that is content."""
+    def _texts(self, turn: Turn, past: bool) -> tuple[str, str]:
+        """Reasoning and content as the template takes them; where it knows no reasoning, that is content.
+
+        past: an answer before the last question, to a template that drops what was thought before it.
+        """
         if turn.role != "assistant":
             return "", turn.content
         thought, rest = turn.thinking
+        if past:
+            return "", turn.content if turn.reasoning else turn.content[rest:]
         if self.reasoning_key is None:
             return "", turn.answer.text[: turn.answer.said]
         return (turn.reasoning, turn.content) if turn.reasoning else (thought, turn.content[rest:])
 
-    def _fields(self, t: int, turn: Turn, message: Message) -> Iterator[tuple[int | None, _Field]]:
-        thought, content = self._texts(turn)
+    def _fields(self, t: int, turn: Turn, past: bool) -> Iterator[tuple[int | None, _Field]]:
+        thought, content = self._texts(turn, past)
         parts = {part.kind: part for part in turn.answer.parts} if turn.role == "assistant" else {}
         if thought:
             yield None, _Field(t, "reasoning", thought, parts["reasoning"].begin)
         if content.strip():
-            whole = self.reasoning_key is None or "content" not in parts
+            whole = (self.reasoning_key is None and not past) or "content" not in parts
             at = 0 if whole else parts["content"].begin
             yield None, _Field(t, "content", content, at, turn.role == "assistant")
         names = [part for part in turn.answer.parts if part.kind == "name"] if turn.calls else []
@@ -269,6 +295,16 @@ class PolicyChat:
         stops = [t for t in tail if encoding.ids[t] == self._end_of_turn]
         stops = stops or [t for t in tail if self.encoder.is_special(encoding.ids[t])]
         return Written(first, stops[0] if stops else last, bool(stops), pieces)
+
+
+def _with_own_tags(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
+    """``text``, the turn's, with words in place of the two tags around its reasoning, and of no other tags."""
+    thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
+    if turn.role != "assistant" or thought is None:
+        return text
+    (before, opening), (after, closing) = tags.items()
+    begin, end = text.rindex(opening, 0, thought.begin), text.index(closing, thought.begin + len(thought.text))
+    return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
 
 
 def _shared(one: str, other: str) -> str:

@@ -170,7 +170,8 @@ def dss_loss(
     assert run.ce is not None
     assert run.kl is not None
     shape = batch.shape if reduction == "none" else ()
-    loss, ce_part, kl_part = (part.view(shape) for part in (run.loss, run.ce, run.kl))
+    # A sum is no view: after `loss *= n`, as Trainer does, hooks on a view no longer run, and by them FSDP2 gathers.
+    loss, ce_part, kl_part = (part.view(shape) if shape else part for part in (run.loss, run.ce, run.kl))
     return DSSLossOutput(loss, ce_part, kl_part, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 

@@ -41,7 +41,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 
     # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They
     # are taken by a hook of our own then, the last; without any, torch.compile could not trace one.
-    hooked = bool(outer._forward_hooks)
+    hooked = any(layer._forward_hooks for layer in (outer, *_layers(outer)))
 
     def taken(hidden: Tensor, found: tuple[Tensor, ...]) -> Tensor:
         """Keeps the results; the model's forward goes on with a tensor of the logits' shape, but for the words."""

@@ -65,6 +65,7 @@ WRITTEN = {
         "<think>\nFirst thought.\n</think>\n\nYes.<|im_end|>",
         "<think>\nSecond thought.\n</think>\n\nNo.<|im_end|>",
     ],
+    ("r1", "thoughts"): ["Yes.<|im_end|>", "<think>\nSecond thought.\n</think>\n\nNo.<|im_end|>"],
     ("qwen3", "thoughts"): ["Yes.<|im_end|>", "<think>\nSecond thought.\n</think>\n\nNo.<|im_end|>"],
 }
 CHATS = {"plain": PLAIN, "calls": CALLS, "thoughts": THOUGHTS}
@@ -94,6 +95,8 @@ def test_the_rendering_is_the_tokenizers_own_where_no_content_spells_control_tok
     rendered = PolicyChat(tokenizer).render(conversation, [1])
     assert rendered.encoding.ids == tokenizer.apply_chat_template(messages)["input_ids"]
     prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    if template == "r1":  # its prompt opens the reasoning that this answer has not
+        prompt = prompt[: prompt.index(tokenizer.convert_tokens_to_ids("<think>"))]
     assert rendered.encoding.ids[: rendered.written[1].first] == prompt
 
 
@@ -114,6 +117,27 @@ def test_control_strings_in_content_calls_and_tools_are_text():
     for token, count in (("<|im_end|>", 3), ("<|im_start|>", 3), ("<tool_call>", 1), ("</think>", 1)):
         assert ids.count(tokenizer.convert_tokens_to_ids(token)) == count
     for piece in rendered.written[1].pieces:
+        text = conversation.turns[1].answer.text[piece.at : piece.at + piece.end - piece.begin]
+        assert text == rendered.encoding.text[piece.begin : piece.end]
+
+
+@pytest.mark.parametrize("field", [True, False])
+def test_tags_around_reasoning_are_the_tokens_that_the_policy_writes_and_others_are_text(field):
+    """The template would drop them: the ids by hand are the tokenizer's of the text with the two tags unspoilt."""
+    tokenizer = make_policy_tokenizer("r1")
+    thought = {"reasoning_content": "a <think> b"} if field else {}
+    answer = "No </think>." if field else "<think>\na <think> b\n</think>\n\nNo </think>."
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer, **thought}]
+    conversation = read_record({"messages": messages}).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, [1])
+    written = rendered.written[1]
+    ids = rendered.encoding.ids[written.first : written.last + 1]
+    opening, closing = (tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>"))
+    assert ids[0] == opening
+    assert (ids.count(opening), ids.count(closing)) == (1, 1)
+    assert tokenizer.decode(ids[1 : ids.index(closing)]) == "\na <think> b\n"
+    assert tokenizer.decode(ids) == "<think>\na <think> b\n</think>\n\nNo </think>.<|im_end|>"
+    for piece in written.pieces:
         text = conversation.turns[1].answer.text[piece.at : piece.at + piece.end - piece.begin]
         assert text == rendered.encoding.text[piece.begin : piece.end]
 

@@ -12,7 +12,7 @@ from fastdss import dss_loss, token_logprobs, weighted_ce
 from fastdss.loss import exp_rows, gemm, kept
 from fastdss.loss.exponentials import LocalSums, torch_exponentials
 from fastdss.loss.objective import Objective
-from tests.support.loss_cases import make_problem, run, truth
+from tests.support.loss_cases import make_problem, reference_arguments, run, truth
 from tests.support.numerics import CAST_MARGIN, assert_gradient_close, assert_tokens_close
 
 from .test_engine import Largest, _count_gemm_rows
@@ -140,7 +140,7 @@ def test_sixteen_bit_gradients_are_rounded_once(
     actual = run(p, "k2", upstream, reduction=reduction)
     expected = truth(p, "k2", upstream=upstream, reduction=reduction)
     assert seen == [True]
-    # dX: the CPU's product is rounded too. A bias sums E itself, rounded, over the few rows that find a word likely.
+    # dX: the CPU's product is rounded too. A bias sums rounded E and is rounded again: up to 2 ** 0.5 casts.
     for field, margin in (("d_hidden", 1.6), ("d_head", CAST_MARGIN), ("d_bias", 1.6)):
         got, true = getattr(actual, field), getattr(expected, field)
         assert_gradient_close(got, true, precision=torch.bfloat16, name=field, cast_margin=margin)
@@ -301,3 +301,19 @@ def test_dss_parts_are_the_losses_parts() -> None:
     loss = dss_loss(p.hidden, p.lm_head, p.labels, p.star.double(), ref_logprobs=p.ref_logprobs)
     assert_tokens_close(loss.ce + loss.kl, loss.loss, precision=torch.float64)
     assert not loss.ce.requires_grad
+
+
+@pytest.mark.parametrize("form", ["ce", "k2", "forward"])
+def test_hooks_on_the_loss_run_after_it_was_scaled_in_place(form: str) -> None:
+    """As Trainer scales it; FSDP2's hooks on it gather the weights for backward, and ranks wait for each other."""
+    p = make_problem(24, 16, 50, torch.float32)
+    hidden = p.hidden.requires_grad_()
+    if form == "ce":
+        loss = weighted_ce(hidden, p.lm_head, p.labels, p.star)
+    else:
+        loss = dss_loss(hidden, p.lm_head, p.labels, p.star, kl=form, **reference_arguments(p, form)).loss
+    ran: list[Tensor] = []
+    loss.register_hook(ran.append)
+    loss *= 2
+    loss.backward()
+    assert len(ran) == 1

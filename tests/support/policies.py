@@ -71,6 +71,12 @@ TAGGED = (
     "</tool_call>{% endfor %}{% if m.tool_calls %}<|eom|>{% else %}<|eot_id|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|head|>assistant<|/head|>{% endif %}"
 )
+# As R1's: the prompt opens the reasoning, and what past answers thought is dropped from their text.
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% else %}"
+    "{% set text = m.content %}{% if '</think>' in text %}{% set text = text.split('</think>')[-1] %}{% endif %}"
+    "<|head|>{{ text }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|head|><think>\n{% endif %}"
+)
 TEMPLATES = {
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -78,6 +84,7 @@ TEMPLATES = {
     "qwen3": QWEN3,
     "hermes": HERMES,
     "tagged": TAGGED,
+    "r1": R1,
 }
 
 
