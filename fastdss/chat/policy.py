@@ -98,34 +98,34 @@ class PolicyChat:
     @cached_property
     def reasoning_key(self) -> str | None:
         """The key of a message in which the template looks for reasoning, None where it knows none."""
-        for key in _REASONING_KEYS:
-            chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: "reasonQ"}]
-            try:
-                if "reasonQ" in self.encoder.render([chat], generation_prompt=False)[0]:
-                    return key
-            except (ValueError, TypeError):
-                continue
-        return None
+        answers: dict[str, Message] = {
+            key: {"role": "assistant", "content": "b", key: "reasonQ"} for key in _REASONING_KEYS
+        }
+        return next((key for key, answer in answers.items() if self._shows("reasonQ", answer)), None)
 
     @cached_property
     def forgets_reasoning(self) -> bool:
         """Whether a template that knows no reasoning drops what stands in think tags, as R1's does."""
         if self.reasoning_key is not None:
             return False
-        answer = "".join([*_TAGS[:1], "reasonQ", *_TAGS[1:], "b"])
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-        return "reasonQ" not in self.encoder.render([chat], generation_prompt=False)[0]
+        opening, closing = _TAGS
+        answer: Message = {"role": "assistant", "content": f"{opening}reasonQ{closing}answerQ"}
+        return self._shows("answerQ", answer) and not self._shows("reasonQ", answer)
 
     @cached_property
     def shows_tools(self) -> bool:
         """Whether the template writes the definitions of tools."""
         function = {"name": "toolQ", "description": "d", "parameters": {"type": "object", "properties": {}}}
         tools = [{"type": "function", "function": function}]
+        return self._shows("toolQ", tools=tools)
+
+    def _shows(self, word: str, *answer: Message, tools: Sequence[Any] = ()) -> bool:
+        """Whether the template writes ``word`` in such a conversation; one that it refuses it does not write."""
+        chat: list[Message] = [{"role": "user", "content": "a"}, *answer]
         try:
-            (text,) = self.encoder.render([[{"role": "user", "content": "a"}]], generation_prompt=False, tools=tools)
+            return word in self.encoder.render([chat], generation_prompt=False, tools=tools)[0]
         except (ValueError, TypeError):
             return False
-        return "toolQ" in text
 
     @cached_property
     def _plain(self) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def weighted_ce(
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol), bias=bias)
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    return run.loss.view(batch.shape) if reduction == "none" else run.loss
+    return run.loss
 
 
 def dss_loss(
@@ -169,10 +169,7 @@ def dss_loss(
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.ce is not None
     assert run.kl is not None
-    shape = batch.shape if reduction == "none" else ()
-    # A sum is no view: after `loss *= n`, as Trainer does, hooks on a view no longer run, and by them FSDP2 gathers.
-    loss, ce_part, kl_part = (part.view(shape) if shape else part for part in (run.loss, run.ce, run.kl))
-    return DSSLossOutput(loss, ce_part, kl_part, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    return DSSLossOutput(run.loss, run.ce, run.kl, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
 
 
 def token_logprobs(
@@ -286,9 +283,12 @@ def _run(
     found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
     if isinstance(found, LossCall):
         found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
-    if items is None:
+    if items is None and reduction != "none":
+        # No view: after `loss *= n`, as in Trainer, a view's hooks no longer run, and by them FSDP2 gathers.
         return found
-    loss, ce, kl = (None if part is None else part / items for part in found[:3])
+    loss, ce, kl = (
+        None if part is None else part.view(batch.shape) if items is None else part / items for part in found[:3]
+    )
     assert loss is not None
     return Evaluated(loss, ce, kl, found.token_ce, found.token_kl)
 

@@ -142,6 +142,18 @@ def test_tags_around_reasoning_are_the_tokens_that_the_policy_writes_and_others_
         assert text == rendered.encoding.text[piece.begin : piece.end]
 
 
+def test_a_template_that_refuses_think_tags_still_renders_turns_without_them():
+    tokenizer = make_policy_tokenizer("chatml")
+    refusing = (
+        "{% for m in messages %}{% if '</think>' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    )
+    conversation = read_record(PLAIN).conversation
+    conversation = Conversation((*conversation.turns[:3], Turn("assistant", "Ada.")))
+    expected = PolicyChat(tokenizer).render(conversation, [1, 3]).encoding.text
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    assert PolicyChat(tokenizer).render(conversation, [1, 3]).encoding.text == expected
+
+
 def test_html_tags_stay_the_tokens_that_they_are():
     tokenizer = make_policy_tokenizer("gemma")
     conversation = read_record({"prompt": "Hi", "response": "a <b>bold</b> word"}).conversation

@@ -317,3 +317,14 @@ def test_hooks_on_the_loss_run_after_it_was_scaled_in_place(form: str) -> None:
     loss *= 2
     loss.backward()
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize("reference", ["ref_logprobs", None])
+def test_one_token_without_a_batch_has_a_loss_of_its_labels_shape(reference: str | None) -> None:
+    p = make_problem(1, 16, 50, torch.float32)
+    hidden, label, weight = p.hidden[0], p.labels[0], torch.tensor(0.5)
+    if reference is None:
+        parts = [weighted_ce(hidden, p.lm_head, label, weight, reduction="none")]
+    else:
+        parts = list(dss_loss(hidden, p.lm_head, label, weight, ref_logprobs=torch.tensor(-1.0), reduction="none"))
+    assert [part.shape for part in parts] == [()] * len(parts)
