@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_loss import environment, kept_rows
+from bench_loss import kept_rows, measured_on
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -99,7 +99,7 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         parser.error("there is no GPU; --plan shows what would run")
-    ended = measure(STEPS, args.minutes, RESULTS, environment("cuda"))
+    ended = measure(STEPS, args.minutes, RESULTS, measured_on("cuda"))
     for name, how in ended.items():
         print(f"{how:>15}  {name}")
     sys.exit(0 if set(ended.values()) <= {"well", "finished before"} else 1)

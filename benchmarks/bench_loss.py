@@ -18,12 +18,9 @@ and the reference's forward where the loss needs it.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,12 +31,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from environment import chip, environment
 from loss_methods import CPU_GRID, GPU_GRID, METHODS, Case, Inputs, Unavailable, make_inputs, truth_of
 from torch import Tensor
 
 from fastdss import KL
 
 RESULTS = Path(__file__).parent / "results"
+PEERS = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 CHECK_ROWS = 128
 HEAD_START = 40_000_000  # cycles, about 20 ms
 
@@ -172,26 +171,9 @@ def measure(case: Case, device: str, rounds: int, only: list[str] | None) -> lis
     return rows
 
 
-def environment(device: str) -> dict[str, Any]:
-    def output(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    names = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
-    model = [line.split(":")[1].strip() for line in output("lscpu").splitlines() if line.startswith("Model name")]
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{model[0] if model else 'CPU'}",
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": {name: version(name) for name in names},
-        "commit": output("git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+def measured_on(device: str) -> dict[str, Any]:
+    """What a row says of where it was measured; its ``device`` is the chip's name."""
+    return environment(device, *PEERS) | {"device": chip(device)}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -252,7 +234,7 @@ def tune(out: Path) -> None:
     from fastdss.kernels.row_pass import launch_row_pass_fwd
 
     backend = "hip" if torch.version.hip else "cuda"
-    facts = environment("cuda")
+    facts = measured_on("cuda")
     for has_ref in (False, True):
         for width in (128256, 262144):
             logits = torch.randn(1024, width, device="cuda")
@@ -298,7 +280,7 @@ def main() -> None:
         return tune(args.out)
     grid = CPU_GRID if args.device == "cpu" else GPU_GRID
     grid = grid if args.case is None else [grid[i] for i in args.case]
-    facts = environment(args.device)
+    facts = measured_on(args.device)
     print(facts)
     args.out.mkdir(parents=True, exist_ok=True)
     name, start = f"loss_{args.device}", time.monotonic()

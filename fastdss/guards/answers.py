@@ -7,7 +7,7 @@ chosen token by token, ends in the safe verdict. For verdicts of one token that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +139,3 @@ def _spellings(worth: Mapping[str, float], tokenizer: Any) -> dict[Ids, float]:
             if value is not None:
                 found[(index,)] = value
     return found
-
-
-def common_tokens(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    return next((k for k, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
