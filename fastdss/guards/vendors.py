@@ -213,8 +213,8 @@ def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
         if value not in known:
             raise UserError(f"{spec.name}: expected one of {known}, got {value!r}")
     stated = "".join(prefix + value for (prefix, _), value in zip(spec.fields, values, strict=True))
-    note = f"the response's verdict given {stated!r}"
-    return replace(spec, fields=(), answer_prefix=stated + spec.answer_prefix, note=note)
+    note = "; ".join(text for text in (f"the response's verdict given {stated!r}", spec.note) if text)
+    return replace(spec, fields=(), earlier="summed", answer_prefix=stated + spec.answer_prefix, note=note)
 
 
 def granite_guardian_4(instruction: str) -> GuardSpec:
@@ -241,7 +241,6 @@ def nemotron_guard(prompt: str) -> GuardSpec:
         unsafe="unsafe",
         judges="23 categories of harm in the last exchange",
         checked="the model card, Llama 3.1's tokenizer, November 2026",
-        note="summed over the verdict on the user's message",
     )
 
 
@@ -257,7 +256,7 @@ def nemotron_reasoning(prompt: str) -> GuardSpec:
         split_words=True,
         judges="the text's policy in the last exchange",
         checked="the form of its answers by public copies, Gemma's tokenizer, November 2026",
-        note="summed over the verdict on the prompt; without thinking, whose empty block was not seen in the original",
+        note="without thinking, whose empty block was not seen in the original",
     )
 
 
@@ -277,7 +276,6 @@ def wildguard(prompt: str) -> GuardSpec:
         split_words=True,
         judges="13 categories of harm in the last exchange",
         checked="the vendor's code, Mistral's tokenizer, November 2026",
-        note="summed over its verdicts on request and refusal",
     )
 
 
@@ -298,8 +296,7 @@ def polyguard(prompt: str, system: str) -> GuardSpec:
         split_words=True,
         judges="14 categories of harm in the last exchange, 17 languages",
         checked="raw outputs and training texts of three public users, Qwen's tokenizer, November 2026",
-        note="summed over request (no; yes with one of its codes) and refusal; answers that name several codes count "
-        "with their first",
+        note="a harmful request has one of its codes; answers that name several count with their first",
     )
 
 

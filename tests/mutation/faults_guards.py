@@ -8,6 +8,7 @@ VIEW, SIGHT, ANSWERS = "fastdss/guards/view.py", "fastdss/guards/sight.py", "fas
 CLASSES, QUESTIONS, KNOWN = "fastdss/guards/classes.py", "fastdss/guards/questions.py", "fastdss/guards/known.py"
 ATTENTION, WHOLE = "fastdss/prefix/attention.py", "fastdss/prefix/whole.py"
 VIEWS, SEEN, READ = "tests/guards/test_view.py", "tests/guards/test_sight.py", "tests/guards/test_answers.py"
+FIELDS = "tests/guards/test_fields.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
@@ -19,8 +20,12 @@ FAULTS = [
           f"{SEEN} -k 'parts or dropped'"),
     Fault("sight", SIGHT, 'if text.rfind(MARKS["response"]) < ', 'if False and text.rfind(MARKS["response"]) < ',
           f"{SEEN} -k dropped"),
-    Fault("answers", ANSWERS, "shares = torch.softmax(logits[..., self._row[place.ids], columns]",
-          "shares = torch.softmax(logits[..., 0, columns]", "tests/guards/test_fields.py -k brute_force"),
+    Fault("answers", ANSWERS, "read = logits[..., self._row[place.ids], columns]", "read = logits[..., 0, columns]",
+          f"{FIELDS} -k brute_force"),
+    Fault("answers", ANSWERS, "        if place.greedy:\n", "        if False:\n", f"{FIELDS} -k greedy"),
+    Fault("answers", ANSWERS, 'spec.earlier == "likeliest" and depth < len(spec.fields)', 'spec.earlier == "likeliest"',
+          f"{FIELDS} -k greedy"),
+    Fault("answers", ANSWERS, "one_hot(read.argmax(-1)", "one_hot(read.argmin(-1)", f"{FIELDS} -k greedy"),
     Fault("answers", ANSWERS, "options = {**_spellings(worth, tokenizer), **options}", "pass", f"{READ} -k spelling"),
     Fault("answers", ANSWERS, "            if len(options) > 1:\n", "            if False:\n", f"{READ} -k refused"),
     Fault("questions", "fastdss/guards/guard.py", "self.answers.scores(rows, temperature).amin(-1)",

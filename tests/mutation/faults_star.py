@@ -74,7 +74,7 @@ MASKS_AND_PACKING = [
 ]  # fmt: skip
 
 VERDICTS = [
-    Fault("temperature", ANSWERS, "columns] / temperature, dim=-1)", "columns] * temperature, dim=-1)",
+    Fault("temperature", ANSWERS, "torch.softmax(read / temperature", "torch.softmax(read * temperature",
           f"{COMBINE} -k sharpening"),
     Fault("temperature", SCORING, "_RELEASED_TEMPERATURE = 0.2 * 1.2", "_RELEASED_TEMPERATURE = 0.2",
           f"{COMBINE} -k papers_preset"),
