@@ -210,6 +210,11 @@ def test_splits_of_folders_and_files(tmp_path):
     with pytest.raises(ValueError, match="holds the splits train, test: name one by --split"):
         list(read_rows([both]))
     assert len(list(read_rows([both], DataOptions(split="test")))) == 1
+    # one line of JSON Lines is one record, whatever it holds: here a conversation in a form that nobody knows
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps({"rounds": [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]}) + "\n")
+    (row,) = read_rows([alone])
+    assert isinstance(row, FailedRow) and "it has rounds" in row.reason
 
 
 @pytest.mark.parametrize(
