@@ -212,9 +212,10 @@ def test_splits_of_folders_and_files(tmp_path):
     assert len(list(read_rows([both], DataOptions(split="test")))) == 1
     # one line of JSON Lines is one record, whatever it holds: here a conversation in a form that nobody knows
     alone = tmp_path / "alone.jsonl"
-    alone.write_text(json.dumps({"rounds": [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]}) + "\n")
+    write(alone, [{"rounds": [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]}])
     (row,) = read_rows([alone])
-    assert isinstance(row, FailedRow) and "it has rounds" in row.reason
+    assert isinstance(row, FailedRow)
+    assert "it has rounds" in row.reason
 
 
 @pytest.mark.parametrize(
