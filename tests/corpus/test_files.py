@@ -218,6 +218,19 @@ def test_splits_of_folders_and_files(tmp_path):
     assert "it has rounds" in row.reason
 
 
+def test_a_damaged_saved_dataset_is_named_and_a_foreign_state_file_is_no_such_thing(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert len(list(read_rows([tmp_path / "saved"]))) == 3
+    (tmp_path / "saved" / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(ValueError, match="saved: not to be read as a saved"):
+        list(read_rows([tmp_path / "saved"]))
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "plain" / "a.jsonl", ROWS)
+    (tmp_path / "plain" / "state.json").write_text("{}")
+    kinds = [type(row) for row in read_rows([tmp_path / "plain"])]
+    assert kinds == [Row, Row, Row, FailedRow]  # the foreign file is a record without a conversation, said aloud
+
+
 @pytest.mark.parametrize(
     ("path", "split"),
     [("train.jsonl", "train"), ("data/valid/0.parquet", "validation"), ("my_test_set.csv", "test"),
