@@ -100,7 +100,7 @@ class StarStream:
         if longest > self.guard.max_tokens:
             raise UserError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
         if self._runner is None:
-            logits = batched_logits(self.guard.model, self.guard.token_ids, renderings)
+            logits = batched_logits(self.guard.model, self.guard.token_ids, renderings, separator=self.guard.separator)
         else:
             logits = self._tree_logits(self._runner, renderings, longest)
         score = self.guard.scores(logits.to(torch.promote_types(logits.dtype, torch.float32))).item()
