@@ -49,7 +49,7 @@ def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, onl
         raise UserError(f"{name}: {error}") from None
     except (TypeError, AttributeError, KeyError) as error:  # a template that takes parts, given text
         raise UserError(f"{name}: its chat template fails on plain turns ({type(error).__name__})") from None
-    lost = [part for part in wanted if MARKS[part] not in text]
+    lost = _lost(text, wanted)
     if lost:
         raise UserError(
             f"{name}: a blind guard: its chat template drops the {' and the '.join(lost)}{_hint(encoder, lost)}; "
@@ -89,8 +89,12 @@ def _unseen(encoder: ChatEncoder, more: str, wanted: tuple[str, ...], generation
         text = _render(encoder, LONGER[more], generation_prompt)
     except RefusedByTemplate:
         return ""  # as it will the rows that have such turns
-    lost = [part for part in wanted if MARKS[part] not in text]
+    lost = _lost(text, wanted)
     return f"with {_WITH[more]} its chat template drops the {' and the '.join(lost)}" if lost else ""
+
+
+def _lost(text: str, wanted: tuple[str, ...]) -> list[str]:
+    return [part for part in wanted if MARKS[part] not in text]
 
 
 def _render(encoder: ChatEncoder, chat: Conversation, generation_prompt: bool) -> str:

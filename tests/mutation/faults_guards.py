@@ -16,7 +16,7 @@ FAULTS = [
     Fault("view", VIEW, "if index >= last or", "if index >= len(turns) - 2 or", VIEWS),
     Fault("view", VIEW, 'if self.system or turn["role"] != "system"', "if True", VIEWS),
     Fault("view", VIEW, "for text in texts if text)", "for text in texts[-1:] if text)", VIEWS),
-    Fault("sight", SIGHT, "lost = [part for part in wanted if MARKS[part] not in text]", "lost = []",
+    Fault("sight", SIGHT, "return [part for part in wanted if MARKS[part] not in text]", "return []",
           f"{SEEN} -k 'parts or dropped'"),
     Fault("sight", SIGHT, 'if text.rfind(MARKS["response"]) < ', 'if False and text.rfind(MARKS["response"]) < ',
           f"{SEEN} -k dropped"),
