@@ -35,13 +35,19 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 
 
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer; those that bitsandbytes keeps in 4 or 8 bits as it multiplies them."""
+    """Weight and bias of a linear layer; what bitsandbytes or torchao keep in fewer bits as they multiply it."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or (weight.ndim != 2 and not hasattr(weight, "quant_state")):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
-    if not weight.is_floating_point():
+    if _of_torchao(weight):  # it says that it is floating point, but knows only the operators of its own
+        weight = weight.dequantize().detach()
+    elif not weight.is_floating_point():
         weight = _dequantised(layer, weight)
     return weight, getattr(layer, "bias", None)
+
+
+def _of_torchao(weight: Tensor) -> bool:
+    return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
 
 
 def _dequantised(layer: Any, weight: Tensor) -> Tensor:
