@@ -12,7 +12,7 @@ import torch
 from fastdss import Guard, StarScorer, star_scores
 from fastdss.chat.conversation import plain
 from fastdss.corpus.rows import Row, read_rows
-from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
+from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, scoring_batches
 from fastdss.guards.known import TINY, TINY_FOLDER
 from fastdss.guards.spec import AnswerField
 from fastdss.star import scoring
@@ -278,13 +278,13 @@ def test_batches_hold_rows_of_similar_length_under_caps():
     sizes = [*range(200), BATCH_CHARACTERS // 2, BATCH_CHARACTERS // 2, BATCH_CHARACTERS * 2, 5]
     chats = [plain([{"role": "assistant", "content": "x" * size}]) for size in sizes]
     rows = [Row(str(i), chat, (0,), "") for i, chat in enumerate(chats)]
-    batches = list(length_batches(rows))
+    batches = list(scoring_batches(rows))
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     ordered = [sizes[index] for batch in batches for index in batch]
     assert ordered == sorted(sizes)
     assert all(len(batch) <= BATCH_ROWS for batch in batches)
     assert all(len(batch) == 1 or sum(sizes[i] for i in batch) <= BATCH_CHARACTERS for batch in batches)
-    assert list(length_batches([])) == []
+    assert list(scoring_batches([])) == []
 
 
 @pytest.mark.parametrize("format", [None, "arrow", "pandas", "numpy"])
