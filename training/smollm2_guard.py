@@ -243,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the guard, 0.5 GB")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=256)
+    parser.add_argument("--conversations", type=int, default=176)
     parser.add_argument("--layers", type=int, default=10, help="how many of the upper layers learn")
     parser.add_argument("--branches", type=int, default=4, help="verdicts of a conversation")
     parser.add_argument("--rows", type=int, default=4, help="conversations in a step")
