@@ -125,7 +125,7 @@ def test_a_reason_that_would_quote_the_row_names_the_error_alone(guard, monkeypa
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(guards, judged, options):
+    def fail(guards, judged, options, approx=None):
         raise ValueError(f"cannot digest {judged[0].text}")
 
     monkeypatch.setattr(scoring, "score_turns", fail)
@@ -181,10 +181,10 @@ def test_out_of_memory_is_a_rows_but_a_broken_device_is_not(guard, monkeypatch):
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(guards, judged, options):
+    def fail(guards, judged, options, approx=None):
         if any(len(item.text) > 20 for item in judged):
             raise error
-        return score_turns(guards, judged, options)
+        return score_turns(guards, judged, options, approx=approx)
 
     score_turns = scoring.score_turns
     monkeypatch.setattr(scoring, "score_turns", fail)
