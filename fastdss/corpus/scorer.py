@@ -145,7 +145,7 @@ class StarScorer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""
-        return self.__dict__ | {"_loaded": None, "_identity": json.dumps(self.identity(), sort_keys=True)}
+        return self.__dict__ | {"_loaded": None, "depends_on": json.dumps(self.identity(), sort_keys=True)}
 
     def score_rows(self, rows: Sequence[Row], report: Report, approx: Approximation | None = None) -> list[ScoredRow]:
         """Scores in the order of ``rows``, computed in batches of similar length; the same rows make the same batches.
