@@ -20,7 +20,7 @@ FAULTS = [
           f"{SEEN} -k 'parts or dropped'"),
     Fault("sight", SIGHT, 'if text.rfind(MARKS["response"]) < ', 'if False and text.rfind(MARKS["response"]) < ',
           f"{SEEN} -k dropped"),
-    Fault("sight", SIGHT, '"Q7Q " * 2000 + "Q8Q")', '"Q8Q")', f"{SEEN} -k dropped"),
+    Fault("sight", SIGHT, 'LONG = "Q7Q " * 2000', 'LONG = "Q7Q " * 2', f"{SEEN} -k dropped"),
     Fault("sight", SIGHT, "        if present[more]:\n", "        if False:\n",
           f"{SEEN} -k 'first_turns or prompts_place'"),
     Fault("sight", SIGHT, 'roles.count("user") > 1', "False", f"{SEEN} -k first_turns"),
