@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.optional import require
 
 from .engines import ENGINES, Job, Shard, place_in_job
@@ -74,6 +74,9 @@ def score_dataset(
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
     require("score_dataset", "score", "pyarrow")
+    if not (hasattr(scorer, "identity") and hasattr(scorer, "score_rows")):
+        hint = f": StarScorer({scorer!r})" if isinstance(scorer, str) else ""
+        raise UserTypeError(f"scorer: expected a StarScorer, got {type(scorer).__name__}{hint}")
     _check(engine, shard_rows, workers)
     given, folder = several(source), Path(out)
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):

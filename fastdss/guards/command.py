@@ -96,10 +96,8 @@ def _shown(args: argparse.Namespace) -> str:
     """The sample as the guard sees it: one line a turn of the template, tokens divided by bars, the verdict's words."""
     from transformers import AutoTokenizer
 
-    from fastdss.models.sources import check_source
-
     from .answers import compile_answers
-    from .known import TINY, TINY_FOLDER, read_config
+    from .known import TINY, TINY_FOLDER, check_guard_source, read_config
     from .loading import resolve_spec
     from .options import parse_options
     from .questions import make_encoders, prints_date
@@ -107,7 +105,7 @@ def _shown(args: argparse.Namespace) -> str:
     from .tokens import tokens_after
 
     name = str(TINY_FOLDER) if args.guard == "tiny" else args.guard
-    check_source("guard", name)
+    check_guard_source(name, args.revision)
     config = read_config(name, revision=args.revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=args.revision, trust_remote_code=False)
     wanted = args.spec or (TINY if args.guard == "tiny" else None)

@@ -15,7 +15,7 @@ import torch
 
 from fastdss.errors import UserError
 from fastdss.loss.objective import FULL_KL
-from fastdss.models.sources import check_source
+from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
 from fastdss.optional import require
 from fastdss.star.scored import ScoredResponse
 
@@ -113,7 +113,7 @@ def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path)
 
 def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
     """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
-    from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+    from transformers import AutoModelForCausalLM, get_scheduler
     from transformers.integrations import get_reporting_integration_callbacks
 
     try:
@@ -126,7 +126,7 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
         get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
     except (TypeError, ValueError) as error:
         raise UserError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
-    config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
+    config = read_config(find_source("model", settings.model, settings.revision or None))
     with torch.device("meta"):
         adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
 
@@ -149,10 +149,7 @@ def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
 
 def load_tokenizer(settings: TrainSettings) -> Any:
     """The policy's, with a chat template."""
-    from transformers import AutoTokenizer
-
-    check_source("model", settings.model)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
+    tokenizer = read_tokenizer(find_source("model", settings.model, settings.revision or None))
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     return tokenizer
@@ -160,12 +157,10 @@ def load_tokenizer(settings: TrainSettings) -> Any:
 
 def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
     """The policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
-    from transformers import AutoModelForCausalLM
-
     lora = settings.method == "lora"
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
-    source = {"revision": settings.revision or "main", "use_safetensors": True}
-    return adapted(settings, AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source), tokenizer)
+    source = find_source("model", settings.model, settings.revision or None)
+    return adapted(settings, read_model(source, dtype), tokenizer)
 
 
 def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
