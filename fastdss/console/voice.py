@@ -99,9 +99,9 @@ class _AboveBars(logging.Handler):
 def _bars_of_datasets(shown: bool) -> bool:
     """Switch them; whether they were on. Without the package there are none."""
     try:
-        from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+        import datasets
     except ImportError:
         return False
-    was = bool(is_progress_bar_enabled())
-    (enable_progress_bar if shown else disable_progress_bar)()
+    was = not datasets.are_progress_bars_disabled()
+    (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
     return was

@@ -13,9 +13,11 @@ from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
 from fastdss.console.threads import use_threads
 from fastdss.console.voice import add_voice, one_voice, remark, tell_result
+from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
 from fastdss.star.options import COMBINE, METHODS
+from fastdss.star.promise import Promise
 
 from .rows import DataOptions
 from .understood import why_mostly_failed
@@ -52,6 +54,16 @@ def add_score(commands: Any) -> None:
     )
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add(
+        "--approx",
+        type=float,
+        metavar="TOLERANCE",
+        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few are off by "
+        "more than this anywhere; else everything is computed as without it",
+    )
+    add("--at-most", type=float, metavar="SHARE", help="of rows that may be off, with --approx (default: 0.02)")
+    add("--confidence", type=float, metavar="P", help="with which that holds, with --approx (default: 0.95)")
+    add("--approx-seed", type=int, metavar="N", help="draws the sample, with --approx (default: 0)")
     add("--rescore", action="store_true", help="judge anew what holds scores already")
     add(
         "--shard-rows",
@@ -154,6 +166,7 @@ def _score(args: argparse.Namespace) -> int:
     from .understood import summary
 
     use_threads(args.threads)
+    promise = _promise(args)
     scorer = StarScorer(
         args.guard,
         combine=args.combine,
@@ -178,6 +191,8 @@ def _score(args: argparse.Namespace) -> int:
                 shard_rows=args.shard_rows,
                 workers=args.workers,
                 rescore=args.rescore,
+                approx=promise,
+                approx_seed=args.approx_seed or 0,
                 tell=lambda understood: remark(args, "\n".join(understood.lines())),
                 progress=not args.quiet,
             )
@@ -193,8 +208,22 @@ def _score(args: argparse.Namespace) -> int:
         print(f"fastdss score: {mostly}", file=sys.stderr)
     lines: list[tuple[str, object]] = [("scored", summary(counts)), ("scores", args.out)]
     lines += [("next", f"fastdss report {args.out}, fastdss merge {args.out} --out training.parquet")]
-    tell_result(args, {"folder": args.out, "counts": counts}, lines)
+    if "approx" in manifest:
+        lines.append(("approximated", manifest["approx"]["words"]))
+    tell_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
     return 0 if mostly is None else 1
+
+
+def _promise(args: argparse.Namespace) -> Promise | None:
+    """What ``--approx`` and its companions ask for."""
+    given = {"at_most": args.at_most, "confidence": args.confidence}
+    said = {name: value for name, value in given.items() if value is not None}
+    if args.approx is None:
+        alone = next(iter(said), None if args.approx_seed is None else "approx_seed")
+        if alone is not None:
+            raise UserError(f"--{alone.replace('_', '-')}: expected --approx TOLERANCE beside it, got none")
+        return None
+    return Promise(args.approx, **said)
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdss.errors import UserError
+from fastdss.upstream.transformers import commit_of, places_itself
 
 if TYPE_CHECKING:
     from fastdss.chat.encoder import ChatEncoder
@@ -80,7 +81,7 @@ class GuardSource:
                 dtype=self.dtype,
                 check=self.check,
             )
-        if getattr(guard.model, "hf_quantizer", None) is None:  # which placed what it quantised
+        if not places_itself(guard.model):
             guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         return guard
 
@@ -98,13 +99,14 @@ class GuardSource:
         name = str(self.guard)
         source = str(TINY_FOLDER) if name == "tiny" else name
         check_guard_source(source, self.revision)
-        config = read_config(source, revision=self.revision)
         if Path(source).is_dir():
             revision = _folder_hash(Path(source))
         else:
-            if not config.get("_commit_hash"):
+            commit = commit_of(source, self.revision)
+            if commit is None:
                 raise UserError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
-            revision = self.revision = str(config["_commit_hash"])
+            revision = self.revision = commit
+        config = read_config(source, revision=self.revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
         wanted = TINY if name == "tiny" else self.spec
         spec = resolve_spec(name, config, tokenizer, spec=wanted, options=self.options)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.upstream.deepspeed import is_empty_share
+
 from .objective import FULL_KL, KL, LABEL_KL, Objective
 
 BACKENDS = ("auto", "torch", "triton")
@@ -60,7 +62,7 @@ def check_gathered(**tensors: Tensor) -> None:
                 f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
                 "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass to_local() and group="
             )
-        if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+        if is_empty_share(tensor):
             raise ValueError(
                 f"{name} is an ungathered ZeRO-3 shard: wrap the call in deepspeed.zero.GatheredParameters([{name}])"
             )

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import multiplies_bf16
+
 from .call import LossCall
 from .exponentials import LocalSums, torch_exponentials
-from .gemm import multiplies_bf16, project
+from .gemm import project
 from .objective import Objective
 from .rows import RowPlan, Slab, budget_of, even_rows, padded
 from .vocab_shard import VocabShard

@@ -198,7 +198,7 @@ def _unquantized(model: Any, name: str) -> Any:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config._name_or_path = name  # which an adapter remembers its base by
+    config.name_or_path = name  # which an adapter remembers its base by
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config

@@ -101,7 +101,8 @@ class StarScores(Sequence[ScoredResponse]):
 
     def to_training_rows(self) -> list[dict[str, Any]]:
         """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists: a row a conversation, with
-        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns."""
+        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns, with
+        ``exact`` where some are approximations."""
         rows = []
         for chat, items in self.conversations():
             star = [
@@ -111,6 +112,7 @@ class StarScores(Sequence[ScoredResponse]):
                     "ends": item.ends,
                     "scores": item.scores.tolist(),
                     "flags": sorted(item.flags),
+                    **({} if item.exact is None or bool(item.exact.all()) else {"exact": item.exact.tolist()}),
                 }
                 for item in items
             ]

@@ -23,6 +23,9 @@ from fastdss.models.inputs import given_inputs, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
+from fastdss.upstream.deepspeed import is_empty_share, local_share
+from fastdss.upstream.peft import adapters_in_use
+from fastdss.upstream.transformers import settings_of
 
 from .collator import DSSCollator, read_row
 from .enable import bare_model, disable_dss, dss_config, enable_dss
@@ -231,12 +234,8 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     """What answers depend on besides the rows: weights, settings of the architecture, adapters in use, precision."""
     bare = bare_model(model)
     device = bare.get_input_embeddings().weight.device.type
-    config = {k: v for k, v in bare.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    adapters = {
-        name: (bool(module.disable_adapters), str(module.active_adapters))
-        for name, module in bare.named_modules()
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
-    }
+    config = settings_of(bare.config)
+    adapters = adapters_in_use(bare)
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
@@ -255,10 +254,10 @@ def _weights_digest(model: Any) -> str:
 
 def _zero3_local(name: str, tensor: Tensor) -> Tensor:
     """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
-    if not hasattr(tensor, "ds_id") or tensor.numel():
+    if not is_empty_share(tensor):
         return tensor
-    share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
-    if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
+    share = local_share(tensor)
+    if share is None:
         raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
     return share
 

@@ -13,7 +13,7 @@ ODD = "tests/hardening/test_odd_runs.py"
 SCORER = "tests/corpus/test_scorer.py"
 COMMAND = "tests/train/run/test_command.py"
 FORWARD = "fastdss/train/forward.py"
-TRAINER, REFERENCES = "fastdss/train/trainer.py", "fastdss/train/reference.py"
+LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -37,7 +37,7 @@ FAULTS = [
           f"{ENABLE} -k aligned_with_labels"),
     Fault("enable", FORWARD, "loss = loss + coefficient(model) * aux_loss", "loss = loss + 0 * aux_loss",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
-    Fault("reference", TRAINER, "return without_adapter(bare_peft(model))", "return self.accelerator.autocast()",
+    Fault("reference", LIVE, "return without_adapter(bare_peft(model))", "return accelerator.autocast()",
           "tests/train/run/test_command.py -k 'every_kind_of_reference and forward'"),
     Fault("reference", REFERENCES, "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
     Fault("cache keys", REFERENCES, "content = hashlib.sha256(self.model.encode())",
