@@ -18,7 +18,12 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         description="Scores generated conversations with the small guard that ships with fastdss, fine-tunes a small "
         "language model on them in several ways, and shows on held-out prompts which of them leak.",
     )
-    demo.add_argument("--out", default=Settings.out, metavar="FILE", help="the page; results go to FILE with .json")
+    demo.add_argument(
+        "--out",
+        default=Settings.out,
+        metavar="FILE",
+        help="the page; results go to FILE with .json, the rows with .jsonl",
+    )
     demo.add_argument(
         "--seed", type=int, default=Settings.seed, help="of the data, their order and the held-out prompts"
     )

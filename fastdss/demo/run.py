@@ -13,6 +13,7 @@ from fastdss.console.threads import use_threads
 from fastdss.console.voice import one_voice, progress_bar
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.sources import SMOLLM2
 from fastdss.star.align import IGNORE
 from fastdss.star.guard import Guard
 from fastdss.star.scores import StarScores
@@ -46,17 +47,20 @@ def run(settings: Settings, *, progress: bool = True) -> tuple[Demo, list[tuple[
     started = time.perf_counter()
     settings = settings.checked()
     use_threads(settings.threads)
-    page_path, json_path = check_writable(settings.out)
+    page_path, json_path, rows_path = check_writable(settings.out)
     arms = choose_arms(settings.arms, settings.verdicts)
     with one_voice(quiet=not progress), Progress(arms, settings.steps, shown=progress) as bar:
         outcome, tools = _prepare(settings, bar)
+        write_atomically(rows_path, training_file(outcome.conversations).encode())
         for arm in arms:
             outcome.runs.append(_run_arm(arm, outcome, tools, bar))
             outcome.seconds = time.perf_counter() - started
             # after every arm, so that an interrupted run leaves what it found
             write_atomically(json_path, (json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n").encode())
             write_atomically(page_path, as_page(outcome).encode())
-    return outcome, [("page", page_path), ("numbers", json_path)]
+    model = settings.policy or SMOLLM2
+    paths: list[tuple[str, object]] = [("page", page_path), ("numbers", json_path), ("rows", rows_path)]
+    return outcome, [*paths, ("next", f"fastdss train {rows_path} --model {model}")]
 
 
 def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
@@ -143,15 +147,25 @@ def mean_weights(policy: Policy, scores: StarScores, rows: list[Row]) -> dict[st
     return {part: sum(weights) / max(len(weights), 1) for part, weights in found.items()}
 
 
-def check_writable(out: str) -> tuple[Path, Path]:
-    """Paths of the page and the JSON file; raises ``OSError`` now rather than after minutes of work."""
+def training_file(conversations: list[Conversation]) -> str:
+    """The training rows as JSON Lines, for every other command."""
+    rows = ({"prompt": row.prompt, "response": row.response} for row in conversations)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def check_writable(out: str) -> tuple[Path, Path, Path]:
+    """Paths of the page, the JSON file and the rows; raises ``OSError`` now rather than after minutes of work."""
     page_path = Path(out)
     if page_path.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a file, such as {page_path / 'demo_report.html'}")
     json_path = page_path.with_suffix(".json")
-    if json_path == page_path:
-        raise UserError(f"--out {out} ends in .json, which is where the numbers go; name the page, such as demo.html")
-    for path in (page_path, json_path):
+    rows_path = page_path.with_suffix(".jsonl")
+    if page_path in (json_path, rows_path):
+        what = "numbers" if page_path == json_path else "rows"
+        raise UserError(
+            f"--out {out} ends in {page_path.suffix}, which is where the {what} go; name the page, such as demo.html"
+        )
+    for path in (page_path, json_path, rows_path):
         existed = path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +175,7 @@ def check_writable(out: str) -> tuple[Path, Path]:
             raise OSError(f"cannot write {path}: {error.strerror}") from error
         if not existed:
             path.unlink()
-    return page_path, json_path
+    return page_path, json_path, rows_path
 
 
 class Progress:

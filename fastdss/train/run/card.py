@@ -39,7 +39,7 @@ def card(found: Mapping[str, Any]) -> str:
     ]
     data = [
         ("data", f"`{settings['data']}`"),
-        ("guard", f"`{settings['guard']}`"),
+        ("guard", f"`{settings['guard']}`" if found["judged_here"] else "the data came with its scores"),
         *[(f"rows {name.replace('_', ' ')}", count) for name, count in rows.items() if name != "reasons"],
         *[(name.replace("_", " "), count) for name, count in scores.items() if name != "flags"],
     ]

@@ -48,7 +48,8 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     check_early(settings, args, tokenizer)
     fates = Fates()
     check_template(settings, tokenizer)
-    if holds_scores(settings):
+    judged_before = holds_scores(settings)
+    if judged_before:
         _log.warning(
             "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
         )
@@ -84,6 +85,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
         stopped = error
     found = {
         "settings": asdict(settings),
+        "judged_here": not judged_before,
         "model_commit": commit,  # None: a folder
         "rows": {
             **fates.told(),
