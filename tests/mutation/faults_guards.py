@@ -11,7 +11,8 @@ VIEWS, SEEN, READ = "tests/guards/test_view.py", "tests/guards/test_sight.py", "
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
-    Fault("view", VIEW, "'assistant'", "'user'", VIEWS, within="_alternating"),
+    Fault("view", VIEW, "'assistant' if turn['role'] == 'tool' else turn['role']",
+          "'user' if turn['role'] == 'tool' else turn['role']", VIEWS, within="_alternating"),
     Fault("view", VIEW, "index >= last", "index >= len(turns) - 2", VIEWS, within="_last_exchange"),
     Fault("view", VIEW, "self.system or turn['role'] != 'system'", "True", VIEWS, within="View.__call__"),
     Fault("view", VIEW, "(text for text in texts if text)", "(text for text in texts[-1:] if text)", VIEWS,
@@ -31,8 +32,9 @@ FAULTS = [
     Fault("date", QUESTIONS, "prints_date(spec, tokenizer)", "False", f"{SEEN} -k dates", within="make_encoders"),
     Fault("choice", KNOWN, "agreed or told or found", "agreed or found",
           "tests/guards/test_choose_spec.py -k gives_away", within="choose_spec"),
-    Fault("classes", CLASSES, "-unsafe", "unsafe", f"{HEADS} -k independent", within="Classes.scores"),
-    Fault("classes", "fastdss/models/classifier.py", "1.0", "0.5", f"{HEADS} -k own_classifier", within="class_head"),
+    Fault("classes", CLASSES, "[safe, -unsafe]", "[safe, unsafe]", f"{HEADS} -k independent", within="Classes.scores"),
+    Fault("classes", "fastdss/models/classifier.py", "LMHead(score.weight, score.bias, 1.0, None)",
+          "LMHead(score.weight, score.bias, 0.5, None)", f"{HEADS} -k own_classifier", within="class_head"),
     Fault("classes", "fastdss/models/classifier.py", "ids[k - 1] != pad", "True", f"{HEADS} -k padding",
           within="without_padding"),
     Fault("classes", WHOLE, "padded_rows([[1] * len(text) for text in batch], 0, longest)",

@@ -13,6 +13,8 @@ ODD = "tests/hardening/test_odd_runs.py"
 SCORER = "tests/corpus/test_scorer.py"
 COMMAND = "tests/train/run/test_command.py"
 FORWARD = "fastdss/train/forward.py"
+BATCHING, BATCHED = "fastdss/models/batching.py", "tests/models/test_batching.py"
+UPSTREAM = "tests/upstream"
 LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
@@ -33,7 +35,12 @@ FAULTS = [
     Fault("collator", "fastdss/train/scored_rows.py",
           "'failed' in flags or any((not 0 <= score <= 1 for score in scores))", "'failed' in flags",
           "tests/train/test_prepare.py -k cannot_be_used", within="_checked"),
-    Fault("enable", FORWARD, "True", "False", f"{ENABLE} -k plain_formula", within="_options"),
+    Fault("enable", FORWARD,
+          "{'bias': head.bias, 'shift': True, 'logit_scale': head.logit_scale, 'softcap': head.softcap, "
+          "'rows': _to(rows, device), 'backend': config.backend, 'chunk_bytes': config.chunk_bytes}",
+          "{'bias': head.bias, 'shift': False, 'logit_scale': head.logit_scale, 'softcap': head.softcap, "
+          "'rows': _to(rows, device), 'backend': config.backend, 'chunk_bytes': config.chunk_bytes}",
+          f"{ENABLE} -k plain_formula", within="_options"),
     Fault("enable", FORWARD, "dss_loss(hidden, head.weight, labels.to(here), weights.to(here), "
           "num_items_in_batch=num_items_in_batch, **options)",
           "dss_loss(hidden, head.weight, labels.to(here), weights.to(here), **options)", f"{ENABLE} -k divisor",
@@ -60,8 +67,8 @@ FAULTS = [
           "path.stat().st_size", "tests/corpus/test_scorer.py -k every_byte", within="_folder_hash"),
     Fault("cache keys", f"{CORPUS}/guards.py", "[rendered, asked]", "[None, asked]",
           "tests/corpus/test_scorer.py -k 'identity_follows or every_byte'", within="GuardSource.identity"),
-    Fault("cache keys", f"{CORPUS}/run.py", "'guard'", "'revision'", "tests/hardening/test_bad_lines.py -k entry",
-          within="_entry"),
+    Fault("cache keys", f"{CORPUS}/run.py", "name != 'guard'", "name != 'revision'",
+          "tests/hardening/test_bad_lines.py -k entry", within="_entry"),
     Fault("cache keys", f"{CORPUS}/store.py", "[row_id, content]", "[row_id]",
           "tests/corpus/test_run.py -k edited_and_appended", within="shard_name"),
     Fault("cache keys", f"{CORPUS}/store.py", "pq.ParquetFile(source, page_checksum_verification=True)",
@@ -102,11 +109,29 @@ FAULTS = [
     Fault("tiny guard", TINY, "(count.cumsum(0) - count)[row]", "count.cumsum(0)[row] * 0", STEP,
           within="last_layer_at"),
     Fault("tiny guard", TINY, "mask[:, 0][here]", "mask[:, 0, :chosen.shape[1]]", STEP, within="last_layer_at"),
-    Fault("tiny guard", TINY, "part[here]", "part[:, :chosen.shape[1]]", STEP, within="last_layer_at"),
+    Fault("tiny guard", TINY, "(part[here] for part in turns)", "(part[:, :chosen.shape[1]] for part in turns)", STEP,
+          within="last_layer_at"),
     Fault("readers", f"{CORPUS}/files.py", "min(max_bytes + 1, sys.maxsize)", "max_bytes + 1", f"{ODD} -k no_machine",
           within="lines_of"),
     Fault("readers", f"{CORPUS}/csv_files.py", "len(fields) == len(names)", "len(fields) >= len(names)",
           f"{READERS} -k record_of_csv", within="read_csv"),
+    Fault("batches by length", BATCHING, "count * largest > padded", "largest > padded", BATCHED,
+          within="length_batches"),
+    Fault("batches by length", BATCHING, "batch[0] if batch and longest_first else index", "index", BATCHED,
+          within="length_batches"),
+    Fault("batches by length", BATCHING, "batch, used = ([], sizes[index])", "batch, used = ([], 0)", BATCHED,
+          within="length_batches"),
+    Fault("batches by length", BATCHING, "[*[fill] * (width - len(row)), *row]", "[*row, *[fill] * (width - len(row))]",
+          BATCHED, within="padded_rows"),
+    Fault("upstream", "fastdss/upstream/peft.py", "layer.scaling[name]", "1.0", f"{UPSTREAM}/test_peft.py -k parts",
+          within="_part"),
+    Fault("upstream", "fastdss/upstream/peft.py", "active is None or layer.disable_adapters", "active is None",
+          f"{UPSTREAM}/test_peft.py -k copy", within="copy_in_use"),
+    Fault("upstream", "fastdss/upstream/accelerate.py", "loading.dispatch_batches = False", "",
+          f"{UPSTREAM}/test_accelerate.py -k dispatched", within="never_dispatch"),
+    Fault("upstream", "fastdss/upstream/transformers.py", "name not in self._signature_columns", "name == 'labels'",
+          f"{UPSTREAM}/test_transformers.py -k seams",
+          within="TrainerSeams._set_signature_columns_if_needed"),
     Fault("readers", f"{CORPUS}/csv_files.py", "zip(names, fields, strict=True)",
           "zip(names, fields[::-1], strict=True)", "tests/corpus/test_rows.py -k every_format", within="read_csv"),
     Fault("readers", f"{CORPUS}/csv_files.py", "csv.reader(lines, delimiter=delimiter, strict=True)",
@@ -120,7 +145,8 @@ FAULTS = [
           within="_Lines.end_record"),
     Fault("readers", f"{CORPUS}/tables.py", "batch.slice(i, 1)", "batch.slice(0, 1)", f"{READERS} -k parquet_holds",
           within="_rows"),
-    Fault("readers", f"{CORPUS}/rows.py", "1", "-1", f"{READERS} -k leaves_no_row", within="DataOptions.__post_init__"),
+    Fault("readers", f"{CORPUS}/rows.py", "self.max_bytes < 1", "self.max_bytes < -1", f"{READERS} -k leaves_no_row",
+          within="DataOptions.__post_init__"),
     Fault("readers", f"{CORPUS}/files.py", "len(record) < len(pairs)", "not record",
           "tests/hardening/test_bad_lines.py -k names_a_column_twice", within="each_name_once"),
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .fault import Fault
 from .anchor import places, replaced
+from .fault import Fault
 from .plant import FAULTS, ROOT, copy_tree, fresh, outcome, stale
 
 
