@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .console.threads import wait_without_spinning
+from .console.voice import add_voice
 from .errors import UserError
 from .version import __version__
 
@@ -35,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(commands)
     for command in commands.choices.values():
         command.formatter_class = _Defaults
+        add_voice(command)
     return parser
 
 

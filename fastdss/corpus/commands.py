@@ -12,7 +12,7 @@ from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
 from fastdss.console.threads import use_threads
-from fastdss.console.voice import add_voice, one_voice, remark, tell_result
+from fastdss.console.voice import one_voice, remark, tell_result
 from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
@@ -74,7 +74,6 @@ def add_score(commands: Any) -> None:
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
     add("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    add_voice(parser)
     parser.set_defaults(run=_score)
 
 
@@ -113,7 +112,6 @@ def add_check(commands: Any) -> None:
     add_guard_options(parser)
     add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
     add_data_options(parser)
-    add_voice(parser)
     parser.set_defaults(run=_check)
 
 
@@ -153,7 +151,6 @@ def add_merge(commands: Any) -> None:
         "--failed", choices=("drop", "zero"), default="drop", help="rows without scores: out, or weight 0"
     )
     parser.add_argument("--input", nargs="+", metavar="INPUT", help="the scored input, where it lies elsewhere now")
-    add_voice(parser)
     parser.set_defaults(run=_merge)
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from fastdss.console.voice import add_voice, tell_result
+from fastdss.console.voice import tell_result
 
 from .settings import Settings
 
@@ -67,7 +67,6 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument("--new-tokens", type=int, default=Settings.new_tokens, help="longest generated answer")
     demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
-    add_voice(demo)
     demo.set_defaults(run=_demo)
 
 

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastdss.console.voice import add_voice, tell_result
+from fastdss.console.voice import tell_result
 from fastdss.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def add_guards(commands: Any) -> None:
     add_guard_options(parser)
     parser.add_argument("--revision", help="commit, tag or branch of a guard on the Hub")
     parser.add_argument("--markdown", action="store_true", help="the list as a table for a page")
-    add_voice(parser)
     parser.set_defaults(run=_run)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import add_voice, tell_result
+from fastdss.console.voice import tell_result
 from fastdss.errors import UserError
 from fastdss.optional import require
 
@@ -68,7 +68,6 @@ def add_report(commands: Any) -> None:
         help="rows on the page, those with the lowest scores first; 0: all (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    add_voice(parser)
     parser.set_defaults(run=_run)
 
 

@@ -9,18 +9,19 @@ SAID, COMMAND = "tests/demo/test_expectations.py", "tests/train/run/test_command
 SOURCES, NAMES = "fastdss/models/sources.py", "tests/models/test_sources.py"
 
 FAULTS = [
-    Fault("expectations", EXPECTED, "count.total, ONE_SIDED)", "count.total)", SAID),
+    Fault("expectations", EXPECTED, "wilson(count.count, count.total, ONE_SIDED)",
+          "wilson(count.count, count.total)", SAID),
     Fault("expectations", EXPECTED, "hypot(share - low, other_high - of_other)",
           "hypot(share - low, of_other - other_low)", SAID),
-    Fault("expectations", EXPECTED, "if high < limit:", "if high <= 1:", SAID),
-    Fault("expectations", EXPECTED, "    if NOT_SEEN in found:", "    if False:", SAID),
+    Fault("expectations", EXPECTED, "high < limit", "high <= 1", SAID),
+    Fault("expectations", EXPECTED, "NOT_SEEN in found", "False", SAID),
     Fault("keeper", STOP, "control.should_save = control.should_training_stop = True",
           "control.should_training_stop = True", f"{COMMAND} -k ctrl_c"),
     Fault("keeper", STOP, "time.monotonic() - self.last >= 60 * self.minutes", "False",
           f"{COMMAND} -k by_the_clock"),
-    Fault("shards", "fastdss/corpus/run.py", "        size *= 2\n", "        size *= 4\n",
+    Fault("shards", "fastdss/corpus/run.py", "size *= 2", "size *= 4",
           "tests/corpus/test_run.py -k first_shards"),
-    Fault("model names", SOURCES, "    if near and ", "    if False and ", f"{NAMES} -k misspelt"),
-    Fault("model names", SOURCES, "if isinstance(try_to_load_from_cache(", "if not isinstance(try_to_load_from_cache(",
+    Fault("model names", SOURCES, "near and '/' not in name", "False", f"{NAMES} -k misspelt"),
+    Fault("model names", SOURCES, "isinstance(try_to_load_from_cache(name, 'config.json', revision=revision), str)", "False",
           f"{NAMES} -k cached"),
 ]  # fmt: skip

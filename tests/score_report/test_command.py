@@ -1,13 +1,12 @@
 """``fastdss report`` on a folder that the store wrote."""
 
-import argparse
-
 import pytest
 
 from fastdss.chat.conversation import plain
+from fastdss.cli import make_parser
 from fastdss.corpus.rows import Row
 from fastdss.corpus.store import ScoredRow, ScoredTurn, Shards, shard_name, write_manifest
-from fastdss.score_report.command import add_report, write_report
+from fastdss.score_report.command import write_report
 
 from .entries import MANIFEST
 from .test_page import Page
@@ -45,9 +44,7 @@ def folder(tmp_path):
 
 
 def run(*argv):
-    parser = argparse.ArgumentParser()
-    add_report(parser.add_subparsers())
-    args = parser.parse_args(["report", *map(str, argv)])
+    args = make_parser().parse_args(["report", *map(str, argv)])
     args.run(args)
 
 

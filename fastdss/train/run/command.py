@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import add_voice, one_voice, tell_result
+from fastdss.console.voice import one_voice, tell_result
 from fastdss.errors import UserError
 
 from .settings import CHOICES, TrainSettings, read_settings
@@ -35,7 +35,6 @@ def add_train(commands: Any) -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(flag, type=type(default), choices=CHOICES.get(item.name), help=text)
-    add_voice(parser)
     parser.set_defaults(run=_run)
 
 

@@ -1,6 +1,5 @@
 """`fastdss train` on a file of conversations: scores, trains, reports, and goes on after an interruption."""
 
-import argparse
 import json
 import math
 import os
@@ -14,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard
-from fastdss.cli import main
+from fastdss.cli import main, make_parser
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
 from fastdss.star.scores import StarScores
 from fastdss.train.run import run as train_run
 from fastdss.train.run.checkpoints import what_is_kept
-from fastdss.train.run.command import add_train
 from fastdss.train.run.data import Fates, score_rows, scored_here
 from fastdss.train.run.run import load_model, run
 from fastdss.train.run.settings import TrainSettings, read_settings
@@ -62,14 +60,11 @@ def settings(files, out, **options):
 
 
 def test_a_run_from_the_command_line(files, tmp_path):
-    parser = argparse.ArgumentParser()
-    add_train(parser.add_subparsers())
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {files / 'data.jsonl'}\nmodel: {files / 'model'}\nmax_steps: 2\nlearning_rate: 5e-3\n")
     flags = ["--config", str(config), "--out", str(tmp_path / "out"), "--cpu", "--batch-size", "2", "--eval-share",
              "0.25", "--logging-steps", "1", "--lora-targets", "q_proj", "--packing"]  # fmt: skip
-    args = parser.parse_args(["train", *flags])
-    args.run(args)
+    assert main(["train", *flags]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rows"] == {"read": 8, "trained": 6, "held_out": 2}
     assert report["settings"]["learning_rate"] == 5e-3
@@ -193,8 +188,7 @@ def test_settings_that_make_no_sense(given, message):
 
 def test_the_data_without_a_flag(files, monkeypatch):
     """As for `fastdss score`."""
-    parser, found = argparse.ArgumentParser(), []
-    add_train(parser.add_subparsers())
+    parser, found = make_parser(), []
     monkeypatch.setattr(train_run, "run", lambda settings, **_: found.append(settings))
     args = parser.parse_args(["train", "some.jsonl", "--model", "m"])
     args.run(args)
