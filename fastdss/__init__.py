@@ -15,7 +15,9 @@ from .version import __version__
 _HOME = {
     "KL": "loss.objective",
     "DSSLossOutput": "loss.functional",
+    "ForwardReference": "loss.functional",
     "dss_loss": "loss.functional",
+    "forward_reference": "loss.functional",
     "live_rows": "loss.functional",
     "token_logprobs": "loss.functional",
     "weighted_ce": "loss.functional",
@@ -60,7 +62,9 @@ if TYPE_CHECKING:
     from .guards.spec import AnswerField as AnswerField
     from .guards.spec import GuardSpec as GuardSpec
     from .loss.functional import DSSLossOutput as DSSLossOutput
+    from .loss.functional import ForwardReference as ForwardReference
     from .loss.functional import dss_loss as dss_loss
+    from .loss.functional import forward_reference as forward_reference
     from .loss.functional import live_rows as live_rows
     from .loss.functional import token_logprobs as token_logprobs
     from .loss.functional import weighted_ce as weighted_ce
