@@ -38,6 +38,7 @@ _HOME = {
     "disable_dss": "train.enable",
     "enable_dss": "train.enable",
     "add_reference_logprobs": "train.reference",
+    "reference_columns": "train.reference",
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
     "pack": "train.collator",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from .train.enable import enable_dss as enable_dss
     from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import add_reference_logprobs as add_reference_logprobs
+    from .train.reference import reference_columns as reference_columns
     from .train.reference import reference_logprobs as reference_logprobs
     from .train.sft_trainer import DSSSFTTrainer as DSSSFTTrainer
     from .train.trainer import DSSTrainer as DSSTrainer
