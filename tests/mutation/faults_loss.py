@@ -12,7 +12,7 @@ LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_k
 EXPS, KEPT, EXP_ROWS = "fastdss/loss/exponentials.py", "fastdss/loss/kept.py", "fastdss/loss/exp_rows.py"
 ROWS_OF, KERNEL = "fastdss/loss/rows.py", "kernels/exponentials.py"
 EXP_TESTS, EXP_KERNEL = "tests/loss/test_exponentials.py", "tests/interpreted/test_exponentials.py"
-EXACT = "tests/loss/test_exact.py"
+EXACT, FUNCTIONAL = "tests/loss/test_exact.py", "fastdss/loss/functional.py"
 DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
 BAD = "tests/loss/test_bad_inputs.py"
@@ -34,6 +34,7 @@ ROW_FORMULAS = [
     Fault("row formulas", OBJECTIVE, "(-e / vocab_size * objective.logit_scale)", "(-e * objective.logit_scale)", DSS),
     Fault("row formulas", OBJECTIVE, 'prob = prob + b if o.kl == "forward" else prob', "prob = prob", DSS),
     Fault("row formulas", OBJECTIVE, 'sign = 1 if o.kl == "reverse" else -1', "sign = 1", DSS),
+    Fault("row formulas", OBJECTIVE, "coefficients.prob * share - kl * stats.mean_diff", "coefficients.prob * share", DSS),
     Fault("row formulas", OBJECTIVE, "jacobian = (1 - z.square())", "jacobian = (1 - z)", DSS),
     Fault("row formulas", OBJECTIVE, "        prob * s,\n", "        prob,\n", DSS),
     Fault("row formulas", OBJECTIVE, "label_logit.masked_fill(labels.clamp(0, vocab_size - 1) != labels, math.nan)",
@@ -150,7 +151,7 @@ OPS_AND_ARGUMENTS = [
     Fault("weights", INPUTS, "torch.where(counts, (1 - weight) * kl_scale, 0), counts",
           "torch.where(counts, 1 - weight, 0), counts", DSS),
     Fault("weights", INPUTS, "count = self.counts.sum()", "count = (self.ce_weight != 0).sum()", DSS),
-    Fault("weights", INPUTS, "F.pad(x[..., 1:], (0, 1), value=fill)", "F.pad(x[..., :-1], (1, 0), value=fill)",
+    Fault("weights", INPUTS, "x.narrow(dim, 1, x.shape[dim] - 1)", "F.pad(x[..., :-1], (1, 0), value=fill)",
           f"{ENGINE} -k shift_pairs"),
     Fault("weights", INPUTS, "(left_out := weight.masked_fill(there, 0)).any()", "(left_out := 0 * weight).any()",
           "tests/hardening/test_silent_errors.py -k rows_of_another_batch"),
@@ -163,6 +164,28 @@ OPS_AND_ARGUMENTS = [
     Fault("reference", "fastdss/loss/functional.py", "logit_scale=o.ref_logit_scale, softcap=o.ref_softcap",
           "logit_scale=o.logit_scale, softcap=o.softcap",
           "tests/hardening/test_properties.py -k reference_of_label_forms"),
+]  # fmt: skip
+
+TANGENT, TANGENT_TESTS = "fastdss/loss/tangent.py", "tests/loss/test_tangent.py"
+FORWARD_KL = [
+    Fault("forward KL", KEPT, "d_x.addcmul_(kept.slope.to(d_x.dtype), factors.slope.unsqueeze(1))", "pass",
+          f"{TANGENT_TESTS} -k 'full_logits and kept'"),
+    Fault("forward KL", CHUNKED,
+          "self.d_hidden.addcmul_(self.call.ref_slope.to(self.accumulate), self.call.kl_weight.unsqueeze(1))", "pass",
+          f"{TANGENT_TESTS} -k 'full_logits and chunks'"),
+    Fault("forward KL", FUNCTIONAL, "batch.kl_weight = -batch.kl_weight", "pass", f"{TANGENT_TESTS} -k other_ways"),
+    Fault("forward KL", FUNCTIONAL, "token_kl = -token_kl", "pass", f"{TANGENT_TESTS} -k other_ways"),
+    Fault("forward KL", TANGENT, "slope = slope.masked_fill(unused.unsqueeze(1), 0)", "pass",
+          f"{TANGENT_TESTS} -k nan_where"),
+    Fault("forward KL", TANGENT, "_products(batch, slope) - found.token_ce", "_products(batch, slope)",
+          f"{TANGENT_TESTS} -k other_ways"),
+    Fault("forward KL", TANGENT, ".to(batch.compute_dtype).to(accumulate) * slope", ".to(accumulate) * slope",
+          f"{TANGENT_TESTS} -k autocast"),
+    Fault("forward KL", TANGENT, "batch.shift, 0, dim=-2)", "batch.shift, 0)",
+          f"{TANGENT_TESTS} -k shifted_rows"),
+    Fault("forward KL", TANGENT, "    if below.any():", "    if False:", f"{TANGENT_TESTS} -k another_head"),
+    Fault("forward KL", TANGENT, "tensor is not None and tensor.requires_grad", "False",
+          f"{TANGENT_TESTS} -k what_is_refused"),
 ]  # fmt: skip
 
 TRITON_ROW_PASS = [
@@ -226,6 +249,7 @@ FAULTS = [
     *ROW_FORMULAS,
     *COMPACTION_AND_CHUNKS,
     *OPS_AND_ARGUMENTS,
+    *FORWARD_KL,
     *TRITON_ROW_PASS,
     *TRITON_EXPONENTIALS,
     *TRITON_ATTENTION,

@@ -14,6 +14,7 @@ SCORER = "tests/corpus/test_scorer.py"
 COMMAND = "tests/train/run/test_command.py"
 FORWARD = "fastdss/train/forward.py"
 TRAINER, REFERENCES = "fastdss/train/trainer.py", "fastdss/train/reference.py"
+REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forward_columns.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -38,15 +39,28 @@ FAULTS = [
     Fault("enable", FORWARD, "loss = loss + coefficient(model) * aux_loss", "loss = loss + 0 * aux_loss",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
     Fault("reference", TRAINER, "return without_adapter(bare_peft(model))", "return self.accelerator.autocast()",
-          "tests/train/run/test_command.py -k 'every_kind_of_reference and forward'"),
-    Fault("reference", REFERENCES, "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
-    Fault("cache keys", REFERENCES, "content = hashlib.sha256(self.model.encode())",
+          "tests/train/run/test_command.py -k 'every_kind_of_reference and lora-reverse'"),
+    Fault("reference", REFERENCES, "bool(tensor.isfinite().all())", "True", f"{REFERENCE} -k errors"),
+    Fault("forward KL", REF_CACHE, 'f"{ask} {_fingerprint(model, model_id)}"', "_fingerprint(model, model_id)",
+          f"{COLUMNS} -k one_folder"),
+    Fault("forward KL", REFERENCES, 'b"" if label == IGNORED else next(stored)', "next(stored)",
+          f"{COLUMNS} -k are_the_gradient"),
+    Fault("forward KL", FORWARD, "found.slope[..., :-1, :], (0, 0, 1, 0)", "found.slope[..., :-1, :], (0, 0, 0, 1)",
+          f"{COLUMNS} -k are_the_gradient"),
+    Fault("forward KL", FORWARD, 'dtype = COLUMNS["ref_slope"][0]', "dtype = None", f"{COLUMNS} -k rounding_alone"),
+    Fault("forward KL", FORWARD, "if head_trains(model) or head_is_adapted(model):", "if head_trains(model):",
+          f"{COLUMNS} -k another_head"),
+    Fault("forward KL", "fastdss/train/collator.py", "value or empty for value in values", "value for value in values",
+          f"{COLUMNS} -k packed_rows"),
+    Fault("forward KL", "fastdss/train/config.py", '"ref_slope" in columns and "ref_offset" in columns',
+          '"ref_logprobs" in columns', f"{COLUMNS} -k log_probabilities_alone"),
+    Fault("cache keys", REF_CACHE, "content = hashlib.sha256(self.model.encode())",
           "content = hashlib.sha256()", f"{REFERENCE} -k other_weights"),
-    Fault("cache keys", REFERENCES, "sorted(adapters.items()), autocast]", "sorted(adapters.items())]",
+    Fault("cache keys", REF_CACHE, "sorted(adapters.items()), autocast]", "sorted(adapters.items())]",
           f"{REFERENCE} -k other_weights"),
-    Fault("cache keys", REFERENCES, "{_weights_digest(bare)} if model_id is None else set()", "set()",
+    Fault("cache keys", REF_CACHE, "{_weights_digest(bare)} if model_id is None else set()", "set()",
           f"{REFERENCE} -k other_weights"),
-    Fault("cache keys", REFERENCES, 'metadata.get("sha256") == _digest(values) and', "",
+    Fault("cache keys", REF_CACHE, 'metadata.get("sha256") == _digest(tensors)', "True",
           f"{REFERENCE} -k damaged"),
     Fault("cache keys", f"{CORPUS}/guards.py", "{path.name}\\0{hashlib.file_digest(file, 'sha256').hexdigest()}",
           "{path.name}\\0{path.stat().st_size}", "tests/corpus/test_scorer.py -k every_byte"),

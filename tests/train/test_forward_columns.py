@@ -190,6 +190,31 @@ def test_a_batch_without_labels(exact):
     assert model(**both).loss.item() > 0
 
 
+def test_log_probabilities_alone_do_not_serve_the_forward_kl(tmp_path):
+    model = adapted(dtype=torch.float32)
+    data = [row | {"ref_logprobs": [0.0] * len(row["labels"])} for row in DATA]
+    with pytest.raises(UserError, match="needs ref_model='adapter'"):
+        InOrder(model=model, args=arguments(tmp_path), train_dataset=data, kl="forward")
+    trainer = InOrder(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=data,
+        kl="forward",
+        ref_model=tiny_model(dtype=torch.float32),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] > 1e-3
+
+
+def test_both_kinds_of_answers_in_one_folder(tmp_path):
+    model = enable_dss(tiny_model())
+    plain_values = reference_columns(model, DATA, cache_dir=tmp_path)
+    whole = reference_columns(model, DATA, cache_dir=tmp_path, forward_kl=True)
+    assert [set(row) for row in (plain_values[0], whole[0])] == [
+        {"ref_logprobs"}, {"ref_logprobs", "ref_offset", "ref_slope"}
+    ]  # fmt: skip
+
+
 HEADS = {
     "is trained": {"modules_to_save": ["lm_head"]},
     "has an adapter": {"target_modules": ["q_proj", "lm_head"]},
