@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import group_named
+
 from .call import LossCall
 from .exp_rows import ExpPlan, ExpRows, plan_exponentials
 from .exponentials import (
@@ -190,7 +192,7 @@ def _gradients(
         assert kept.product is not None
         d_x = gradient.finished_hidden(kept.product, head)
         if group:
-            torch.distributed.all_reduce(d_x, group=torch.distributed.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
+            torch.distributed.all_reduce(d_x, group=group_named(group))
         if kept.slope is not None and factors.slope is not None:  # of whole hidden states: after the sum over ranks
             d_x.addcmul_(kept.slope.to(d_x.dtype), factors.slope.unsqueeze(1))
         d_x = d_x.to(hidden.dtype)

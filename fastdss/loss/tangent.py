@@ -60,7 +60,7 @@ def forward_reference(
     dtype: torch.dtype | None = None,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
-    backend: Literal["auto", "torch", "triton"] = "auto",
+    backend: Literal["auto", "torch", "triton", "fused"] = "auto",
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> ForwardReference:

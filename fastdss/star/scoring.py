@@ -81,10 +81,20 @@ def star_scores(
     )  # fmt: skip
     guards = as_guards(model, tokenizer, spec)
     judged = read_batch(batch, options.turns)
+    if ends is not None and approx is not None:
+        raise UserError("approx: expected boundaries by every and unit, as it was fitted, got ends")
     cuts = None if ends is None else _tidied(judged, ends)
     return score_turns(
         guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, approx=approx, progress=progress
     )
+
+
+class Settled(NamedTuple):
+    """Of one response: which scores are exact ``[K]``, and where all were computed to compare, how far off the others
+    would have been at most."""
+
+    exact: Tensor
+    missed: float | None = None
 
 
 class ScoreGate(Gate, Protocol):
@@ -92,15 +102,15 @@ class ScoreGate(Gate, Protocol):
 
     withdrawn: bool  # what was approximated must be computed after all
 
-    def settle(self, scores: Tensor) -> Tensor:
-        """Fill in what was not computed; ``[n]`` bool, which scores are exact."""
+    def settle(self, scores: Tensor) -> list[Settled]:
+        """Fill in what was not computed, and say of every response what was."""
 
 
 class Approximation(Protocol):
     """What ``approx=`` takes, such as a ``TrunkProbe``."""
 
     def gate(
-        self, guards: Sequence[GuardModel], texts: Sequence[list[Message]], kept: Sequence[int], options: ScoringOptions
+        self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
     ) -> ScoreGate | None:
         """The gate of a batch, whose response i has ``kept[i]`` scores; None: all are computed."""
 
@@ -148,8 +158,7 @@ def score_turns(
         for trees in zip(*forests, strict=True)
     ]
     prompts = _numbered(histories)
-    texts = [[*past, {"role": "assistant", "content": text}] for past, text in zip(histories, responses, strict=True)]
-    gate = None if approx is None else approx.gate(guards, texts, kept, options)
+    gate = None if approx is None else approx.gate(guards, judged, kept, options)
     opinions = []
     with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
         for guard, trees in zip(guards, forests, strict=True):
@@ -159,7 +168,7 @@ def score_turns(
             opinions.append(_sharpened(guard, logits, options.sharpen))
     stacked = torch.stack(opinions)
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
-    exact: Sequence[Tensor | None] = [None] * len(kept) if gate is None else gate.settle(combined).split(list(kept))
+    settled = None if gate is None else gate.settle(combined)
     if gate is not None and gate.withdrawn:
         _log.warning("audited rows speak against the approximation: all scores are computed")
         return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
@@ -174,7 +183,7 @@ def score_turns(
             item.row,
             item.conversation,
             item.turn,
-            exact[i],
+            *(settled[i] if settled is not None else ()),
         )
         for i, item in enumerate(judged)
     )

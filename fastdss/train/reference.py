@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdss.errors import UserError
+from fastdss.models.batching import length_batches
 from fastdss.models.inputs import input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
@@ -200,7 +201,8 @@ def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_to
     taken = input_names(bare_model(model))
     documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
     collate = DSSCollator(pad_token_id=0, model_inputs=taken)
-    batches = _batches([document.length for document in documents], batch_tokens)
+    lengths = [document.length for document in documents]
+    batches = list(length_batches(lengths, padded=batch_tokens, longest_first=True))
     device = bare_model(model).get_input_embeddings().weight.device
     mine: dict[int, _Answers] = {}
     for first in range(0, len(batches), world_size()):
@@ -262,17 +264,6 @@ def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str
         _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
         for start, end in pairwise(ends)
     ]
-
-
-def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Rows of similar length together, each batch at most ``batch_tokens`` with padding, or a single row."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @contextmanager

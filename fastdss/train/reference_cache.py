@@ -17,7 +17,11 @@ from torch import Tensor
 
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.batching import add_tensor
 from fastdss.models.inputs import given_inputs, input_names
+from fastdss.upstream.deepspeed import is_empty_share, local_share
+from fastdss.upstream.peft import adapters_in_use
+from fastdss.upstream.transformers import settings_of
 
 from .enable import bare_model
 
@@ -56,9 +60,7 @@ class ReferenceCache:
         for row in rows:
             for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
                 if row.get(name) is not None:
-                    value = torch.as_tensor(row[name]).contiguous()
-                    content.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-                    content.update(value.flatten().view(torch.uint8).numpy().data)
+                    add_tensor(content, name, torch.as_tensor(row[name]))
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
@@ -83,8 +85,7 @@ class ReferenceCache:
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name, values in sorted(tensors.items()):
-        content.update(f"{name} {values.dtype} {list(values.shape)}".encode())
-        content.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+        add_tensor(content, name, values)
     return content.hexdigest()
 
 
@@ -92,12 +93,8 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     """What answers depend on besides the rows: weights, settings of the architecture, adapters in use, precision."""
     bare = bare_model(model)
     device = bare.get_input_embeddings().weight.device.type
-    config = {k: v for k, v in bare.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    adapters = {
-        name: (bool(module.disable_adapters), str(module.active_adapters))
-        for name, module in bare.named_modules()
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
-    }
+    config = settings_of(bare.config)
+    adapters = adapters_in_use(bare)
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
@@ -109,17 +106,16 @@ def _weights_digest(model: Any) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
-        content.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
-        content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        add_tensor(content, name, local)
     return content.hexdigest()
 
 
 def _zero3_local(name: str, tensor: Tensor) -> Tensor:
     """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
-    if not hasattr(tensor, "ds_id") or tensor.numel():
+    if not is_empty_share(tensor):
         return tensor
-    share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
-    if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
+    share = local_share(tensor)
+    if share is None:
         raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
     return share
 
