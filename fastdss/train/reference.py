@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.console.voice import progress_bar
 from fastdss.errors import UserError
 from fastdss.models.batching import length_batches
 from fastdss.models.inputs import input_names
@@ -284,9 +285,7 @@ class _Bar:
     def __init__(self, total: int, shown: bool) -> None:
         self._bar = None
         if shown:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="reference", unit="row")
+            self._bar = progress_bar(total, "reference", "rows")
 
     def __enter__(self) -> _Bar:
         return self

@@ -305,14 +305,16 @@ TRITON_FUSED = [
           f"{FUSED_TESTS} -k test_shapes"),
     Fault("Triton fused product", FUSED, "total, peak = total + more, tl.maximum(peak, higher)",
           "total, peak = total + more, peak", f"{FUSED_TESTS} -k runs_again"),
-    Fault("Triton fused product", FUSED, "column + BLOCK_N // 2,", "column,", f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "column + BLOCK_N // 2", "column", f"{FUSED_TESTS} -k test_shapes",
+          within="head_exponentials_fwd_kernel"),
     Fault("Triton fused product", FUSED, "size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)", "size = GROUP_M",
           f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED, "mask=lane_k[:, None] < depth - k", "mask=lane_k[:, None] <= depth - k",
+    Fault("Triton fused product", FUSED, "lane_k[:, None] < depth - k", "lane_k[:, None] <= depth - k",
           f"{FUSED_TESTS} -k strides_of_their_own",
-          survives="x is 0 there, and so are the products: masks on both sides guard each other against NaN alone"),
-    Fault("Triton fused product", FUSED, "tl.load(again_ptr) > 0, tiles, 0)\n    for tile", "tl.load(again_ptr) > 1, "
-          "tiles, 0)\n    for tile", f"{FUSED_TESTS} -k runs_again"),
+          survives="x is 0 there, and so are the products: masks on both sides guard each other against NaN alone",
+          within="tile_product"),
+    Fault("Triton fused product", FUSED, "tl.load(again_ptr) > 0", "tl.load(again_ptr) > 1",
+          f"{FUSED_TESTS} -k runs_again", within="head_exponentials_fwd_kernel"),
     Fault("Triton fused product", FUSED, "wanted = tl.max(marks, axis=0) > 0", "wanted = tl.max(marks, axis=0) > 1",
           f"{FUSED_TESTS} -k runs_again"),
     Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total > LARGEST)",
@@ -320,22 +322,59 @@ TRITON_FUSED = [
           survives="a NaN stays one whether or not its row runs again; an infinite sum is greater"),
     Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total < 0)",
           f"{FUSED_TESTS} -k runs_again"),
-    Fault("Triton fused product", FUSED, "tl.store(offset_ptr + lanes, tl.where(peak > float(\"-inf\"), peak, 0.0), mask=low)",
-          "pass", f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED,
+          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    tl.store(offset_ptr + lanes, "
+          "tl.where(peak > float('-inf'), peak, 0.0), mask=low)\n    tl.store(again_ptr + 1 + lanes, 1, "
+          "mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
+          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    pass\n    tl.store(again_ptr + 1 + "
+          "lanes, 1, mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
+          f"{FUSED_TESTS} -k runs_again", within="row_sums_fwd_kernel"),
     Fault("Triton fused product", FUSED, "exponential *= tl.where(exponential > 0.0, 1.0 - slope * slope, 0.0)",
           "exponential *= tl.where(exponential > 0.0, 1.0 - slope, 0.0)", f"{FUSED_TESTS} -k test_options"),
-    Fault("Triton fused product", FUSED, "total += tl.sum(tl.load(sum_ptr", "total = tl.sum(tl.load(sum_ptr",
-          f"{FUSED_TESTS} -k more_tiles"),
+    Fault("Triton fused product", FUSED, "total += tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)",
+          "total = tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)", f"{FUSED_TESTS} -k more_tiles",
+          within="row_sums_fwd_kernel"),
     Fault("Triton fused product", FUSED, "at = block_n * rows + row", "at = block_n * tiles_m + row",
           f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED, "tl.store(again_ptr + 1 + row, 0)", "pass",
+    Fault("Triton fused product", FUSED,
+          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
+          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
+          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
+          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
+          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
+          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
+          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
+          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
+          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
+          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
+          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
+          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
+          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    tl.store(again_ptr + 1 + row, 0)\n    if "
+          "row == 0:\n        tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = "
+          "tl.where(mine, logit, 0.0) / SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
+          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
+          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
+          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
+          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
+          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
+          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
+          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
+          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
+          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
+          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
+          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
+          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
+          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    pass\n    if row == 0:\n        "
+          "tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = tl.where(mine, logit, 0.0) / "
+          "SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
           f"{FUSED_TESTS} -k only_the_row_blocks"),
-    Fault("Triton fused product", FUSED, "tl.where(logit > float(\"-inf\"), logit + ROOM, 0.0))", "logit + ROOM)",
-          f"{FUSED_TESTS} -k impossible"),
+    Fault("Triton fused product", FUSED, "tl.where(logit > float('-inf'), logit + ROOM, 0.0)", "logit + ROOM",
+          f"{FUSED_TESTS} -k impossible", within="label_logits_fwd_kernel"),
     Fault("Triton fused product", FUSED, "return apart and whole and tensor.data_ptr() % 16 == 0", "return whole",
           f"{FUSED_TESTS} -k descriptors_cannot"),
     Fault("Triton fused product", EXP_ROWS, "return ExpPlan(kept, rows, 0 if fused else rows, apart, fused)",
-          "return ExpPlan(kept, rows, 0 if fused else rows, apart)", "tests/interpreted/test_fused_loss.py -k cross_entropy"),
+          "return ExpPlan(kept, rows, 0 if fused else rows, apart)",
+          "tests/interpreted/test_fused_loss.py -k cross_entropy"),
 ]  # fmt: skip
 
 TRITON_ATTENTION = [
