@@ -15,13 +15,16 @@ import torch
 
 from fastdss.console.threads import use_threads
 from fastdss.errors import UserError
-from fastdss.loss.objective import FULL_KL
+from fastdss.loss.objective import FULL_KL, KL
+from fastdss.models.causal_lm import logit_scale_and_softcap
+from fastdss.models.head_call import head_is_adapted, head_trains
 from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
 from fastdss.optional import require
 from fastdss.star.scored import ScoredResponse
 from fastdss.upstream.transformers import commit_of, trackers
 
 from ..collator import DSSCollator
+from ..enable import bare_model
 from ..prepare import pack_dataset
 from .card import card
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
@@ -242,31 +245,20 @@ def make_trainer(
     *,
     progress: bool = False,
 ) -> Any:
-    """A trainer without bars, with its reference: values computed once for the label forms, a live one for full KLs."""
+    """A trainer without bars, with its reference: values computed once where they can be, else a live one."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from ..reference import add_reference_logprobs
     from .stop import StoppingTrainer
 
-    reference: Any = None
-    if settings.kl in FULL_KL:
-        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
-    else:
-        model.to(args.device)
-        device_type = torch.device(args.device).type
-
-        def with_reference(rows: Any) -> Any:
-            without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
-            with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
-                return add_reference_logprobs(
-                    rows, model, cache_dir=Path(settings.out) / "reference", progress=progress
-                )
-
-        train = with_reference(train)
-        held_out = None if held_out is None else with_reference(held_out)
-    if settings.packing:
+    if settings.packing:  # first, as a packed row's reference is that of its documents, and columns can be large
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
+    reference: Any = None
+    if computed_before(settings, model):
+        train = with_reference(settings, args, model, train, progress)
+        held_out = None if held_out is None else with_reference(settings, args, model, held_out, progress)
+    else:
+        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = StoppingTrainer(
         model=model,
@@ -281,3 +273,25 @@ def make_trainer(
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     return trainer
+
+
+def computed_before(settings: TrainSettings, model: Any) -> bool:
+    """Whether the reference's part is known before training: of the full KL the forward form, with a frozen head."""
+    if settings.kl not in FULL_KL or not settings.kl_scale:
+        return True
+    bare = bare_model(model)
+    one_head = not head_trains(bare) and not head_is_adapted(bare) and logit_scale_and_softcap(bare)[1] is None
+    return settings.kl == KL.FORWARD and one_head and not settings.live_reference
+
+
+def with_reference(settings: TrainSettings, args: Any, model: Any, rows: Any, progress: bool) -> Any:
+    """``rows`` with the columns of the model before training, made in the precision of training."""
+    from ..reference import add_reference_logprobs
+
+    model.to(args.device)
+    options: dict[str, Any] = {"cache_dir": Path(settings.out) / "reference", "progress": progress}
+    without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
+    device_type = torch.device(args.device).type
+    with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
+        forward_kl = settings.kl == KL.FORWARD and settings.kl_scale > 0
+        return add_reference_logprobs(rows, model, forward_kl=forward_kl, **options)

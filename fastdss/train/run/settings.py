@@ -69,6 +69,7 @@ class TrainSettings:
     max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
+    live_reference: bool = _set(False, "ask the reference at every step for the forward KL, in place of its columns")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set("auto", "what computes the loss")
     chunk_bytes: int = _set(0, "bound of the slab of logits; 0: the device's")

@@ -78,12 +78,15 @@ def test_a_run_from_the_command_line(files, tmp_path):
     assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("method", "kl"), [("full", "k3"), ("full", "reverse"), ("lora", "forward")])
+@pytest.mark.parametrize(
+    ("method", "kl"), [("full", "k3"), ("full", "reverse"), ("lora", "reverse"), ("lora", "forward")]
+)
 def test_every_kind_of_reference(files, tmp_path, method, kl):
     found = run(settings(files, tmp_path, method=method, kl=kl))
     assert found["before"]["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert found["after"]["eval_kl"] > 0
     assert (tmp_path / "model").is_dir()
+    assert (tmp_path / "reference").exists() == (kl in ("k3", "forward"))
 
 
 def test_resuming_uses_what_is_there(files, tmp_path, monkeypatch):
