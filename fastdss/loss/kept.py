@@ -70,6 +70,7 @@ class _Kept(NamedTuple):
     x: Tensor | None  # [n, D] rows of hidden
     product: Tensor | None  # [n, D] E W
     rows: Tensor | None  # [n] which they are; None: all
+    slope: Tensor | None  # [n, D] of the call's ref_slope
 
 
 class _Forward:
@@ -104,7 +105,11 @@ class _Forward:
         mean_logit = torch.cat(means) if means and means[0] is not None else None  # type: ignore[arg-type]
         stats = combined(sums, mean_logit, self.rows.labels, self.objective, self.shard)
         ce, kl, factors = terms_and_factors(stats, self.rows, self.objective, self.shard, self.dead)
-        kept = _Kept(column, exponentials if keep else None, x if keep else None, product, plan.index)
+        slope = call.ref_slope if hidden_grad else None
+        if slope is not None:
+            factors = factors._replace(slope=self.rows.kl_weight)
+            slope = slope if plan.index is None else slope[plan.index]
+        kept = _Kept(column, exponentials if keep else None, x if keep else None, product, plan.index, slope)
         return ce, kl, factors, kept
 
 
@@ -155,7 +160,7 @@ class KeptLoss(torch.autograd.Function):
         found: list[Tensor | None] = [None, None, None]
         if grad is not None:
             saved = ctx.saved_tensors
-            parameters, kept, factors = saved[:3], _Kept(*saved[3:8]), ExpFactors(*saved[8:])
+            parameters, kept, factors = saved[:3], _Kept(*saved[3:9]), ExpFactors(*saved[9:])
             with torch.autocast(grad.device.type, enabled=False):
                 found = _gradients(parameters, kept, factors, grad, list(ctx.needs_input_grad[4:]), *ctx.options)
         return None, None, None, None, *found
@@ -188,6 +193,8 @@ def _gradients(
         d_x = gradient.finished_hidden(kept.product, head)
         if group:
             torch.distributed.all_reduce(d_x, group=group_named(group))
+        if kept.slope is not None and factors.slope is not None:  # of whole hidden states: after the sum over ranks
+            d_x.addcmul_(kept.slope.to(d_x.dtype), factors.slope.unsqueeze(1))
         d_x = d_x.to(hidden.dtype)
         found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
     if needs[1]:
