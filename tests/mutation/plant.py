@@ -18,11 +18,17 @@ from typing import NamedTuple, TextIO
 
 import pytest
 
-from . import faults_guards, faults_loss, faults_star, faults_train
+from . import faults_approx, faults_guards, faults_loss, faults_star, faults_train
 from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS: list[Fault] = [*faults_loss.FAULTS, *faults_star.FAULTS, *faults_guards.FAULTS, *faults_train.FAULTS]
+FAULTS: list[Fault] = [
+    *faults_loss.FAULTS,
+    *faults_star.FAULTS,
+    *faults_approx.FAULTS,
+    *faults_guards.FAULTS,
+    *faults_train.FAULTS,
+]
 _COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests
 

@@ -12,12 +12,13 @@ import torch
 import fastdss.prefix.engine
 from fastdss import Guard, Promise, ScoringOptions, TrunkProbe, star_scores
 from fastdss.chat.conversation import plain
+from fastdss.guards.spec import AnswerField
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.star.gates import Gating
+from fastdss.star.gates import Gating, Reading, Seen
 from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
-from tests.support.builders import make_guard
+from tests.support.builders import make_guard, make_spec
 
 TEXT = "call her at home today the number is five and seven please write to me soon or never"
 PROMISE = Promise(tolerance=0.2, at_most=0.1, confidence=0.9)  # 22 sampled rows can show it
@@ -201,3 +202,25 @@ def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None
     assert audited[::2] == audited[1::2]
     assert 0 < sum(audited) < len(audited)
     assert probe.audit.rows == sum(audited) // 2
+
+
+def test_rows_without_scores_are_no_part_of_a_fit(guard: Guard) -> None:
+    reading = Reading()
+    judged = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for k in range(70)]
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(70, 3, 1, 5, generator=generator)
+    scores = torch.sigmoid(states[..., 0, 0])
+    scores[::7, 1] = float("nan")
+    reading.layers = (1,)
+    reading.seen = [Seen(judged[k], scores[k], dict(enumerate(states[k]))) for k in range(70)]
+    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    assert probe.certificate.fitted_rows + probe.certificate.sampled_rows == 60
+    assert probe.certificate.fit > 0.9
+
+
+def test_guards_whose_score_takes_several_readings_are_refused_by_name() -> None:
+    fields = (AnswerField("\n\n", ("safe", "unsafe")),)
+    judge = make_guard(spec=make_spec(fields=fields))
+    assert judge.readouts == 2
+    with pytest.raises(ValueError, match="score is read at one place of a prefix tree, got test-guard, which sums 2"):
+        TrunkProbe.fit(judge, batch(40, 8), promise=PROMISE)
