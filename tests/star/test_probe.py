@@ -221,6 +221,6 @@ def test_rows_without_scores_are_no_part_of_a_fit(guard: Guard) -> None:
 def test_guards_whose_score_takes_several_readings_are_refused_by_name() -> None:
     fields = (AnswerField("\n\n", ("safe", "unsafe")),)
     judge = make_guard(spec=make_spec(fields=fields))
-    assert judge.readouts == 2
-    with pytest.raises(ValueError, match="score is read at one place of a prefix tree, got test-guard, which sums 2"):
+    assert judge.readouts == 3
+    with pytest.raises(ValueError, match="score is read at one place of a prefix tree, got test-guard, which sums 3"):
         TrunkProbe.fit(judge, batch(40, 8), promise=PROMISE)
