@@ -38,7 +38,7 @@ FAULTS = [
         GATES,
         "enumerate(places) if score in self._states",
         "enumerate(places, 1) if score in self._states",
-        f"{PROBES} -k marked",
+        f"{PROBES} -k reading_keeps",
     ),
     Fault("approximate", PROBE, "probe._certified(sampled, used)", "probe._certified(fitted, used)", SIMULATED),
     Fault("approximate", PROBE, "if getattr(options, name) != value:", "if False:", f"{PROBES} -k refused"),

@@ -62,7 +62,7 @@ FAULTS = [
           "tests/hardening/test_fuzz.py -k content_hash"),
     Fault("cache keys", f"{CORPUS}/store.py", "row is None or row.content_hash != score.content_hash",
           "row is None", "tests/corpus/test_store.py -k another_input"),
-    Fault("cache keys", f"{CORPUS}/run.py", '{"turns": data.turns, "max_bytes"', '{"max_bytes"',
+    Fault("cache keys", f"{CORPUS}/run.py", '{"turns": self.data.turns, "max_bytes"', '{"max_bytes"',
           "tests/corpus/test_run.py -k every_turn"),
     Fault("cache keys", f"{CORPUS}/guards.py", "contiguous().flatten().view(torch.uint8).numpy())",
           "contiguous().flatten()[:0].view(torch.uint8).numpy())", f"{SCORER} -k in_memory"),

@@ -171,18 +171,39 @@ def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe)
 
 
 def test_a_gate_settles_what_it_predicted_row_by_row(probe: TrunkProbe) -> None:
-    """Two turns of row 0 are audited, one of which is off; row 1 is approximated."""
+    """Two turns of row 0 are audited, the first of which is off; row 1 is approximated in part."""
     judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in (0, 0, 1)]
     audit = Audit(PROMISE)
     gate = Gating(probe, 0.1, PROMISE.tolerance, judged, [True, True, False], [1, 2, 2], audit)
-    gate._predicted = {0: 0.5, 2: 0.9, 3: 0.25}
-    scores = torch.tensor([0.55, 0.7, 0.4, float("nan"), 0.8])
+    gate._predicted = {0: 0.9, 2: 0.5, 4: 0.25}
+    scores = torch.tensor([0.4, 0.7, 0.55, 0.8, float("nan")])
     settled = gate.settle(scores)
-    assert [item.exact.tolist() for item in settled] == [[True], [True, True], [False, True]]
-    assert [item.missed for item in settled] == [pytest.approx(0.05), pytest.approx(0.5), None]
-    assert scores.tolist() == pytest.approx([0.55, 0.7, 0.4, 0.25, 0.8])
+    assert [item.exact.tolist() for item in settled] == [[True], [True, True], [True, False]]
+    assert [item.missed for item in settled] == [pytest.approx(0.5), pytest.approx(0.05), None]
+    assert scores.tolist() == pytest.approx([0.4, 0.7, 0.55, 0.8, 0.25])
     assert (audit.rows, audit.wrong) == (1, 1)
-    assert [gate.passes(k) for k in range(5)] == [True, True, True, False, True]
+    assert [gate.passes(k) for k in range(5)] == [True, True, True, True, False]
+
+
+def test_a_reading_keeps_what_belongs_to_each_score(guard: Guard) -> None:
+    judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in range(2)]
+    reading = Reading()
+    gate = reading.gate([guard], judged, [2, 3], EVERY_2)
+    states = torch.arange(3 * 4 * 2, dtype=torch.float32).view(3, 4, 2)  # two layers and what goes into them
+    gate.read([0, 2], states[:, :2])
+    gate.read([4, 3], states[:, 2:])
+    settled = gate.settle(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert all(bool(item.exact.all()) for item in settled)
+    first, second = reading.seen
+    assert first.scores.tolist() == pytest.approx([0.1, 0.2])
+    assert second.scores.tolist() == pytest.approx([0.3, 0.4, 0.5])
+    assert reading.layers == (1, 2)
+    assert {k: value.tolist() for k, value in first.states.items()} == {0: states[1:, 0].tolist()}
+    assert {k: value.tolist() for k, value in second.states.items()} == {
+        0: states[1:, 1].tolist(),
+        2: states[1:, 2].tolist(),
+        1: states[1:, 3].tolist(),
+    }
 
 
 def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None:
