@@ -242,14 +242,18 @@ def launch_head_exponentials_fwd(
     bias: Tensor | None,
     scale: float,
     softcap: float | None,
-    config: HeadConfig,
-    programs: int,
+    config: HeadConfig | None = None,
+    programs: int = 0,
 ) -> None:
     """``out`` becomes E of ``x @ head.T``; label_logit, others, total and cap_slope (with a softcap) are filled.
 
-    x: [c, D], head: [V, D], in one dtype of at most 32 bit, rows without gaps. out: [c, V]; None: not needed.
-    local_labels: [c] int64, outside of [0, V) where another rank holds the label. programs: of the product.
+    x: [c, D], head: [V, D], in one dtype of at most 32 bit; ``takes`` says whether head will do. out: [c, V]; None: not
+    needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
+    config, programs (of the product): the device's own, if not given.
     """
+    config = config or head_config(x.device, finished=softcap is not None or bias is not None)
+    programs = programs or programs_of(x.device)
+    x = x if fits(x, config) else x.contiguous()
     count, (width, depth) = x.shape[0], head.shape
     if not count:
         return
@@ -284,13 +288,33 @@ def launch_head_exponentials_fwd(
             )  # fmt: skip
 
 
+def takes(head: Tensor, dtype: torch.dtype, *, asked: bool, bias: bool) -> bool:
+    """Whether the kernel multiplies by ``head`` [V, D] once that is in ``dtype``: in bf16 (the interpreter, which has
+    none, in fp32), in memory that it can read, where it was asked for or is the chip's default.
+
+    asked: raise ``ValueError`` for a chip that has no configuration.
+    """
+    name = head_architecture(head.device)
+    if not asked and not HEAD_EXPONENTIALS_BY_DEFAULT.get(name, False):
+        return False
+    config = head_config(head.device, bias)
+    if dtype != (torch.float32 if interpreted() else torch.bfloat16):
+        return False
+    if head.dtype == dtype:
+        return fits(head, config)
+    return head.stride(1) == 1 and (
+        not config.descriptors or head.shape[1] * dtype.itemsize % 16 == 0
+    )  # will be a copy
+
+
 def fits(tensor: Tensor, config: HeadConfig) -> bool:
     """Whether the kernel can read ``tensor`` [n, m]: no gaps within rows; a descriptor wants bases and rows at
     multiples of 16 bytes, and no two rows at one place."""
     if tensor.stride(1) != 1 or not config.descriptors:
         return tensor.stride(1) == 1
-    apart = tensor.stride(0) >= tensor.shape[1] and tensor.stride(0) * tensor.element_size() % 16 == 0
-    return apart and tensor.data_ptr() % 16 == 0
+    apart = tensor.stride(0) >= tensor.shape[1]
+    whole = all(n * tensor.element_size() % 16 == 0 for n in (tensor.stride(0), tensor.shape[1]))
+    return apart and whole and tensor.data_ptr() % 16 == 0
 
 
 def head_config(device: torch.device, finished: bool) -> HeadConfig:
@@ -298,7 +322,7 @@ def head_config(device: torch.device, finished: bool) -> HeadConfig:
     name = head_architecture(device)
     if (name, finished) not in HEAD_EXPONENTIALS:
         known = ", ".join(HEAD_EXPONENTIALS_BY_DEFAULT)
-        raise ValueError(f"backend: 'fused' has configurations for {known}, got {name}: use backend='triton'")
+        raise ValueError(f"backend: expected 'triton', since 'fused' has configurations for {known} alone, got {name}")
     return HEAD_EXPONENTIALS[name, finished]
 
 

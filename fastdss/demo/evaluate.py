@@ -15,6 +15,7 @@ from torch import Tensor
 from fastdss.chat.encoder import ChatEncoder
 from fastdss.errors import UserError
 from fastdss.loss.functional import token_logprobs
+from fastdss.models.batching import length_batches
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, pad_rows
 from fastdss.star.guard import Guard
@@ -64,15 +65,15 @@ class Result:
     answers: list[Answer] = field(default_factory=list)
 
 
-def wilson(count: int, total: int) -> Count:
+def wilson(count: int, total: int, z: float = Z) -> Count:
     """https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval"""
     if not 0 <= count <= total:
         raise UserError(f"expected 0 <= count <= total, got {count} of {total}")
     if total == 0:
         return Count(0, 0, 0.0, 1.0)
-    share, spread = count / total, Z * Z / total
+    share, spread = count / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
     return Count(count, total, max(0.0, centre - half), min(1.0, centre + half))
 
 
@@ -189,9 +190,7 @@ def answer_logprobs(
     ]
     found: dict[int, Tensor] = {}
     head = lm_head(model)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    for first in range(0, len(order), 16):
-        chosen = order[first : first + 16]
+    for chosen in length_batches([len(row["input_ids"]) for row in rows], rows=16):
         batch = {k: v.to(policy.device) for k, v in pad_rows([rows[i] for i in chosen], policy.pad_token_id).items()}
         labels = batch.pop("labels")
         with policy.autocast():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.console.voice import tell_result
 from fastdss.errors import UserError
 from fastdss.optional import require
 
@@ -66,7 +68,6 @@ def add_report(commands: Any) -> None:
         help="rows on the page, those with the lowest scores first; 0: all (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
 
 
@@ -76,7 +77,7 @@ def _run(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(args.folder) / "report.html")
     without_text = write_report(args.folder, out, sources=args.inputs, limit=args.limit or None)
     if without_text is not None:
-        print(f"The page shows scores without text: {without_text}")
-    print(f"The page is at {out.resolve()}")
+        print(f"The page shows scores without text: {without_text}", file=sys.stderr)
+    tell_result(args, {"page": out.resolve(), "without_text": without_text}, [("page", out.resolve())])
     if args.open:
         webbrowser.open(out.resolve().as_uri())

@@ -12,6 +12,7 @@ LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_k
 EXPS, KEPT, EXP_ROWS = "fastdss/loss/exponentials.py", "fastdss/loss/kept.py", "fastdss/loss/exp_rows.py"
 ROWS_OF, KERNEL = "fastdss/loss/rows.py", "kernels/exponentials.py"
 EXP_TESTS, EXP_KERNEL = "tests/loss/test_exponentials.py", "tests/interpreted/test_exponentials.py"
+FUSED, FUSED_TESTS = "kernels/head_exponentials.py", "tests/interpreted/test_head_exponentials.py"
 EXACT = "tests/loss/test_exact.py"
 DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
@@ -22,204 +23,344 @@ ROWS = "tests/interpreted/test_row_pass.py"
 KEYS = "tests/interpreted/test_prefix_attention.py"
 
 ROW_FORMULAS = [
-    Fault("row formulas", OBJECTIVE, "return d, torch.ones_like(d)", "return d, torch.zeros_like(d)", DSS),
-    Fault("row formulas", OBJECTIVE, "return d * d * 0.5, d", "return d * d * 0.5, 2 * d", DSS),
-    Fault(
-        "row formulas", OBJECTIVE, "torch.expm1(-d) + d, -torch.expm1(-d)", "torch.expm1(-d) + d, torch.expm1(-d)", DSS
-    ),
-    Fault("row formulas", OBJECTIVE, "rows.ce_weight * (1 + 2 * o.z_loss * stats.lse)",
-          "rows.ce_weight * (1 + o.z_loss * stats.lse)", DSS),
-    Fault("row formulas", OBJECTIVE, "label = rows.ce_weight * (o.label_smoothing - 1)",
-          "label = -rows.ce_weight", DSS),
-    Fault("row formulas", OBJECTIVE, "(-e / vocab_size * objective.logit_scale)", "(-e * objective.logit_scale)", DSS),
-    Fault("row formulas", OBJECTIVE, 'prob = prob + b if o.kl == "forward" else prob', "prob = prob", DSS),
-    Fault("row formulas", OBJECTIVE, 'sign = 1 if o.kl == "reverse" else -1', "sign = 1", DSS),
-    Fault("row formulas", OBJECTIVE, "jacobian = (1 - z.square())", "jacobian = (1 - z)", DSS),
-    Fault("row formulas", OBJECTIVE, "        prob * s,\n", "        prob,\n", DSS),
+    Fault("row formulas", OBJECTIVE, "torch.ones_like", "torch.zeros_like", DSS, within="label_kl"),
+    Fault("row formulas", OBJECTIVE, "(d * d * 0.5, d)", "(d * d * 0.5, 2 * d)", DSS, within="label_kl"),
+    Fault("row formulas", OBJECTIVE, "-torch.expm1(-d)", "torch.expm1(-d)", DSS, within="label_kl"),
+    Fault("row formulas", OBJECTIVE, "2 * o.z_loss", "o.z_loss", DSS, within="finish_rows"),
+    Fault("row formulas", OBJECTIVE, "rows.ce_weight * (o.label_smoothing - 1)", "-rows.ce_weight", DSS,
+          within="finish_rows"),
+    Fault("row formulas", OBJECTIVE, "-e / vocab_size", "-e", DSS, within="smoothing_term"),
+    Fault("row formulas", OBJECTIVE, "prob + b if o.kl == 'forward' else prob", "prob", DSS, within="finish_rows"),
+    Fault("row formulas", OBJECTIVE, "1 if o.kl == 'reverse' else -1", "1", DSS, within="finish_rows"),
+    Fault("row formulas", OBJECTIVE, "1 - z.square()", "1 - z", DSS, within="transform"),
+    Fault("row formulas", OBJECTIVE,
+          "RowCoefficients(prob * s, label * s, smoothing_term(rows.ce_weight, o, vocab_size), None if b "
+          "is None or stats.ref_lse is None else b * s)",
+          "RowCoefficients(prob, label * s, smoothing_term(rows.ce_weight, o, vocab_size), None if b is "
+          "None or stats.ref_lse is None else b * s)", DSS, within="finish_rows"),
     Fault("row formulas", OBJECTIVE, "label_logit.masked_fill(labels.clamp(0, vocab_size - 1) != labels, math.nan)",
-          "label_logit", f"{BAD} -k under_compile"),
-    Fault("row formulas", OBJECTIVE, "rows.ref_logprobs).masked_fill(b == 0, 0)", "rows.ref_logprobs)",
-          f"{BAD} -k nan_counts"),
+          "label_logit", f"{BAD} -k under_compile", within="in_vocabulary"),
+    Fault("row formulas", OBJECTIVE, "(-nll - rows.ref_logprobs).masked_fill(b == 0, 0)", "-nll - rows.ref_logprobs",
+          f"{BAD} -k nan_counts", within="label_terms"),
     Fault("row formulas", OBJECTIVE, "(z if reverse else z_ref) == -math.inf",
-          "(z if reverse else z_ref) == math.inf", f"{EXACT} -k impossible_token"),
-    Fault("row formulas", OBJECTIVE, "block = slice(start, start + step)", "block = slice(start, start + step - 1)",
-          "tests/hardening/test_extremes.py -k vocabulary"),
+          "(z if reverse else z_ref) == math.inf", f"{EXACT} -k impossible_token", within="_local_stats"),
+    Fault("row formulas", OBJECTIVE, "start + step", "start + step - 1",
+          "tests/hardening/test_extremes.py -k vocabulary", within="torch_row_pass"),
 ]  # fmt: skip
 
 COMPACTION_AND_CHUNKS = [
-    Fault("compaction", CHUNKED, "unused = None if self.plan.trusted else inputs.kl_weight[:with_ref] == 0",
-          "unused = None", "tests/loss/test_engine.py -k weight_is_zero"),
-    Fault("compaction", ROWS_OF, "live = has_kl | (ce_weight != 0)", "live = ce_weight != 0", DSS),
-    Fault("compaction", ROWS_OF, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS),
-    Fault("compaction", ROWS_OF, "return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)", "return x",
-          f"{BAD} -k nan_counts"),
+    Fault("compaction", CHUNKED, "None if self.plan.trusted else inputs.kl_weight[:with_ref] == 0", "None",
+          "tests/loss/test_engine.py -k weight_is_zero", within="_Run._ref_rows"),
+    Fault("compaction", ROWS_OF, "has_kl | (ce_weight != 0)", "ce_weight != 0", DSS, within="order_rows"),
+    Fault("compaction", ROWS_OF, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS,
+          within="order_rows"),
+    Fault("compaction", ROWS_OF, "x if dead is None else torch.where(dead.unsqueeze(1), 0, x)", "x",
+          f"{BAD} -k nan_counts", within="gather"),
     Fault("compaction", CHUNKED, "ce if dead is None else ce.masked_fill(dead, 0)", "ce",
-          f"{ENGINE} -k live_rows_and_no_compaction"),
-    Fault("compaction", CHUNKED, "call.hidden.new_zeros if self.plan.count == 0 or self.plan.index is not None else",
-          "call.hidden.new_empty if self.plan.count else", f"{ROWS} -k test_shapes"),
-    Fault("compaction", CHUNKED, "self.d_hidden.index_copy_(0, rows, d_x)", "self.d_hidden[: len(d_x)] = d_x", DSS),
-    Fault("chunk loop", ROWS_OF, "for start in range(0, self.count, size):",
-          "for start in range(0, max(self.count - 1, 1), size):", CHUNKS),
-    Fault("chunk loop", ROWS_OF, "min(max(self.kl_rows - start, 0), span.stop - start)",
-          "min(self.kl_rows, span.stop - start)", "tests/hardening/test_seams.py"),
-    Fault("chunk loop", CHUNKED, "else slice(span.start, span.start + with_ref)", "else slice(0, with_ref)",
-          f"{ENGINE} -k live_rows_and_no_compaction"),
-    Fault("dW accumulation", GEMM, "beta=0 if first else 1", "beta=0", CHUNKS),
+          f"{ENGINE} -k live_rows_and_no_compaction", within="_Run.row_pass"),
+    Fault("compaction", CHUNKED, "call.hidden.new_zeros if self.plan.count == 0 or self.plan.index is not None else "
+          "call.hidden.new_empty", "call.hidden.new_empty if self.plan.count else call.hidden.new_empty",
+          f"{ROWS} -k test_shapes", within="_Run.__init__"),
+    Fault("compaction", CHUNKED,
+          "if self.d_hidden is not None and d_x is not None and isinstance(rows, Tensor):\n    "
+          "self.d_hidden.index_copy_(0, rows, d_x)",
+          "if self.d_hidden is not None and d_x is not None and isinstance(rows, Tensor):\n    "
+          "self.d_hidden[:len(d_x)] = d_x", DSS, within="_Run._add"),
+    Fault("chunk loop", ROWS_OF, "range(0, self.count, size)", "range(0, max(self.count - 1, 1), size)", CHUNKS,
+          within="RowPlan.chunks"),
+    Fault("chunk loop", ROWS_OF, "max(self.kl_rows - start, 0)", "self.kl_rows", "tests/hardening/test_seams.py",
+          within="RowPlan.chunks"),
+    Fault("chunk loop", CHUNKED, "slice(span.start, span.start + with_ref)", "slice(0, with_ref)",
+          f"{ENGINE} -k live_rows_and_no_compaction", within="_Run._ref_rows"),
+    Fault("dW accumulation", GEMM, "0 if first else 1", "0", CHUNKS, within="add_product"),
     Fault("dW accumulation", GRADIENT, "d_bias += self.dz.sum(dim=0, dtype=d_bias.dtype)",
-          "d_bias.copy_(self.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS),
-    Fault("dW accumulation", GRADIENT, "label_rows(d_head, x, self.lost, self.labels, self.backend, scatter=True)",
-          "pass", f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", GRADIENT, "label_rows(d_x, head, self.lost, self.labels, self.backend, scatter=False)", "pass",
-          f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", GEMM, "target.addcmul_(source[labels].to(target.dtype)",
-          "target.addcmul_(source[: len(labels)].to(target.dtype)", f"{EXACT} -k as_on_a_gpu"),
-    Fault("dX", GRADIENT, "exact - rounded, self.labels", "0 * exact, self.labels", f"{EXACT} -k sixteen_bit_inputs"),
-    Fault("column filter", FILTER, "limits = total * torch", "limits = 4 * total * torch", f"{FILTERED} -k promise"),
-    Fault("column filter", FILTER, "if share == 1.0 or bool(remains <= (self.tolerance**2) * total):", "if True:",
-          f"{FILTERED} -k promise"),
-    Fault("column filter", FILTER, "total = total + entries.beside.double().square().sum()",
-          "total = total + 9 * entries.beside.double().square().sum()", f"{FILTERED} -k promise"),
-    Fault("column filter", FILTER, "weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if self.row is None else",
-          "weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if True else", f"{FILTERED} -k promise"),
-    Fault("column filter", FILTER, "    if not bool(total.isfinite()):".strip(), "if False:", f"{FILTERED} -k nan"),
-    Fault("column filter", FILTER, ".masked_fill_(~dropped, 0)", "", FILTERED),
-    Fault("column filter", FILTER, "return left * (size / squared)", "return left * (size * squared)", FILTERED),
-    Fault("column filter", FILTER, "scaled = vector if self.row is None else vector * self.row",
-          "scaled = vector", FILTERED),
-    Fault("column filter", FILTER, "d_hidden[dropped.rows] += torch.outer(dropped.left, mean)", "pass", FILTERED),
-    Fault("column filter", FILTER, "d_head.addmm_(right.t(),", "d_head.addmm_(0 * right.t(),", FILTERED),
-    Fault("column filter", FILTER, "d_head.index_add_(0, part, product)", "d_head[part] = product",
-          f"{FILTERED} -k every_option"),
-    Fault("column filter", FILTER, "        d_x.zero_()\n    for part", "        pass\n    for part",
-          f"{FILTERED} -k every_option"),
-    Fault("column filter", CHUNKED, "fills = self.plan.count > 0 and self.filtered is None",
-          "fills = self.plan.count > 0", f"{FILTERED} -k every_option"),
-    Fault("exponentials", EXPS, "label = -prob * stats.miss", "label = -prob", DSS),
-    Fault("exponentials", EXPS, "(2 * o.z_loss * stats.lse)", "(o.z_loss * stats.lse)",
-          f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "label = rows.ce_weight * o.label_smoothing + more - prob * stats.miss",
-          "label = more - prob * stats.miss", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "label = label * stats.cap_slope", "pass", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "label_logit.masked_fill(mine.unsqueeze(1), -torch.inf)",
-          "label_logit", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "label_logit + nll)", "label_logit - nll)", f"{EXP_TESTS} -k certain_label"),
+          "d_bias.copy_(self.dz.sum(dim=0, dtype=d_bias.dtype))", CHUNKS, within="RowGradient.add_bias"),
+    Fault("dW accumulation", GRADIENT,
+          "if d_head is not None:\n    label_rows(d_head, x, self.lost, self.labels, self.backend, " "scatter=True)",
+          "if d_head is not None:\n    pass", f"{EXACT} -k as_on_a_gpu", within="RowGradient.multiply"),
+    Fault("dX", GRADIENT, "if d_x is not None:\n    label_rows(d_x, head, self.lost, self.labels, self.backend, "
+          "scatter=False)", "if d_x is not None:\n    pass", f"{EXACT} -k as_on_a_gpu", within="RowGradient.multiply"),
+    Fault("dX", GEMM, "source[labels]", "source[:len(labels)]", f"{EXACT} -k as_on_a_gpu", within="label_rows"),
+    Fault("dX", GRADIENT, "exact - rounded", "0 * exact", f"{EXACT} -k sixteen_bit_inputs",
+          within="RowGradient._multiply_head"),
+    Fault("column filter", FILTER,
+          "total * torch.tensor([(self.tolerance * share) ** 2 for share in _TRIES], device=total.device)",
+          "4 * total * torch.tensor([(self.tolerance * share) ** 2 for share in _TRIES], device=total.device)",
+          f"{FILTERED} -k promise", within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "share == 1.0 or bool(remains <= self.tolerance ** 2 * total)", "True",
+          f"{FILTERED} -k promise", within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "entries.beside.double().square().sum()",
+          "9 * entries.beside.double().square().sum()", f"{FILTERED} -k promise", within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "self.row is None", "True", f"{FILTERED} -k promise", within="Entries.energies"),
+    Fault("column filter", FILTER, "not bool(total.isfinite())", "False", f"{FILTERED} -k nan",
+          within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "entries.transposed_times(left).masked_fill_(~dropped, 0)",
+          "entries.transposed_times(left)", FILTERED, within="_rank_one"),
+    Fault("column filter", FILTER, "size / squared", "size * squared", FILTERED, within="_rank_one"),
+    Fault("column filter", FILTER, "vector if self.row is None else vector * self.row", "vector", FILTERED,
+          within="Entries.transposed_times"),
+    Fault("column filter", FILTER, "d_hidden[dropped.rows] += torch.outer(dropped.left, mean)", "pass", FILTERED,
+          within="ColumnFilter.put_back"),
+    Fault("column filter", FILTER,
+          "if d_head is not None:\n    d_head.addmm_(right.t(), torch.stack([dropped.left_x for dropped in "
+          "self._dropped]))",
+          "if d_head is not None:\n    d_head.addmm_(0 * right.t(), torch.stack([dropped.left_x for dropped "
+          "in self._dropped]))", FILTERED, within="ColumnFilter.put_back"),
+    Fault("column filter", FILTER,
+          "if d_head is not None:\n    product = d_head.new_empty((part.shape[0], x.shape[1]))\n    "
+          "add_product(product, gathered.t(), x, first=True)\n    d_head.index_add_(0, part, product)",
+          "if d_head is not None:\n    product = d_head.new_empty((part.shape[0], x.shape[1]))\n    "
+          "add_product(product, gathered.t(), x, first=True)\n    d_head[part] = product",
+          f"{FILTERED} -k every_option", within="multiply_columns"),
+    Fault("column filter", FILTER, "if d_x is not None:\n    d_x.zero_()", "if d_x is not None:\n    pass",
+          f"{FILTERED} -k every_option", within="multiply_columns"),
+    Fault("column filter", CHUNKED, "self.plan.count > 0 and self.filtered is None", "self.plan.count > 0",
+          f"{FILTERED} -k every_option", within="_Run.__init__"),
+    Fault("exponentials", EXPS, "-prob * stats.miss", "-prob", DSS, within="terms_and_factors"),
+    Fault("exponentials", EXPS, "2 * o.z_loss", "o.z_loss", f"{EXP_TESTS} -k kept_and_in_chunks",
+          within="terms_and_factors"),
+    Fault("exponentials", EXPS, "rows.ce_weight * o.label_smoothing + more", "more",
+          f"{EXP_TESTS} -k kept_and_in_chunks", within="terms_and_factors"),
+    Fault("exponentials", EXPS, "label = label * stats.cap_slope", "pass", f"{EXP_TESTS} -k kept_and_in_chunks",
+          within="terms_and_factors"),
+    Fault("exponentials", EXPS, "label_logit.masked_fill(mine.unsqueeze(1), -torch.inf)", "label_logit",
+          f"{EXP_TESTS} -k kept_and_in_chunks", within="_block_exponentials"),
+    Fault("exponentials", EXPS, "label_logit + nll", "label_logit - nll", f"{EXP_TESTS} -k certain_label",
+          within="combined"),
     Fault("exponentials", EXPS, "others + F.softplus(-distance, threshold=40.0)", "others",
-          f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", EXPS, "nll, miss = F.softplus(distance, threshold=40.0)",
-          "nll, miss = F.softplus(distance, threshold=1.0)", DSS),
-    Fault("exponentials", EXPS, "(sums.others - others).exp()", "1.0", RANKS),
+          f"{EXP_TESTS} -k kept_and_in_chunks", within="combined"),
+    Fault("exponentials", EXPS, "F.softplus(distance, threshold=40.0)", "F.softplus(distance, threshold=1.0)", DSS,
+          within="combined"),
+    Fault("exponentials", EXPS, "(sums.others - others).exp()", "1.0", RANKS, within="combined"),
     Fault("exponentials", EXPS, "label = label.masked_fill(local.clamp(0, shard.width - 1) != local, 0)", "pass",
-          RANKS),
+          RANKS, within="terms_and_factors"),
     Fault("exponentials", EXPS, "ce, row, label = (t.masked_fill(dead, 0) for t in (ce, row, label))", "pass",
-          f"{ENGINE} -k live_rows_and_no_compaction"),
-    Fault("exponentials", EXPS, "label_sums.index_add_(0, place, wide * self.factors.label.unsqueeze(1))",
-          "label_sums[place] = wide * self.factors.label.unsqueeze(1)", f"{EXP_TESTS} -k rounded_once"),
-    Fault("exponentials", EXPS, "add_product(sums, self.exponentials.index_select(1, part).t(), scaled)", "pass",
-          f"{EXP_TESTS} -k rounded_once"),
-    Fault("exponentials", EXPS, "d_bias.index_add_(0, self.labels, self.factors.label)", "pass", DSS),
-    Fault("exponentials", KEPT, "None if t is None else scaled_weight(t, upstream) for t in factors",
-          "t for t in factors", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", KEPT, "None if t is None else t * upstream for t in factors", "t for t in factors",
-          f"{EXP_TESTS} -k kept_and_in_chunks"),
+          f"{ENGINE} -k live_rows_and_no_compaction", within="terms_and_factors"),
+    Fault("exponentials", EXPS,
+          'def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:\n    """``dZ.T @ x`` [V, D] in '
+          "16 bit, rounded once: one product of the vendor's, then the rows that are labels.\n\n        "
+          "Those are summed again in fp32: what a label adds would else be rounded together with a rounded "
+          'sum.\n        """\n    wide = x.to(self.factors.row.dtype)\n    scaled = self._scaled(wide)\n    '
+          "d_head = torch.mm(self.exponentials.t(), scaled)\n    columns, place = _distinct(self.labels)\n   "
+          " label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))\n    label_sums.index_add_(0, "
+          "place, wide * self.factors.label.unsqueeze(1))\n    if columns.device.type != 'cpu':\n        "
+          "label_sums = label_sums[torch.searchsorted(columns, columns)]\n    for part, sums in "
+          "zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n        add_product(sums, "
+          "self.exponentials.index_select(1, part).t(), scaled)\n        d_head.index_copy_(0, part, "
+          "sums.to(dtype))\n    return d_head",
+          'def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:\n    """``dZ.T @ x`` [V, D] in '
+          "16 bit, rounded once: one product of the vendor's, then the rows that are labels.\n\n        "
+          "Those are summed again in fp32: what a label adds would else be rounded together with a rounded "
+          'sum.\n        """\n    wide = x.to(self.factors.row.dtype)\n    scaled = self._scaled(wide)\n    '
+          "d_head = torch.mm(self.exponentials.t(), scaled)\n    columns, place = _distinct(self.labels)\n   "
+          " label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))\n    label_sums[place] = wide * "
+          "self.factors.label.unsqueeze(1)\n    if columns.device.type != 'cpu':\n        label_sums = "
+          "label_sums[torch.searchsorted(columns, columns)]\n    for part, sums in "
+          "zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n        add_product(sums, "
+          "self.exponentials.index_select(1, part).t(), scaled)\n        d_head.index_copy_(0, part, "
+          "sums.to(dtype))\n    return d_head", f"{EXP_TESTS} -k rounded_once", within="ExpGradient"),
+    Fault("exponentials", EXPS,
+          "for part, sums in zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n    "
+          "add_product(sums, self.exponentials.index_select(1, part).t(), scaled)\n    "
+          "d_head.index_copy_(0, part, sums.to(dtype))",
+          "for part, sums in zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n    "
+          "pass\n    d_head.index_copy_(0, part, sums.to(dtype))", f"{EXP_TESTS} -k rounded_once",
+          within="ExpGradient.rounded_head"),
+    Fault("exponentials", EXPS, "def add_bias(self, d_bias: Tensor) -> None:\n    for e, v in "
+          "zip(self.exponentials.split(_LABELS), self.factors.row.split(_LABELS), strict=True):\n        "
+          "d_bias.addmv_(e.t().to(d_bias.dtype), v)\n    d_bias.index_add_(0, self.labels, "
+          "self.factors.label)\n    if self.factors.const is not None:\n        d_bias += "
+          "self.factors.const.sum()", "def add_bias(self, d_bias: Tensor) -> None:\n    for e, v in "
+          "zip(self.exponentials.split(_LABELS), self.factors.row.split(_LABELS), strict=True):\n        "
+          "d_bias.addmv_(e.t().to(d_bias.dtype), v)\n    pass\n    if self.factors.const is not None:\n      "
+          "  d_bias += self.factors.const.sum()", DSS, within="ExpGradient"),
+    Fault("exponentials", KEPT, "None if t is None else scaled_weight(t, upstream)", "t",
+          f"{EXP_TESTS} -k kept_and_in_chunks", within="_gradients"),
+    Fault("exponentials", KEPT, "None if t is None else t * upstream", "t", f"{EXP_TESTS} -k kept_and_in_chunks",
+          within="_gradients"),
     Fault("exponentials", KEPT, "upstream if kept.rows is None else upstream[kept.rows]",
-          "upstream[: len(factors.row)]", f"{EXP_TESTS} -k kept_and_in_chunks"),
-    Fault("exponentials", KEPT, "torch.distributed.all_reduce(d_x,", "print(d_x,", RANKS),
+          "upstream[:len(factors.row)]", f"{EXP_TESTS} -k kept_and_in_chunks", within="_gradients"),
+    Fault("exponentials", KEPT, "torch.distributed.all_reduce", "print", RANKS, within="_gradients"),
     Fault("exponentials", EXP_ROWS, "plan.count <= _WHOLE * call.hidden.shape[1]",
-          "plan.count < _WHOLE * call.hidden.shape[1]", f"{EXP_TESTS} -k what_is_kept"),
-    Fault("exponentials", EXP_ROWS, "exact_sum = main_grad or smoothed or", "exact_sum = smoothed or",
-          f"{EXP_TESTS} -k what_is_kept"),
-    Fault("bf16 factors", GEMM, "settings.fp32_precision = before", "pass", f"{EXP_TESTS} -k given_back"),
-    Fault("bf16 factors", GEMM, "if dtype != torch.bfloat16 or not multiplies_bf16():", "if not multiplies_bf16():",
-          f"{EXP_TESTS} -k given_back"),
-    Fault("vocab parallel", SHARD, "drawn_from = shares[0 if reverse else -1]", "drawn_from = shares[0]", RANKS),
-    Fault("vocab parallel", SHARD, "VocabShard(group.rank() * width,", "VocabShard(0,", RANKS),
-    Fault("vocab parallel", CHUNKED, "if self.d_hidden is not None and self.shard.group is not None:", "if False:",
-          RANKS),
-    Fault("vocab parallel", SHARD, "shares = (lses - peaks).exp()", "shares = torch.ones_like(lses)", RANKS),
-    Fault("vocab parallel", OBJECTIVE, "share = (local.lse - stats.lse).exp()", "share = torch.ones_like(local.lse)",
-          RANKS),
+          "plan.count < _WHOLE * call.hidden.shape[1]", f"{EXP_TESTS} -k what_is_kept", within="_keeps_half"),
+    Fault("exponentials", EXP_ROWS, "main_grad or smoothed or call.lm_head.dtype != call.compute_dtype",
+          "smoothed or call.lm_head.dtype != call.compute_dtype", f"{EXP_TESTS} -k what_is_kept", within="_keeps_half"),
+    Fault("bf16 factors", GEMM, "settings.fp32_precision = before", "pass", f"{EXP_TESTS} -k given_back",
+          within="bf16_factors"),
+    Fault("bf16 factors", GEMM, "dtype != torch.bfloat16 or not multiplies_bf16()", "not multiplies_bf16()",
+          f"{EXP_TESTS} -k given_back", within="bf16_factors"),
+    Fault("vocab parallel", SHARD, "0 if reverse else -1", "0", RANKS, within="VocabShard.combine"),
+    Fault("vocab parallel", SHARD, "group.rank() * width", "0", RANKS, within="VocabShard.of"),
+    Fault("vocab parallel", CHUNKED, "self.d_hidden is not None and self.shard.group is not None", "False", RANKS,
+          within="_Run.result"),
+    Fault("vocab parallel", SHARD, "(lses - peaks).exp()", "torch.ones_like(lses)", RANKS, within="VocabShard.combine"),
+    Fault("vocab parallel", OBJECTIVE, "(local.lse - stats.lse).exp()", "torch.ones_like(local.lse)", RANKS,
+          within="_write_gradient"),
 ]  # fmt: skip
 
 OPS_AND_ARGUMENTS = [
-    Fault("ops", "fastdss/loss/ops.py", "ce_weight=scaled_weight(call.ce_weight, grad)", "ce_weight=call.ce_weight",
-          f"{EXACT} -k reductions"),
-    Fault("ops", "fastdss/loss/ops.py", "torch.mul(gradient, factor,", "torch.mul(gradient, factor.abs(),",
-          f"{EXACT} -k reductions"),
-    Fault("ops", KEPT, "    if torch.is_grad_enabled():\n", "    if False:\n",
-          f"{ENGINE} -k double_backward"),
-    Fault("weights", INPUTS, "torch.where(counts, (1 - weight) * kl_scale, 0), counts",
-          "torch.where(counts, 1 - weight, 0), counts", DSS),
-    Fault("weights", INPUTS, "count = self.counts.sum()", "count = (self.ce_weight != 0).sum()", DSS),
+    Fault("ops", "fastdss/loss/ops.py", "scaled_weight(call.ce_weight, grad)", "call.ce_weight",
+          f"{EXACT} -k reductions", within="_upstream"),
+    Fault("ops", "fastdss/loss/ops.py", "torch.mul(gradient, factor, out=out)",
+          "torch.mul(gradient, factor.abs(), out=out)", f"{EXACT} -k reductions", within="scaled"),
+    Fault("ops", KEPT, "torch.is_grad_enabled()", "False", f"{ENGINE} -k double_backward",
+          within="refuse_double_backward"),
+    Fault("weights", INPUTS, "(1 - weight) * kl_scale", "1 - weight", DSS, within="shaping_weights"),
+    Fault("weights", INPUTS, "self.counts.sum", "(self.ce_weight != 0).sum", DSS, within="Batch.items"),
     Fault("weights", INPUTS, "F.pad(x[..., 1:], (0, 1), value=fill)", "F.pad(x[..., :-1], (1, 0), value=fill)",
-          f"{ENGINE} -k shift_pairs"),
-    Fault("weights", INPUTS, "(left_out := weight.masked_fill(there, 0)).any()", "(left_out := 0 * weight).any()",
-          "tests/hardening/test_silent_errors.py -k rows_of_another_batch"),
-    Fault("weights", INPUTS, "kl_rows if objective.full_kl or isinstance(reference, HeadReference) else -1",
-          "kl_rows if objective.full_kl else -1", f"{BAD} -k without_kl_scale"),
+          f"{ENGINE} -k shift_pairs", within="_shifted"),
+    Fault("weights", INPUTS, "weight.masked_fill(there, 0)", "0 * weight",
+          "tests/hardening/test_silent_errors.py -k rows_of_another_batch", within="Batch._refuse_rows"),
+    Fault("weights", INPUTS, "objective.full_kl or isinstance(reference, HeadReference)", "objective.full_kl",
+          f"{BAD} -k without_kl_scale", within="Batch.call"),
     Fault("weights", INPUTS, "logprobs.to(self.ce_weight.dtype).contiguous()", "logprobs.to(self.ce_weight.dtype)",
-          f"{ROWS} -k strided"),
-    Fault("weights", INPUTS, "self.ce_weight.dtype, non_blocking=True).reshape(())",
-          "self.ce_weight.dtype, non_blocking=True)", f"{BAD} -k num_items_in_batch"),
-    Fault("reference", "fastdss/loss/functional.py", "logit_scale=o.ref_logit_scale, softcap=o.ref_softcap",
-          "logit_scale=o.logit_scale, softcap=o.softcap",
-          "tests/hardening/test_properties.py -k reference_of_label_forms"),
+          f"{ROWS} -k strided", within="Batch.reference_logprobs"),
+    Fault("weights", INPUTS,
+          "num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())",
+          "num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True)",
+          f"{BAD} -k num_items_in_batch", within="Batch.items"),
+    Fault("reference", "fastdss/loss/functional.py",
+          "Objective('none', logit_scale=o.ref_logit_scale, softcap=o.ref_softcap)",
+          "Objective('none', logit_scale=o.logit_scale, softcap=o.softcap)",
+          "tests/hardening/test_properties.py -k reference_of_label_forms", within="_logprobs_of_reference"),
 ]  # fmt: skip
 
 TRITON_ROW_PASS = [
-    Fault("Triton row pass", ROW_PASS, "columns = (last - i) * BLOCK_V", "columns = i * BLOCK_V",
-          f"{ROWS} -k narrower"),
-    Fault("Triton row pass", ROWS_OF,
-          ".view(dtype)[:, start : start + self.width]", ".view(dtype)[:, : self.width]", f"{ROWS} -k narrower"),
-    Fault("Triton gradients", LABEL_ROWS, "tl.atomic_add(there, term,", "tl.store(there, term, mask=mask)  # (",
-          FINISH),
-    Fault("Triton gradients", LABEL_ROWS, "to, of = label, row", "to, of = row, row", FINISH),
-    Fault("Triton gradients", "kernels/scale.py", "inside = at < count", "inside = at < count - 1", FINISH),
-    Fault("Triton row pass", "kernels/row_pass.py", "is_label = mask & (columns == local_label)",
-          "is_label = columns == local_label", f"{ROWS} -k another_rank"),
-    Fault("Triton row pass", "kernels/row_pass.py", "token_kl = tl.zeros_like(nll)", "token_kl = nll * 0.0",
-          f"{ROWS} -k whatever_rows_hold"),
-    Fault("Triton row pass", ROW_PASS, "total = total * shrink + tl.sum(weight, axis=0)",
-          "total = total + tl.sum(weight, axis=0)", f"{ROWS} -k narrower"),
-    Fault("Triton row pass", ROW_PASS, "diff_sum = diff_sum * shrink + tl.sum(weight * diff, axis=0)",
-          "diff_sum = diff_sum + tl.sum(weight * diff, axis=0)", f"{ROWS} -k narrower"),
-    Fault("Triton row pass", ROW_PASS, "token_kl = mean_diff + ref_lse - lse", "token_kl = mean_diff + lse - ref_lse",
-          f"{ROWS} -k test_options"),
-    Fault("Triton row pass", ROW_PASS, "grad = prob * prob_factor + const", "grad = prob * prob_factor",
-          f"{ROWS} -k test_options"),
-    Fault("Triton row pass", ROW_PASS, "tl.where(mask, 1.0 - slope * slope, 0.0)", "tl.where(mask, 1.0 - slope, 0.0)",
-          f"{ROWS} -k test_options"),
-    Fault("Triton row pass", ROW_PASS, "label = -ce_weight * (1.0 - SMOOTHING)", "label = -ce_weight",
-          f"{ROWS} -k test_options"),
-    Fault("Triton row pass", ROW_PASS, "lost += tl.sum(tl.where(is_label, grad - rounded.to(ACC), 0.0), axis=0)",
-          "lost += 0.0", f"{ROWS} -k narrower"),
-    Fault("Triton row pass", ROW_PASS, '(label >= 0) & (label < width), label_logit, float("nan"))',
-          "(label >= 0) & (label < width), label_logit, 0.0)", f"{ROWS} -k outside_the_vocabulary"),
-    Fault("Triton row pass", "kernels/primitives.py", "x * (1 / 6 +", "x * (1 / 5 +", f"{ROWS} -k test_options"),
+    Fault("Triton row pass", ROW_PASS, "(last - i) * BLOCK_V", "i * BLOCK_V", f"{ROWS} -k narrower",
+          within="write_gradient"),
+    Fault("Triton row pass", ROWS_OF, "self._memory[:count].view(dtype)[:, start:start + self.width]",
+          "self._memory[:count].view(dtype)[:, :self.width]", f"{ROWS} -k narrower", within="Slab.narrow"),
+    Fault("Triton gradients", LABEL_ROWS,
+          "if SCATTER:\n    tl.atomic_add(there, term, mask=mask, sem='relaxed')\nelse:\n    tl.store(there, "
+          "tl.load(there, mask=mask, other=0.0) + term, mask=mask)",
+          "if SCATTER:\n    tl.store(there, term, mask=mask)\nelse:\n    tl.store(there, tl.load(there, "
+          "mask=mask, other=0.0) + term, mask=mask)", FINISH, within="label_rows_bwd_kernel"),
+    Fault("Triton gradients", LABEL_ROWS, "(label, row)", "(row, row)", FINISH, within="label_rows_bwd_kernel"),
+    Fault("Triton gradients", "kernels/scale.py", "inside = at < count", "inside = at < count - 1", FINISH,
+          within="scale_fwd_kernel"),
+    Fault("Triton row pass", "kernels/row_pass.py", "mask & (columns == local_label)", "columns == local_label",
+          f"{ROWS} -k another_rank", within="write_gradient"),
+    Fault("Triton row pass", "kernels/row_pass.py", "tl.zeros_like(nll)", "nll * 0.0",
+          f"{ROWS} -k whatever_rows_hold", within="finish_row"),
+    Fault("Triton row pass", ROW_PASS, "total * shrink", "total", f"{ROWS} -k narrower", within="row_sums"),
+    Fault("Triton row pass", ROW_PASS, "diff_sum * shrink", "diff_sum", f"{ROWS} -k narrower", within="row_sums"),
+    Fault("Triton row pass", ROW_PASS, "mean_diff + ref_lse - lse", "mean_diff + lse - ref_lse",
+          f"{ROWS} -k test_options", within="finish_row"),
+    Fault("Triton row pass", ROW_PASS, "prob * prob_factor + const", "prob * prob_factor", f"{ROWS} -k test_options",
+          within="write_gradient"),
+    Fault("Triton row pass", ROW_PASS, "slope * slope", "slope", f"{ROWS} -k test_options", within="write_gradient"),
+    Fault("Triton row pass", ROW_PASS, "-ce_weight * (1.0 - SMOOTHING)", "-ce_weight", f"{ROWS} -k test_options",
+          within="finish_row"),
+    Fault("Triton row pass", ROW_PASS, "tl.sum(tl.where(is_label, grad - rounded.to(ACC), 0.0), axis=0)", "0.0",
+          f"{ROWS} -k narrower", within="write_gradient"),
+    Fault("Triton row pass", ROW_PASS, "float('nan')", "0.0", f"{ROWS} -k outside_the_vocabulary",
+          within="row_pass_fwd_kernel"),
+    Fault("Triton row pass", "kernels/primitives.py", "1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720))",
+          "1 / 5 + x * (1 / 24 + x * (1 / 120 + x / 720))", f"{ROWS} -k test_options", within="expm1"),
 ]  # fmt: skip
 
 TRITON_EXPONENTIALS = [
-    Fault("Triton exponentials", KERNEL, "other = mask & (columns != local_label)", "other = mask", EXP_KERNEL),
-    Fault("Triton exponentials", KERNEL, "if not (total <= LARGEST):", "if total > 2.0 * LARGEST * LARGEST * LARGEST:",
-          f"{EXP_KERNEL} -k read_again"),
-    Fault("Triton exponentials", KERNEL, "total += tl.sum(exponential, axis=0)", "total = tl.sum(exponential, axis=0)",
-          f"{EXP_KERNEL} -k test_shapes"),
+    Fault("Triton exponentials", KERNEL, "mask & (columns != local_label)", "mask", EXP_KERNEL,
+          within="store_exponentials"),
+    Fault("Triton exponentials", KERNEL, "not total <= LARGEST", "total > 2.0 * LARGEST * LARGEST * LARGEST",
+          f"{EXP_KERNEL} -k read_again", within="exponentials_fwd_kernel"),
+    Fault("Triton exponentials", KERNEL, "total += tl.sum(exponential, axis=0)",
+          "total = tl.sum(exponential, axis=0)", f"{EXP_KERNEL} -k test_shapes", within="store_exponentials"),
     Fault("Triton exponentials", KERNEL, "exponential *= tl.where(mask, 1.0 - slope * slope, 0.0)", "pass",
-          f"{EXP_KERNEL} -k softcap"),
-    Fault("Triton exponentials", KERNEL, "tl.store(others_ptr + row, offset + tl.log(total))",
-          "tl.store(others_ptr + row, tl.log(total))", f"{EXP_KERNEL} -k test_shapes"),
+          f"{EXP_KERNEL} -k softcap", within="store_exponentials"),
+    Fault("Triton exponentials", KERNEL, "offset + tl.log(total)", "tl.log(total)", f"{EXP_KERNEL} -k test_shapes",
+          within="exponentials_fwd_kernel"),
+]  # fmt: skip
+
+TRITON_FUSED = [
+    Fault("Triton fused product", FUSED, "(words[None, :] != label[:, None])", "(words[None, :] >= 0)",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "here = words < width", "here = words < width + 1",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "total, peak = total + more, tl.maximum(peak, higher)",
+          "total, peak = total + more, peak", f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "column + BLOCK_N // 2", "column", f"{FUSED_TESTS} -k test_shapes",
+          within="head_exponentials_fwd_kernel"),
+    Fault("Triton fused product", FUSED, "size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)", "size = GROUP_M",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "lane_k[:, None] < depth - k", "lane_k[:, None] <= depth - k",
+          f"{FUSED_TESTS} -k strides_of_their_own",
+          survives="x is 0 there, and so are the products: masks on both sides guard each other against NaN alone",
+          within="tile_product"),
+    Fault("Triton fused product", FUSED, "tl.load(again_ptr) > 0", "tl.load(again_ptr) > 1",
+          f"{FUSED_TESTS} -k runs_again", within="head_exponentials_fwd_kernel"),
+    Fault("Triton fused product", FUSED, "wanted = tl.max(marks, axis=0) > 0", "wanted = tl.max(marks, axis=0) > 1",
+          f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total > LARGEST)",
+          f"{FUSED_TESTS} -k nan",
+          survives="a NaN stays one whether or not its row runs again; an infinite sum is greater"),
+    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total < 0)",
+          f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED,
+          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    tl.store(offset_ptr + lanes, "
+          "tl.where(peak > float('-inf'), peak, 0.0), mask=low)\n    tl.store(again_ptr + 1 + lanes, 1, "
+          "mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
+          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    pass\n    tl.store(again_ptr + 1 + "
+          "lanes, 1, mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
+          f"{FUSED_TESTS} -k runs_again", within="row_sums_fwd_kernel"),
+    Fault("Triton fused product", FUSED, "exponential *= tl.where(exponential > 0.0, 1.0 - slope * slope, 0.0)",
+          "exponential *= tl.where(exponential > 0.0, 1.0 - slope, 0.0)", f"{FUSED_TESTS} -k test_options"),
+    Fault("Triton fused product", FUSED, "total += tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)",
+          "total = tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)", f"{FUSED_TESTS} -k more_tiles",
+          within="row_sums_fwd_kernel"),
+    Fault("Triton fused product", FUSED, "at = block_n * rows + row", "at = block_n * tiles_m + row",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED,
+          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
+          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
+          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
+          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
+          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
+          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
+          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
+          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
+          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
+          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
+          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
+          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
+          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    tl.store(again_ptr + 1 + row, 0)\n    if "
+          "row == 0:\n        tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = "
+          "tl.where(mine, logit, 0.0) / SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
+          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
+          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
+          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
+          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
+          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
+          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
+          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
+          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
+          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
+          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
+          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
+          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
+          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    pass\n    if row == 0:\n        "
+          "tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = tl.where(mine, logit, 0.0) / "
+          "SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
+          f"{FUSED_TESTS} -k only_the_row_blocks"),
+    Fault("Triton fused product", FUSED, "tl.where(logit > float('-inf'), logit + ROOM, 0.0)", "logit + ROOM",
+          f"{FUSED_TESTS} -k impossible", within="label_logits_fwd_kernel"),
+    Fault("Triton fused product", FUSED, "return apart and whole and tensor.data_ptr() % 16 == 0", "return whole",
+          f"{FUSED_TESTS} -k descriptors_cannot"),
+    Fault("Triton fused product", EXP_ROWS, "return ExpPlan(kept, rows, 0 if fused else rows, apart, fused)",
+          "return ExpPlan(kept, rows, 0 if fused else rows, apart)",
+          "tests/interpreted/test_fused_loss.py -k cross_entropy"),
 ]  # fmt: skip
 
 TRITON_ATTENTION = [
-    Fault("Triton attention", ATTENTION, "(key[None, :] < end[:, None])", "(key[None, :] <= end[:, None])",
-          f"{KEYS} -k test_options"),
-    Fault("Triton attention", ATTENTION, "first = tl.maximum(run, token - window + 1)",
-          "first = tl.maximum(run, token - window)", f"{KEYS} -k test_options"),
-    Fault("Triton attention", ATTENTION, "total = total * decay + tl.sum(weight, 1)",
-          "total = total + tl.sum(weight, 1)",
-          f"{KEYS} -k test_options"),
-    Fault("Triton attention", ATTENTION, "jump = whole_tiles * BLOCK_N", "jump = 0", f"{KEYS} -k test_options"),
-    Fault("Triton attention", ATTENTION, "kv_head = head // GROUP", "kv_head = head // HEADS",
-          f"{KEYS} -k test_shapes"),
+    Fault("Triton attention", ATTENTION, "key[None, :] < end[:, None]", "key[None, :] <= end[:, None]",
+          f"{KEYS} -k test_options", within="_visit_keys"),
+    Fault("Triton attention", ATTENTION, "token - window + 1", "token - window", f"{KEYS} -k test_options",
+          within="prefix_attention_fwd_kernel"),
+    Fault("Triton attention", ATTENTION, "total * decay", "total", f"{KEYS} -k test_options", within="_visit_keys"),
+    Fault("Triton attention", ATTENTION, "whole_tiles * BLOCK_N", "0", f"{KEYS} -k test_options",
+          within="_visit_source"),
+    Fault("Triton attention", ATTENTION, "head // GROUP", "head // HEADS", f"{KEYS} -k test_shapes",
+          within="prefix_attention_fwd_kernel"),
 ]  # fmt: skip
 
 FAULTS = [
@@ -228,5 +369,6 @@ FAULTS = [
     *OPS_AND_ARGUMENTS,
     *TRITON_ROW_PASS,
     *TRITON_EXPONENTIALS,
+    *TRITON_FUSED,
     *TRITON_ATTENTION,
 ]
