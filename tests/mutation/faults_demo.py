@@ -22,6 +22,6 @@ FAULTS = [
     Fault("shards", "fastdss/corpus/run.py", "size *= 2", "size *= 4",
           "tests/corpus/test_run.py -k first_shards"),
     Fault("model names", SOURCES, "near and '/' not in name", "False", f"{NAMES} -k misspelt"),
-    Fault("model names", SOURCES, "isinstance(try_to_load_from_cache(name, 'config.json', revision=revision), str)", "False",
-          f"{NAMES} -k cached"),
+    Fault("model names", SOURCES, "isinstance(try_to_load_from_cache(name, 'config.json', revision=revision), str)",
+          "False", f"{NAMES} -k cached"),
 ]  # fmt: skip
