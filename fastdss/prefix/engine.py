@@ -198,7 +198,7 @@ def tree_logits(
                         report(len(scores))
             except RuntimeError as error:
                 smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
-                if smallest or not _out_of_memory(error):
+                if smallest or not out_of_memory(error):
                     raise
                 report(-done)
                 budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
@@ -237,7 +237,8 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
         runner.run(batch, store)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device said by one of its many names that it has no room."""
     return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 

@@ -10,7 +10,8 @@ INJECTION = "tests/guards/test_injection.py"
 INPUTS = "tests/star/test_inputs.py"
 ALIGN = "tests/star/test_align.py"
 COMBINE = "tests/star/test_combine.py"
-STREAM = "tests/star/test_stream.py"
+STREAM, STREAMS = "tests/star/test_stream.py", "tests/star/test_streams.py"
+GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
 BOUNDARIES = "tests/chat/test_boundaries.py"
 GROUPS = f"{EXACT} -k many_groups"
 BUDGET = f"{EXACT} -k packing_budget"
@@ -127,10 +128,22 @@ TEXT = [
           "a precaution: none of 24,000 random texts under 8 tokenizers has an end before an earlier one"),
     Fault("stream", CUTTING, "if unit == \"word\" and begun and not begun[-1].isspace():", "if False:",
           f"{STREAM} -k equals_the_batch"),
-    Fault("stream", "fastdss/star/stream.py", "self._store.resized(self._store.capacity)", "self._store",
+    Fault("stream", GROWING, "self._held[owner] = self._held[owner][:certain]  #", "pass  #",
+          f"{STREAMS} -k lost_forward"),
+    Fault("stream", GROWING, "certain = min(certain, start)", "certain = start", f"{STREAMS} -k 'lost or memory'"),
+    Fault("stream", GROWING, "start = min(shared_length(last, ids), len(ids) - 1)", "start = shared_length(last, ids)",
+          f"{STREAMS} -k each_conversation"),
+    Fault("stream", GROWING, "0 if held is None else len(held)", "0", STREAM),
+    Fault("stream", SLOTS, "self.reserve(to, size, 0)", "self._places[to] = self._places[owner]",
           "tests/hardening/test_seams.py"),
-    Fault("stream", "fastdss/star/stream.py", "self._ids = ids[:start]  #", "self._ids = ids  #",
-          "tests/hardening/test_seams.py"),
+    Fault("stream", SLOTS, "if at - end >= room:", "if at >= end:", f"{STREAMS} -k fp32"),
+    Fault("stream", SLOTS, "all(base + room <= at or at + size <= base for at, size in others)", "True",
+          "tests/prefix/test_slots.py"),
+    Fault("stream", SLOTS, "if kept and new != base:", "if False:", "tests/prefix/test_slots.py"),
+    Fault("stream", STREAMING, "for stream in named if stream not in failed}", "for stream in named}",
+          f"{STREAMS} -k leaves_the_others"),
+    Fault("stream", STREAMING, "        for stream in ended:\n            self.forget(stream)\n", "",
+          f"{STREAMS} -k place_is_free"),
 ]  # fmt: skip
 
 FAULTS = [*TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]
