@@ -15,7 +15,7 @@ from fastdss.errors import UserError, UserTypeError
 
 from .conversation import Conversation, Turn
 from .record import COLUMNS, Columns, Record, names_of
-from .turns import TURN_KEYS, check_text, is_missing, parsed, read_turn
+from .turns import check_text, is_missing, parsed, read_turn, unused_keys
 
 JOIN = "\n"  # between an instruction and its input or context, as LLaMA-Factory has it
 _MESSAGES = ("messages", "conversations", "conversation")
@@ -57,9 +57,8 @@ def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format
     record = Record(values, columns)
     found = choose_format(record, columns, format)
     turns = found.turns(record)
-    system = record.take(*_SYSTEMS)
     tools = _tools(record)
-    if system is not None:
+    for system in [record.take(name) for name in _SYSTEMS if name in record][::-1]:
         turns = _with_system(system, turns)
     if not turns:
         raise UserError("expected a non-empty list of messages, got none")
@@ -112,9 +111,7 @@ def _listed(record: Record, name: str, value: Any) -> list[Turn]:
         )
     for message in value:
         if isinstance(message, Mapping):
-            record.keys |= {
-                str(key) for key, given in message.items() if key not in TURN_KEYS and not is_missing(given)
-            }
+            record.keys |= unused_keys(message)
     return [read_turn(index, message) for index, message in enumerate(value)]
 
 
@@ -152,27 +149,34 @@ def _has_openai_keys(record: Record) -> bool:
 
 
 def _pair(record: Record) -> list[Turn]:
-    """A prompt (text or messages) and a response (text or messages), with history, input or context."""
-    prompt_name, answer_name = record.first(_PROMPTS), record.first(_ANSWERS)
-    if prompt_name is None or answer_name is None:
-        missing = f"one of {', '.join(_PROMPTS)}" if prompt_name is None else f"one of {', '.join(_ANSWERS)}"
-        raise UserError(f"expected a column {missing}; it has {names_of(record.values)}")
-    prompt, answer = record.take(prompt_name), record.take(answer_name)
-    turns = _history(record)
-    if _is_list(prompt):
-        turns += _listed(record, prompt_name, prompt)
-    else:
-        asked = [_text(prompt_name, prompt)]
-        context_name = record.first(_CONTEXTS)
-        if context_name is not None:
-            asked.append(_text(context_name, record.take(context_name)))
-        text = JOIN.join(piece for piece in asked if piece.strip()) or asked[0]
-        turns.append(replace(Turn("user"), content=_checked(f"message {len(turns)}", text)))
+    """A prompt and a response, each text or messages, with what belongs to the prompt."""
+    answer_name = record.first(_ANSWERS)
+    if answer_name is None:
+        raise UserError(f"expected a column one of {', '.join(_ANSWERS)}; it has {names_of(record.values)}")
+    turns = _question(record, f"expected a column one of {', '.join(_PROMPTS)}; it has {names_of(record.values)}")
+    answer = record.take(answer_name)
     if _is_list(answer):
         return [*turns, *_listed(record, answer_name, answer)]
     thoughts = record.take(*_REASONING)
     message = {"role": "assistant", "content": _text(answer_name, answer), "reasoning_content": thoughts}
     return [*turns, read_turn(len(turns), message)]
+
+
+def _question(record: Record, missing: str) -> list[Turn]:
+    """What stands before an answer: history and a prompt of messages, of HH-RLHF's rounds, or of text with context."""
+    name = record.first(_PROMPTS)
+    if name is None:
+        raise UserError(missing)
+    prompt, turns = record.take(name), _history(record)
+    if _is_list(prompt):
+        return [*turns, *_listed(record, name, prompt)]
+    asked = [_text(name, prompt)]
+    if _ROUND.match(asked[0]) and "\n\nAssistant:" in asked[0]:
+        return [*turns, *_rounds(asked[0])]
+    while (about := record.first(_CONTEXTS)) is not None:
+        asked.append(_text(about, record.take(about)))
+    text = JOIN.join(piece for piece in asked if piece.strip()) or asked[0]
+    return [*turns, Turn("user", _checked(f"message {len(turns)}", text))]
 
 
 def _history(record: Record) -> list[Turn]:
@@ -198,27 +202,28 @@ def _history(record: Record) -> list[Turn]:
 def _preference(record: Record) -> list[Turn]:
     """The chosen answer; what was rejected is not for imitation."""
     chosen = record.take("chosen")
+    if isinstance(chosen, Mapping):  # LLaMA-Factory's ranking data: one message, after those of the conversation
+        chosen = [chosen]
     if not _is_list(chosen):
         text = _text("chosen", chosen)
         if _ROUND.match(text):
-            return _rounds(text)
+            return _beside_prompt(record, _rounds(text))
         chosen = [{"role": "assistant", "content": text}]
     turns = _listed(record, "chosen", chosen)
-    if all(turn.role == "assistant" for turn in turns):
-        name = record.first(_PROMPTS)
-        if name is None:
-            raise UserError(f"chosen is an answer alone: expected one of {', '.join(_PROMPTS)} beside it")
-        prompt = record.take(name)
-        before = _listed(record, name, prompt) if _is_list(prompt) else _asked(name, prompt)
-        turns = [*before, *turns]
-    elif "prompt" in record and not _is_list(record.peek("prompt")):
-        record.take("prompt")  # it is among the turns
+    if any(turn.role != "assistant" for turn in turns):
+        return _beside_prompt(record, turns)
+    if record.first(_PROMPTS) is None and record.first(_MESSAGES) is not None:
+        return [*_messages(record), *turns]
+    missing = f"chosen is an answer alone: expected one of {', '.join(_PROMPTS)} or of {', '.join(_MESSAGES)} beside it"
+    return [*_question(record, missing), *turns]
+
+
+def _beside_prompt(record: Record, turns: list[Turn]) -> list[Turn]:
+    """Turns that hold the prompt already; a prompt that is another is left for the columns without use."""
+    prompt = record.peek("prompt")
+    if isinstance(prompt, str) and any(prompt.strip() == turn.content.strip() for turn in turns):
+        record.take("prompt")
     return turns
-
-
-def _asked(name: str, prompt: Any) -> list[Turn]:
-    text = _text(name, prompt)
-    return _rounds(text) if _ROUND.match(text) else [Turn("user", _checked("message 0", text))]
 
 
 def _rounds(text: str) -> list[Turn]:
@@ -233,13 +238,13 @@ def _rounds(text: str) -> list[Turn]:
 
 
 def _kto(record: Record) -> list[Turn]:
-    """An answer with a thumb up is trained, one with a thumb down is not."""
+    """What people liked is trained; of what they did not like, nothing is."""
     label = record.take("label")
     label = _BOOLEANS.get(label.strip().lower()) if isinstance(label, str) else label
     if label not in (0, 1):
         raise UserError(f"label: expected true or false, got {type(label).__name__}")
     turns = _messages(record) if record.first(_MESSAGES) else _pair(record)
-    return turns if label else [*turns[:-1], replace(turns[-1], train=False)]
+    return turns if label else [replace(turn, train=False) for turn in turns]
 
 
 def _ultrachat(record: Record) -> list[Turn]:
@@ -334,7 +339,7 @@ FORMATS = (
     ),
     Format(
         "preference",
-        "`chosen` (text, HH-RLHF's rounds, or messages), with `prompt` where it is an answer alone",
+        "`chosen` (text, HH-RLHF's rounds, or messages), with `prompt` or `conversations` where it is an answer alone",
         lambda r: "chosen" in r,
         _preference,
     ),

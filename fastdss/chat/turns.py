@@ -25,8 +25,9 @@ _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _TRAIN_KEYS = ("weight", "train", "loss")
 _CALL_KEYS = ("tool_calls", "function_call")
 _OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
-TURN_KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
+_NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)  # the first that says something
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def read_turn(index: int, message: Any) -> Turn:
@@ -52,7 +53,7 @@ def read_turn(index: int, message: Any) -> Turn:
         calls, content = _written_calls(place, content), ""
     if calls and role != "assistant":
         raise UserError(f"{place}: only the assistant calls tools, got calls in a turn of the role {role!r}")
-    reasoning = next((given[key] for key in _REASONING_KEYS if key in given), thoughts)
+    reasoning = next((given[key] for key in _REASONING_KEYS if _says(given.get(key))), thoughts)
     if not isinstance(reasoning, str):
         raise UserTypeError(f"{place}: expected reasoning of text, got {type(reasoning).__name__}")
     if reasoning.strip() and role != "assistant":
@@ -72,6 +73,16 @@ def read_turn(index: int, message: Any) -> Turn:
     return turn
 
 
+def unused_keys(message: Mapping[str, Any]) -> set[str]:
+    """Keys whose value ``read_turn`` makes no use of: unknown ones, and second names for what another key says."""
+    given = {key: value for key, value in message.items() if not is_missing(value)}
+    unused = {str(key) for key in given if key not in _KEYS}
+    for names in _NAMES_OF_ONE:
+        said = [key for key in names if _says(given.get(key))]
+        unused |= {key for key in said[1:] if not (isinstance(given[key], str) and given[key] == given[said[0]])}
+    return unused
+
+
 def check_text(place: str, text: str) -> None:
     """``ValueError`` for text that no tokenizer can be given."""
     if len(text) > MAX_CHARACTERS:
@@ -85,6 +96,10 @@ def check_text(place: str, text: str) -> None:
 def is_missing(value: Any) -> bool:
     """What tables hold for nothing: None, and pandas' NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _says(value: Any) -> bool:
+    return not (is_missing(value) or (isinstance(value, str) and not value))
 
 
 def parsed(text: str) -> Any:
@@ -103,11 +118,7 @@ def parsed(text: str) -> Any:
 
 def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
     """Text, and reasoning that stands in parts of its own."""
-    content = next((given[key] for key in _CONTENT_KEYS if key in given), None)
-    if content is None:
-        content = given.get("refusal")
-    if content is None:
-        return "", ""
+    content = next((given[key] for key in (*_CONTENT_KEYS, "refusal") if _says(given.get(key))), "")
     if isinstance(content, str):
         return content, ""
     if isinstance(content, Mapping):
@@ -127,7 +138,8 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
 
 def _part_text(part: Mapping[str, Any]) -> Any:
     return next(
-        (part[key] for key in ("text", "thinking", "reasoning", "content") if not is_missing(part.get(key))), None
+        (part[key] for key in ("text", "thinking", "reasoning", "refusal", "content") if not is_missing(part.get(key))),
+        None,
     )
 
 

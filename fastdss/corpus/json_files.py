@@ -65,11 +65,7 @@ def _layout(path: str, begun: bytes) -> str:
     lines = [line.strip() for line in text.split(b"\n")]
     is_cut = len(begun) >= PEEKED and len(lines) == 1
     further = [line for line in lines[1:] if line]
-    damaged = (
-        len(begun) < PEEKED
-        and ".json" not in [s.lower() for s in PurePosixPath(path).suffixes]
-        and _parsed(text) is None
-    )
+    damaged = len(begun) < PEEKED and _is_called_lines(path) and _parsed(text) is None
     if text.startswith(b"["):
         if not is_cut and isinstance(_parsed(lines[0]), list):
             return "lines" if further else "array"
@@ -90,6 +86,10 @@ def _layout(path: str, begun: bytes) -> str:
         return "object" if single else "lines"
     pretty = lines[0] == b"{" or (further and not further[0].startswith(b"{"))
     return "object" if pretty and not damaged else "lines"
+
+
+def _is_called_lines(path: str) -> bool:
+    return ".json" not in [suffix.lower() for suffix in PurePosixPath(path).suffixes]
 
 
 def _all_objects(values: list[Any]) -> bool:
@@ -183,9 +183,12 @@ def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth
 
 
 def _whole(path: str, split: str | None) -> Iterator[Found]:
-    """One object: splits or other lists of records by name, columns, or a single record."""
+    """One object: splits or other lists of records by name, columns, or a single record.
+
+    A single line of JSON Lines that holds lists of objects is a record, as it would be beside a second line.
+    """
     names, lists = _top_level(path)
-    if lists and not fits_columns([name for name in names if name != "data"]):
+    if lists and not _is_called_lines(path) and not fits_columns([name for name in names if name != "data"]):
         if split is not None and split not in lists:
             raise UserError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
         if split is None and len(lists) > 1:

@@ -57,7 +57,11 @@ def read_saved(path: str) -> Iterator[Found]:
     """Rows of a folder of ``Dataset.save_to_disk``."""
     from datasets import load_from_disk
 
-    yield from read_dataset(load_from_disk(path))
+    try:
+        dataset = load_from_disk(path)
+    except Exception as error:  # what a damaged folder raises there is not documented
+        raise UserError(f"{path}: not to be read as a saved datasets.Dataset ({type(error).__name__})") from error
+    yield from read_dataset(dataset)
 
 
 def read_dataset(dataset: Any) -> Iterator[Found]:
@@ -137,4 +141,4 @@ def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
 
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by ``Dataset.save_to_disk``."""
-    return (path / "state.json").is_file()
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()

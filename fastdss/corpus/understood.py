@@ -69,7 +69,7 @@ class Understood:
             {
                 "tool calls": sum(len(turn.calls) for turn in chat.turns),
                 "reasoning": sum(bool(turn.reasoning or turn.thinking[0]) for turn in chat.turns),
-                "tools": bool(chat.tools),
+                "with tools": int(bool(chat.tools)),
                 "answers marked as not to be trained": sum(
                     turn.role == "assistant" and not turn.train for turn in chat.turns
                 ),
@@ -120,7 +120,8 @@ class Understood:
             found.append(
                 f"scripts without blanks: {self.unspaced} conversations; their words are found by ICU's dictionaries"
             )
-        found.append(f"longest conversation: {self.longest} characters (id {self.longest_id})")
+        if self.conversations:
+            found.append(f"longest conversation: {self.longest} characters (id {self.longest_id})")
         return found
 
 

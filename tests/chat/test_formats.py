@@ -140,3 +140,50 @@ def test_functions_are_tools_by_their_older_name():
     reading = read_record({"messages": CHAT, "functions": [{"name": "f"}]})
     assert reading.conversation.tools == ({"type": "function", "function": {"name": "f"}},)
     assert reading.unused == []
+
+
+HH = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("record", "said", "unused"),
+    [
+        ({"instruction": "q", "input": "i", "chosen": "a"}, ["q\ni", "a"], []),
+        ({"instruction": "q", "context": "c", "input": "i", "output": "a"}, ["q\nc\ni", "a"], []),
+        ({"history": [["x", "y"]], "prompt": "q", "chosen": "a"}, ["x", "y", "q", "a"], []),
+        ({"system": "s", "system_prompt": "t", "prompt": "q", "response": "a"}, ["s\n\nt", "q", "a"], []),
+        ({"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}}, ["q", "a"], []),
+        ({"prompt": HH, "completion": "a", "label": True}, ["one", "two", "three", "a"], []),
+        ({"prompt": "Human: is a word", "response": "a"}, ["Human: is a word", "a"], []),
+        ({"prompt": "q", "chosen": [turn("user", "q"), turn("assistant", "a")]}, ["q", "a"], []),
+        ({"prompt": "p", "chosen": [turn("user", "q"), turn("assistant", "a")]}, ["q", "a"], ["prompt"]),
+    ],
+)
+def test_what_stands_around_an_answer_is_used_in_every_format(record, said, unused):
+    reading = read_record(record)
+    assert [turn.content for turn in reading.conversation.turns] == said
+    assert reading.unused == unused
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "keys"),
+    [
+        ({"content": "", "refusal": "no"}, "no", []),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "no", []),
+        ({"content": "a", "refusal": "no"}, "a", ["refusal"]),
+        ({"content": "a", "value": "b"}, "a", ["value"]),
+        ({"content": "a", "from": "user"}, "a", ["from"]),
+        ({"content": "a", "from": "assistant", "value": "a"}, "a", []),
+        ({"content": "a", "reasoning_content": "r", "thinking": "t"}, "a", ["thinking"]),
+    ],
+)
+def test_a_second_name_for_what_a_turn_says_already_is_named(answer, content, keys):
+    reading = read_record({"messages": [turn("user", "q"), {"role": "assistant", **answer}]})
+    assert reading.conversation.turns[1].content == content
+    assert reading.unused_keys == keys
+
+
+def test_of_a_disliked_conversation_no_turn_is_trained():
+    chat = [turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b"), turn("user", "s")]
+    assert read_record({"messages": chat, "label": True}).conversation.trained == [1, 3]
+    assert read_record({"messages": chat, "label": False}).conversation.trained == []

@@ -210,6 +210,25 @@ def test_splits_of_folders_and_files(tmp_path):
     with pytest.raises(ValueError, match="holds the splits train, test: name one by --split"):
         list(read_rows([both]))
     assert len(list(read_rows([both], DataOptions(split="test")))) == 1
+    # one line of JSON Lines is one record, whatever it holds: here a conversation in a form that nobody knows
+    alone = tmp_path / "alone.jsonl"
+    write(alone, [{"rounds": [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]}])
+    (row,) = read_rows([alone])
+    assert isinstance(row, FailedRow)
+    assert "it has rounds" in row.reason
+
+
+def test_a_damaged_saved_dataset_is_named_and_a_foreign_state_file_is_no_such_thing(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert len(list(read_rows([tmp_path / "saved"]))) == 3
+    (tmp_path / "saved" / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(ValueError, match="saved: not to be read as a saved"):
+        list(read_rows([tmp_path / "saved"]))
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "plain" / "a.jsonl", ROWS)
+    (tmp_path / "plain" / "state.json").write_text("{}")
+    kinds = [type(row) for row in read_rows([tmp_path / "plain"])]
+    assert kinds == [Row, Row, Row, FailedRow]  # the foreign file is a record without a conversation, said aloud
 
 
 @pytest.mark.parametrize(
