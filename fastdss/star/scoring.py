@@ -23,6 +23,7 @@ from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.engine import Gate, Report, check_supported, reference_logits, tree_logits
+from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 from fastdss.prefix.whole import batched_logits
@@ -35,6 +36,7 @@ from .scores import StarScores
 _log = logging.getLogger(__name__)
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
+_ATTEND = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel, "flash": attend_by_flash}
 _SHORT = 4  # characters for each token of the context: what has fewer most likely fits
 
 
@@ -307,7 +309,7 @@ def _logits(
             return batched_logits(guard.model, guard.token_ids, renderings, budget=options.budget, report=report)
         return reference_logits(guard.model, guard.token_ids, renderings, report)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    attend = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel}[options.backend]
+    attend = _ATTEND[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
         *rows,

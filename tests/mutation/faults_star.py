@@ -11,6 +11,8 @@ INPUTS = "tests/star/test_inputs.py"
 ALIGN = "tests/star/test_align.py"
 COMBINE = "tests/star/test_combine.py"
 STREAM, STREAMS = "tests/star/test_stream.py", "tests/star/test_streams.py"
+FLASH, FLASHING = "fastdss/prefix/flash_attention.py", "tests/star/test_flash.py"
+FLAT = "tests/train/test_flash_padding_free.py"
 GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
 BOUNDARIES = "tests/chat/test_boundaries.py"
 GROUPS = f"{EXACT} -k many_groups"
@@ -146,4 +148,24 @@ TEXT = [
           f"{STREAMS} -k place_is_free"),
 ]  # fmt: skip
 
-FAULTS = [*TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]
+TWO_CALLS = [
+    Fault("flash", FLASH, "torch.sigmoid(kept_lse - own_lse)", "torch.sigmoid(own_lse - kept_lse)",
+          f"{FLASHING} -k rounds_once"),
+    Fault("flash", FLASH, "if alone is not None:", "if False:", f"{FLASHING} -k empty_slot"),
+    Fault("flash", FLASH, "kept.masked_fill(alone, 0.0)", "kept", f"{FLASHING} -k empty_slot"),
+    Fault("flash", FLASH, "kept, own = kept.to(dtype), own.to(dtype)", "pass", f"{FLASHING} -k rounds_once"),
+    Fault("flash", FLASH, "window_size=(-1, 0), **how", "**how", f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "seqused_k=part.used, **how", "**how", f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "used = np.array([run.start for run", "used = np.array([run.start + 1 for run",
+          f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "- lefts[0]", "", f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "write(store, (key[0], value[0]), to_later, source_later)", "pass",
+          f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "window is not None and window < last", "False", f"{FLASHING} -k refused"),
+    Fault("flash", FLASH, '"sinks": sinks', '"sinks": None', f"{FLASHING} -k refused"),
+    Fault("flash", MASKS, "key.new_zeros(key.shape[1]", "key.new_empty(key.shape[1]", f"{FLASHING} -k never_written"),
+    Fault("flash", "fastdss/train/collator.py", "starts = ends.to(torch.int32)", "starts = ends", FLAT),
+    Fault("flash", "fastdss/train/collator.py", '"max_length_q": max(lengths)', '"max_length_q": sum(lengths)', FLAT),
+]  # fmt: skip
+
+FAULTS = [*TWO_CALLS, *TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]
