@@ -12,11 +12,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, using_prefix_attention
-from .engine import SMALLEST_BUDGET, KeptHead, Runner, out_of_memory
+from .engine import SMALLEST_BUDGET, KeptHead, Runner, fetch, out_of_memory
 from .packed_attention import attend_packed
 from .packing import Segment, micro_batches
 from .slots import Slots
@@ -86,7 +85,7 @@ class GrowingTexts:
             self._held[owner] = self._held[owner][:certain]  # nothing else is certain if a forward fails
         batches = micro_batches(segments, budget, LONGEST_SEGMENT)
         found = [self._runner.run(batch, self._slots.store) for batch in batches]
-        logits = torch.cat([rows for rows, _ in found]).cpu()  # one wait for the device; in the segments' order
+        logits = fetch([rows for rows, _ in found])  # in the segments' order
         self._held.update(held)
         return logits
 

@@ -12,6 +12,7 @@ ALIGN = "tests/star/test_align.py"
 COMBINE = "tests/star/test_combine.py"
 STREAM, STREAMS = "tests/star/test_stream.py", "tests/star/test_streams.py"
 FLASH, FLASHING = "fastdss/prefix/flash_attention.py", "tests/star/test_flash.py"
+AHEAD, FOREST, AHEADS = "fastdss/star/ahead.py", "fastdss/star/forest.py", "tests/star/test_ahead.py"
 FLAT = "tests/train/test_flash_padding_free.py"
 GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
 BOUNDARIES = "tests/chat/test_boundaries.py"
@@ -131,11 +132,11 @@ TEXT = [
     Fault("stream", CUTTING, "if unit == \"word\" and begun and not begun[-1].isspace():", "if False:",
           f"{STREAM} -k equals_the_batch"),
     Fault("stream", GROWING, "self._held[owner] = self._held[owner][:certain]  #", "pass  #",
-          f"{STREAMS} -k lost_forward"),
-    Fault("stream", GROWING, "certain = min(certain, start)", "certain = start", f"{STREAMS} -k 'lost or memory'"),
+          "tests/hardening/test_seams.py"),
+    Fault("stream", GROWING, "certain = min(certain, start)", "certain = start", f"{STREAMS} -k lost_forward"),
     Fault("stream", GROWING, "start = min(shared_length(last, ids), len(ids) - 1)", "start = shared_length(last, ids)",
-          f"{STREAMS} -k each_conversation"),
-    Fault("stream", GROWING, "0 if held is None else len(held)", "0", STREAM),
+          f"{STREAMS} -k changes_nothing"),
+    Fault("stream", GROWING, "0 if held is None else len(held)", "0", f"{STREAM} -k store_grows"),
     Fault("stream", SLOTS, "self.reserve(to, size, 0)", "self._places[to] = self._places[owner]",
           "tests/hardening/test_seams.py"),
     Fault("stream", SLOTS, "if at - end >= room:", "if at >= end:", f"{STREAMS} -k fp32"),
@@ -146,6 +147,22 @@ TEXT = [
           f"{STREAMS} -k leaves_the_others"),
     Fault("stream", STREAMING, "        for stream in ended:\n            self.forget(stream)\n", "",
           f"{STREAMS} -k place_is_free"),
+]  # fmt: skip
+
+AHEAD_OF = [
+    Fault("run ahead", AHEAD, "_raise_first(futures[k:])", "pass", f"{AHEADS} -k error_is"),
+    Fault("run ahead", AHEAD, "pool.shutdown(wait=False, cancel_futures=True)", "pool.shutdown(wait=False)",
+          f"{AHEADS} -k leaving_early"),
+    Fault("run ahead", AHEAD, "sys.setswitchinterval(before)", "pass", f"{AHEADS} -k error_is"),
+    Fault("run ahead", FOREST, "and turn.judged.row != slices[-1][-1].judged.row", "", f"{AHEADS} -k one_slice"),
+    Fault("run ahead", SCORING, "prompts[len(kept) + i] for i in first", "prompts[i] for i in first",
+          f"{AHEADS} -k depend_on_the_slices"),
+    Fault("run ahead", SCORING, "report(forest.cut)", "pass", f"{AHEADS} -k depend_on_the_slices"),
+    Fault("run ahead", "fastdss/prefix/engine.py", "                places += order\n",
+          "                places += sorted(order)\n", FP32),
+    Fault("run ahead", "fastdss/prefix/engine.py", "picked = hidden[0, read_at.to(hidden.device)]",
+          "picked = hidden[0, torch.arange(hidden.shape[1], device=hidden.device)[read_at].tolist()]",
+          f"{AHEADS} -k waits_for"),
 ]  # fmt: skip
 
 TWO_CALLS = [
@@ -163,9 +180,10 @@ TWO_CALLS = [
           f"{FLASHING} -k any_micro_batch"),
     Fault("flash", FLASH, "window is not None and window < last", "False", f"{FLASHING} -k refused"),
     Fault("flash", FLASH, '"sinks": sinks', '"sinks": None', f"{FLASHING} -k refused"),
-    Fault("flash", MASKS, "key.new_zeros(key.shape[1]", "key.new_empty(key.shape[1]", f"{FLASHING} -k never_written"),
+    Fault("flash", MASKS, "value.new_zeros(value.shape[1]", "value.new_empty(value.shape[1]",
+          f"{FLASHING} -k never_written"),
     Fault("flash", "fastdss/train/collator.py", "starts = ends.to(torch.int32)", "starts = ends", FLAT),
     Fault("flash", "fastdss/train/collator.py", '"max_length_q": max(lengths)', '"max_length_q": sum(lengths)', FLAT),
 ]  # fmt: skip
 
-FAULTS = [*TWO_CALLS, *TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]
+FAULTS = [*AHEAD_OF, *TWO_CALLS, *TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]

@@ -124,6 +124,9 @@ def test_the_merge_rounds_once() -> None:
     found = flash.merge(*halves, None)
     assert found.dtype == torch.float32
     assert (found.transpose(0, 1).double() - whole).abs().max() <= 2**-8 * v.abs().max()
+    kept, kept_lse, own, own_lse = (x.double() for x in halves)
+    weights = torch.stack([kept_lse, own_lse]).softmax(0)[..., None].transpose(1, 2)
+    assert (found.double() - (weights[0] * kept + weights[1] * own)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("lse", [math.inf, -math.inf, math.nan])

@@ -12,8 +12,8 @@ from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 
 from fastdss import Guard, star_scores
-from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
-from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order, using_prefix_attention
+from fastdss.prefix.engine import Runner, reference_logits, tree_logits
 from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.packing import Segment
@@ -188,6 +188,23 @@ def test_layers_after_the_first_wait_for_nothing() -> None:
         attend_packed(plan, 1, *new, 128**-0.5, None, None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_micro_batch_is_launched_without_waiting() -> None:
+    """The whole forward, its arrays and its verdict rows: only fetching the logits waits."""
+    guard = on_device()
+    runner, store = Runner(guard.model, guard.token_ids, attend_packed), KVStore(400)
+    segments = [Segment(0, 0, list(range(5, 300)), [(294, 0)]), Segment(0, 200, list(range(5, 60)), [(54, 1)])]
+    with using_prefix_attention(guard.model):
+        runner.run(segments, store)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            logits, scores = runner.run(segments, store)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert scores == [0, 1]
+    assert torch.isfinite(logits).all()
 
 
 def test_what_a_guard_keeps_follows_its_model() -> None:

@@ -101,6 +101,15 @@ def test_guards_of_other_kinds(kind: str) -> None:
         assert torch.allclose(torch.tensor(stream.scores), alone.scores[0], rtol=0, atol=1e-6)
 
 
+def test_a_boundary_that_changes_nothing_has_the_same_score() -> None:
+    """The template trims the text, so blanks at its end leave the rendering as it was: no new token at all."""
+    guard = make_guard()
+    text = "No.  Yes.   "
+    alone = star_scores(guard, {"prompt": ["Hello"], "response": [text]}, every=1, unit="character")
+    stream = guard.streams().open("Hello", every=1, unit="character")
+    assert stream.append(text) + stream.close() == pytest.approx(alone.scores[0].tolist(), abs=1e-6)
+
+
 def counted(streams: StarStreams, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of each forward of the company from now on."""
     runner, sizes = streams._texts._runner, []
@@ -198,8 +207,9 @@ def test_an_abandoned_stream_is_closed() -> None:
         stream.append("more")
 
 
-def test_a_lost_forward_can_be_tried_again(monkeypatch) -> None:
-    """Nothing of it counts: neither keys and values of half a forward, nor the text's boundaries."""
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_lost_forward_can_be_tried_again(monkeypatch, at: int) -> None:
+    """Nothing of it counts: neither keys and values of half a call, nor the text's boundaries."""
     guard = make_guard()
     streams = guard.streams(budget=40)
     pair = [streams.open("Hello", every=1), streams.open("Is it safe?", every=1)]
@@ -208,18 +218,20 @@ def test_a_lost_forward_can_be_tried_again(monkeypatch) -> None:
     run = runner.run
 
     def lost(segments, store):
-        run(segments, store)
         calls.append(segments)
-        if len(calls) == 3:
+        if len(calls) == at:
             raise RuntimeError("lost")
+        return run(segments, store)
 
-    monkeypatch.setattr(runner, "run", lambda segments, store: (lost(segments, store), run(segments, store))[1])
+    monkeypatch.setattr(runner, "run", lost)
     with pytest.raises(RuntimeError, match="lost"):
-        streams.append({pair[0]: "call her ", pair[1]: "call"}, ended=[pair[1]])
+        streams.append({pair[0]: "call her on ", pair[1]: "call"}, ended=[pair[1]])
     assert [len(stream.scores) for stream in pair] == [2, 2]
     monkeypatch.setattr(runner, "run", run)
     streams.append({pair[0]: ""}, ended=[pair[1]])
-    for stream, prompt, text in zip(pair, ("Hello", "Is it safe?"), ("You can call her", "You can call"), strict=True):
+    for stream, prompt, text in zip(
+        pair, ("Hello", "Is it safe?"), ("You can call her on", "You can call"), strict=True
+    ):
         alone = star_scores(guard, {"prompt": [prompt], "response": [text]}, every=1)
         assert stream.scores == pytest.approx(alone.scores[0].tolist(), abs=1e-6)
 
