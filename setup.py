@@ -19,6 +19,7 @@ setup(
         "fastdss.star",
         "fastdss.train",
         "fastdss.train.run",
+        "fastdss.upstream",
     ],
     package_dir={"fastdss": "fastdss", "fastdss.kernels": "kernels"},
     package_data={

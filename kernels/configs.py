@@ -41,6 +41,50 @@ def row_pass_config(width: int, itemsize: int, *, has_ref: bool, backend: str) -
     return RowPassConfig(1024, 8) if itemsize == 8 else ROW_PASS[backend, has_ref]
 
 
+class HeadConfig(NamedTuple):
+    """Of the product of rows and head whose epilogue makes exponentials (head_exponentials.py)."""
+
+    block_m: int  # rows of a tile of logits
+    block_n: int  # words of it
+    block_k: int  # hidden dimensions at a time
+    group_m: int  # row blocks that share the head's tiles
+    num_warps: int
+    num_stages: int
+    descriptors: bool  # tiles are moved by tensor descriptors, not by pointers
+    halves: bool  # the epilogue takes half of a tile's words at a time
+
+
+# (architecture, softcap or bias in the epilogue). NOT YET MEASURED ON A GPU: chosen from ahead-of-time resource use
+# (tests/compiled: no stack, no spills) and arithmetic. 128 x 256 is the largest tile whose fp32 sums leave room for the
+# epilogue in 8 warps' registers; in halves it needs 214 to 255 of them, whole it spills a softcap. With 16 row blocks a
+# wave of 132 tiles reads least (16 of rows, 8 of words). sm_90: 4 stages fill its shared memory (229,408 bytes).
+# sm_80: 64 hidden dimensions at a time put 8 bytes of the masked forms on the stack.
+# sm_100: 171 to 203 registers whole, but a softcap spills there, in halves too; at 128 x 128 it needs 185. gfx942: more
+# than 32 hidden dimensions of two stages do not fit beside the epilogue.
+HEAD_EXPONENTIALS: dict[tuple[str, bool], HeadConfig] = {
+    ("sm_80", False): HeadConfig(128, 256, 32, 16, 8, 4, descriptors=False, halves=True),
+    ("sm_80", True): HeadConfig(128, 256, 32, 16, 8, 4, descriptors=False, halves=True),
+    ("sm_90", False): HeadConfig(128, 256, 64, 16, 8, 4, descriptors=True, halves=True),
+    ("sm_90", True): HeadConfig(128, 256, 64, 16, 8, 4, descriptors=True, halves=True),
+    ("sm_100", False): HeadConfig(128, 256, 64, 16, 8, 3, descriptors=True, halves=False),
+    ("sm_100", True): HeadConfig(128, 128, 64, 16, 8, 4, descriptors=True, halves=False),
+    ("gfx942", False): HeadConfig(128, 256, 32, 16, 8, 2, descriptors=False, halves=False),
+    ("gfx942", True): HeadConfig(128, 256, 32, 16, 8, 2, descriptors=False, halves=False),
+    ("interpreter", False): HeadConfig(16, 64, 32, 2, 4, 1, descriptors=True, halves=False),
+    ("interpreter", True): HeadConfig(16, 64, 32, 2, 4, 1, descriptors=False, halves=True),
+}
+# Whether backend="auto" takes it: where benchmarks/bench_gpu.py has shown it faster than the vendor's product and a
+# pass over its logits. Until it has been measured, nowhere.
+HEAD_EXPONENTIALS_BY_DEFAULT = {"sm_80": False, "sm_90": False, "sm_100": False, "gfx942": False}
+# What benchmarks/profile_loss.py tries beside the pinned one on an sm_90.
+HEAD_EXPONENTIALS_CANDIDATES = (
+    HeadConfig(128, 256, 64, 16, 8, 3, descriptors=True, halves=True),
+    HeadConfig(128, 256, 64, 8, 8, 4, descriptors=True, halves=True),
+    HeadConfig(128, 256, 64, 16, 8, 3, descriptors=False, halves=True),
+    HeadConfig(128, 128, 64, 16, 8, 4, descriptors=True, halves=False),
+)
+
+
 class PrefixConfig(NamedTuple):
     """Rows (tokens x query heads of a group) and keys of a tile, warps and stages of a program."""
 

@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand."""
+"""The README's Python examples give what they say, and it stays short."""
 
 import re
 from pathlib import Path
@@ -27,27 +27,25 @@ def policy():
 
 
 def test_scores(capsys):
-    names = example("The scores")
+    names = example("Score a file, and train on it")
     scores = names["star"].scores[0]
     assert len(scores) == len(names["star"].ends[0]) == 4
     assert scores[0] > 0.5 > scores[-1]
     assert "tensor" in capsys.readouterr().out
-    streamed = names["stream"].scores
-    assert streamed == pytest.approx(scores[: len(streamed)].tolist(), abs=1e-6)
-    assert len(streamed) >= 2
-    guard = names["guard"]
-    own = names["my_guard"](guard.model, guard.tokenizer)
-    assert own.spec.name == "mine"
+
+
+def test_it_is_short():
+    assert README.count("\n") <= 170
 
 
 def test_custom_loop(policy):
     model, tokenizer = policy
-    star = example("The scores")["star"]
+    star = example("Score a file, and train on it")["star"]
     batch = star.token_weights(tokenizer).pad()
     batch["ref_logprobs"] = torch.full(batch["labels"].shape, -3.0)
     before = model.get_input_embeddings().weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loss, ce, kl = example("The loss")["step"](model, optimizer, batch)
+    loss, ce, kl = example("The loss in a loop")["step"](model, optimizer, batch)
     assert loss == pytest.approx(ce + kl, rel=1e-5)
     assert loss > 0
     assert not torch.equal(before, model.get_input_embeddings().weight)
@@ -58,7 +56,7 @@ def test_trainer(policy, tmp_path):
     from transformers import TrainingArguments
 
     model, tokenizer = policy
-    star = example("The scores")["star"]
+    star = example("Score a file, and train on it")["star"]
     args = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", save_strategy="no", use_cpu=True)
-    trainer = example("In Hugging Face's Trainer")["fine_tune"](model, tokenizer, star, args)
+    trainer = example("Train with Trainer")["fine_tune"](model, tokenizer, star, args)
     assert trainer.state.global_step == 2

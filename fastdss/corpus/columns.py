@@ -19,6 +19,7 @@ def star_type() -> Any:
         ("ends", pa.list_(pa.int32())),
         ("scores", pa.list_(pa.float32())),
         ("flags", pa.list_(pa.string())),
+        ("exact", pa.list_(pa.bool_())),
     ]
     return pa.list_(pa.struct(turn))
 

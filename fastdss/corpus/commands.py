@@ -10,9 +10,11 @@ from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
+from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
 from fastdss.star.options import COMBINE, METHODS
+from fastdss.star.promise import Promise
 
 from .rows import DataOptions
 from .understood import why_mostly_failed
@@ -49,13 +51,22 @@ def add_score(commands: Any) -> None:
     )
     add("--dtype", default="auto", help="of the guard's weights")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add(
+        "--approx",
+        type=float,
+        metavar="TOLERANCE",
+        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few are off by "
+        "more than this anywhere; else everything is computed as without it",
+    )
+    add("--at-most", type=float, metavar="SHARE", help="of rows that may be off, with --approx (default: 0.02)")
+    add("--confidence", type=float, metavar="P", help="with which that holds, with --approx (default: 0.95)")
+    add("--approx-seed", type=int, metavar="N", help="draws the sample, with --approx (default: 0)")
     add("--rescore", action="store_true", help="judge anew what holds scores already")
     add("--shard-rows", type=int, default=256, help="rows per file, and what an interruption can cost")
     add_data_options(parser)
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
     add("--quiet", action="store_true", help="no progress bars")
-    add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_score)
 
 
@@ -94,7 +105,6 @@ def add_check(commands: Any) -> None:
     add_guard_options(parser)
     add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
     add_data_options(parser)
-    add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_check)
 
 
@@ -131,7 +141,6 @@ def add_merge(commands: Any) -> None:
         "--failed", choices=("drop", "zero"), default="drop", help="rows without scores: out, or weight 0"
     )
     parser.add_argument("--input", nargs="+", metavar="INPUT", help="the scored input, where it lies elsewhere now")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_merge)
 
 
@@ -145,6 +154,7 @@ def _score(args: argparse.Namespace) -> int:
     from .scorer import StarScorer
     from .understood import summary
 
+    promise = _promise(args)
     if args.quiet:
         logging.disable_progress_bar()  # the one of loading a guard
     scorer = StarScorer(
@@ -170,6 +180,8 @@ def _score(args: argparse.Namespace) -> int:
             shard_rows=args.shard_rows,
             workers=args.workers,
             rescore=args.rescore,
+            approx=promise,
+            approx_seed=args.approx_seed or 0,
             tell=lambda understood: print("\n".join(understood.lines()), file=sys.stderr),
             progress=not args.quiet,
         )
@@ -184,7 +196,21 @@ def _score(args: argparse.Namespace) -> int:
     if mostly is not None:
         print(f"fastdss score: {mostly}", file=sys.stderr)
     print(f"{args.out}: {summary(counts)}; see fastdss report {args.out}")
+    if "approx" in manifest:
+        print(manifest["approx"]["words"])
     return 0 if mostly is None else 1
+
+
+def _promise(args: argparse.Namespace) -> Promise | None:
+    """What ``--approx`` and its companions ask for."""
+    given = {"at_most": args.at_most, "confidence": args.confidence}
+    said = {name: value for name, value in given.items() if value is not None}
+    if args.approx is None:
+        alone = next(iter(said), None if args.approx_seed is None else "approx_seed")
+        if alone is not None:
+            raise UserError(f"--{alone.replace('_', '-')}: expected --approx TOLERANCE beside it, got none")
+        return None
+    return Promise(args.approx, **said)
 
 
 def _merge(args: argparse.Namespace) -> None:

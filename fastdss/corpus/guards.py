@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdss.errors import UserError
 from fastdss.models.sources import check_source
+from fastdss.upstream.transformers import commit_of, places_itself
 
 if TYPE_CHECKING:
     from fastdss.chat.encoder import ChatEncoder
@@ -81,7 +82,7 @@ class GuardSource:
                 dtype=self.dtype,
                 check=self.check,
             )
-        if getattr(guard.model, "hf_quantizer", None) is None:  # which placed what it quantised
+        if not places_itself(guard.model):
             guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         return guard
 
@@ -99,13 +100,14 @@ class GuardSource:
         name = str(self.guard)
         source = str(TINY_FOLDER) if name == "tiny" else name
         check_source("guard", source)
-        config = read_config(source, revision=self.revision)
         if Path(source).is_dir():
             revision = _folder_hash(Path(source))
         else:
-            if not config.get("_commit_hash"):
+            commit = commit_of(source, self.revision)
+            if commit is None:
                 raise UserError(f"guard: the commit of {name!r} is not known; download it and pass the folder")
-            revision = self.revision = str(config["_commit_hash"])
+            revision = self.revision = commit
+        config = read_config(source, revision=self.revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision, trust_remote_code=False)
         wanted = TINY if name == "tiny" else self.spec
         spec = resolve_spec(name, config, tokenizer, spec=wanted, options=self.options)
@@ -132,13 +134,12 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _weights_hash(guard: Guard) -> str:
-    import torch
+    from fastdss.models.batching import add_tensor
 
     digest = hashlib.sha256(guard.tokenizer.backend_tokenizer.to_str().encode() if guard.tokenizer.is_fast else b"")
     digest.update(guard.model.config.to_json_string().encode())
     for name, tensor in sorted(guard.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        add_tensor(digest, name, tensor)
     return f"sha256:{digest.hexdigest()}"
 
 

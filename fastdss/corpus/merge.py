@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdss.errors import UserError
 from fastdss.files import replacing
+from fastdss.star.scored import Flag
 
 from .columns import ColumnTypes, star_type
 from .rows import FailedRow, Row
@@ -40,10 +41,11 @@ def merge(
 
     One row a conversation: ``id``, ``messages``, ``tools`` where there are any (in Parquet as JSON text), the input's
     columns that are no part of the conversation, and ``star``, for each judged turn ``{turn, text, ends, scores,
-    flags}``. ``prepare_dss_dataset`` and ``fastdss train`` read it. failed: turns without scores are not trained, and
-    rows without any are left out (``"drop"``), or both are kept with score 0 over the whole answer (``"zero"``: the
-    reference model alone decides there) and the flag ``"unscored"``. Rows that hold no conversation, or nothing to
-    train, are always left out. Raises ``ValueError`` where the scores are not finished or the input changed.
+    flags}``, and ``exact`` where some scores are approximations. ``prepare_dss_dataset`` and ``fastdss train`` read it.
+    failed: turns without scores are not trained, and rows without any are left out (``"drop"``), or both are kept with
+    score 0 over the whole answer (``"zero"``: the reference model alone decides there) and the flag ``"unscored"``.
+    Rows that hold no conversation, or nothing to train, are always left out. Raises ``ValueError`` where the scores are
+    not finished or the input changed.
     """
     if failed not in FAILED:
         raise UserError(f"failed: expected one of {', '.join(FAILED)}, got {failed!r}")
@@ -105,9 +107,10 @@ def star_of(row: Row, scored: ScoredRow, failed: str = "drop") -> list[dict[str,
         text = row.conversation.turns[judged.turn].answer.text
         known = {"turn": judged.turn, "text": text}
         if judged.error is None:
-            found.append({**known, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags})
+            marks = {} if judged.exact is None else {"exact": judged.exact}
+            found.append({**known, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags, **marks})
         elif failed == "zero":
-            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": ["unscored"]})
+            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": [str(Flag.UNSCORED)]})
     return found
 
 

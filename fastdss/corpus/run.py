@@ -11,21 +11,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from fastdss.errors import UserError
 from fastdss.optional import require
+from fastdss.star.promise import Promise
 
 from .engines import ENGINES, Job, Shard, place_in_job
 from .files import is_url
 from .rows import DATA, NAMING, DataOptions, FailedRow, Row, read_rows
+from .sample import Sample
 from .scorer import Report, Scorer
 from .sources import Source, expand, several
-from .store import ForeignManifestError, Shards, load_manifest, only_writer, read_scores, shard_name, write_manifest
+from .store import ForeignManifestError, ScoredRow, Shards, load_manifest, only_writer, shard_name, write_manifest
 from .understood import Understood, kind_of_reason
 
 SHARD_ROWS = 256
@@ -51,6 +54,8 @@ def score_dataset(
     shard_rows: int = SHARD_ROWS,
     workers: int | None = None,
     rescore: bool = False,
+    approx: Promise | None = None,
+    approx_seed: int = 0,
     tell: Callable[[Understood], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -70,6 +75,9 @@ def score_dataset(
     GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``, ``ray://`` too;
     fastdss and the guard must be there), else on this machine.
 
+    approx: approximate scores where a random sample of rows, drawn by ``approx_seed``, shows that this promise is kept,
+    see ``docs/approximate.md``; the manifest says under ``approx`` what was shown. Engines local and datasets.
+
     Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
@@ -79,32 +87,106 @@ def score_dataset(
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
         raise UserError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
     sources = expand(given, data.split, data.config)
-    rank, ranks = place_in_job() if engine == "ranks" else (0, 1)
+    place = place_in_job() if engine == "ranks" else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(folder, rank=rank, ranks=ranks), _saying_what_is_kept(folder):
+    with only_writer(folder, rank=place[0], ranks=place[1]), _saying_what_is_kept(folder):
         identity = scorer.identity()
-        identity["options"] = identity["options"] | {"turns": data.turns, "max_bytes": data.max_bytes}
         understood = Understood()
-        plan = make_plan(_unscored(read_rows(sources, data), rescore), shard_rows, understood)
-        if tell is not None and rank == 0:
+        rows = _unscored(read_rows(sources, data), rescore)
+        sample = None if approx is None else Sample(approx, approx_seed)
+        plan = make_plan(rows if sample is None else sample.watching(rows), shard_rows, understood)
+        if tell is not None and place[0] == 0:
             tell(understood)
-        manifest = _manifest(sources, data, identity, plan, shard_rows) | {"numerics": _numerics(folder, identity)}
-        shards = Shards(folder / manifest["entry"])
+        run = _Run(folder, sources, data, plan, shard_rows, engine, workers, progress, place)
+        return run.score(scorer, identity) if sample is None else _approximated(run, scorer, identity, sample)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything about a run but who scores."""
+
+    folder: Path
+    sources: Sequence[Source]
+    data: DataOptions
+    plan: Plan
+    shard_rows: int
+    engine: str
+    workers: int | None
+    progress: bool
+    place: tuple[int, int]  # rank and number of ranks
+
+    def entry(self, identity: dict[str, Any]) -> Path:
+        return self.folder / _entry(self.whole(identity))
+
+    def whole(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """With what scores depend on beside the scorer."""
+        read = {"turns": self.data.turns, "max_bytes": self.data.max_bytes}
+        return identity | {"options": identity["options"] | read}
+
+    def settle(self, scorer: Scorer, identity: dict[str, Any]) -> dict[str, str]:
+        return scorer.settle(_numerics(self.folder, self.whole(identity)))
+
+    def score(
+        self,
+        scorer: Scorer,
+        identity: dict[str, Any],
+        said: Callable[[], dict[str, Any]] = dict,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """The manifest. ``said``: more of it, as known by then; ``stops``: whether to leave the rest alone."""
+        identity, plan, (rank, ranks) = self.whole(identity), self.plan, self.place
+        manifest = _manifest(self.sources, self.data, identity, plan, self.shard_rows)
+        manifest |= {"numerics": _numerics(self.folder, identity), **said()}
+        shards = Shards(self.folder / manifest["entry"])
         shards.prepare(alone=ranks == 1)
         mine = range(rank, len(plan.names), ranks)
         missing = {number for number in mine if shards.valid(plan.names[number]) is None}
         if missing:
-            write_manifest(folder, manifest)
-            if engine == "local":  # elsewhere each worker settles for itself
+            write_manifest(self.folder, manifest)
+            if self.engine == "local":  # elsewhere each worker settles for itself
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
-                write_manifest(folder, manifest)
-            with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), progress) as report:
-                work = _work(read_rows(sources, data), plan, shard_rows, missing)
-                ENGINES[engine](Job(work, scorer, shards, workers, report))
-        if all(shards.path(name).exists() for name in plan.names):
-            manifest |= {"counts": _counts(folder), "finished": True}
-            write_manifest(folder, manifest)
-    return manifest
+                write_manifest(self.folder, manifest)
+            with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), self.progress) as report:
+                work = _work(read_rows(self.sources, self.data), plan, self.shard_rows, missing)
+                work = takewhile(lambda shard: not stops(), work)
+                ENGINES[self.engine](Job(work, scorer, shards, self.workers, report))
+        if all(shards.path(name).exists() for name in plan.names) and not stops():
+            scored = (row for name in plan.names for row in shards.read(name))
+            manifest |= {"counts": _counts(scored), "finished": True, **said()}
+            write_manifest(self.folder, manifest)
+        return manifest
+
+
+def _approximated(run: _Run, scorer: Scorer, identity: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    """As ``run.score``, approximated where the sample shows that it may be, else exact with a word about why."""
+    from . import approximate
+
+    star = approximate.approximable(scorer, run.engine)
+    if sample.too_few:
+        approximate.warn(sample.too_few)
+        return run.score(scorer, identity, partial(_said, sample))
+    asked = identity | {"approx": {**asdict(sample.promise), "seed": sample.seed, "sample": sample.name}}
+    with _bar(len(sample.rows), len(sample.rows), run.progress, "scoring the sample") as report:
+        probed = approximate.probed(star, sample, run.entry(asked), report, partial(run.settle, star, asked))
+    if probed.probe.certificate.threshold is None:
+        approximate.warn(str(probed.probe.certificate))
+
+    def known(scorer: approximate.ProbedScorer) -> dict[str, Any]:
+        return asked | {"approx": asked["approx"] | scorer.depends()}
+
+    trail = approximate.AuditTrail(Shards(run.entry(known(probed))), run.plan.names, sample.promise)
+    manifest = run.score(probed, known(probed), partial(_said, sample, probed, trail), trail.disagrees)
+    if not trail.disagrees():
+        return manifest
+    approximate.warn("audited rows speak against the approximation: all scores are computed")
+    exact = replace(probed, withdrawn=True)
+    return run.score(exact, known(exact), partial(_said, sample, exact, trail))
+
+
+def _said(*facts: Any) -> dict[str, Any]:
+    from .approximate import record
+
+    return {"approx": record(*facts)}
 
 
 def _check(engine: str, shard_rows: int, workers: int | None) -> None:
@@ -206,21 +288,23 @@ def _entry(identity: dict[str, Any]) -> str:
 
 
 def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
-    """What an earlier run of the same cache entry settled on."""
+    """What an earlier run of the same guard and options settled on, whatever it approximated."""
     try:
         earlier = load_manifest(folder)
     except ForeignManifestError:
         raise
     except UserError:
         return {}
-    return earlier.get("numerics", {}) if earlier.get("entry") == _entry(identity) else {}
+    same = identity.keys() - {"approx"}
+    alike = _entry({name: earlier.get(name) for name in same}) == _entry({name: identity[name] for name in same})
+    return earlier.get("numerics", {}) if alike else {}
 
 
-def _counts(folder: Path) -> dict[str, Any]:
+def _counts(rows: Iterable[ScoredRow]) -> dict[str, Any]:
     """Totals over all shards, every one of them read and verified."""
     counts = dict.fromkeys(("rows", "scored", "failed", "left_out", "turns", "turns_failed"), 0)
     flags, reasons, examples = Counter[str](), Counter[str](), dict[str, str]()
-    for row in read_scores(folder):
+    for row in rows:
         counts["rows"] += 1
         counts["turns"] += len(row.scored)
         counts["turns_failed"] += len(row.turns) - len(row.scored)
@@ -246,14 +330,14 @@ def _version(package: str) -> str | None:
 
 
 @contextmanager
-def _bar(total: int, missing: int, shown: bool) -> Iterator[Report]:
+def _bar(total: int, missing: int, shown: bool, what: str = "scoring") -> Iterator[Report]:
     """Rows, rows per second and time left on the terminal."""
     if not shown:
         yield lambda done: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, initial=total - missing, unit="row", desc="scoring", smoothing=0.05) as bar:
+    with tqdm(total=total, initial=total - missing, unit="row", desc=what, smoothing=0.05) as bar:
         yield bar.update
 
 

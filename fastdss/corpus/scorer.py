@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastdss.errors import RowError, UserError
+from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
 
 from .columns import star_type, with_columns
@@ -21,11 +22,12 @@ from .tables import listed
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
     from fastdss.star.guard import Guard
-    from fastdss.star.scoring import Judged
+    from fastdss.star.scored import ScoredResponse
+    from fastdss.star.scoring import Approximation, Judged
 
     GuardLike = str | Path | Guard
 
-SCORING_VERSION = 3  # raised when the same guard and options give other scores than before
+SCORING_VERSION = 4  # raised when the same guard and options give other scores than before, or shards hold others
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 
@@ -52,9 +54,10 @@ class StarScorer:
     A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
     The result is a mapping of the two columns, and of a table or a frame the same with the two columns added, as
     ``datasets`` and Ray expect; their Arrow types are the same in every batch. They hold one value per row: ``star``,
-    for each judged turn ``{turn, text, ends, scores, flags}``, which ``prepare_dss_dataset`` reads, and ``error``, why
-    a row or one of its turns has no scores, else null. A row without scores has an empty ``star``, and takes no other
-    row down. ``data`` says how rows are read, and which turns are judged.
+    for each judged turn ``{turn, text, ends, scores, flags, exact}`` (``exact`` null: all are), which
+    ``prepare_dss_dataset`` reads, and ``error``, why a row or one of its turns has no scores, else null. A row without
+    scores has an empty ``star``, and takes no other row down. ``data`` says how rows are read, and which turns are
+    judged.
 
     guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
     whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
@@ -143,17 +146,17 @@ class StarScorer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""
-        return self.__dict__ | {"_loaded": None, "_identity": json.dumps(self.identity(), sort_keys=True)}
+        return self.__dict__ | {"_loaded": None, "depends_on": json.dumps(self.identity(), sort_keys=True)}
 
-    def score_rows(self, rows: Sequence[Row], report: Report) -> list[ScoredRow]:
+    def score_rows(self, rows: Sequence[Row], report: Report, approx: Approximation | None = None) -> list[ScoredRow]:
         """Scores in the order of ``rows``, computed in batches of similar length; the same rows make the same batches.
 
         Errors that no row causes (a device that fails, options that no guard takes) are raised.
         """
         found: dict[int, ScoredRow] = {}
         self._load()
-        for batch in length_batches(rows):
-            for index, scored in zip(batch, self._scored([rows[index] for index in batch]), strict=True):
+        for batch in scoring_batches(rows):
+            for index, scored in zip(batch, self._scored([rows[index] for index in batch], approx), strict=True):
                 found[index] = scored
             report(len(batch))
         return [found[index] for index in range(len(rows))]
@@ -188,6 +191,11 @@ class StarScorer:
         self._load()
         return {"gemm": self.options.gemm}
 
+    @property
+    def guards(self) -> list[Guard]:
+        """The loaded guards."""
+        return self._load()
+
     def _load(self) -> list[Guard]:
         if self._loaded is None:
             from fastdss.prefix.cpu_linear import preferred_gemm
@@ -200,15 +208,15 @@ class StarScorer:
             self._loaded = guards
         return self._loaded
 
-    def _scored(self, rows: Sequence[Row]) -> list[ScoredRow]:
+    def _scored(self, rows: Sequence[Row], approx: Approximation | None) -> list[ScoredRow]:
         """Scores of a batch."""
         from fastdss.star.scoring import Judged
 
         items = [Judged(row.conversation, turn, place, 0) for place, row in enumerate(rows) for turn in row.judged]
-        turns = iter(self._judged(items))
+        turns = iter(self._judged(items, approx))
         return [ScoredRow(row.id, row.content_hash, [next(turns) for _ in row.judged]) for row in rows]
 
-    def _judged(self, items: list[Judged]) -> list[ScoredTurn]:
+    def _judged(self, items: list[Judged], approx: Approximation | None) -> list[ScoredTurn]:
         """Scores of turns. Where they fail together, the one that the error names is tried alone, or halves are."""
         import torch
 
@@ -218,22 +226,17 @@ class StarScorer:
             return []
         numbered = [item._replace(name=name) for name, item in enumerate(items)]
         try:
-            star = scoring.score_turns(self._load(), numbered, self.options)
+            star = scoring.score_turns(self._load(), numbered, self.options, approx=approx)
         except (ValueError, TypeError, torch.OutOfMemoryError) as error:
             if len(items) == 1:
                 return [_failed_turn(items[0], _reason(error, items[0]))]
             at = error.row if isinstance(error, RowError) and error.row < len(items) else None
             if at is None:
                 half = len(items) // 2
-                return [*self._judged(items[:half]), *self._judged(items[half:])]
-            others = self._judged([*items[:at], *items[at + 1 :]])
-            return [*others[:at], *self._judged(items[at : at + 1]), *others[at:]]
-        return [
-            _failed_turn(item, "the guard's logits are not finite")
-            if found.failed
-            else ScoredTurn(item.turn, found.scores.tolist(), found.ends, sorted(found.flags))
-            for item, found in zip(items, star, strict=True)
-        ]
+                return [*self._judged(items[:half], approx), *self._judged(items[half:], approx)]
+            others = self._judged([*items[:at], *items[at + 1 :]], approx)
+            return [*others[:at], *self._judged(items[at : at + 1], approx), *others[at:]]
+        return [_scored_turn(item, found) for item, found in zip(items, star, strict=True)]
 
 
 def _records_of(batch: Any) -> Any:
@@ -252,23 +255,24 @@ def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Repo
     return [next(scores) if isinstance(row, Row) else _failed(row) for row in rows]
 
 
-def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def scoring_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows of similar length, short ones first, under a cap of rows and characters per batch."""
     sizes = [row.conversation.characters for row in rows]
-    batch: list[int] = []
-    room = BATCH_CHARACTERS
-    for index in sorted(range(len(rows)), key=lambda index: (sizes[index], index)):
-        if batch and (len(batch) == BATCH_ROWS or sizes[index] > room):
-            yield batch
-            batch, room = [], BATCH_CHARACTERS
-        batch.append(index)
-        room -= sizes[index]
-    if batch:
-        yield batch
+    return length_batches(sizes, rows=BATCH_ROWS, total=BATCH_CHARACTERS)
 
 
 def _failed(row: FailedRow) -> ScoredRow:
     return ScoredRow(row.id, row.content_hash, [], row.reason, row.left_out)
+
+
+def _scored_turn(item: Judged, found: ScoredResponse) -> ScoredTurn:
+    if found.failed:
+        return _failed_turn(item, "the guard's logits are not finite")
+    some = found.exact is not None and not bool(found.exact.all())
+    exact = found.exact.tolist() if some and found.exact is not None else None
+    return ScoredTurn(
+        item.turn, found.scores.tolist(), found.ends, sorted(found.flags), exact=exact, missed=found.missed
+    )
 
 
 def _failed_turn(item: Judged, reason: str) -> ScoredTurn:

@@ -43,13 +43,16 @@ class DamagedShard(UserError):
 @dataclass(frozen=True)
 class ScoredTurn:
     """``scores[k]``: P(safe) of the turn's answer up to character ``ends[k]``. Where ``error`` says why there are none,
-    both are empty and ``"failed"`` is among the flags."""
+    both are empty and ``"failed"`` is among the flags. ``exact[k]``: whether the guard computed it; None: all of them.
+    ``missed``: of a turn that was computed to audit approximations, how far off they would have been at most."""
 
     turn: int
     scores: list[float]
     ends: list[int]
     flags: list[str]
     error: str | None = None
+    exact: list[bool] | None = None
+    missed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ def _schema() -> Any:
         ("ends", pa.list_(pa.int32())),
         ("flags", pa.list_(pa.string())),
         ("error", pa.string()),
+        ("exact", pa.list_(pa.bool_())),
+        ("missed", pa.float32()),
     ]
     return pa.schema(
         [

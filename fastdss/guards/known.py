@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
+from fastdss.upstream.transformers import remembered_name
 
 from . import vendors
 from .spec import GuardSpec
@@ -131,7 +132,7 @@ def choose_spec(
     kinds = {config.get("model_type"), *(config.get("architectures") or ())} - {None}
     possible = [known for known in KNOWN if not kinds or not known.kinds or kinds & set(known.kinds)]
     called = [name for name in names if name]
-    whole = [*called, str(config.get("_name_or_path") or "")]
+    whole = [*called, remembered_name(config)]
     texts = list(template.values()) if isinstance(template, dict) else [template or ""]
     told = [known for known in possible if kinds and _told_by(known, kinds, texts)]
     for parts in ([re.split(r"[/\\]", name.rstrip("/\\"))[-1] for name in called], called, whole):

@@ -99,7 +99,7 @@ def _config_of(name: str, written: Mapping[str, Any], source: Mapping[str, Any])
 
 def _check_reach(name: str, config: Mapping[str, Any], spec: GuardSpec) -> None:
     """What is left out says so, rather than failing in transformers."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
     if spec.head != "token" and config.get("auto_map") and kind not in CONFIG_MAPPING:

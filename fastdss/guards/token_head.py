@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Qwen3Config
+from transformers import Qwen3Config, Qwen3Model, Qwen3PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel, Qwen3RMSNorm
+
+from fastdss.upstream.transformers import ignore_when_loading, qwen3_norm
 
 
 class TokenHeadModel(Qwen3PreTrainedModel):
@@ -28,10 +29,10 @@ class TokenHeadModel(Qwen3PreTrainedModel):
         super().__init__(config)
         self.model = Qwen3Model(config)
         self.risk_level_category_pre = nn.Linear(config.hidden_size, config.guard_inner_size, bias=False)
-        self.risk_level_category_layernorm = Qwen3RMSNorm(config.guard_inner_size, eps=config.rms_norm_eps)
+        self.risk_level_category_layernorm = qwen3_norm(config.guard_inner_size, config.rms_norm_eps)
         self.risk_level_head = nn.Linear(config.guard_inner_size, config.num_risk_level, bias=False)
         self.model.register_forward_hook(self._project)
-        self._keys_to_ignore_on_load_unexpected = [r"^category_head", r"^query_", r"^lm_head"]
+        ignore_when_loading(self, [r"^category_head", r"^query_", r"^lm_head"])
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _project(self, module: nn.Module, args: Any, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:

@@ -26,6 +26,7 @@ class LossCall(NamedTuple):
     objective: str  # Objective.encode(): ops take plain types
     compute_dtype: torch.dtype
     backend: str  # "torch" or "triton"
+    product: str  # "vendor", "fused" or "auto" (by chip): who multiplies rows and head where exponentials are made
     chunk_bytes: int  # 0: the device's default
     compact: bool
     grad_tol: float  # share of dZ that may be left out of the products; 0: none

@@ -9,22 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.upstream.deepspeed import is_empty_share
+
 from .objective import FULL_KL, KL, LABEL_KL, Objective
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "fused")
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
+    """ "torch" or "triton"; "fused" is the kernels with another product of rows and head, see ``LossCall.product``."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
         return "triton" if device.type == "cuda" else "torch"
-    if backend == "triton" and device.type != "cuda":
+    if backend in ("triton", "fused") and device.type != "cuda":
         from fastdss.kernels.row_pass import interpreted
 
         if not interpreted():
-            raise ValueError(f"backend='triton' needs a CUDA or ROCm device, but hidden is on {device}")
-    return backend
+            raise ValueError(f"backend={backend!r} needs a CUDA or ROCm device, but hidden is on {device}")
+    return "triton" if backend == "fused" else backend
 
 
 def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Tensor | None) -> torch.dtype:
@@ -60,7 +63,7 @@ def check_gathered(**tensors: Tensor) -> None:
                 f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
                 "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass to_local() and group="
             )
-        if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+        if is_empty_share(tensor):
             raise ValueError(
                 f"{name} is an ungathered ZeRO-3 shard: wrap the call in deepspeed.zero.GatheredParameters([{name}])"
             )

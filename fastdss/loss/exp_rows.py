@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import multiplies_bf16
+
 from .call import LossCall
 from .exponentials import LocalSums, torch_exponentials
-from .gemm import multiplies_bf16, project
+from .gemm import project
 from .objective import Objective
 from .rows import RowPlan, Slab, budget_of, even_rows, padded
 from .vocab_shard import VocabShard
@@ -30,6 +32,7 @@ class ExpPlan(NamedTuple):
     rows: int  # of E
     slab_rows: int  # of fp32 logits; E lies over them where it is not apart
     apart: bool
+    fused: bool = False  # there are no logits: the product writes E itself
 
     def dtype(self, call: LossCall, accumulate: torch.dtype) -> torch.dtype:
         return call.compute_dtype if self.apart else accumulate
@@ -41,19 +44,31 @@ def plan_exponentials(
     """may_keep: there will be a backward that finds what is kept, or none at all."""
     on_cpu, half = call.hidden.device.type == "cpu", call.compute_dtype.itemsize == 2
     width, budget = padded(call.lm_head.shape[0]), budget_of(call)
+    fused = takes_fused(call)
     row_bytes = width * accumulate.itemsize
     if may_keep and half and head_grad and _keeps_half(call, plan, width, main_grad):
         beside = _BESIDE_EXPONENTIALS if on_cpu else budget
         beside = call.chunk_bytes - plan.count * width * 2 if call.chunk_bytes else beside
-        return ExpPlan(True, plan.count, even_rows(plan, beside // row_bytes), apart=True)
-    apart = half and not on_cpu
-    if apart and head_grad and not call.chunk_bytes:
-        return ExpPlan(
-            False, even_rows(plan, _CHUNK * call.hidden.shape[1]), even_rows(plan, budget // row_bytes), apart
-        )
-    rows = even_rows(plan, budget // (row_bytes + (2 * width if apart else 0)))
+        return ExpPlan(True, plan.count, 0 if fused else even_rows(plan, beside // row_bytes), True, fused)
+    apart = fused or (half and not on_cpu)
+    if apart and half and head_grad and not call.chunk_bytes:
+        slab_rows = 0 if fused else even_rows(plan, budget // row_bytes)
+        return ExpPlan(False, even_rows(plan, _CHUNK * call.hidden.shape[1]), slab_rows, apart, fused)
+    stored = width * call.compute_dtype.itemsize if apart else 0
+    rows = even_rows(plan, budget // (stored if fused else row_bytes + stored))
     kept = may_keep and (not head_grad or (not half and rows >= plan.count))
-    return ExpPlan(kept, rows, rows, apart)
+    return ExpPlan(kept, rows, 0 if fused else rows, apart, fused)
+
+
+def takes_fused(call: LossCall) -> bool:
+    """Whether the kernel of kernels/head_exponentials.py multiplies rows and head."""
+    if call.backend != "triton" or call.product == "vendor":
+        return False
+    from fastdss.kernels.head_exponentials import takes
+
+    asked, bias = call.product == "fused", call.bias is not None
+    found: bool = takes(call.lm_head, call.compute_dtype, asked=asked, bias=bias)
+    return found
 
 
 def _keeps_half(call: LossCall, plan: RowPlan, width: int, main_grad: bool) -> bool:
@@ -89,6 +104,9 @@ class ExpRows:
         """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], c no more than planned; fills ``sums``."""
         count = x.shape[0]
         exponentials = self._slab.logits(count) if self._apart is None else self._apart[:count]
+        if self.plan.fused:
+            self._fused(x, local_labels, sums, None if self._apart is None else exponentials)
+            return exponentials, self._mean_logit(x)
         if count <= self.plan.slab_rows:
             logits = self._slab.logits(count)
             project(x, self.head, out=logits)
@@ -101,6 +119,14 @@ class ExpRows:
             out = None if self._apart is None else exponentials[part]
             self._pass(logits, local_labels[part], sums.at(part), out)
         return exponentials, self._mean_logit(x)
+
+    def _fused(self, x: Tensor, local_labels: Tensor, sums: LocalSums, out: Tensor | None) -> None:
+        from fastdss.kernels.head_exponentials import launch_head_exponentials_fwd
+
+        o, bias = self.objective, self.call.bias
+        launch_head_exponentials_fwd(
+            x, self.head, out, local_labels, *sums, bias=bias, scale=o.logit_scale, softcap=o.softcap
+        )
 
     def _pass(self, logits: Tensor, local_labels: Tensor, sums: LocalSums, out: Tensor | None) -> None:
         o = self.objective

@@ -21,7 +21,7 @@ from .rows import order_rows
 __all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
 
 Reduction = Literal["mean", "sum", "none"]
-Backend = Literal["auto", "torch", "triton"]
+Backend = Literal["auto", "torch", "triton", "fused"]
 
 
 class DSSLossOutput(NamedTuple):
@@ -73,6 +73,8 @@ def weighted_ce(
     ``shift=True`` pairs hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
     ``rows`` (from :func:`live_rows`) spares a GPU the one early synchronisation that counting rows costs;
     ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
+    ``backend="fused"`` is "triton" whose own product of hidden and lm_head writes exponentials instead of logits, where
+    the loss's form and dtype allow it (docs/loss.md); "auto" takes it on chips where it has been measured to be faster.
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
     ``grad_tol`` (None: exact) leaves the columns of least energy of each chunk's dZ out of the products for hidden's

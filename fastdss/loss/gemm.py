@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import has_amx, multiplies_bf16
+
 UPCAST_ROWS = 4096  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
-
-
-@cache
-def multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16: AMX or AVX512-BF16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and (
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    )
 
 
 @contextmanager
@@ -88,7 +81,7 @@ def times_head(rows: Tensor, head: Tensor, out: Tensor) -> None:
     if out.device.type != "cpu" or rows.dtype == head.dtype == out.dtype:
         return add_product(out, rows, head, first=True)
     out.zero_()
-    if rows.dtype == out.dtype and head.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+    if rows.dtype == out.dtype and head.dtype == torch.bfloat16 and has_amx():
         with bf16_factors(head.dtype):
             for columns, wide in upcast_blocks(head, out.dtype):
                 out.addmm_(rows[:, columns], wide)

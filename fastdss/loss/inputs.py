@@ -258,6 +258,7 @@ class Batch:
             objective=objective.encode(),
             compute_dtype=self.compute_dtype,
             backend=choose_backend(options.backend, self.hidden.device),
+            product=options.backend if options.backend in ("fused", "auto") else "vendor",
             chunk_bytes=options.chunk_bytes or 0,
             compact=options.compact,
             grad_tol=float(options.grad_tol or 0),

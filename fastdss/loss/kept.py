@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import group_named
+
 from .call import LossCall
 from .exp_rows import ExpPlan, ExpRows, plan_exponentials
 from .exponentials import (
@@ -185,7 +187,7 @@ def _gradients(
         assert kept.product is not None
         d_x = gradient.finished_hidden(kept.product, head)
         if group:
-            torch.distributed.all_reduce(d_x, group=torch.distributed.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
+            torch.distributed.all_reduce(d_x, group=group_named(group))
         d_x = d_x.to(hidden.dtype)
         found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
     if needs[1]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import group_named
+
 from .objective import Objective, RowStats
 
 
@@ -32,7 +34,7 @@ class VocabShard(NamedTuple):
         if not group_name:
             return VocabShard(0, width, width, None, None)
         dist = torch.distributed
-        group = dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[arg-type]
+        group = group_named(group_name)
         widths = torch.full((2,), width, device=lm_head.device)
         widths[1:].neg_()
         dist.all_reduce(widths, dist.ReduceOp.MAX, group=group)

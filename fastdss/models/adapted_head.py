@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream import bitsandbytes, peft
 
 
 class Applied(NamedTuple):
@@ -27,9 +28,9 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 
     Raises ``TypeError`` for one that is not linear, ``ValueError`` for an adapter that is merged and switched off.
     """
-    if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
+    if peft.is_low_rank(layer):
         return _with_lora(layer, hidden)
-    if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
+    if peft.is_wrapper(layer):
         return _by_unit_vectors(layer, hidden)
     return Applied(hidden, *plain_weight(layer))
 
@@ -37,55 +38,47 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer; those that bitsandbytes keeps in 4 or 8 bits as it multiplies them."""
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or (weight.ndim != 2 and not hasattr(weight, "quant_state")):
+    if not isinstance(weight, Tensor) or not bitsandbytes.is_matrix(weight):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
     if not weight.is_floating_point():
-        weight = _dequantised(layer, weight)
+        if not bitsandbytes.is_quantised(weight):
+            raise UserTypeError(f"expected an output head in floating point, got {weight.dtype}: do not quantise it")
+        weight = bitsandbytes.dequantised(layer)
     return weight, getattr(layer, "bias", None)
-
-
-def _dequantised(layer: Any, weight: Tensor) -> Tensor:
-    if type(weight).__name__ not in ("Params4bit", "Int8Params"):
-        raise UserTypeError(f"expected an output head in floating point, got {weight.dtype}: do not quantise it")
-    from peft.utils.integrations import dequantize_module_weight
-
-    found: Tensor = dequantize_module_weight(layer)
-    return found.detach().to(getattr(layer, "compute_dtype", None) or found.dtype)
 
 
 def _with_lora(layer: Any, hidden: Tensor) -> Applied:
     """Reading the base weight alone would drop the adapter in silence."""
-    weight, bias = base, _ = plain_weight(layer.base_layer)
-    if layer.merged and layer.disable_adapters:
+    weight, bias = base, _ = plain_weight(peft.base_of(layer))
+    if peft.is_merged(layer) and peft.is_off(layer):
         raise UserError("the output head's adapter is merged and switched off: unmerge it first")
-    if layer.merged or layer.disable_adapters:
+    if peft.is_merged(layer) or peft.is_off(layer):
         return Applied(hidden, weight, bias)
     features, weights = [hidden], []
-    for name in (name for name in layer.active_adapters if name in layer.lora_A):
-        scaling, down, up = layer.scaling[name], layer.lora_A[name], layer.lora_B[name]
-        dropped = layer.lora_dropout[name](hidden) if _drops(layer.lora_dropout[name]) else None
-        variant = layer.lora_variant.get(name)
-        if variant is not None and type(variant).__name__ != "DoraLinearVariant":
+    for part in peft.low_rank_parts(layer):
+        dropped = part.dropout(hidden) if _drops(part.dropout) else None
+        if part.kind not in ("LoRA", "DoRA"):
             raise UserTypeError(
-                f"an adapter on the output head: expected LoRA or DoRA, got {type(variant).__name__} ({name!r}): take "
+                f"an adapter on the output head: expected LoRA or DoRA, got {part.kind} ({part.name!r}): take "
                 "the head out of target_modules or put it in modules_to_save"
             )
-        if variant is None and dropped is not None:
-            features.append(scaling * nn.functional.linear(dropped.to(down.weight.dtype), down.weight).to(hidden.dtype))
-            weights.append(up.weight.to(weight.dtype))
-        elif variant is None:
-            weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+        if part.magnitude is None and dropped is not None:
+            down = nn.functional.linear(dropped.to(part.down.weight.dtype), part.down.weight)
+            features.append(part.scaling * down.to(hidden.dtype))
+            weights.append(part.up.weight.to(weight.dtype))
+        elif part.magnitude is None:
+            weight = weight + part.delta().to(weight.dtype)
         else:  # m (W + s B A) / |W + s B A|, in place of W
-            whole = base + layer.get_delta_weight(name).to(base.dtype)
+            whole = base + part.delta().to(base.dtype)
             norm = torch.linalg.norm(whole, dim=1, keepdim=True).detach()
-            change = layer.lora_magnitude_vector[name].weight[:, None] / norm * whole - base
+            change = part.magnitude[:, None] / norm * whole - base
             if dropped is None:
                 weight = weight + change
             else:
                 features.append(dropped)
                 weights.append(change)
-        if layer.lora_bias.get(name, False):
-            bias = scaling * up.bias if bias is None else bias + scaling * up.bias
+        if part.has_bias:
+            bias = part.scaling * part.up.bias if bias is None else bias + part.scaling * part.up.bias
     if weights:
         return Applied(torch.cat(features, -1), torch.cat([weight, *weights], 1), bias)
     return Applied(hidden, weight, bias)

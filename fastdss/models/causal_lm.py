@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream.transformers import attention_of
 
 from .probes import evaluating, some_tokens
 
@@ -119,7 +120,7 @@ def vocabulary(model: Any) -> int:
 def ignores_softcap(model: Any) -> bool:
     """Whether the model's own attention drops its softcap: transformers 5.17 chose sdpa, which has none, for Gemma2."""
     config = model.config.get_text_config(decoder=True)
-    return bool(_number(config, "attn_logit_softcapping")) and config._attn_implementation == "sdpa"
+    return bool(_number(config, "attn_logit_softcapping")) and attention_of(config) == "sdpa"
 
 
 def _unwrap(model: Any) -> Any:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserTypeError
+from fastdss.upstream import peft
+from fastdss.upstream.accelerate import real_forward
+from fastdss.upstream.torch import has_forward_hooks
 
 from .adapted_head import applied, plain_weight
 from .causal_lm import LMHead, logit_scale_and_softcap
@@ -41,7 +44,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 
     # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They
     # are taken by a hook of our own then, the last; without any, torch.compile could not trace one.
-    hooked = any(layer._forward_hooks for layer in (outer, *_layers(outer)))
+    hooked = any(has_forward_hooks(layer) for layer in (outer, *_layers(outer)))
 
     def taken(hidden: Tensor, found: tuple[Tensor, ...]) -> Tensor:
         """Keeps the results; the model's forward goes on with a tensor of the logits' shape, but for the words."""
@@ -57,7 +60,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 
         return forward
 
-    if hasattr(outer, "base_layer"):
+    if peft.has_base(outer):
         gather_as_one(outer)
     with ExitStack() as swapped:
         for layer in _layers(outer):
@@ -76,18 +79,13 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """The head's weight ``[V, D]`` and bias ``[V]`` as they are with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
-    if hasattr(layer, "modules_to_save") or hasattr(layer, "token_adapter"):
-        layer = layer.original_module
-    return plain_weight(getattr(layer, "base_layer", layer))
+    return plain_weight(peft.base_of(peft.original_of(layer)))
 
 
 def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """The head's weight and bias as they are in use, adapters folded in; whole, where nothing is split over ranks."""
-    layer = model.get_output_embeddings()
-    if hasattr(layer, "modules_to_save"):
-        active = next((name for name in layer.active_adapters if name in layer.modules_to_save), None)
-        layer = layer.original_module if active is None or layer.disable_adapters else layer.modules_to_save[active]
-    width = plain_weight(getattr(layer, "base_layer", layer))[0].shape[1]
+    layer = peft.copy_in_use(model.get_output_embeddings())
+    width = plain_weight(peft.base_of(layer))[0].shape[1]
     device = next(layer.parameters()).device
     _, weight, bias = applied(layer, torch.zeros((1, width), dtype=model.dtype, device=device))
     return weight[:, :width], bias
@@ -100,21 +98,17 @@ def head_trains(model: Any) -> bool:
 
 def head_is_adapted(model: Any) -> bool:
     """Whether PEFT stands between the output head's original weight and the one in use."""
-    layer = model.get_output_embeddings()
-    return any(hasattr(layer, name) for name in ("base_layer", "modules_to_save", "token_adapter"))
+    return peft.is_adapted(model.get_output_embeddings())
 
 
 def _layers(outer: Any) -> list[nn.Module]:
     """The layers of which ``outer`` will call exactly one."""
-    if hasattr(outer, "modules_to_save"):
-        return [outer.original_module, *outer.modules_to_save.values()]
-    return [outer]
+    return peft.copies_of(outer) if peft.is_copied(outer) else [outer]
 
 
 @contextmanager
 def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    # accelerate's dispatch keeps the real forward under `_old_forward` and wraps it with its device moves
-    name = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
+    name = real_forward(layer)
     was_set, before = name in layer.__dict__, layer.__dict__.get(name)
     layer.__dict__[name] = forward
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream.transformers import attention_of, masks_by_kind
 
 from .probes import distance, evaluating
 
@@ -57,7 +58,7 @@ def packed_inputs(model: Any, states: States, inputs: Inputs) -> Inputs:
 
 def packing_of(model: Any, states: States) -> Packing:
     """The first way that proves itself on two short documents; found once for each attention implementation."""
-    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    attention = attention_of(model.config.get_text_config(decoder=True))
     known: dict[str, Packing] = model.__dict__.setdefault(_KEPT, {})
     if attention not in known:
         if torch.compiler.is_compiling():
@@ -120,11 +121,9 @@ def _with_seq_idx(_: Any, inputs: Inputs) -> Inputs:
 
 def _with_masks(model: Any, inputs: Inputs) -> Inputs:
     """A mask for each kind of layer, as ``generate`` prepares them, for classes that do not pass positions on."""
-    from transformers.masking_utils import create_masks_for_generate
-
     positions = inputs["position_ids"]
     shape = torch.empty((*positions.shape, 0), dtype=model.dtype, device=positions.device)
-    masks = create_masks_for_generate(model.config, shape, None, None, positions)
+    masks = masks_by_kind(model.config, shape, positions)
     if masks is None:
         raise UserTypeError("no mask for this attention")
     return {name: value for name, value in inputs.items() if name not in _FLASH} | {"attention_mask": masks}

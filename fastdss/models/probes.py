@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastdss.upstream import bitsandbytes
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -19,7 +21,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
-        if type(module).__module__.startswith("bitsandbytes."):
+        if bitsandbytes.is_layer(module):
             module.training = True
     try:
         with torch.no_grad():

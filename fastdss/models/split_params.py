@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdss.upstream import deepspeed, peft
+
 
 @contextmanager
 def layers_gathered(model: nn.Module) -> Iterator[None]:
@@ -19,10 +21,10 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
     """
 
     def read_by(layer: nn.Module) -> list[nn.Parameter]:  # an adapter's parts may be read without a call
-        return list(layer.parameters(recurse=hasattr(layer, "base_layer")))
+        return list(layer.parameters(recurse=peft.has_base(layer)))
 
-    split = [layer for layer in model.modules() if any(map(_is_split, read_by(layer)))]
-    if not split or hasattr(model, "ds_id"):  # the engine numbers modules too
+    split = [layer for layer in model.modules() if any(map(deepspeed.is_split, read_by(layer)))]
+    if not split or deepspeed.is_engines(model):
         yield
         return
 
@@ -45,19 +47,19 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def gathered(*tensors: Tensor | None) -> Iterator[None]:
     """Within it those of the tensors that are split parameters are whole. All ranks have to take part."""
-    empty = [tensor for tensor in tensors if tensor is not None and _is_split(tensor) and not tensor.numel()]
+    empty = [tensor for tensor in tensors if tensor is not None and deepspeed.is_empty_share(tensor)]
     if not empty:
         yield
         return
-    import deepspeed
+    from deepspeed.zero import GatheredParameters
 
-    with deepspeed.zero.GatheredParameters(empty):
+    with GatheredParameters(empty):
         yield
 
 
 def is_split(model: nn.Module) -> bool:
     """Whether ZeRO-3 or FSDP2 has split a parameter: then every call takes all ranks."""
-    return any(_is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(deepspeed.is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,7 +71,7 @@ def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         found: Tensor = tensor.full_tensor().to(dtype)
         return found
     with gathered(tensor):
-        return tensor.clone() if _is_split(tensor) else tensor
+        return tensor.clone() if deepspeed.is_split(tensor) else tensor
 
 
 def gather_as_one(layer: nn.Module) -> None:
@@ -77,11 +79,7 @@ def gather_as_one(layer: nn.Module) -> None:
 
     It otherwise waits for the calls of the layers within, which do not come where their weights are only read.
     """
-    if any(map(_is_split, layer.parameters())):
+    if any(map(deepspeed.is_split, layer.parameters())):
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(layer, [type(layer)])
-
-
-def _is_split(tensor: Tensor) -> bool:
-    return hasattr(tensor, "ds_id")

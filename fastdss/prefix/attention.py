@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from fastdss.upstream.transformers import attention_of, layer_index, query_temperature
+
 from .packing import Segment
 
 NAME = "fastdss_prefix"
@@ -186,8 +188,8 @@ def prefix_attention(
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
         raise ValueError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
-    layer = getattr(module, "layer_idx", None)
-    if layer is None or not getattr(module, "is_causal", True):
+    layer = layer_index(module)
+    if layer is None:
         raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
     if layer in fastdss_plan.windows:  # the store would keep the last call's keys for all of them
         raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
@@ -201,16 +203,16 @@ def prefix_attention(
 def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> Tensor | float:
     """``[N, 1]``: Llama 4 scales the queries of layers without rotation by their place, which it takes to be that in
     the pack; this is the scale of each token's own position over that one."""
-    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+    temperature = query_temperature(module)
+    if temperature is None:
         return 1.0
-    floor_scale, attn_scale = float(module.floor_scale), float(module.attn_scale)  # type: ignore[arg-type]
     own = torch.cat([torch.arange(s.start, s.start + len(s.ids)) for s in segments])
     told = torch.arange(len(own))
-    if max(int(own.max()), len(own) - 1) + 1 < floor_scale:
+    if max(int(own.max()), len(own) - 1) + 1 < temperature.floor:
         return 1.0  # both scales are
 
     def scale(places: Tensor) -> Tensor:
-        return torch.log1p(torch.floor((places.float() + 1.0) / floor_scale)) * attn_scale + 1.0
+        return torch.log1p(torch.floor((places.float() + 1.0) / temperature.floor)) * temperature.scale + 1.0
 
     return (scale(own) / scale(told)).to(query)[:, None]
 
@@ -221,12 +223,12 @@ AttentionInterface.register(NAME, prefix_attention)  # no mask function of this 
 @contextmanager
 def using_prefix_attention(model: Any) -> Iterator[None]:
     """Let ``model`` attend through ``prefix_attention``, in eval mode and without gradients, for a while."""
-    before = model.config._attn_implementation
+    before = attention_of(model.config)
     training = model.training
     model.eval()
     model.set_attn_implementation(NAME)
     try:
-        if model.config._attn_implementation != NAME:
+        if attention_of(model.config) != NAME:
             raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
         with torch.inference_mode():
             yield

@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fastdss.upstream.torch import prepacked, prepacked_linear, version
+
 GEMMS = ("auto", "default", "onednn")
 WORTH_PACKING = 2000  # tokens of a call below which prepacking the weights costs more than it saves
 _PACKED_FOR = 256  # rows that oneDNN is told to expect; a micro-batch has 400 to 800
@@ -44,7 +46,7 @@ class PackedWeights:
         number, products = version(layer.weight), self._products(layer.weight)
         kept = self._kept.get(layer)
         if kept is None or kept[0] != number or not torch.equal(kept[1], products):
-            kept = self._kept[layer] = number, products, _packed(layer.weight)
+            kept = self._kept[layer] = number, products, prepacked(layer.weight, _PACKED_FOR)
         return kept[2]
 
     def _products(self, weight: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
         return
     try:
         for layer in layers:
-            layer.forward = partial(_linear, packed.of(layer), layer.bias)  # type: ignore[method-assign]
+            layer.forward = partial(prepacked_linear, weight=packed.of(layer), bias=layer.bias)  # type: ignore[method-assign]
         yield "onednn"
     finally:
         for layer in layers:
@@ -112,18 +114,3 @@ def eligible_layers(model: nn.Module) -> list[nn.Linear]:
         and module.weight.dtype == torch.float32
         and type(module.weight) is nn.Parameter  # quantised ones are of classes of their own, and say fp32 too
     ]
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often ``tensor`` was written to; None for tensors made in inference mode, which do not count."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def _packed(weight: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR)
-    return found
-
-
-def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return found

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head
+from fastdss.upstream.torch import version
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
-from .cpu_linear import PackedWeights, cpu_gemm, version
+from .cpu_linear import PackedWeights, cpu_gemm
 from .packed_attention import to_device
 from .packing import (
     Group,

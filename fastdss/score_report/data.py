@@ -44,6 +44,7 @@ class PageRow:
     flags: tuple[str, ...]
     error: str | None
     length: int
+    approximate: tuple[int, ...] = ()  # which scores were not computed
 
     @property
     def name(self) -> str:
@@ -76,7 +77,8 @@ class PageRow:
         failed = self.failed and "left_out" not in self.flags
         found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": failed}
         why = [f"because: {kind_of_reason(self.error)}"] if self.error is not None else []
-        return [tag for tag, present in found.items() if present] + [f for f in self.flags if f not in found] + why
+        marks = ["approximate"] if self.approximate else []
+        return [t for t, present in found.items() if present] + [f for f in self.flags if f not in found] + marks + why
 
 
 @dataclass
@@ -137,6 +139,7 @@ def page_rows(place: int, row: Row | FailedRow | None, scored: ScoredRow) -> lis
                 flags=tuple(sorted(judged.flags)),
                 error=judged.error,
                 length=len(response) if response is not None else max(judged.ends, default=0),
+                approximate=tuple(k for k, mark in enumerate(judged.exact or ()) if not mark and not failed),
             )
         )
     return found
@@ -189,6 +192,8 @@ def detail(row: PageRow) -> dict[str, Any]:
         "scores": [_rounded(score, 4) for score in row.scores],
         "ends": row.ends,
     }
+    if row.approximate:
+        found["approximate"] = row.approximate
     if row.error is not None:
         found["error"] = row.error
     if row.response is not None:

@@ -28,6 +28,7 @@ TAGS = {
     "empty": "empty",
     "one_boundary": "one boundary only",
     "left_out": "nothing to train",
+    "approximate": "approximate in part",
 }
 TOY = (
     "The guard is the toy that ships with fastdss: it knows the disclosure of contact details, and nothing else. "
@@ -83,6 +84,7 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
         '<button type="button" id="theme" class="plain" aria-label="Switch between light and dark">◐</button>'
         f'<p class="lead">{escape(lead(summary))}</p></header>',
         _run(manifest),
+        *_certificate(manifest),
         *([f'<p class="note">{escape(TOY)}</p>'] if "tiny" in str(manifest["guard"]) else []),
         _cards(summary),
         *_reasons(summary),
@@ -102,6 +104,15 @@ def _run(manifest: Mapping[str, Any]) -> str:
     facts.pop("max_bytes", None)
     shown = (f"{escape(k.replace('_', ' '))} <b>{escape(v)}</b>" for k, v in _facts(facts).items() if v != "–")
     return f'<p class="quiet run">{" · ".join(shown)}</p>'
+
+
+def _certificate(manifest: Mapping[str, Any]) -> list[str]:
+    """What was promised about approximate scores, where there was a question of any."""
+    approx = manifest.get("approx")
+    if approx is None:
+        return []
+    drawn = " They are drawn as hollow dots, and dotted under the text." if approx["approximated"] else ""
+    return [f'<p class="note certificate">{escape(approx["words"] + drawn)}</p>']
 
 
 def lead(summary: Summary) -> str:

@@ -1,5 +1,7 @@
 // One row: its line in the list, and opened, its text in colour with the trajectory beside it.
 
+const UNMARKED = new Set(["low", "failed", "approximate"]); // tags that a row's line shows otherwise, or most rows have
+
 const cutsOf = (entry) => entry.cuts ?? entry.ends;
 const extent = (row, entry) => Math.max(entry.response?.length ?? columns.length[row], cutsOf(entry).at(-1) ?? 0, 1);
 const lowestChunk = (entry) => entry.scores.indexOf(Math.min(...entry.scores));
@@ -50,7 +52,7 @@ function rowHead(row, query) {
   const entry = detail(row);
   const minimum = columns.minimum[row];
   const failed = minimum === null;
-  const marks = columns.tags[row].map((tag) => tags[tag]).filter(([tag]) => tag !== "low" && tag !== "failed");
+  const marks = columns.tags[row].map((tag) => tags[tag]).filter(([tag]) => !UNMARKED.has(tag));
   return make(
     "button",
     { type: "button", class: "head", "aria-expanded": "false", "data-row": row },
@@ -126,7 +128,8 @@ function colouredText(entry) {
   cutsOf(entry).forEach((cut, k) => {
     const score = entry.scores[k];
     const [, gap, piece] = (text?.slice(start, cut) ?? `${k ? " " : ""}${k + 1}`).match(/^(\s*)([^]*)$/);
-    const attributes = { class: `heat${heat(score)}`, "data-k": k, "data-score": score.toFixed(2) };
+    const near = entry.approximate?.includes(k) ? " approximate" : "";
+    const attributes = { class: `heat${heat(score)}${near}`, "data-k": k, "data-score": score.toFixed(2) };
     box.append(...textNodes(gap));
     if (piece) box.append(make("span", attributes, ...textNodes(piece)));
     start = cut;
@@ -137,6 +140,14 @@ function colouredText(entry) {
 }
 
 const PLOT = { width: 400, height: 210, left: 30, right: 6, top: 12, bottom: 34 };
+
+/** Hollow dots where scores are approximations, at the ends of their chunks. */
+function approximations(row, entry, w, h) {
+  const scale = w / extent(row, entry);
+  return (entry.approximate ?? []).map((k) =>
+    shape("circle", { class: "approximate", r: 3, cx: Math.min(cutsOf(entry)[k] * scale, w).toFixed(1), cy: (h * (1 - entry.scores[k])).toFixed(1) }),
+  );
+}
 
 function trajectory(row, entry) {
   const { width, height, left, right, top, bottom } = PLOT;
@@ -152,6 +163,7 @@ function trajectory(row, entry) {
     ),
     shape("path", { class: "under", d: under }),
     shape("path", { class: "trace", d: line }),
+    ...approximations(row, entry, w, h),
     shape("circle", { class: "here", r: 4.5 }),
   );
   return shape(
@@ -167,7 +179,8 @@ function trajectory(row, entry) {
 
 function describe(entry) {
   const k = lowestChunk(entry);
-  return `P(safe) of ${entry.scores.length} prefixes: lowest ${shown(entry.scores[k])} at chunk ${k + 1}`;
+  const near = entry.approximate ? `, ${entry.approximate.length} of them approximate` : "";
+  return `P(safe) of ${entry.scores.length} prefixes${near}: lowest ${shown(entry.scores[k])} at chunk ${k + 1}`;
 }
 
 /** Text, trajectory and readout point at the same chunk. */
@@ -189,7 +202,8 @@ function link(row, entry, text, plot, reader) {
     const [x0, x1] = [(k ? cuts[k - 1] : 0) * scale, Math.min(cuts[k] * scale, w)];
     reader.firstChild.textContent = shown(score);
     reader.firstChild.className = `heat${heat(score)}`;
-    const which = k === lowestChunk(entry) ? ", the lowest" : "";
+    const near = entry.approximate?.includes(k) ? ", approximate" : "";
+    const which = (k === lowestChunk(entry) ? ", the lowest" : "") + near;
     reader.lastChild.textContent =
       `chunk ${k + 1} of ${cuts.length}${which} · characters ${count(from)}–${count(entry.ends[k])}`;
     const cursor = plot.querySelector(".cursor");
@@ -220,6 +234,7 @@ function facts(row, entry) {
     ["final", shown(columns.final[row])],
     ["first below ½", columns.drop[row] === null ? "–" : `in the chunk up to ${Math.round(100 * columns.drop[row])} %`],
     ["chunks", entry.scores.length ? count(entry.scores.length) : "–"],
+    ...(entry.approximate ? [["of these approximate", count(entry.approximate.length)]] : []),
     ["characters", count(columns.length[row])],
     columns.line[row] === null ? ["row", count(columns.order[row])] : ["line of the file", count(columns.line[row])],
   ];

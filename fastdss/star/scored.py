@@ -32,7 +32,8 @@ class ScoredResponse:
     ``scores``: ``[K]`` float32, of the prefixes ``response[: ends[k]]``; ``history``: what a guard that reads text saw
     before the response; ``row``: the row of the batch that it comes from. ``conversation`` is the whole one, in which
     the response is turn ``turn``; without it, it is ``history`` and ``response``. ``exact``: ``[K]`` bool, which scores
-    the guard computed and which a ``TrunkProbe`` approximated; None: it computed all.
+    the guard computed and which a ``TrunkProbe`` approximated; None: it computed all. ``missed``: of a response that
+    was computed whole to audit a probe, how far off its approximations would have been at most.
     """
 
     history: list[Message] = field(repr=False)  # texts never reach a log by way of a repr
@@ -44,6 +45,7 @@ class ScoredResponse:
     conversation: Conversation | None = field(default=None, repr=False)
     turn: int | None = None
     exact: Tensor | None = None
+    missed: float | None = None
 
     @classmethod
     def of(

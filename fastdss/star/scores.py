@@ -14,7 +14,7 @@ from fastdss.chat.conversation import Message
 from fastdss.errors import UserError
 
 from . import view
-from .align import TokenWeights, align
+from .align import AlignOptions, TokenWeights, align
 from .scored import Flag, ScoredConversation, ScoredResponse
 
 
@@ -101,7 +101,8 @@ class StarScores(Sequence[ScoredResponse]):
 
     def to_training_rows(self) -> list[dict[str, Any]]:
         """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists: a row a conversation, with
-        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns."""
+        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns, with
+        ``exact`` where some are approximations."""
         rows = []
         for chat, items in self.conversations():
             star = [
@@ -111,6 +112,7 @@ class StarScores(Sequence[ScoredResponse]):
                     "ends": item.ends,
                     "scores": item.scores.tolist(),
                     "flags": sorted(item.flags),
+                    **({} if item.exact is None or bool(item.exact.all()) else {"exact": item.exact.tolist()}),
                 }
                 for item in items
             ]
@@ -124,10 +126,10 @@ class StarScores(Sequence[ScoredResponse]):
         *,
         template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        across: str = "last",
-        end_of_turn: bool = True,
+        across: str | None = None,
+        end_of_turn: bool | None = None,
         max_length: int | None = None,
-        truncation_side: str = "right",
+        truncation_side: str | None = None,
         failed: str = "error",
     ) -> TokenWeights:
         """Ids, labels and the weight of every label, through the policy's chat template; a row a conversation.
@@ -145,9 +147,7 @@ class StarScores(Sequence[ScoredResponse]):
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
         usable = [replace(item, scores=torch.zeros(len(item.ends))) if item.failed else item for item in self]
-        return align(
-            StarScores(usable).conversations(),
-            tokenizer,
+        options = AlignOptions().with_said(
             template=template,
             template_kwargs=template_kwargs,
             across=across,
@@ -155,3 +155,4 @@ class StarScores(Sequence[ScoredResponse]):
             max_length=max_length,
             truncation_side=truncation_side,
         )
+        return align(StarScores(usable).conversations(), tokenizer, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -83,10 +83,20 @@ def star_scores(
     )  # fmt: skip
     guards = as_guards(model, tokenizer, spec)
     judged = read_batch(batch, options.turns)
+    if ends is not None and approx is not None:
+        raise UserError("approx: expected boundaries by every and unit, as it was fitted, got ends")
     cuts = None if ends is None else _tidied(judged, ends)
     return score_turns(
         guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, approx=approx, progress=progress
     )
+
+
+class Settled(NamedTuple):
+    """Of one response: which scores are exact ``[K]``, and where all were computed to compare, how far off the others
+    would have been at most."""
+
+    exact: Tensor
+    missed: float | None = None
 
 
 class ScoreGate(Gate, Protocol):
@@ -94,15 +104,15 @@ class ScoreGate(Gate, Protocol):
 
     withdrawn: bool  # what was approximated must be computed after all
 
-    def settle(self, scores: Tensor) -> Tensor:
-        """Fill in what was not computed; ``[n]`` bool, which scores are exact."""
+    def settle(self, scores: Tensor) -> list[Settled]:
+        """Fill in what was not computed, and say of every response what was."""
 
 
 class Approximation(Protocol):
     """What ``approx=`` takes, such as a ``TrunkProbe``."""
 
     def gate(
-        self, guards: Sequence[GuardModel], texts: Sequence[list[Message]], kept: Sequence[int], options: ScoringOptions
+        self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
     ) -> ScoreGate | None:
         """The gate of a batch, whose response i has ``kept[i]`` scores; None: all are computed."""
 
@@ -131,14 +141,13 @@ def score_turns(
         options = options.with_said(gemm=_settled_gemm(guards, options.gemm))  # the same for every slice
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
-    texts = [[*past, {"role": "assistant", "content": text}] for past, text in zip(histories, responses, strict=True)]
     kept: list[int] = []
     opinions: list[list[Tensor]] = [[] for _ in guards]
     gate = None
     with _progress(sum(map(len, cuts)) * sum(guard.readouts for guard in guards), progress) as report:
         for forest in ahead:
             if approx is not None:
-                gate = approx.gate(guards, texts, forest.kept, options)
+                gate = approx.gate(guards, judged, forest.kept, options)
             for guard, trees, first, said in zip(guards, forest.trees, forest.first, opinions, strict=True):
                 numbers = [prompts[len(kept) + i] for i in first]
                 said.append(_sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
@@ -146,7 +155,7 @@ def score_turns(
             kept += forest.kept
     stacked = torch.stack([torch.cat(said) for said in opinions])
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
-    exact: Sequence[Tensor | None] = [None] * len(kept) if gate is None else gate.settle(combined).split(list(kept))
+    settled = None if gate is None else gate.settle(combined)
     if gate is not None and gate.withdrawn:
         _log.warning("audited rows speak against the approximation: all scores are computed")
         return score_turns(guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, progress=progress)
@@ -161,7 +170,7 @@ def score_turns(
             item.row,
             item.conversation,
             item.turn,
-            exact[i],
+            *(settled[i] if settled is not None else ()),
         )
         for i, item in enumerate(judged)
     )

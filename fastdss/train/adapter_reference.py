@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastdss.models.probes import distance, evaluating, some_tokens
 from fastdss.models.split_params import layers_gathered
-
-_OWNED = ("modules_to_save", "trainable_tokens")
+from fastdss.upstream.peft import belongs_to_adapters
+from fastdss.upstream.torch import within_compiled
 
 
 class StartCopy:
@@ -41,8 +41,8 @@ class StartCopy:
 
 def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | None:
     """Why the PEFT ``model`` without its adapters is not the model whose training begins; None where it is."""
-    prefix = getattr(model.base_model, "prefix", "lora_")
-    outside = [name for name, p in model.named_parameters() if p.requires_grad and not _owned(name, prefix)]
+    training = (name for name, p in model.named_parameters() if p.requires_grad)
+    outside = [name for name in training if not belongs_to_adapters(model, name)]
     if outside:
         return f"weights outside the adapters train too ({outside[0]}, {len(outside)} in all)"
     ids = some_tokens(bare.get_input_embeddings().weight.device)  # type: ignore[operator]
@@ -64,10 +64,6 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
     if moved > max(1e-5, 2 * torch.finfo(start.dtype).eps):
         return f"with the adapters off its logits differ by {moved:.2g}: an adapter was trained before, or PiSSA's kind"
     return None
-
-
-def _owned(name: str, prefix: str) -> bool:
-    return any(part.startswith((prefix, *_OWNED)) for part in name.split("."))
 
 
 @contextmanager
@@ -94,5 +90,5 @@ def without_adapter(model: Any) -> Iterator[None]:
 def bare_peft(model: Any) -> Any:
     """The PEFT model within DDP or ``torch.compile``."""
     while not hasattr(model, "disable_adapter"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
+        model = model.module if hasattr(model, "module") else within_compiled(model)
     return model

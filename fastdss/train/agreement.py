@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,13 +51,3 @@ def fuses_head(liger: Mapping[str, Any] | None) -> bool:
     """Whether Liger puts a forward of its own, with the head and the loss in one, in place of the model's."""
     chosen = {"fused_linear_cross_entropy": True, "cross_entropy": False} | dict(liger or {})
     return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])
-
-
-@contextmanager
-def without_smoother(trainer: Any) -> Iterator[None]:
-    """Within it Trainer smooths no labels itself, which it does on logits: the shaped loss has done it."""
-    smoother, trainer.label_smoother = trainer.label_smoother, None
-    try:
-        yield
-    finally:
-        trainer.label_smoother = smoother

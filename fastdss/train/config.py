@@ -19,7 +19,7 @@ class DSSConfig:
     Args:
         kl: form of the KL term, one of ``KL``.
         kl_scale: the KL term's factor, lambda in the paper.
-        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+        backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"fused"`` (docs/loss.md).
         chunk_bytes: bound of the slab of logits; None leaves it to the device.
         label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
         grad_tol: share of the gradient of the logits that the head's products may leave out; None is exact.

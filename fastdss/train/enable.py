@@ -22,6 +22,11 @@ from fastdss.models.inputs import input_names
 from fastdss.models.packing import packed_inputs, two_documents
 from fastdss.models.probes import distance, evaluating, other_ending, some_tokens
 from fastdss.models.split_params import layers_gathered
+from fastdss.upstream.accelerate import is_dispatched, rebind_forward
+from fastdss.upstream.deepspeed import is_engine
+from fastdss.upstream.peft import learns_prompts
+from fastdss.upstream.torch import is_compiled, within_compiled
+from fastdss.upstream.transformers import tensor_parallel_ranks
 
 from .config import DSSConfig
 from .forward import CONFIG, NEEDED, DSSOutput, Given, head_states, live, shaped_forward
@@ -76,10 +81,10 @@ def enable_dss(
         label_smoothing=label_smoothing,
     )
     bare = bare_model(model)
-    if any(cls.__name__ == "DeepSpeedEngine" for cls in type(bare).__mro__):
+    if is_engine(bare):
         raise UserTypeError("expected the model inside the engine, got a DeepSpeedEngine: pass engine.module")
     _refuse_class(bare)
-    ranks = getattr(bare, "tp_size", None) or 1
+    ranks = tensor_parallel_ranks(bare)
     if ranks > 1:
         raise UserTypeError(
             f"tensor parallelism splits this {type(bare).__name__} over {ranks} ranks, its head too: call dss_loss "
@@ -88,7 +93,7 @@ def enable_dss(
     if isinstance(bare, _DSSModel):
         bare.__dict__[CONFIG] = config
         return model
-    if "forward" in bare.__dict__ and "_old_forward" not in bare.__dict__:
+    if "forward" in bare.__dict__ and not is_dispatched(bare):
         raise UserError(
             f"the forward of this {type(bare).__name__} was already replaced on the instance "
             f"(by {bare.forward!r}): enable DSS before that"
@@ -133,10 +138,10 @@ def bare_model(model: Any) -> Any:
             )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        elif "_orig_mod" in getattr(model, "_modules", {}):
-            model = model._orig_mod
+        elif is_compiled(model):
+            model = within_compiled(model)
         elif hasattr(model, "get_base_model"):
-            if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
+            if learns_prompts(model):
                 raise UserTypeError(
                     "PEFT's prompt learning adds tokens that have no weight: use LoRA or full fine-tuning"
                 )
@@ -210,9 +215,7 @@ def _merged(own: inspect.Signature, ours: inspect.Signature) -> inspect.Signatur
 
 def _set_class(model: Any, cls: type) -> None:
     model.__class__ = cls
-    if "_old_forward" in model.__dict__:  # accelerate's dispatch calls this one, wrapped in its device moves
-        model.__dict__["_old_forward"] = cls.forward.__get__(model)  # type: ignore[attr-defined]
-        functools.update_wrapper(model.__dict__["forward"], model.__dict__["_old_forward"])
+    rebind_forward(model)
 
 
 def _restore(model: Any, original: type) -> None:

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.batching import add_tensor, length_batches
 from fastdss.models.inputs import given_inputs, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
+from fastdss.upstream.deepspeed import is_empty_share, local_share
+from fastdss.upstream.peft import adapters_in_use
+from fastdss.upstream.transformers import settings_of
 
 from .collator import DSSCollator, read_row
 from .enable import bare_model, disable_dss, dss_config, enable_dss
@@ -100,7 +104,8 @@ def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_to
     taken = input_names(bare_model(model))
     documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
     collate = DSSCollator(pad_token_id=0, model_inputs=taken)
-    batches = _batches([document.length for document in documents], batch_tokens)
+    lengths = [document.length for document in documents]
+    batches = list(length_batches(lengths, padded=batch_tokens, longest_first=True))
     device = bare_model(model).get_input_embeddings().weight.device
     mine: dict[int, Tensor] = {}
     for first in range(0, len(batches), _world_size()):
@@ -140,17 +145,6 @@ def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str
         _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
         for start, end in pairwise(ends)
     ]
-
-
-def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Rows of similar length together, each batch at most ``batch_tokens`` with padding, or a single row."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @contextmanager
@@ -200,9 +194,7 @@ class _Cache:
         for row in rows:
             for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
                 if row.get(name) is not None:
-                    value = torch.as_tensor(row[name]).contiguous()
-                    content.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-                    content.update(value.flatten().view(torch.uint8).numpy().data)
+                    add_tensor(content, name, torch.as_tensor(row[name]))
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path, lengths: list[int]) -> list[Tensor] | None:
@@ -231,12 +223,8 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     """What answers depend on besides the rows: weights, settings of the architecture, adapters in use, precision."""
     bare = bare_model(model)
     device = bare.get_input_embeddings().weight.device.type
-    config = {k: v for k, v in bare.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    adapters = {
-        name: (bool(module.disable_adapters), str(module.active_adapters))
-        for name, module in bare.named_modules()
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
-    }
+    config = settings_of(bare.config)
+    adapters = adapters_in_use(bare)
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
@@ -248,17 +236,16 @@ def _weights_digest(model: Any) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
-        content.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
-        content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        add_tensor(content, name, local)
     return content.hexdigest()
 
 
 def _zero3_local(name: str, tensor: Tensor) -> Tensor:
     """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
-    if not hasattr(tensor, "ds_id") or tensor.numel():
+    if not is_empty_share(tensor):
         return tensor
-    share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
-    if getattr(getattr(share, "status", None), "name", "") == "NOT_AVAILABLE":
+    share = local_share(tensor)
+    if share is None:
         raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
     return share
 

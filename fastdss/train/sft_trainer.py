@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from trl import SFTTrainer
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
+from fastdss.upstream.accelerate import ungathered
+from fastdss.upstream.trl import OpenSFTTrainer
 
 from .agreement import agreed_config
 from .collator import DSSCollator
@@ -27,7 +27,7 @@ from .trainer import ShapedTraining
 _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
 
 
-class DSSSFTTrainer(ShapedTraining, SFTTrainer):
+class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
     All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
@@ -47,8 +47,6 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
     ranks, brought together when they are logged.
     """
 
-    _total_train_tokens: Any  # of this rank; a tensor on the device once a shaped batch was counted
-
     def __init__(
         self,
         model: Any,
@@ -67,13 +65,13 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         said = DSSConfig.taken_from(kwargs)
         agreed = agreed_config(model, config, said, ref_model)
         super().__init__(model, *args, **kwargs)
-        if self.aux_loss_enabled:  # TRL writes its coefficient to the config; the model has read that already
-            set_coefficient(bare_model(self.model), self.router_aux_loss_coef)
+        if self.router_coefficient is not None:
+            set_coefficient(bare_model(self.model), self.router_coefficient)
         own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
             self.data_collator = DSSCollator(
-                self._tokenizer.pad_token_id,
+                self.text_tokenizer.pad_token_id,
                 kl_scale=agreed.kl_scale,
                 padding_free=self.padding_free,
                 pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
@@ -82,24 +80,24 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         self._set_up_dss(ref_model)
         self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
-    def _prepare_dataset(
+    def prepared(
         self,
         dataset: Any,
         processing_class: Any,
         args: Any,
         packing: bool,
         formatting_func: Any,
-        dataset_name: str,
+        name: str,
     ) -> Any:
         """As SFTTrainer prepares a data set, but for scored or prepared rows all aligned columns stay together."""
         columns = set(_columns(dataset))
         if "token_weights" not in columns and not holds_scores(list(columns)):
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        self._refuse_options(dataset, args, packing, formatting_func, dataset_name)
-        with args.main_process_first(desc=f"preparing {dataset_name}"):
+            return super().prepared(dataset, processing_class, args, packing, formatting_func, name)
+        self._refuse_options(dataset, args, packing, formatting_func, name)
+        with args.main_process_first(desc=f"preparing {name}"):
             if "token_weights" not in columns:
                 template = {"template": self.chat_template, "max_length": args.max_length}
-                dataset = prepare_dss_dataset(dataset, self._tokenizer, **template)
+                dataset = prepare_dss_dataset(dataset, self.text_tokenizer, **template)
             elif args.max_length is not None and "seq_lengths" not in columns:
                 dataset = truncate_dataset(dataset, args.max_length)
             if args.shuffle_dataset:
@@ -113,14 +111,14 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """Shaped, or TRL's own, whose metrics stay on their rank: a rank with a shaped batch would gather none."""
-        with _ungathered(self.accelerator):
+        with ungathered(self.accelerator):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _predicted(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None) -> Any:
         """As TRL's, a batch divided by its own labels, but with their log-probabilities in place of logits."""
         if "token_weights" not in inputs:
             return super()._predicted(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.inputs_on_device(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return (loss, None, None) if prediction_loss_only else (loss, outputs.logprobs, inputs["labels"])
@@ -129,8 +127,7 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
         super()._add_up(outputs, inputs, num_items_in_batch)
         if self.model is not None and self.model.training:
             mask = inputs.get("attention_mask")  # none where rows are packed: nothing is padding
-            self._total_train_tokens += torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            self.count_tokens(torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum())
 
     def _take_metrics(self, training: bool) -> dict[str, float]:
         self._reduce_metrics("train" if training else "eval")
@@ -138,8 +135,8 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
 
     def _reduce_metrics(self, mode: str) -> None:
         """TRL's metrics since the last time, and this rank's count of tokens, become those of all ranks."""
-        mine = self._metrics[mode]
-        local = [self._total_train_tokens, len(mine["num_tokens"])]
+        mine = self.metrics_of(mode)
+        local = [self.tokens_seen, len(mine["num_tokens"])]
         local += [number for name in _AVERAGED for number in (sum(mine[name]), len(mine[name]))]
         sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
         tokens, counted, *averaged = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -173,16 +170,6 @@ class DSSSFTTrainer(ShapedTraining, SFTTrainer):
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
                 f"got {args.max_length} and {args.packing_strategy!r}"
             )
-
-
-@contextmanager
-def _ungathered(accelerator: Any) -> Iterator[None]:
-    """Within it, metrics are of this rank alone."""
-    accelerator.__dict__["gather_for_metrics"] = lambda value: value
-    try:
-        yield
-    finally:
-        del accelerator.__dict__["gather_for_metrics"]
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +12,22 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from fastdss.errors import UserError, UserTypeError
-from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
+from fastdss.errors import UserError
 from fastdss.models.experts import coefficient
-from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
-from fastdss.models.probes import evaluating
-from fastdss.models.split_params import is_split, layers_gathered, whole
+from fastdss.upstream import accelerate
+from fastdss.upstream.transformers import (
+    TrainerSeams,
+    divide_by_items,
+    divides_by_items,
+    micro_batches,
+    without_smoother,
+)
 
-from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
-from .agreement import agree_on_smoothing, agreed_config, enabled_init, fuses_head, without_smoother
+from .agreement import agree_on_smoothing, agreed_config, enabled_init, fuses_head
 from .collator import DSSCollator
 from .config import DSSConfig
-from .enable import bare_model, check_packing, dss_config, enable_dss
+from .enable import bare_model, check_packing, dss_config
+from .live_reference import LiveReference
 from .prepare import prepare_dss_dataset
 from .scored_rows import holds_scores
 from .trainer_data import default_collator, tell_unstopped
@@ -36,10 +39,10 @@ _EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision 
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
 
-class ShapedTraining:
+class ShapedTraining(TrainerSeams):
     """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
 
-    _dss_reference: Any = None
+    _dss_reference: LiveReference | None = None
     _dss_own_mean = False  # the class divides its own loss by the labels of its own batch
     _dss_told_unshaped = False
 
@@ -59,11 +62,10 @@ class ShapedTraining:
             )
         if args.n_gpu > 1:
             raise UserError(f"DataParallel over {args.n_gpu} GPUs is not supported: use torchrun or accelerate launch")
-        parallel = getattr(self.accelerator, "parallelism_config", None)
-        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled):
+        if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
-        self._dss_own_mean = not self.model_accepts_loss_kwargs
-        self.model_accepts_loss_kwargs = True  # the shaped loss divides by all labels of a step, whatever the class
+        self._dss_own_mean = not divides_by_items(self)
+        divide_by_items(self)  # as the shaped loss does, whatever the class
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
@@ -72,68 +74,14 @@ class ShapedTraining:
             raise UserError(
                 f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
             )
-        loading = self.accelerator.dataloader_config
-        if loading.dispatch_batches:
+        if not accelerate.never_dispatch(self.accelerator):
             raise UserError(
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
-                f"leave it unset, got {loading.dispatch_batches!r}"
+                "leave it unset, got True"
             )
-        loading.dispatch_batches = False  # unset means True for data that streams
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
-            # FSDP2 would round weights, log-probabilities and the loss; tokens in, it computes as its parameters are
-            exact = {"cast_forward_inputs": False, "output_dtype": None}
-            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
-        self._dss_reference = self._prepared_reference(ref_model)
+        accelerate.cast_nothing(self.accelerator)  # tokens in, FSDP2 computes as its parameters are
+        self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
-
-    def _prepared_reference(self: Any, ref_model: Any) -> Any:
-        if ref_model is None:
-            return None
-        if ref_model == "adapter":
-            if not hasattr(self.model, "disable_adapter"):
-                raise UserTypeError(f"ref_model='adapter' needs a PEFT model, got {type(self.model).__name__}")
-            return self._start_reference()
-        if not isinstance(ref_model, torch.nn.Module):
-            raise UserTypeError(f"ref_model: expected None, 'adapter' or a model, got {type(ref_model).__name__}")
-        if bare_model(ref_model) is bare_model(self.model):
-            raise UserError(
-                "ref_model: expected another model than the one being trained: pass a copy, or 'adapter' with PEFT"
-            )
-        if any(hasattr(parameter, "full_tensor") for parameter in ref_model.parameters()):
-            raise UserError(
-                "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
-            )
-        ours, theirs = vocabulary(bare_model(self.model)), vocabulary(bare_model(ref_model))
-        config = dss_config(self.model)
-        if ours != theirs and config is not None and config.needs_logits:
-            raise UserError(
-                f"ref_model: kl={str(config.kl)!r} compares whole vocabularies: expected {ours} tokens, got {theirs}; "
-                "take k1, k2 or k3, or resize the reference too"
-            )
-        ref_model.requires_grad_(False).eval().to(self.args.device)
-        return enable_dss(ref_model)
-
-    def _start_reference(self: Any) -> Any:
-        """The adapters switched off where that is the model before training; else a copy of all that trains."""
-        peft_model = bare_peft(self.model)
-        why = adapter_off_is_not_the_start(peft_model, bare_model(self.model))
-        if why is None:
-            return "adapter"
-        state = self.accelerator.state
-        zero3 = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) == 3
-        if zero3 or getattr(state, "fsdp_plugin", None) is not None:
-            raise UserError(
-                f"ref_model='adapter': {why}, so the reference is a copy of the model before training, and none can be "
-                "kept of weights that are split over ranks: compute ref_logprobs once before training"
-            )
-        start = StartCopy(peft_model)
-        _log.warning(
-            "ref_model='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
-            why,
-            start.numbers,
-        )
-        return start
 
     def compute_loss(
         self: Any,
@@ -145,8 +93,10 @@ class ShapedTraining:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
         shaped = "token_weights" in inputs
         refers = shaped and "ref_logprobs" not in inputs
-        if self._dss_reference is not None and (refers or is_split(self._reference_module(model))):
-            live = self._live_reference(model, inputs)  # of a split one all ranks are needed, whatever their batches
+        reference: LiveReference | None = self._dss_reference
+        if reference is not None and (refers or reference.needs_all_ranks(model)):
+            asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
+            live = reference.answers(model, asked, inputs.get("labels"), self.accelerator)
             inputs = inputs | live if refers else inputs
         if not shaped:
             self._tell_unshaped(inputs)
@@ -167,7 +117,7 @@ class ShapedTraining:
             return own(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = own(model, inputs, True, None)
         if self.model.training:  # Trainer believes that it is divided by all labels of the step
-            loss = loss / self.current_gradient_accumulation_steps
+            loss = loss / micro_batches(self)
         return (loss, outputs) if return_outputs else loss
 
     def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
@@ -181,62 +131,21 @@ class ShapedTraining:
 
         Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
         """
-        scaled = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
+        scaled = self.args.average_tokens_across_devices and divides_by_items(self)
         times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        steps = micro_batches(self) if self.model.training else 1
         return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
-    def _reference_module(self: Any, model: Any) -> Any:
-        return model if self._refers_to_policy() else self._dss_reference
-
-    def _refers_to_policy(self: Any) -> bool:
-        return self._dss_reference == "adapter" or isinstance(self._dss_reference, StartCopy)
-
-    @torch.no_grad()
-    def _live_reference(self: Any, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters.
-
-        Of another vocabulary, whose head the loss could not lay beside the policy's, its labels' log-probabilities.
-        """
-        policy = self._refers_to_policy()
-        asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
-        reference = self._reference_module(model)
-        bare = bare_model(reference)
-        # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
-        with evaluating(reference), self._as_reference(model), layers_gathered(bare):
-            if not policy and vocabulary(bare) != vocabulary(bare_model(model)):
-                return {"ref_logprobs": reference(**asked, labels=inputs["labels"], dss_ask="logprobs").logprobs}
-            hidden = reference(**asked, dss_ask="hidden").hidden
-            found = {"ref_hidden": hidden}
-            if not policy or head_trains(bare) or head_is_adapted(bare):
-                start = isinstance(self._dss_reference, StartCopy)
-                weight, bias = current_head(bare) if start else original_head(bare)
-                found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
-                found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
-                found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
-        return found
-
-    def _as_reference(self: Any, model: Any) -> AbstractContextManager[Any]:
-        if isinstance(self._dss_reference, StartCopy):
-            return self._dss_reference.restored()
-        if self._dss_reference == "adapter":
-            return without_adapter(bare_peft(model))
-        precision: AbstractContextManager[Any] = self.accelerator.autocast()
-        return precision
-
-    def _prepare_inputs(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def inputs_on_device(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
         exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
         others = {name: value for name, value in inputs.items() if name not in exact}
-        found: dict[str, Any] = super()._prepare_inputs(others) | exact  # type: ignore[misc]
+        found: dict[str, Any] = super().inputs_on_device(others) | exact
         return found
 
-    def _set_signature_columns_if_needed(self: Any) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        # where padding and documents are, the collator must know of classes too that take no mask and no positions
-        for name in ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids"):
-            if name not in self._signature_columns:
-                self._signature_columns.append(name)
+    def kept_columns(self: Any) -> tuple[str, ...]:
+        """Where padding and documents are, the collator must know of classes too that take no mask and no positions."""
+        return ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
 
     @torch.no_grad()
     def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,38 @@ def test_real_vocabularies(kl: str, vocabulary: int) -> None:
         assert_tokens_close(value, true, precision=torch.bfloat16, name=field)
     for field in ("d_hidden", "d_head"):
         assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=torch.bfloat16, name=field)
+
+
+def _has_fused() -> bool:
+    from fastdss.kernels.configs import HEAD_EXPONENTIALS_BY_DEFAULT
+    from fastdss.kernels.head_exponentials import head_architecture
+
+    return head_architecture(torch.device("cuda")) in HEAD_EXPONENTIALS_BY_DEFAULT
+
+
+# Rows and words of several tiles and a rest, hidden dimensions of several and a rest; Gemma's softcap; labels 80 nats
+# below the largest logit, whose rows run again.
+@pytest.mark.parametrize(("n", "d", "v"), [(33, 64, 32000), (700, 328, 128256), (300, 256, 151936)])
+@pytest.mark.parametrize(("softcap", "gap"), [(None, 0.0), (30.0, 0.0), (None, 80.0)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_product_that_writes_exponentials(
+    n: int, d: int, v: int, softcap: float | None, gap: float, reduction: str
+) -> None:
+    if not _has_fused():
+        pytest.skip("this chip has no configuration of the fused product")
+    host = make_problem(n, d, v, torch.bfloat16)
+    rows = host.lm_head[host.labels.clamp(min=0)].float()
+    host.hidden[::64] -= (gap * rows / rows.square().sum(1, keepdim=True)).bfloat16()[::64]
+    problem = on_gpu(host)
+    upstream = torch.linspace(-1, 2, n, device="cuda") if reduction == "none" else None
+    options = {"softcap": softcap, "reduction": reduction}
+    actual = run(problem, "k2", upstream, backend="fused", **options)
+    expected = truth(problem, "k2", upstream=upstream, **options)
+    assert_tokens_close(actual.loss.token_ce, expected.loss.token_ce, precision=torch.bfloat16, name="token_ce")
+    for field in ("d_hidden", "d_head"):
+        assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=torch.bfloat16, name=field)
+    again = run(problem, "k2", upstream, backend="fused", **options)
+    assert torch.equal(again.loss.token_ce, actual.loss.token_ce)
 
 
 @pytest.mark.parametrize("kl", ["k2", "reverse"])
@@ -86,12 +119,16 @@ def test_rows_from_the_host_mean_no_synchronisation(kl: str, no_synchronisation:
         run(problem, kl)  # the inverse: counting rows does wait
 
 
-def test_a_cuda_graph_replays_on_new_values() -> None:
+@pytest.mark.parametrize("backend", ["triton", "fused"])
+def test_a_cuda_graph_replays_on_new_values(backend: Any) -> None:
+    if backend == "fused" and not _has_fused():
+        pytest.skip("this chip has no configuration of the fused product")
     problem = on_gpu(make_problem(64, 32, 500, torch.bfloat16))
     hidden, head = problem.hidden.requires_grad_(), problem.lm_head.requires_grad_()
 
     def step() -> torch.Tensor:
-        loss = dss_loss(hidden, head, problem.labels, problem.star, ref_logprobs=problem.ref_logprobs, compact=False)
+        given = {"ref_logprobs": problem.ref_logprobs, "compact": False, "backend": backend}
+        loss = dss_loss(hidden, head, problem.labels, problem.star, **given)
         return torch.autograd.grad(loss.loss, head)[0]
 
     side = torch.cuda.Stream()

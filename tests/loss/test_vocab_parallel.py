@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastdss import dss_loss, weighted_ce
 from fastdss.loss import column_filter
@@ -17,42 +15,46 @@ from fastdss.loss.objective import RowStats
 from fastdss.loss.vocab_shard import VocabShard
 from tests.support.loss_cases import KLS, make_problem, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
+from tests.support.ranks import WORLD as RANKS
+from tests.support.ranks import on_two_ranks
 
 from .combinations import check, covering_cases
 
-RANKS = 2
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
 
 
 def _split_vocabulary(rank: int, backend: str) -> None:
     """Every rank holds half of the head: the loss is whole on each, dX is reduced, dW and db are local."""
+    dtype = torch.float32 if backend == "fused" else torch.float64  # sums are fp32 there, and no label is smoothed
+    options = OPTIONS | {"label_smoothing": 0.0} if backend == "fused" else OPTIONS
     for kl in KLS if backend == "torch" else ("k3", "reverse"):
         for reduction in ("mean", "none") if backend == "torch" else ("mean",):
-            p = make_problem(17, 24, 68, torch.float64)
+            p = make_problem(17, 24, 68, dtype)
             mine = slice(rank * 34, (rank + 1) * 34)
             leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head[mine], p.bias[mine])]
             reference: dict[str, Any] = {"ref_logprobs": p.ref_logprobs}
             if kl in ("reverse", "forward"):
                 reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[mine]}
             loss = dss_loss(
-                *leaves[:2], p.labels, p.star.double(), bias=leaves[2], kl=kl, reduction=reduction, backend=backend,
-                group=dist.group.WORLD, chunk_bytes=8 * 64 * 8, **reference, **OPTIONS,
+                *leaves[:2], p.labels, p.star.to(dtype), bias=leaves[2], kl=kl, reduction=reduction, backend=backend,
+                group=dist.group.WORLD, chunk_bytes=8 * 64 * 8, **reference, **options,
             )  # fmt: skip
-            upstream = torch.linspace(-1, 2, 17).double() if reduction == "none" else None
+            upstream = torch.linspace(-1, 2, 17).to(dtype) if reduction == "none" else None
             gradients = torch.autograd.grad(loss.loss, leaves, upstream)
-            expected = truth(p, kl, upstream=upstream, reduction=reduction, **OPTIONS)
-            assert_tokens_close(loss.loss.detach(), expected.loss.loss, precision=torch.float64)
-            assert_tokens_close(loss.token_kl, expected.loss.token_kl, precision=torch.float64)
-            assert_gradient_close(gradients[0], expected.d_hidden, precision=torch.float64)
-            assert_gradient_close(gradients[1], expected.d_head[mine], precision=torch.float64)
-            assert_gradient_close(gradients[2], expected.d_bias[mine], precision=torch.float64)
+            expected = truth(p, kl, upstream=upstream, reduction=reduction, **options)
+            assert_tokens_close(loss.loss.detach(), expected.loss.loss, precision=dtype)
+            assert_tokens_close(loss.token_kl, expected.loss.token_kl, precision=dtype)
+            assert_gradient_close(gradients[0], expected.d_hidden, precision=dtype)
+            assert_gradient_close(gradients[1], expected.d_head[mine], precision=dtype)
+            assert_gradient_close(gradients[2], expected.d_bias[mine], precision=dtype)
 
 
 def _masked_slice(rank: int, backend: str) -> None:
     """The last rank holds nothing but padding, which a bias of -inf rules out, in policy and reference."""
-    p = make_problem(17, 24, 68, torch.float64)
+    dtype = torch.float32 if backend == "fused" else torch.float64
+    p = make_problem(17, 24, 68, dtype)
     labels = p.labels.where(p.labels < 34, 0)
-    padding = torch.zeros(68).double()
+    padding = torch.zeros(68).to(dtype)
     padding[34:] = -torch.inf
     mine, words = slice(rank * 34, (rank + 1) * 34), slice(0, 34)
     for kl in ("k2", "reverse", "forward"):
@@ -63,16 +65,16 @@ def _masked_slice(rank: int, backend: str) -> None:
             if kl != "k2":
                 reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[part], "ref_bias": bias}
             loss = dss_loss(
-                *leaves, labels, p.star.double(), bias=bias, kl=kl, backend=backend, group=group, **reference
+                *leaves, labels, p.star.to(dtype), bias=bias, kl=kl, backend=backend, group=group, **reference
             ).loss
             results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
         (loss, d_hidden, d_head), expected = results
-        assert_tokens_close(loss, expected[0], precision=torch.float64)
-        assert_gradient_close(d_hidden, expected[1], precision=torch.float64)
+        assert_tokens_close(loss, expected[0].double(), precision=dtype)
+        assert_gradient_close(d_hidden, expected[1].double(), precision=dtype)
         if rank:
             assert torch.equal(d_head, torch.zeros_like(d_head))
         else:
-            assert_gradient_close(d_head, expected[2], precision=torch.float64)
+            assert_gradient_close(d_head, expected[2].double(), precision=dtype)
 
 
 def _unequal_shares(rank: int) -> None:
@@ -126,29 +128,25 @@ def vocabulary(rank: int, backend: str) -> None:
     check(covering_cases()[0] | {"rows": "found"}, grad_tol=1e-13, **here)
 
 
+def fused_vocabulary(rank: int, backend: str) -> None:
+    _split_vocabulary(rank, backend)
+    _masked_slice(rank, backend)
+
+
 def _both(rank: int, backend: str) -> None:
     vocabulary(rank, backend)
     _unequal_shares(rank)
     _fsdp2(rank)
 
 
-def _run(rank: int, port: int, name: str, backend: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    try:
-        globals()[name](rank, backend)
-    finally:
-        dist.destroy_process_group()
+def work(_: str, name: str, backend: str) -> None:
+    globals()[name](dist.get_rank(), backend)
 
 
-def spawn(name: str, backend: str = "torch") -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_run, (port, name, backend), nprocs=RANKS, start_method="spawn")
+def spawn(folder: Path, name: str, backend: str = "torch") -> None:
+    on_two_ranks(work, folder, name, backend)
 
 
-def test_a_split_vocabulary_and_fsdp2_on_two_ranks() -> None:
+def test_a_split_vocabulary_and_fsdp2_on_two_ranks(tmp_path: Path) -> None:
     """One spawn: starting two interpreters costs more than what they do."""
-    spawn("_both")
+    spawn(tmp_path, "_both")

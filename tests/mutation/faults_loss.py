@@ -12,6 +12,7 @@ LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_k
 EXPS, KEPT, EXP_ROWS = "fastdss/loss/exponentials.py", "fastdss/loss/kept.py", "fastdss/loss/exp_rows.py"
 ROWS_OF, KERNEL = "fastdss/loss/rows.py", "kernels/exponentials.py"
 EXP_TESTS, EXP_KERNEL = "tests/loss/test_exponentials.py", "tests/interpreted/test_exponentials.py"
+FUSED, FUSED_TESTS = "kernels/head_exponentials.py", "tests/interpreted/test_head_exponentials.py"
 EXACT = "tests/loss/test_exact.py"
 DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
@@ -209,6 +210,46 @@ TRITON_EXPONENTIALS = [
           "tl.store(others_ptr + row, tl.log(total))", f"{EXP_KERNEL} -k test_shapes"),
 ]  # fmt: skip
 
+TRITON_FUSED = [
+    Fault("Triton fused product", FUSED, "(words[None, :] != label[:, None])", "(words[None, :] >= 0)",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "here = words < width", "here = words < width + 1",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "total, peak = total + more, tl.maximum(peak, higher)",
+          "total, peak = total + more, peak", f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "column + BLOCK_N // 2,", "column,", f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)", "size = GROUP_M",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "mask=lane_k[:, None] < depth - k", "mask=lane_k[:, None] <= depth - k",
+          f"{FUSED_TESTS} -k strides_of_their_own",
+          survives="x is 0 there, and so are the products: masks on both sides guard each other against NaN alone"),
+    Fault("Triton fused product", FUSED, "tl.load(again_ptr) > 0, tiles, 0)\n    for tile", "tl.load(again_ptr) > 1, "
+          "tiles, 0)\n    for tile", f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "wanted = tl.max(marks, axis=0) > 0", "wanted = tl.max(marks, axis=0) > 1",
+          f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total > LARGEST)",
+          f"{FUSED_TESTS} -k nan",
+          survives="a NaN stays one whether or not its row runs again; an infinite sum is greater"),
+    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total < 0)",
+          f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "tl.store(offset_ptr + lanes, tl.where(peak > float(\"-inf\"), peak, 0.0), mask=low)",
+          "pass", f"{FUSED_TESTS} -k runs_again"),
+    Fault("Triton fused product", FUSED, "exponential *= tl.where(exponential > 0.0, 1.0 - slope * slope, 0.0)",
+          "exponential *= tl.where(exponential > 0.0, 1.0 - slope, 0.0)", f"{FUSED_TESTS} -k test_options"),
+    Fault("Triton fused product", FUSED, "total += tl.sum(tl.load(sum_ptr", "total = tl.sum(tl.load(sum_ptr",
+          f"{FUSED_TESTS} -k more_tiles"),
+    Fault("Triton fused product", FUSED, "at = block_n * rows + row", "at = block_n * tiles_m + row",
+          f"{FUSED_TESTS} -k test_shapes"),
+    Fault("Triton fused product", FUSED, "tl.store(again_ptr + 1 + row, 0)", "pass",
+          f"{FUSED_TESTS} -k only_the_row_blocks"),
+    Fault("Triton fused product", FUSED, "tl.where(logit > float(\"-inf\"), logit + ROOM, 0.0))", "logit + ROOM)",
+          f"{FUSED_TESTS} -k impossible"),
+    Fault("Triton fused product", FUSED, "return apart and whole and tensor.data_ptr() % 16 == 0", "return whole",
+          f"{FUSED_TESTS} -k descriptors_cannot"),
+    Fault("Triton fused product", EXP_ROWS, "return ExpPlan(kept, rows, 0 if fused else rows, apart, fused)",
+          "return ExpPlan(kept, rows, 0 if fused else rows, apart)", "tests/interpreted/test_fused_loss.py -k cross_entropy"),
+]  # fmt: skip
+
 TRITON_ATTENTION = [
     Fault("Triton attention", ATTENTION, "(key[None, :] < end[:, None])", "(key[None, :] <= end[:, None])",
           f"{KEYS} -k test_options"),
@@ -228,5 +269,6 @@ FAULTS = [
     *OPS_AND_ARGUMENTS,
     *TRITON_ROW_PASS,
     *TRITON_EXPONENTIALS,
+    *TRITON_FUSED,
     *TRITON_ATTENTION,
 ]

@@ -13,7 +13,7 @@ ODD = "tests/hardening/test_odd_runs.py"
 SCORER = "tests/corpus/test_scorer.py"
 COMMAND = "tests/train/run/test_command.py"
 FORWARD = "fastdss/train/forward.py"
-TRAINER, REFERENCES = "fastdss/train/trainer.py", "fastdss/train/reference.py"
+LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -37,7 +37,7 @@ FAULTS = [
           f"{ENABLE} -k aligned_with_labels"),
     Fault("enable", FORWARD, "loss = loss + coefficient(model) * aux_loss", "loss = loss + 0 * aux_loss",
           f"{ENABLE} -k 'plain_formula and Mixtral'"),
-    Fault("reference", TRAINER, "return without_adapter(bare_peft(model))", "return self.accelerator.autocast()",
+    Fault("reference", LIVE, "return without_adapter(bare_peft(model))", "return accelerator.autocast()",
           "tests/train/run/test_command.py -k 'every_kind_of_reference and forward'"),
     Fault("reference", REFERENCES, "row.isfinite().all()", "row.numel()", f"{REFERENCE} -k errors"),
     Fault("cache keys", REFERENCES, "content = hashlib.sha256(self.model.encode())",
@@ -62,10 +62,10 @@ FAULTS = [
           "tests/hardening/test_fuzz.py -k content_hash"),
     Fault("cache keys", f"{CORPUS}/store.py", "row is None or row.content_hash != score.content_hash",
           "row is None", "tests/corpus/test_store.py -k another_input"),
-    Fault("cache keys", f"{CORPUS}/run.py", '{"turns": data.turns, "max_bytes"', '{"max_bytes"',
+    Fault("cache keys", f"{CORPUS}/run.py", '{"turns": self.data.turns, "max_bytes"', '{"max_bytes"',
           "tests/corpus/test_run.py -k every_turn"),
-    Fault("cache keys", f"{CORPUS}/guards.py", "contiguous().flatten().view(torch.uint8).numpy())",
-          "contiguous().flatten()[:0].view(torch.uint8).numpy())", f"{SCORER} -k in_memory"),
+    Fault("cache keys", "fastdss/models/batching.py", "contiguous().flatten().view(torch.uint8).numpy().data)",
+          "contiguous().flatten()[:0].view(torch.uint8).numpy().data)", f"{SCORER} -k in_memory"),
     Fault("cache keys", f"{CORPUS}/guards.py", '_GUARD_FILES = {".json", ', "_GUARD_FILES = {",
           "tests/hardening/test_bad_lines.py -k computes_otherwise"),
     Fault("cache keys", f"{CORPUS}/scorer.py", "found[0] if len(found) == 1 else map(list, zip(*found, strict=True))",

@@ -24,8 +24,8 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 
 def count_packings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     packed: list[int] = []
-    real = fastdss.prefix.cpu_linear._packed
-    monkeypatch.setattr(fastdss.prefix.cpu_linear, "_packed", lambda weight: packed.append(1) or real(weight))
+    real = fastdss.prefix.cpu_linear.prepacked
+    monkeypatch.setattr(fastdss.prefix.cpu_linear, "prepacked", lambda *args: packed.append(1) or real(*args))
     return packed
 
 

@@ -22,14 +22,16 @@ HOSTILE = (
 )
 
 
-def entry(name="a", scores=(0.9, 0.8), *, response=None, ends=None, flags=(), error=None, history=None, text=True):
+def entry(
+    name="a", scores=(0.9, 0.8), *, response=None, ends=None, flags=(), error=None, history=None, text=True, exact=None
+):
     """One entry; without ``response`` every chunk is the five characters ``word ``."""
     response = "word " * len(scores) if response is None else response
     ends = [round(len(response) * (k + 1) / len(scores)) for k in range(len(scores))] if ends is None else ends
     history = [{"role": "user", "content": "a question"}] if history is None else history
     chat = plain([*history, {"role": "assistant", "content": response}])
     row = Row(name, chat, (len(history),), "hash") if text else None
-    return row, ScoredRow(name, "hash", [ScoredTurn(len(history), list(scores), list(ends), list(flags), error)])
+    return row, ScoredRow(name, "hash", [ScoredTurn(len(history), list(scores), list(ends), list(flags), error, exact)])
 
 
 def failed(name="f", reason="the guard's logits are not finite", **more):

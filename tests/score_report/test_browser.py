@@ -169,3 +169,14 @@ def test_policy_stops_what_a_hole_in_the_escaping_would_let_through(dump):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_approximate_scores_are_hollow_dots_and_dotted_text(dump):
+    rows = [entry("near", (0.9, 0.2, 0.8), exact=[True, False, False]), entry("all", (0.9, 0.3))]
+    body = opened(dump(build(rows), row="near"))
+    chunks = re.findall(r'<span class="heat\d( approximate)?[^"]*" data-k="(\d)"', body)
+    assert chunks == [("", "0"), (" approximate", "1"), (" approximate", "2")]
+    assert body.count('<circle class="approximate"') == 2
+    assert "chunk 2 of 3, the lowest, approximate" in body
+    assert "3 prefixes, 2 of them approximate" in body
+    assert "approximate" not in opened(dump(build(rows), row="all"))

@@ -167,3 +167,14 @@ def test_turns_of_a_conversation_are_answers_of_one_place_and_line():
     assert (summary.rows, summary.scored) == (3, 1)
     assert columns(rows, sorted(summary.tags))["turn"] == [1, 3, None]
     assert rows[1].history[-1] == {"role": "user", "content": "user 1"}
+
+
+def test_approximate_scores_are_marked_and_can_be_filtered_by():
+    row = one(entry("x", (0.9, 0.2, 0.8), exact=[True, False, False]))
+    assert detail(row)["approximate"] == (1, 2)
+    assert "approximate" in row.tags
+    for exact in (None, [True, True, True]):
+        row = one(entry("x", (0.9, 0.2, 0.8), exact=exact))
+        assert "approximate" not in detail(row)
+        assert "approximate" not in row.tags
+    assert one(entry("x", (0.9, float("nan")), exact=[False, True])).approximate == ()

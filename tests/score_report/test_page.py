@@ -151,3 +151,15 @@ def test_a_page_without_rows_is_a_page():
     _, page = build([])
     assert page.data["index"]["columns"]["id"] == []
     assert "block-0" not in page.data
+
+
+def test_what_was_promised_about_approximate_scores_stands_at_the_top():
+    pairs = [entry("a", (0.9, 0.2), exact=[False, True])]
+    words = "1 of 2 scores are approximations: at most 2.0% <b>of rows</b>."
+    html = score_page(MANIFEST | {"approx": {"words": words, "approximated": 1}}, *collect(pairs, None))
+    top = html.partition('<div class="cards">')[0]
+    assert "1 of 2 scores are approximations: at most 2.0% &lt;b&gt;of rows&lt;/b&gt;. They are drawn" in top
+    computed = {"words": "All scores are exact: R^2 is 0.30.", "approximated": 0}
+    html = score_page(MANIFEST | {"approx": computed}, *collect([entry("a")], None))
+    assert '<p class="note certificate">All scores are exact: R^2 is 0.30.</p>' in html
+    assert 'class="note certificate"' not in score_page(MANIFEST, *collect([entry("a")], None))

@@ -11,13 +11,17 @@ import torch
 
 import fastdss.prefix.engine
 from fastdss import Guard, Promise, ScoringOptions, TrunkProbe, star_scores
+from fastdss.chat.conversation import plain
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.star.probe import Gating
+from fastdss.star.gates import Gating
+from fastdss.star.promise import Audit
+from fastdss.star.scoring import Judged
 from tests.support.builders import make_guard
 
 TEXT = "call her at home today the number is five and seven please write to me soon or never"
 PROMISE = Promise(tolerance=0.2, at_most=0.1, confidence=0.9)  # 22 sampled rows can show it
+EVERY_2 = ScoringOptions(every=2)
 
 
 def batch(rows: int, seed: int) -> dict[str, list[str]]:
@@ -33,7 +37,7 @@ def guard() -> Guard:
 
 @pytest.fixture(scope="module")
 def probe(guard: Guard) -> TrunkProbe:
-    return TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, audit_share=0.1)[0]
+    return TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, options=EVERY_2, audit_share=0.1)[0]
 
 
 class Some:
@@ -109,7 +113,7 @@ def test_the_same_rows_are_audited_in_every_order(guard: Guard, probe: TrunkProb
 
 
 def test_a_probe_that_errs_is_found_out_and_everything_is_computed(guard: Guard, probe: TrunkProbe, caplog) -> None:
-    wrong = TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, audit_share=0.5)[0]
+    wrong = TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, options=EVERY_2, audit_share=0.5)[0]
     wrong.ridge = replace(wrong.ridge, offset=wrong.ridge.offset + 3)
     rows = batch(60, 4)
     with caplog.at_level(logging.WARNING):
@@ -119,7 +123,7 @@ def test_a_probe_that_errs_is_found_out_and_everything_is_computed(guard: Guard,
     exact = star_scores(guard, rows, every=2)
     assert all(torch.equal(a, b) for a, b in zip(found.scores, exact.scores, strict=True))
     assert all(item.exact is None for item in found)
-    assert wrong.gate([guard], [], [], ScoringOptions()) is None
+    assert wrong.gate([guard], [], [], EVERY_2) is None
 
 
 def test_a_guard_whose_trunk_knows_nothing_ends_in_exact_scores(guard: Guard, monkeypatch) -> None:
@@ -155,18 +159,45 @@ def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe)
     other.spec = replace(other.spec, name="another")
     with pytest.raises(ValueError, match="approx: expected a probe of another, got one of"):
         star_scores(other, batch(2, 8), approx=probe)
+    with pytest.raises(ValueError, match="approx: expected every=2, as it was fitted, got 5"):
+        star_scores(guard, batch(2, 8), approx=probe)
+    with pytest.raises(ValueError, match="approx: expected a method that computes a prefix tree"):
+        star_scores(guard, batch(2, 8), every=2, method="per_prefix", approx=probe)
+    with pytest.raises(ValueError, match="approx: expected boundaries by every and unit, as it was fitted, got ends"):
+        star_scores(guard, batch(2, 8), ends=[[3], [4]], approx=probe)
     with pytest.raises(ValueError, match="audit_share: expected a share"):
         TrunkProbe.fit(guard, batch(40, 8), audit_share=0.0)
 
 
-def test_a_gate_settles_what_it_predicted(guard: Guard, probe: TrunkProbe) -> None:
-    gate = Gating(probe, [False, True], [2, 2])
-    gate._predicted = {0: 0.25, 2: 0.9, 3: 0.5}
-    scores = torch.tensor([float("nan"), 0.7, 0.95, 0.4])
-    rows = probe.audit.rows, probe.audit.wrong
-    assert gate.settle(scores).tolist() == [False, True, True, True]
-    assert scores.tolist() == pytest.approx([0.25, 0.7, 0.95, 0.4])
-    assert (probe.audit.rows, probe.audit.wrong) == (rows[0] + 1, rows[1])
-    assert gate.passes(1)
-    assert not gate.passes(0)
-    assert gate.passes(2)
+def test_a_gate_settles_what_it_predicted_row_by_row(probe: TrunkProbe) -> None:
+    """Two turns of row 0 are audited, one of which is off; row 1 is approximated."""
+    judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in (0, 0, 1)]
+    audit = Audit(PROMISE)
+    gate = Gating(probe, 0.1, PROMISE.tolerance, judged, [True, True, False], [1, 2, 2], audit)
+    gate._predicted = {0: 0.5, 2: 0.9, 3: 0.25}
+    scores = torch.tensor([0.55, 0.7, 0.4, float("nan"), 0.8])
+    settled = gate.settle(scores)
+    assert [item.exact.tolist() for item in settled] == [[True], [True, True], [False, True]]
+    assert [item.missed for item in settled] == [pytest.approx(0.05), pytest.approx(0.5), None]
+    assert scores.tolist() == pytest.approx([0.55, 0.7, 0.4, 0.25, 0.8])
+    assert (audit.rows, audit.wrong) == (1, 1)
+    assert [gate.passes(k) for k in range(5)] == [True, True, True, False, True]
+
+
+def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None:
+    """Rows of the promise are conversations, whatever turns of them are judged."""
+    generator = random.Random(9)
+    say = lambda: " ".join(generator.choices(TEXT.split(), k=8))  # noqa: E731
+    roles = ["user", "assistant"] * 2
+    chats = [[{"role": role, "content": say()} for role in roles] for _ in range(80)]
+    options = replace(EVERY_2, turns="all")
+    probe, exact = TrunkProbe.fit(guard, {"messages": chats}, promise=PROMISE, options=options, audit_share=0.3)
+    assert probe.certificate.fitted_rows + probe.certificate.sampled_rows == 80
+    assert len(exact) == 160
+    assert probe.certificate.threshold is not None, str(probe.certificate)
+    more = [[{"role": role, "content": say()} for role in roles] for _ in range(40)]
+    near = star_scores(guard, {"messages": more}, options=options, approx=probe)
+    audited = [item.missed is not None for item in near]
+    assert audited[::2] == audited[1::2]
+    assert 0 < sum(audited) < len(audited)
+    assert probe.audit.rows == sum(audited) // 2

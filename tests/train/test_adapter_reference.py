@@ -74,13 +74,13 @@ def test_the_first_steps_kl_is_zero_and_the_reference_stays(name, tmp_path, capl
     with torch.no_grad():
         start = own_logits(model.eval(), tiny_batch())
     running = trainer(model, tmp_path, steps=3)
-    assert isinstance(running._dss_reference, StartCopy)
+    assert isinstance(running._dss_reference.source, StartCopy)
     assert "a copy of the" in caplog.text
     running.train()
     logged = [entry["kl"] for entry in running.state.log_history if "kl" in entry]
     assert logged[0] < 1e-9
     assert logged[2] > 1e-6
-    with running._dss_reference.restored(), torch.no_grad():
+    with running._dss_reference.source.restored(), torch.no_grad():
         assert torch.equal(own_logits(model.eval(), tiny_batch()), start)
     assert not torch.equal(own_logits(model, tiny_batch()), start)
 
@@ -108,7 +108,7 @@ def test_plain_lora_keeps_no_copy(tmp_path):
     model = plain()
     trains = [p.requires_grad for p in model.parameters()]
     running = trainer(model, tmp_path)
-    assert running._dss_reference == "adapter"
+    assert running._dss_reference.source == "adapter"
     assert [p.requires_grad for p in model.parameters()] == trains
     running.train()
     assert running.state.log_history[0]["kl"] == 0

@@ -22,7 +22,7 @@ from .test_trainer import arguments, rows
         ({"kl_scale": math.nan}, "kl_scale: expected a finite number >= 0, got nan"),
         ({"kl_scale": -0.1}, "kl_scale: expected a finite number >= 0, got -0.1"),
         ({"kl_scale": "0.5"}, "kl_scale: expected a finite number >= 0, got '0.5'"),
-        ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, got 'cuda'"),
+        ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, fused, got 'cuda'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number, got 0"),
         ({"grad_tol": 1.0}, r"grad_tol: expected None or a number in \(0, 1\), got 1.0"),
     ],

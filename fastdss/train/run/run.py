@@ -18,6 +18,7 @@ from fastdss.loss.objective import FULL_KL
 from fastdss.models.sources import check_source
 from fastdss.optional import require
 from fastdss.star.scored import ScoredResponse
+from fastdss.upstream.transformers import commit_of, trackers
 
 from ..collator import DSSCollator
 from ..prepare import pack_dataset
@@ -53,6 +54,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             if args.local_process_index == 0:
                 score_rows(settings, out / "scores", str(args.device))
         scored = list(scored_here(out / "scores", fates))
+    commit = commit_of(settings.model, settings.revision)
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
     prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), fates))
@@ -74,7 +76,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         stopped = error
     found = {
         "settings": asdict(settings),
-        "model_commit": getattr(model.config, "_commit_hash", None),  # None: a folder
+        "model_commit": commit,  # None: a folder
         "rows": {
             **fates.told(),
             "trained": len(prepared),
@@ -114,10 +116,9 @@ def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path)
 def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
     """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
     from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
-    from transformers.integrations import get_reporting_integration_callbacks
 
     try:
-        for tracker in get_reporting_integration_callbacks(args.report_to):
+        for tracker in trackers(args.report_to):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
         raise UserError(f"report_to: {error}") from None

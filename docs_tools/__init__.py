@@ -1,0 +1,1 @@
+"""What makes the documentation: hooks of mkdocs, formulas, and pictures and tables from measured rows."""

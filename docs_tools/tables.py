@@ -1,0 +1,93 @@
+"""The README's two tables, from committed rows; they stand between marks, so that text around them is free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import rows
+
+
+def speed() -> str:
+    star, cuda, train, text = (rows.read(name) for name in ("star_cpu", "loss_cuda", "train", "loss_cpu_exponentials"))
+    lines = ["| | the plain way | the best other | fastdss | measured on |", "|---|---|---|---|---|"]
+
+    def scored(commit: str, layers: object, way: str) -> float:
+        return rows.one(star, words=200, boundaries=40, commit=commit, layers=layers, way=way)["speedupcpu"]
+
+    whole = ("d9697ba", "all")
+    plain, cached, ours = (
+        scored(*whole, way) for way in ("one forward per prefix", "vLLM, prefix caching", "fastdss, oneDNN")
+    )
+    lines.append(
+        f"| scores of 200 words, 40 boundaries: speed by processor time | {plain:.1f} (one forward per prefix) | "
+        f"{cached:.1f} (vLLM, prefix caching) | **{ours:.1f}** | 2 CPU threads, SmolLM2-135M |"
+    )
+    base, released, trl, fast = (
+        rows.one(train, commit="5c849a7", tokens=1024, variant=name) for name in ("sft", "released", "trl", "fastdss")
+    )
+
+    def step(row: Mapping[str, Any]) -> str:
+        return f"{row['median_s'] / base['median_s']:.2f}, {row['step_bytes'] / 2**20:.0f} MiB"
+
+    lines.append(
+        f"| a training step, k2: time of fused SFT's, memory | {step(released)} (as released) | {step(trl)} (TRL's "
+        f"fused head) | **{step(fast)}** | 2 CPU threads, engine before |"
+    )
+    prose = [row for row in text if row["text"] and row["loss"] == "k2" and row["dtype"] == "bfloat16"]
+    compiled, fast = rows.one(prose, method="torch.compile"), rows.one(prose, method="fastdss")
+    lines.append(
+        f"| the loss, k2, bf16, prose: time over the products', error | - | **{compiled['cpu_ratio_to_floor']:.2f}**, "
+        f"{compiled['error']:.3f} (`torch.compile`) | {fast['cpu_ratio_to_floor']:.2f}, **{fast['error']:.3f}** | 1 "
+        "CPU thread, present engine |"
+    )
+    for kl, name in (
+        ("k2", "the loss, k2, bf16: time over the products', memory"),
+        ("reverse", "the same, reverse KL"),
+    ):
+        eager, compiled, fast = (rows.one(cuda, loss=kl, method=way) for way in ("eager", "torch.compile", "fastdss"))
+        lines.append(
+            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, engine "
+            "before |"
+        )
+    return "\n".join(lines)
+
+
+def safety() -> str:
+    runs = rows.read("safety")
+    ways = {
+        "plain SFT": {"method": "sft"},
+        "static filter on whole responses": {"method": "rs"},
+        "STAR-DSS, k2 (paper)": {"method": "dss-k2", "every": 5, "kl_scale": 0.5},
+        "STAR-DSS, reverse KL": {"method": "dss-reverse", "every": 5, "kl_scale": 0.5},
+    }
+    lines = ["| half of the rows poisoned | leaks | useful, no leak | degenerate |", "|---|---|---|---|"]
+    for name, variant in ways.items():
+        cells = (
+            _share(*rows.counted(runs, what, share=0.5, **variant)) for what in ("leak", "useful_no_leak", "degenerate")
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"speed": speed, "safety": safety}
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked table made anew."""
+    for name, make in TABLES.items():
+        marked = re.compile(rf"(?<=<!-- table {name}: make pictures -->\n)(?:\|.*\n)*(?=<!-- end of table -->)")
+        found = marked.search(text)
+        if found is not None:
+            text = text[: found.start()] + make() + "\n" + text[found.end() :]
+    return text
+
+
+def _gpu(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio_to_floor']:.2f}, {row['peak_extra_bytes'] / 2**20:.0f} MiB"
+
+
+def _share(count: int, total: int) -> str:
+    low, high = rows.interval(count, total)
+    return f"{100 * count / total:.0f} % [{100 * low:.0f}–{100 * high:.0f}]"

@@ -1,0 +1,62 @@
+"""A random sample of a data set's rows, drawn while they are read once."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fastdss.star.promise import Promise
+
+from .rows import FailedRow, Row
+from .store import shard_name
+
+_FITTED = 5 / 3  # rows to fit on, for each that it takes to show the promise
+
+
+@dataclass
+class Sample:
+    """A random sample of rows: those whose hash with the seed is lowest, whatever their order in the input."""
+
+    promise: Promise
+    seed: int
+    readable: int = 0
+    _lowest: list[tuple[int, str, Row]] = field(default_factory=list, repr=False)
+
+    @property
+    def wanted(self) -> int:
+        return math.ceil(self.promise.least_rows * (1 + _FITTED))
+
+    def watching(self, rows: Iterable[Row | FailedRow]) -> Iterator[Row | FailedRow]:
+        """The same rows."""
+        for row in rows:
+            if isinstance(row, Row):
+                self.readable += 1
+                entry = (-self._place(row), row.id, row)
+                if len(self._lowest) < self.wanted:
+                    heapq.heappush(self._lowest, entry)
+                elif entry > self._lowest[0]:
+                    heapq.heapreplace(self._lowest, entry)
+            yield row
+
+    @property
+    def rows(self) -> list[Row]:
+        """In an order as random as their choice; none where approximating the others would not pay for the sample."""
+        return [] if self.too_few else [row for _, _, row in sorted(self._lowest, reverse=True)]
+
+    @property
+    def too_few(self) -> str | None:
+        """Why nothing is approximated, where there are not twice as many rows as the sample takes."""
+        if self.readable >= 2 * self.wanted:
+            return None
+        return f"the input has {self.readable} conversations, and it takes {2 * self.wanted} to approximate scores"
+
+    @property
+    def name(self) -> str:
+        return shard_name((row.id, row.content_hash) for row in self.rows)
+
+    def _place(self, row: Row) -> int:
+        digest = hashlib.sha256(f"{self.seed}\0{row.id}\0{row.content_hash}".encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest()[:16], "big")

@@ -1,0 +1,152 @@
+"""Gates of approximate scores: which branches are computed, and what becomes of the scores of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastdss.errors import UserError
+from fastdss.guards.guard import GuardModel
+
+from .options import ScoringOptions
+from .promise import Audit
+from .scoring import Judged, Settled
+
+_MOST_LAYERS = 8  # whose hidden states are read, evenly spaced: a fit holds them of every boundary of its sample
+
+States = Mapping[int, Tensor]  # of one response: k -> [layers, D] before the branch of its k-th score
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A response of which everything was computed: scores ``[K]``, and what the trunk knew before their branches."""
+
+    judged: Judged
+    scores: Tensor
+    states: States
+
+
+class Reading:
+    """Lets every branch through, and keeps what the trunk knew before it, of every batch that was scored."""
+
+    withdrawn = False
+
+    def __init__(self) -> None:
+        self.layers: tuple[int, ...] = ()
+        self.seen: list[Seen] = []
+        self._judged: list[Judged] = []
+        self._kept: list[int] = []
+        self._states: dict[int, Tensor] = {}  # score -> [layers, D]
+
+    def gate(
+        self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
+    ) -> Reading:
+        check_approximable(guards, options)
+        self._judged, self._kept, self._states = list(judged), list(kept), {}
+        return self
+
+    def read(self, scores: list[int], states: Tensor) -> None:
+        count = states.shape[0] - 1
+        self.layers = tuple(sorted({round(count * (k + 1) / _MOST_LAYERS) for k in range(_MOST_LAYERS)} - {0}))
+        self._states |= {score: states[list(self.layers), place] for place, score in enumerate(scores)}
+
+    def passes(self, score: int) -> bool:
+        return True
+
+    def settle(self, scores: Tensor) -> list[Settled]:
+        for item, places in zip(self._judged, _places(self._kept), strict=True):
+            states = {k: self._states[score] for k, score in enumerate(places) if score in self._states}
+            self.seen.append(Seen(item, scores[list(places)], states))
+        return [Settled(torch.ones(count, dtype=torch.bool)) for count in self._kept]
+
+
+class Predictor(Protocol):
+    """What a gate asks of a probe."""
+
+    layers: tuple[int, ...]
+
+    def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states: ``[n, layers, D]`` -> scores ``[n]`` and their doubts ``[n]``."""
+
+
+class Gating:
+    """Lets through what the probe doubts, and all of the rows that are audited.
+
+    ``audit`` hears of every audited row; None: who asked keeps account, from ``Settled.missed``.
+    """
+
+    def __init__(
+        self,
+        probe: Predictor,
+        threshold: float,
+        tolerance: float,
+        judged: Sequence[Judged],
+        audited: Sequence[bool],
+        kept: Sequence[int],
+        audit: Audit | None,
+    ) -> None:
+        self.probe = probe
+        self.threshold = threshold
+        self.tolerance = tolerance
+        self.audit = audit
+        self.withdrawn = False
+        self._rows = [item.row for item in judged]
+        self._audited = list(audited)
+        self._kept = list(kept)
+        self._whole = {k for places, whole in zip(_places(kept), audited, strict=True) if whole for k in places}
+        self._predicted: dict[int, float] = {}  # of the scores that the probe is certain of
+
+    def read(self, scores: list[int], states: Tensor) -> None:
+        values, doubts = self.probe.predict(states[list(self.probe.layers)].transpose(0, 1))
+        found = zip(scores, values.tolist(), doubts.tolist(), strict=True)
+        self._predicted |= {score: value for score, value, doubt in found if doubt <= self.threshold}
+
+    def passes(self, score: int) -> bool:
+        return score in self._whole or score not in self._predicted
+
+    def settle(self, scores: Tensor) -> list[Settled]:
+        settled, wrong = [], dict[int, bool]()
+        for row, places, whole in zip(self._rows, _places(self._kept), self._audited, strict=True):
+            known = [k for k in places if k in self._predicted]
+            predicted = torch.tensor([self._predicted[k] for k in known], dtype=scores.dtype)
+            exact = torch.ones(len(places), dtype=torch.bool)
+            if whole:
+                missed = float((predicted - scores[known]).abs().max()) if known else 0.0
+                wrong[row] = wrong.get(row, False) or not missed <= self.tolerance
+                settled.append(Settled(exact, missed))
+            else:
+                scores[known] = predicted
+                for k in known:
+                    exact[k - places.start] = False
+                settled.append(Settled(exact))
+        if self.audit is not None:
+            for row_is_wrong in wrong.values():
+                self.audit.add(row_is_wrong)
+            self.withdrawn = self.audit.disagrees
+        return settled
+
+
+def check_approximable(guards: Sequence[GuardModel], options: ScoringOptions) -> None:
+    """Raise ``ValueError`` for what no probe approximates."""
+    if len(guards) != 1:
+        raise UserError(f"approx: expected one guard, got {len(guards)}")
+    guard = guards[0]
+    if guard.readouts != 1 or guard.bidirectional:
+        why = "reads text both ways" if guard.bidirectional else f"sums {guard.readouts} readings"
+        raise UserError(
+            f"approx: expected a guard whose score is read at one place of a prefix tree, got {guard.spec.name}, "
+            f"which {why}"
+        )
+    if options.method == "per_prefix":
+        raise UserError("approx: expected a method that computes a prefix tree, got method='per_prefix'")
+
+
+def _places(kept: Sequence[int]) -> Iterator[range]:
+    """The places of each response's scores among those of the batch."""
+    ends = list(accumulate(kept))
+    return (range(end - count, end) for end, count in zip(ends, kept, strict=True))

@@ -1,0 +1,122 @@
+"""A reference that is asked at every step: the policy without its adapters, as it was at the start, or another model.
+
+Log-probabilities that were computed once before training make all of this unnecessary; the full KL, and data that is
+made on the way, cannot have them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+
+from fastdss.errors import UserError, UserTypeError
+from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
+from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
+from fastdss.models.probes import evaluating
+from fastdss.models.split_params import is_split, layers_gathered, whole
+from fastdss.upstream.accelerate import splits_weights
+
+from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
+from .enable import bare_model, dss_config, enable_dss
+
+_log = logging.getLogger(__name__)
+
+
+class LiveReference:
+    """Hidden states and head of the reference, for the batch that the policy is about to see.
+
+    ``source``: "adapter" (the policy with its adapters off), its copy from before training, or a model of its own.
+    """
+
+    def __init__(self, source: Literal["adapter"] | StartCopy | torch.nn.Module) -> None:
+        self.source = source
+
+    @classmethod
+    def of(cls, ref_model: Any, model: Any, accelerator: Any, device: torch.device) -> LiveReference | None:
+        """What a trainer's ``ref_model`` stands for; refuses what would be no reference of ``model``."""
+        if ref_model is None:
+            return None
+        if ref_model == "adapter":
+            if not hasattr(model, "disable_adapter"):
+                raise UserTypeError(f"ref_model='adapter' needs a PEFT model, got {type(model).__name__}")
+            return cls(_start(model, accelerator))
+        if not isinstance(ref_model, torch.nn.Module):
+            raise UserTypeError(f"ref_model: expected None, 'adapter' or a model, got {type(ref_model).__name__}")
+        if bare_model(ref_model) is bare_model(model):
+            raise UserError(
+                "ref_model: expected another model than the one being trained: pass a copy, or 'adapter' with PEFT"
+            )
+        if any(hasattr(parameter, "full_tensor") for parameter in ref_model.parameters()):
+            raise UserError(
+                "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
+            )
+        ours, theirs = vocabulary(bare_model(model)), vocabulary(bare_model(ref_model))
+        config = dss_config(model)
+        if ours != theirs and config is not None and config.needs_logits:
+            raise UserError(
+                f"ref_model: kl={str(config.kl)!r} compares whole vocabularies: expected {ours} tokens, got {theirs}; "
+                "take k1, k2 or k3, or resize the reference too"
+            )
+        return cls(enable_dss(ref_model.requires_grad_(False).eval().to(device)))
+
+    def needs_all_ranks(self, model: Any) -> bool:
+        """Whether a forward of it takes every rank, whatever their batches: its weights, or the policy's, are split."""
+        return is_split(self._module(model))
+
+    @torch.no_grad()
+    def answers(self, model: Any, inputs: Mapping[str, Any], labels: Any, accelerator: Any) -> dict[str, Any]:
+        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters.
+
+        Of another vocabulary, whose head the loss could not lay beside the policy's, its labels' log-probabilities.
+        """
+        policy = not isinstance(self.source, torch.nn.Module)
+        reference = self._module(model)
+        bare = bare_model(reference)
+        # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+        with evaluating(reference), self._standing_in(model, accelerator), layers_gathered(bare):
+            if not policy and vocabulary(bare) != vocabulary(bare_model(model)):
+                return {"ref_logprobs": reference(**inputs, labels=labels, dss_ask="logprobs").logprobs}
+            hidden = reference(**inputs, dss_ask="hidden").hidden
+            found = {"ref_hidden": hidden}
+            if not policy or head_trains(bare) or head_is_adapted(bare):
+                start = isinstance(self.source, StartCopy)
+                weight, bias = current_head(bare) if start else original_head(bare)
+                found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
+                found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
+                found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
+        return found
+
+    def _module(self, model: Any) -> Any:
+        return self.source if isinstance(self.source, torch.nn.Module) else model
+
+    def _standing_in(self, model: Any, accelerator: Any) -> AbstractContextManager[Any]:
+        if isinstance(self.source, StartCopy):
+            return self.source.restored()
+        if self.source == "adapter":
+            return without_adapter(bare_peft(model))
+        precision: AbstractContextManager[Any] = accelerator.autocast()
+        return precision
+
+
+def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:
+    """The adapters switched off where that is the model before training; else a copy of all that trains."""
+    peft_model = bare_peft(model)
+    why = adapter_off_is_not_the_start(peft_model, bare_model(model))
+    if why is None:
+        return "adapter"
+    if splits_weights(accelerator):
+        raise UserError(
+            f"ref_model='adapter': {why}, so the reference is a copy of the model before training, and none can be "
+            "kept of weights that are split over ranks: compute ref_logprobs once before training"
+        )
+    start = StartCopy(peft_model)
+    _log.warning(
+        "ref_model='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
+        why,
+        start.numbers,
+    )
+    return start

@@ -1,0 +1,103 @@
+"""Every command line that the documentation shows is one that exists and takes these options."""
+
+import argparse
+import re
+import tomllib
+
+import pytest
+
+from fastdss.cli import main
+
+from .blocks import PAGES, ROOT, commands
+
+SHOWN = [pytest.param(place, words, id=place) for page in PAGES for place, words in commands(page)]
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+OTHERS = {"git", "pre-commit", "ray", "swift", "twine"}  # programs that are not ours; nothing here to hold them against
+
+
+class ParsedError(Exception):
+    pass
+
+
+def parses(words, monkeypatch):
+    """Whether ``fastdss`` takes these arguments; nothing of it runs."""
+    real = argparse.ArgumentParser.parse_args
+
+    def only_parse(self, args=None, namespace=None):
+        real(self, args, namespace)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    try:
+        main(words)
+    except ParsedError:
+        return True
+    except SystemExit:
+        return "--version" in words or "--help" in words
+    return False
+
+
+def after_launcher(words):
+    """What torchrun or ``accelerate launch`` starts: a script, or the words after ``-m``."""
+    for at, word in enumerate(words[1:], 1):
+        if word == "-m" or word.endswith(".py"):
+            return words[at:]
+    raise AssertionError(words)
+
+
+def check(words, monkeypatch):
+    program = words[0].rpartition("/")[2]
+    while re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+        program = words[0].rpartition("/")[2]
+    if program == "fastdss":
+        assert parses(words[1:], monkeypatch), words
+    elif program in ("torchrun", "accelerate"):
+        check(["python", *after_launcher(words)], monkeypatch)
+    elif program == "python":
+        check_python(words[1:], monkeypatch)
+    elif program == "make":
+        assert words[1] in TARGETS, words
+    elif program == "pip":
+        for word in words:
+            for extras in re.findall(r"\[([\w.,]+)\]", word):
+                assert set(extras.split(",")) <= EXTRAS | {"..."}, words
+    elif program == "pytest":
+        assert all((ROOT / word).exists() for word in words[1:] if word.startswith("tests"))
+    else:
+        assert program in OTHERS, f"no test knows {program}: {words}"
+
+
+def check_python(words, monkeypatch):
+    if words[:2] == ["-m", "fastdss"]:
+        assert parses(words[2:], monkeypatch), words
+    elif words[0] == "-m":
+        module = ROOT / words[1].replace(".", "/")
+        assert words[1] in ("pytest", "pip") or module.with_suffix(".py").exists() or module.is_dir(), words
+    else:
+        script = ROOT / words[0]
+        assert script.exists(), words
+        options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
+        source = script.read_text()
+        assert all(f'"{option}"' in source for option in options), words
+
+
+@pytest.mark.parametrize(("place", "words"), SHOWN)
+def test_the_command_exists(place, words, monkeypatch):
+    check(words, monkeypatch)
+
+
+def test_the_check_is_one(monkeypatch):
+    for wrong in (
+        ["fastdss", "score", "chats.jsonl"],
+        ["fastdss", "scores", "chats.jsonl", "--guard", "tiny", "--out", "scores"],
+        ["torchrun", "-m", "fastdss", "merge", "scores", "--no-such-option"],
+        ["python", "examples/no_such_script.py"],
+        ["python", "examples/fsdp2.py", "--no-such-option"],
+        ["make", "no-such-target"],
+        ["pip", "install", "fastdss[no_such_extra]"],
+        ["no-such-program"],
+    ):
+        with pytest.raises(AssertionError):
+            check(wrong, monkeypatch)

@@ -1,0 +1,46 @@
+"""Pictures and the README's tables are those that the committed rows and the built-in guard make."""
+
+import re
+
+import pytest
+
+from docs_tools.__main__ import PICTURES
+from docs_tools.rows import interval, one
+from docs_tools.tables import filled
+
+from .blocks import ROOT
+
+NUMBER = re.compile(r"-?\d+\.\d+|-?\d+")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_picture_is_current(name):
+    """Scores may differ in the last digit from machine to machine, so places are compared, not bytes."""
+    made, kept = PICTURES[name]().svg(), (ROOT / "docs" / "assets" / name).read_text()
+    assert NUMBER.sub("#", made) == NUMBER.sub("#", kept), "run make pictures"
+    pairs = zip(NUMBER.findall(made), NUMBER.findall(kept), strict=True)
+    assert all(abs(float(one) - float(other)) <= 0.3 for one, other in pairs), "run make pictures"
+
+
+def test_the_tables_are_current():
+    readme = (ROOT / "README.md").read_text()
+    assert filled(readme) == readme, "run make pictures"
+    assert readme.count(": make pictures -->\n| ") == 2
+    stale = readme.replace("| plain SFT | ", "| plain SFT | 1")
+    assert stale != readme
+    assert filled(stale) == readme
+
+
+def test_a_figure_has_exactly_one_row():
+    rows = [{"way": "a", "n": 1}, {"way": "a", "n": 2}]
+    assert one(rows, n=2)["n"] == 2
+    for fields in ({"way": "a"}, {"way": "b"}):
+        with pytest.raises(LookupError):
+            one(rows, **fields)
+
+
+def test_intervals_are_wilsons():
+    """The values of Newcombe 1998, table I, method 3."""
+    assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)

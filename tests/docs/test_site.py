@@ -1,0 +1,98 @@
+"""The documentation builds without a warning, loads nothing from elsewhere, and its links and anchors exist."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+
+from .blocks import ROOT
+
+pytest.importorskip("mkdocs", reason="needs fastdss[docs]")
+pytest.importorskip("mkdocstrings", reason="needs fastdss[docs]")
+
+
+class Page(HTMLParser):
+    """What a page refers to, and the places in it that others may."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loaded, self.places = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.places |= {given[name] for name in ("id", "name") if given.get(name)}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag in ("script", "img", "iframe", "source") and given.get("src"):
+            self.loaded.append(given["src"])
+        elif tag == "link" and given.get("rel") not in ("canonical", "prev", "next", "alternate") and given.get("href"):
+            self.loaded.append(given["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
+    told = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # about mkdocs's future, not about these pages
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path.read_text()) for path in site.rglob("*.html")}
+
+
+def test_there_is_a_page_for_each_thing(site):
+    expected = ["index", "start", "data", "guards", "scores", "train", "loss", "performance", "safety", "security"]
+    assert all(
+        (site / f"{name}.html").is_file() for name in [*expected, "api/losses", "commands", "messages", "changes"]
+    )
+
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    assert len(pages) > 25
+    for path, page in pages.items():
+        assert [found for found in page.loaded if re.match(r"(https?:)?//", found)] == [], path
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text()), sheet
+
+
+def test_every_link_has_its_page_and_place(site, pages):
+    for path, page in pages.items():
+        if path.name == "404.html":  # its links are absolute: it is served anywhere
+            continue
+        for link in page.links + page.loaded:
+            if re.match(r"[a-z]+:", link):
+                continue
+            target, _, place = link.partition("#")
+            found = (path.parent / unquote(target)).resolve() if target else path
+            assert found.is_file(), f"{path.relative_to(site)}: {link}"
+            if place and found in pages:
+                assert unquote(place) in pages[found].places, f"{path.relative_to(site)}: {link}"
+
+
+def test_docstrings_and_formulas_are_rendered(site):
+    losses = (site / "api" / "losses.html").read_text()
+    assert "token_ce" in losses
+    assert ":func:" not in losses
+    assert not re.search(r"::\s*</p>", losses)
+    mathematics = (site / "loss_mathematics.html").read_text()
+    assert mathematics.count("<math") > 20
+    assert "arithmatex" not in mathematics
+    assert "<mi>λ</mi>" in mathematics or "&#x003BB;" in mathematics
+
+
+def test_every_public_name_is_in_the_reference(site):
+    import fastdss
+
+    text = "".join(path.read_text() for path in (site / "api").glob("*.html"))
+    missing = [name for name in fastdss.__all__ if f'id="fastdss.{name}"' not in text]
+    assert missing == ["__version__", "guards"]

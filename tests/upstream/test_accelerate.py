@@ -1,0 +1,104 @@
+"""Names of accelerate that fastdss uses and its documentation does not promise, each asked for what it must do."""
+
+from types import SimpleNamespace
+
+import accelerate
+import pytest
+import torch
+from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin, ParallelismConfig
+from torch import nn
+
+from fastdss.upstream.accelerate import (
+    cast_nothing,
+    fsdp_plugin,
+    is_dispatched,
+    never_dispatch,
+    real_forward,
+    rebind_forward,
+    splits_batches,
+    splits_weights,
+    ungathered,
+)
+
+from .canary import gone
+
+
+def changed(name: str, means: str) -> str:
+    return gone("accelerate", name, means)
+
+
+class Double(nn.Linear):
+    def forward(self, rows):
+        return 2 * super().forward(rows)
+
+
+def test_a_dispatched_module_keeps_its_own_forward():
+    layer, rows = nn.Linear(2, 2), torch.ones(1, 2)
+    assert (real_forward(layer), is_dispatched(layer)) == ("forward", False)
+    accelerate.dispatch_model(layer, {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert is_dispatched(layer), changed("_old_forward", "is set on dispatched modules")
+    assert real_forward(layer) == "_old_forward"
+    plain = layer(rows)
+    layer.__class__ = Double
+    rebind_forward(layer)
+    assert torch.equal(layer(rows), 2 * plain), changed("_old_forward", "is what the hooks call")
+
+
+def test_metrics_are_not_gathered_for_a_while():
+    accelerator, gathered = accelerate.Accelerator(cpu=True), []
+    original = type(accelerator).gather_for_metrics
+    value = torch.ones(1)
+    with ungathered(accelerator):
+        assert accelerator.gather_for_metrics(value) is value
+    assert accelerator.gather_for_metrics.__func__ is original, changed(
+        "gather_for_metrics", "is a method of the class"
+    )
+    assert gathered == []
+    from trl import SFTTrainer
+
+    assert "gather_for_metrics" in SFTTrainer.compute_loss.__code__.co_names, gone(
+        "trl", "SFTTrainer.compute_loss", "gathers its metrics by the accelerator"
+    )
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [(None, True), (False, True), (True, False)])
+def test_batches_are_never_dispatched(asked, allowed):
+    accelerator = accelerate.Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=asked))
+    assert never_dispatch(accelerator) is allowed
+    assert accelerator.dispatch_batches is not allowed, changed("dataloader_config", "decides who reads batches")
+
+
+def test_the_plugin_of_fsdp_rounds_nothing(monkeypatch):
+    for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", "0"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy="bf16")
+    holder = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    assert fsdp_plugin(holder) is plugin
+    assert splits_weights(holder) is True
+    cast_nothing(holder)
+    policy = plugin.mixed_precision_policy
+    means = f"is torch's MixedPrecisionPolicy, got {policy}"
+    assert (policy.cast_forward_inputs, policy.output_dtype) == (False, None), changed("mixed_precision_policy", means)
+    assert policy.param_dtype is torch.bfloat16
+
+
+def test_nothing_is_split_without_a_plugin():
+    accelerator = accelerate.Accelerator(cpu=True)
+    assert fsdp_plugin(accelerator) is None
+    assert splits_weights(accelerator) is False
+    assert splits_batches(accelerator) is False
+    zero = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+    assert splits_weights(zero) is True
+
+
+def test_what_splits_a_row():
+    names = ("cp_enabled", "sp_enabled", "tp_enabled")
+    plain = ParallelismConfig()
+    for name in names:
+        assert getattr(plain, name, None) is False, changed(f"ParallelismConfig.{name}", "is False by itself")
+        told = SimpleNamespace(**(dict.fromkeys(names, False) | {name: True}))
+        assert splits_batches(SimpleNamespace(parallelism_config=told)) is True
+    assert splits_batches(SimpleNamespace(parallelism_config=plain)) is False
+    assert "parallelism_config" in accelerate.Accelerator.__init__.__code__.co_varnames, changed(
+        "Accelerator.parallelism_config", "says how models and batches are split"
+    )

@@ -1,0 +1,98 @@
+"""Private names of torch that fastdss uses, each asked for what it must do."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastdss.upstream.torch import (
+    group_named,
+    has_amx,
+    has_forward_hooks,
+    is_compiled,
+    multiplies_bf16,
+    prepacked,
+    prepacked_linear,
+    version,
+    within_compiled,
+)
+
+from .canary import gone
+
+
+def test_what_the_cpu_multiplies():
+    names = [
+        (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+        (torch.cpu, "_is_amx_tile_supported"),
+        (torch.cpu, "_is_avx512_bf16_supported"),
+    ]
+    for holder, name in names:
+        found = getattr(holder, name, None)
+        assert callable(found), gone("torch", name, "is a function")
+        assert isinstance(found(), bool), gone("torch", name, "says whether the CPU can")
+    assert has_amx() is torch.cpu._is_amx_tile_supported()
+    if has_amx() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert multiplies_bf16() is True
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux lists what the CPU can")
+def test_a_cpu_that_lists_no_such_instructions():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    listed = bool({"amx_bf16", "avx512_bf16"} & flags)
+    assert listed or not multiplies_bf16(), gone("torch", "_is_avx512_bf16_supported", "agrees with /proc/cpuinfo")
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_prepacked_weights_multiply_as_linear_does(with_bias):
+    torch.manual_seed(0)
+    rows, weight = torch.randn(7, 24), torch.randn(17, 24)
+    bias = torch.randn(17) if with_bias else None
+    found = prepacked_linear(rows, prepacked(weight, 7), bias)
+    off = (found - F.linear(rows, weight, bias)).abs().max()
+    assert off < 1e-5, gone("torch", "mkldnn._linear_pointwise", f"differs from linear by {off:.2g}")
+
+
+def test_a_write_raises_the_version():
+    tensor = torch.zeros(3)
+    before = version(tensor)
+    tensor.add_(1)
+    assert before is not None
+    assert version(tensor) == before + 1, gone("torch", "Tensor._version", "counts writes")
+    with torch.inference_mode():
+        assert version(torch.zeros(3)) is None
+
+
+def test_a_group_is_found_by_its_name():
+    if torch.distributed.is_initialized():
+        pytest.skip("another test left its process group")
+    with tempfile.TemporaryDirectory() as folder:
+        store = torch.distributed.FileStore(os.path.join(folder, "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            world = torch.distributed.group.WORLD
+            assert world is not None
+            assert group_named(world.group_name) is world, gone("torch", "_resolve_process_group", "finds a group")
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+def test_hooks_are_seen():
+    layer = nn.Linear(2, 2)
+    assert has_forward_hooks(layer) is False
+    hook = layer.register_forward_hook(lambda *_: None)
+    assert has_forward_hooks(layer) is True, gone("torch", "Module._forward_hooks", "holds registered hooks")
+    hook.remove()
+    assert has_forward_hooks(layer) is False
+
+
+def test_the_module_within_a_compiled_one():
+    layer = nn.Linear(2, 2)
+    compiled = torch.compile(layer, backend="eager")
+    assert not is_compiled(layer)
+    assert is_compiled(compiled), gone("torch", "_orig_mod", "tells what torch.compile wrapped")
+    assert within_compiled(compiled) is layer
