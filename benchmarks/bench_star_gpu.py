@@ -40,12 +40,26 @@ def steps(tests: str = "gpu") -> tuple[Step, ...]:
 
 
 def dry_steps(folder: Path) -> tuple[Step, ...]:
-    case = ("--case", "20:4", "--responses", "2", "--sampled", "2", "--repeats", "1", "--profile", "--device", "cpu")
+    case = (
+        "--case",
+        "20:4",
+        "--responses",
+        "2",
+        "--sampled",
+        "2",
+        "--repeats",
+        "1",
+        "--profile",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    )
     out = ("--out", str(folder / "star_cpu.jsonl"))
     command = ("benchmarks/bench_star.py", "--shape", "tiny", *case, *out, "--ways", *OURS)
     return (
-        Step("tests of scores", 60, ("-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests/star")),
-        Step("scores, tiny", 120, command),
+        Step("tests of scores", 280, ("-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests/star")),
+        Step("scores, tiny", 280, command),
     )
 
 
@@ -66,7 +80,7 @@ def main(argv: list[str]) -> dict[str, str]:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as name:
             folder = args.out or Path(name)
-            return measure(dry_steps(folder), 5, folder, measured_on("cpu"))
+            return measure(dry_steps(folder), 9, folder, measured_on("cpu"))
     if not torch.cuda.is_available():
         p.error("there is no GPU; --plan shows what would run, --dry-run tries it on a CPU")
     return measure(steps(), 6, RESULTS, measured_on("cuda"))
