@@ -36,6 +36,9 @@ STAR = ("benchmarks/bench_star.py", "--dtype", "bfloat16", "--responses", "100",
         "--repeats", "2", "--ways", "fastdss", "--shape")  # fmt: skip
 
 
+LOSS = ("benchmarks/bench_loss.py", "--record", "--keep")  # whose rows are the committed ones
+
+
 class Step(NamedTuple):
     name: str
     seconds: int  # at most
@@ -43,7 +46,7 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("loss, rows of the targets", 230, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--case", *TARGETS)),
+    Step("loss, rows of the targets", 230, (*LOSS, "--rounds", "3", "--case", *TARGETS)),
     Step("tests", 130, ("-m", "pytest", "-q", "-m", "gpu", "-n", "8", "-k", "not too_little_memory", *TESTED)),
     Step("test of memory", 30, ("-m", "pytest", "-q", "-m", "gpu", "-k", "too_little_memory", "tests/star")),
     Step("star scores, 8B", 60, (*STAR, "llama-guard-8b")),
@@ -55,7 +58,7 @@ STEPS = (
         ("benchmarks/bench_train.py", "--head-only", "--tokens", "8192", "--hidden", "4096", "--vocab", "128256"),
     ),
     Step("tune row pass", 30, ("benchmarks/bench_loss.py", "--tune")),
-    Step("loss, other rows", 180, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--seconds", "150")),
+    Step("loss, other rows", 180, (*LOSS, "--rounds", "3", "--seconds", "150")),
     Step("tune prefix attention", 240, ("benchmarks/bench_prefix_attention.py", "--tune")),
 )  # fmt: skip
 

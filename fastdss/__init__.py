@@ -45,6 +45,7 @@ _HOME = {
     "DSSSFTTrainer": "train.sft_trainer",
     "backbone": "models.causal_lm",
     "lm_head": "models.causal_lm",
+    "load_model": "models.sources",
     "RowError": "errors",
     "UserError": "errors",
 }
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from .loss.objective import KL as KL
     from .models.causal_lm import backbone as backbone
     from .models.causal_lm import lm_head as lm_head
+    from .models.sources import load_model as load_model
     from .star.guard import Guard as Guard
     from .star.options import ScoringOptions as ScoringOptions
     from .star.probe import TrunkProbe as TrunkProbe

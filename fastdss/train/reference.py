@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdss.console.voice import progress_bar
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.batching import add_tensor, length_batches
@@ -254,9 +255,7 @@ class _Bar:
     def __init__(self, total: int, shown: bool) -> None:
         self._bar = None
         if shown:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="reference", unit="row")
+            self._bar = progress_bar(total, "reference", "rows")
 
     def __enter__(self) -> _Bar:
         return self
