@@ -51,7 +51,7 @@ test: lint  ## lint, types and all tests that need no GPU
 # As CI does it: with everything that has tests, the vendors' tokenizers too, so that nothing may be skipped but what needs
 # a GPU; and Ray clusters.
 test-ci: SKIPS = --only-gpu-skips
-test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and guards, Ray, benchmarks
+test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and Ray
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(RAY)
 RAY = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py
 

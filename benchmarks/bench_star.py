@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from environment import environment
+from star_profile import profiled
 from star_ways import (
     VERDICTS,
     by_cropped_cache,
@@ -45,6 +46,7 @@ from fastdss import Guard, star_scores
 from fastdss.demo.conversations import training_conversations
 from fastdss.prefix.cpu_linear import PackedWeights, eligible_layers
 from fastdss.prefix.engine import tree_logits
+from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_packed
 from fastdss.prefix.tree import PrefixTree, build_tree
 
@@ -126,10 +128,13 @@ def ways(model, vllm: Callable | None, trees: list[PrefixTree], sample: int, bud
     distinct = sum(tree.num_tokens for tree in trees)
     packed = PackedWeights()
 
-    def fast(gemm: str) -> Callable[[], Tensor]:
+    def fast(gemm: str, attend: Callable[..., Tensor] = attend_packed) -> Callable[[], Tensor]:
         prompts = list(range(len(trees)))
-        options = {"budget": budget, "gemm": gemm, "attend": attend_packed, "packed": packed}
+        options = {"budget": budget, "gemm": gemm, "attend": attend, "packed": packed}
         return lambda: tree_logits(model, VERDICTS, trees, prompts, **options)
+
+    parameter = next(model.parameters())
+    flash = parameter.is_cuda and parameter.dtype in (torch.bfloat16, torch.float16)
 
     return [
         Way(BASE, lambda: by_prefix(model, some), naive, scale, sample),
@@ -140,6 +145,7 @@ def ways(model, vllm: Callable | None, trees: list[PrefixTree], sample: int, bud
         *([Way(VLLM, lambda: vllm(whole), distinct)] if vllm else []),
         Way(PLAIN, lambda: plain_forward(model, distinct, len(trees[0].trunk)), distinct),
         Way("fastdss", fast("default"), distinct),
+        *([Way("fastdss, flash", fast("default", attend_by_flash), distinct)] if flash else []),
         *([Way("fastdss, oneDNN", fast("onednn"), distinct)] if eligible_layers(model) else []),
     ]
 
@@ -211,7 +217,10 @@ def bench(args: argparse.Namespace) -> list[dict]:
             row |= {"tokens": way.tokens, "sampled": way.sampled, "max_error": errors.get(way.name)}
             rows.append(row | times | facts)
         base, plain = (next(r for r in rows[-len(todo) :] if r["way"] == name) for name in (BASE, PLAIN))
-        for row in rows[-len(todo) :]:
+        for row, way in zip(rows[-len(todo) :], todo, strict=True):
+            row["tokens_per_s"] = way.tokens / row["median_s"]
+            if args.profile and (way.name.startswith("fastdss") or way.name == PLAIN):
+                row |= profiled(way.run, args.device)
             row |= {f"speedup{key[:-2]}": base[key] / row[key] for key in ("median_s", "cpu_s")}
             row |= {f"of_plain{key[:-2]}": row[key] / plain[key] for key in ("median_s", "cpu_s")}
             print(json.dumps(row), flush=True)
@@ -267,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampled", type=int, default=10, help="prefixes that the slow ways run, spread over all")
     p.add_argument("--ways", nargs="*", help="names of the ways to run; default all")
     p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--profile", action="store_true", help="time by kind of kernel and waits, of one more run")
     p.add_argument(
         "--out", type=Path, help="default benchmarks/results/star_<device>.jsonl; the picture's ends in .png"
     )

@@ -31,6 +31,7 @@ _HOME = {
     "TrunkProbe": "star.probe",
     "StarScores": "star.scores",
     "StarStream": "star.stream",
+    "StarStreams": "star.stream",
     "star_scores": "star.scoring",
     "StarScorer": "corpus.scorer",
     "score_dataset": "corpus.run",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from .star.scores import StarScores as StarScores
     from .star.scoring import star_scores as star_scores
     from .star.stream import StarStream as StarStream
+    from .star.stream import StarStreams as StarStreams
     from .train.collator import DSSCollator as DSSCollator
     from .train.collator import pack as pack
     from .train.config import DSSConfig as DSSConfig

@@ -62,6 +62,5 @@ def test_every_reason_in_the_tests_has_a_way():
             reasons |= set(re.findall(r'reason="([^"]+)"|pytest\.skip\("([^"]+)"', path.read_text()))
     said = {one or other for one, other in reasons}
     assert len(said) > 8
-    unknown = {reason for reason in said if not way(reason)}
-    assert unknown <= {"this torch has no oneDNN"}, unknown
+    assert {reason for reason in said if not way(reason)} == set()
     assert not GPU.search("needs DeepSpeed")

@@ -45,8 +45,8 @@ class KVStore:
         """The layer's store, shaped after one pack's ``key: [1, Hkv, N, d]`` and ``value: [1, Hkv, N, dv]``."""
         if index not in self.layers:
             self.layers[index] = (
-                key.new_empty(key.shape[1], self.capacity, key.shape[3]),
-                value.new_empty(value.shape[1], self.capacity, value.shape[3]),
+                key.new_zeros(key.shape[1], self.capacity, key.shape[3]),  # FA3 multiplies what is unwritten by 0
+                value.new_zeros(value.shape[1], self.capacity, value.shape[3]),
             )
         return self.layers[index]
 

@@ -17,6 +17,7 @@ from fastdss.upstream.torch import version
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
 from .cpu_linear import PackedWeights, cpu_gemm
+from .packed_attention import to_device
 from .packing import (
     Group,
     Segment,
@@ -58,6 +59,7 @@ class Runner:
     ) -> tuple[Tensor, list[int]]:
         """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each.
 
+        They lie on the device, and nothing here waits for it: the next micro-batch is launched while this one runs.
         ``read`` gets the indices of the tapped scores, and the hidden states ``[layers + 1, taps, D]`` there.
         """
         ids = [token for segment in segments for token in segment.ids]
@@ -71,9 +73,11 @@ class Runner:
             left += len(segment.ids)
         plan = PrefixPlan(segments, store, self.attend, self.bands, chunks=self.chunks)
         states = {"output_hidden_states": True} if read and taps else {}
+        arrays = [np.asarray(numbers, dtype=np.int64) for numbers in (ids, positions, rows)]
+        tokens, places, read_at = to_device(arrays, self.device)
         outputs = self.body(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            input_ids=tokens[None],
+            position_ids=places[None],
             use_cache=False,
             fastdss_plan=plan,
             **states,
@@ -82,7 +86,7 @@ class Runner:
         if read and taps:
             read(tapped, torch.stack([layer[0, taps].float().cpu() for layer in outputs.hidden_states]))
         self._check_layers(plan, max(positions))
-        picked = hidden[0, torch.tensor(rows, dtype=torch.long, device=hidden.device)]
+        picked = hidden[0, read_at.to(hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
 
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:
@@ -141,7 +145,8 @@ class KeptHead:
         before = [kept[:, last].clone() for pair in store.layers.values() for kept in pair]
         _compute(runner, store, self.ids, max(last, 0), 1)
         after = [kept[:, last] for pair in store.layers.values() for kept in pair]
-        return all(map(torch.equal, before, after))
+        same = [(old == new).all().to(runner.device) for old, new in zip(before, after, strict=True)]
+        return bool(torch.stack(same).all()) if same else True  # one wait for all layers
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptHead, (self.ids,)  # copies and pickles start empty
@@ -185,8 +190,11 @@ def tree_logits(
     reads = () if gate is None else (gate.read,)
     with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
+        on_device: list[Tensor] = []  # logits of the finished groups, and the scores they are of
+        places: list[int] = []
         while groups:
-            done = 0
+            rows: list[Tensor] = []
+            order: list[int] = []
             try:
                 saved = saved or _head_store(runner, head, budget, kept, known)
                 store = KVStore(groups[0].capacity)
@@ -194,20 +202,29 @@ def tree_logits(
                 for segments in _phases(groups[0], len(head), gate):
                     for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
                         found, scores = runner.run(batch, store, *reads)
-                        logits[scores] = found.to(logits)
-                        done += len(scores)
+                        rows.append(found)
+                        order += scores
                         report(len(scores))
             except RuntimeError as error:
                 smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
-                if smallest or not _out_of_memory(error):
+                if smallest or not out_of_memory(error):
                     raise
-                report(-done)
+                report(-len(order))
                 budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
                 store_tokens = groups[0].capacity // 2
                 groups = [part for group in groups for part in group.split(store_tokens)]
             else:
                 groups.pop(0)
+                on_device += rows
+                places += order
+        if places:
+            logits[places] = fetch(on_device).to(logits)
     return logits
+
+
+def fetch(parts: Sequence[Tensor]) -> Tensor:
+    """``[sum of rows, R]`` on the CPU: the one place where scores are waited for."""
+    return torch.cat(list(parts)).cpu()
 
 
 def _phases(group: Group, head: int, gate: Gate | None) -> Iterator[Iterator[Segment]]:
@@ -238,7 +255,8 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
         runner.run(batch, store)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device said by one of its many names that it has no room."""
     return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 

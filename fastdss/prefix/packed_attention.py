@@ -166,7 +166,7 @@ class PackedBatch:
         key = ("writes", device)
         if key not in self.on_device:
             arrays = [array for wave in self.waves for array in (*wave.before, *wave.after)]
-            self.on_device[key] = _to_device(arrays, device)
+            self.on_device[key] = to_device(arrays, device)
         flat = self.on_device[key]
         return (tuple(flat[i : i + 4]) for i in range(0, len(flat), 4))
 
@@ -177,12 +177,12 @@ class PackedBatch:
             limit, run, _ = _per_token(self.runs)
             tables = [tile_table(wave.runs, size) for wave in self.waves]
             arrays = [limit.astype(np.int32), run.astype(np.int32), *(table.reshape(-1) for table in tables)]
-            self.on_device[key] = _to_device(arrays, device)
+            self.on_device[key] = to_device(arrays, device)
         limits, runs, *tiles = self.on_device[key]
         return limits, runs, tiles
 
 
-def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Arrays of one dtype in one transfer."""
     joined = torch.from_numpy(np.concatenate(arrays))
     if device.type == "cuda":
@@ -243,16 +243,17 @@ def attend_by_kernel(
     q, k, v = (x[0] if x.stride(-1) == 1 else x[0].contiguous() for x in (query, key, value))
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[3], dtype=stored_dtype(query))
     for (to, source, to_later, source_later), tiles in zip(batch.writes(query.device), tables, strict=True):
-        _write(store, (k, v), to, source)
+        write(store, (k, v), to, source)
         launch_prefix_attention_fwd(
             q, k, v, store, limits, runs, tiles, out,
             scaling=scaling, window=window, softcap=softcap, config=config, chunk=chunk, sinks=sinks,
         )  # fmt: skip
-        _write(store, (k, v), to_later, source_later)
+        write(store, (k, v), to_later, source_later)
     return out[None].to(query.dtype)
 
 
-def _write(store: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], to: Tensor, source: Tensor) -> None:
+def write(store: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], to: Tensor, source: Tensor) -> None:
+    """Copy the packed tokens ``source`` of ``[Hkv, N, d]`` to the store's positions ``to``."""
     if len(to):
         for kept, fresh in zip(store, new, strict=True):
             kept.index_copy_(1, to, fresh.index_select(1, source))

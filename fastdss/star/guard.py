@@ -8,7 +8,7 @@ from typing import Any
 from fastdss.chat.encoder import Message
 from fastdss.guards.guard import GuardModel
 
-from .stream import StarStream
+from .stream import StarStream, StarStreams
 
 
 class Guard(GuardModel):
@@ -19,3 +19,7 @@ class Guard(GuardModel):
     ) -> StarStream:
         """Scores of a response while it is being written, see ``StarStream``."""
         return StarStream(self, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer)
+
+    def streams(self, *, budget: int | None = None) -> StarStreams:
+        """Scores of many responses that are being written at once, see ``StarStreams``."""
+        return StarStreams(self, budget=budget)

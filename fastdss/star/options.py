@@ -11,7 +11,7 @@ from fastdss.errors import UserError
 from fastdss.prefix.cpu_linear import GEMMS
 
 METHODS = ("auto", "tree", "per_prefix")
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "flash")
 COMBINE = ("mean", "min")
 TURNS = ("last", "all")
 
@@ -33,7 +33,8 @@ class ScoringOptions:
         method: ``"tree"`` computes each distinct token once, ``"per_prefix"`` makes one forward per prefix;
             ``"auto"`` is the tree.
         backend: ``"triton"`` runs one attention kernel per layer and micro-batch, ``"torch"`` SDPA; ``"auto"`` takes
-            the kernel on a GPU where it runs.
+            the kernel on a GPU where it runs. ``"flash"`` is torch's flash-attn, for 16-bit models without softcaps,
+            sinks and windows; ``"auto"`` never takes it, since no GPU has measured where it wins.
         gemm: on a CPU, the library that multiplies fp32 matrices: ``"default"``, ``"onednn"``, or ``"auto"``.
         budget: tokens per forward pass; None leaves it to the device.
 
@@ -48,7 +49,7 @@ class ScoringOptions:
     combine: Literal["mean", "min"] = "mean"
     sharpen: float | Literal["paper"] = 1.0
     method: Literal["auto", "tree", "per_prefix"] = "auto"
-    backend: Literal["auto", "torch", "triton"] = "auto"
+    backend: Literal["auto", "torch", "triton", "flash"] = "auto"
     gemm: Literal["auto", "default", "onednn"] = "auto"
     budget: int | None = None
 
@@ -72,8 +73,9 @@ class ScoringOptions:
         number = isinstance(self.sharpen, int | float) and 0 < self.sharpen < math.inf
         if self.sharpen != "paper" and not number:
             raise UserError(f"sharpen: expected a positive temperature or 'paper', got {self.sharpen!r}")
-        if self.method == "per_prefix" and self.backend == "triton":
-            raise UserError("backend: expected auto or torch with method='per_prefix', which has no tree, got 'triton'")
+        if self.method == "per_prefix" and self.backend in ("triton", "flash"):
+            expected = "expected auto or torch with method='per_prefix', which has no tree"
+            raise UserError(f"backend: {expected}, got {self.backend!r}")
 
     def with_said(self, **said: object) -> ScoringOptions:
         """These options with those of the keywords that are not None, which means "not said"."""

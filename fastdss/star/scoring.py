@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastdss.chat.boundaries import find_ends, tidy_ends
-from fastdss.chat.conversation import Conversation, Message
+from fastdss.chat.conversation import Message
 from fastdss.chat.encoder import text_spans
 from fastdss.chat.formats import fits_columns, read_record
 from fastdss.errors import RowError, UserError, UserTypeError
@@ -22,11 +19,16 @@ from fastdss.guards.guard import GuardModel
 from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
+from fastdss.prefix.cpu_linear import preferred_gemm
 from fastdss.prefix.engine import Gate, Report, check_supported, reference_logits, tree_logits
+from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
-from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
+from fastdss.prefix.tree import PrefixTree
 from fastdss.prefix.whole import batched_logits
 
+from .ahead import Ahead
+from .forest import Judged as Judged
+from .forest import Turn, cut_in_slices, make_forest
 from .guard import Guard
 from .options import ScoringOptions
 from .scored import Flag, ScoredResponse
@@ -35,7 +37,7 @@ from .scores import StarScores
 _log = logging.getLogger(__name__)
 _RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
 _RELEASED_NUCLEUS = 0.9
-_SHORT = 4  # characters for each token of the context: what has fewer most likely fits
+_ATTEND = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel, "flash": attend_by_flash}
 
 
 def star_scores(
@@ -115,19 +117,6 @@ class Approximation(Protocol):
         """The gate of a batch, whose response i has ``kept[i]`` scores; None: all are computed."""
 
 
-class Judged(NamedTuple):
-    """A turn of a conversation to judge. Turns of one ``row`` stand together; errors call it ``name``."""
-
-    conversation: Conversation
-    turn: int
-    row: int
-    name: int
-
-    @property
-    def text(self) -> str:
-        return self.conversation.turns[self.turn].answer.text
-
-
 def score_turns(
     guards: Sequence[GuardModel],
     judged: Sequence[Judged],
@@ -146,27 +135,25 @@ def score_turns(
         tokenizer = unit_tokenizer or guards[0].tokenizer
         how: dict[str, Any] = {"every": options.every, "unit": options.unit}
         cuts = [find_ends(text, **how, spans=lambda text: text_spans(tokenizer, text)) for text in responses]
-    forests = [
-        [
-            _tree(guard, item.name, history, text, cut, options.max_tokens)
-            for item, history, text, cut in zip(judged, histories, responses, cuts, strict=True)
-        ]
-        for guard in guards
-    ]
-    kept = [
-        min(tree.num_prefixes // guard.readouts for guard, tree in zip(guards, trees, strict=True))
-        for trees in zip(*forests, strict=True)
-    ]
+    turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
+    slices = [turns] if approx else cut_in_slices(turns)
+    if len(slices) > 1:
+        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))  # the same for every slice
+    ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
-    gate = None if approx is None else approx.gate(guards, judged, kept, options)
-    opinions = []
-    with _progress(sum(kept) * sum(guard.readouts for guard in guards), progress) as report:
-        for guard, trees in zip(guards, forests, strict=True):
-            trees = [tree.first(k * guard.readouts) for tree, k in zip(trees, kept, strict=True)]
-            shared, first = _sharing(trees, [item.row for item in judged])
-            logits = _logits(guard, shared, [prompts[i] for i in first], options, gate, report)
-            opinions.append(_sharpened(guard, logits, options.sharpen))
-    stacked = torch.stack(opinions)
+    kept: list[int] = []
+    opinions: list[list[Tensor]] = [[] for _ in guards]
+    gate = None
+    with _progress(sum(map(len, cuts)) * sum(guard.readouts for guard in guards), progress) as report:
+        for forest in ahead:
+            if approx is not None:
+                gate = approx.gate(guards, judged, forest.kept, options)
+            for guard, trees, first, said in zip(guards, forest.trees, forest.first, opinions, strict=True):
+                numbers = [prompts[len(kept) + i] for i in first]
+                said.append(_sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
+            report(forest.cut)
+            kept += forest.kept
+    stacked = torch.stack([torch.cat(said) for said in opinions])
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     settled = None if gate is None else gate.settle(combined)
     if gate is not None and gate.withdrawn:
@@ -189,30 +176,8 @@ def score_turns(
     )
 
 
-def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree], list[int]]:
-    """Trees of one row joined where one trunk for both is fewer tokens; and which turn each tree begins with.
-
-    Where a guard reads whole conversations, what it reads of a turn begins the rendering of the next. Where it reads
-    the last exchange alone, two turns share the template's head and nothing else.
-    """
-    groups: list[list[int]] = []
-    for i, tree in enumerate(trees):
-        if groups and rows[groups[-1][0]] == rows[i]:
-            last = trees[groups[-1][-1]]
-            shared = shared_length(np.asarray(last.trunk), np.asarray(tree.trunk))
-            lengths = [start + len(tail) for start, tail in zip(last.starts, last.tails, strict=True)]
-            joined = sum(n - min(start, shared) for n, start in zip(lengths, last.starts, strict=True))
-            if joined < len(last.trunk) + sum(map(len, last.tails)):
-                groups[-1].append(i)
-                continue
-        groups.append([i])
-    found = [
-        trees[group[0]]
-        if len(group) == 1
-        else build_tree([trees[i].rendering(k) for i in group for k in range(trees[i].num_prefixes)])
-        for group in groups
-    ]
-    return found, [group[0] for group in groups]
+def _settled_gemm(guards: Sequence[GuardModel], gemm: str) -> str:
+    return preferred_gemm(*(guard.model for guard in guards)) if gemm == "auto" else gemm
 
 
 def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
@@ -279,38 +244,6 @@ def _tidied(judged: Sequence[Judged], ends: Sequence[Sequence[int]]) -> list[lis
     return tidied
 
 
-def _tree(
-    guard: GuardModel, row: int, history: list[Message], response: str, ends: list[int], max_tokens: int | None
-) -> PrefixTree:
-    """The row's prefix tree, cut down to the prefixes that fit ``max_tokens``."""
-    limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
-
-    def rendered(ends: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-        """Renderings, and of each prefix the longest one's length."""
-        ids = guard.encode_prefixes(history, response, ends)
-        return ids, [max(map(len, ids[k : k + guard.readouts])) for k in range(0, len(ids), guard.readouts)]
-
-    try:
-        characters = len(response) + sum(len(turn["content"]) for turn in history)
-        short = characters < limit * _SHORT  # else one rendering tells whether all of them are worth their time
-        renderings, lengths = rendered(ends if short else ends[-1:])
-        whole = lengths[-1]
-        if whole > limit and max_tokens is None:
-            raise UserError(
-                f"{whole} tokens exceed the context of {guard.spec.name}, {limit}; pass max_tokens to score what fits"
-            )
-        if not short:
-            if whole > limit:
-                ends = ends[: bisect_left(ends, True, key=lambda end: rendered([end])[1][0] > limit)]
-            renderings, lengths = rendered(ends) if ends else ([], [])
-    except ValueError as error:
-        raise RowError(row, str(error)) from error
-    kept = len(list(takewhile(lambda length: length <= limit, lengths)))
-    if not kept:
-        raise RowError(row, f"even its first prefix exceeds {limit} tokens with the template and the prompt")
-    return build_tree(renderings[: kept * guard.readouts])
-
-
 def _logits(
     guard: GuardModel,
     trees: list[PrefixTree],
@@ -332,7 +265,7 @@ def _logits(
             )
         return reference_logits(guard.model, guard.token_ids, renderings, report, separator=guard.separator)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
-    attend = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel}[options.backend]
+    attend = _ATTEND[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
         *rows,

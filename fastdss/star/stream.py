@@ -1,23 +1,23 @@
-"""Scores while a response is being written: one forward of [new tokens + tail] per boundary, equal to the batch's."""
+"""Scores while responses are being written: one forward of [new tokens + tail] per boundary, equal to the batch's.
+
+Many conversations share that forward (``StarStreams``); a ``StarStream`` that nobody put into company has one of its
+own.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from fastdss.chat.boundaries import UNITS, find_ends, find_settled_ends
 from fastdss.chat.encoder import Message, check_conversation, settled_spans, text_spans
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.guards.guard import GuardModel
-from fastdss.prefix.attention import LONGEST_SEGMENT, KVStore, using_prefix_attention
-from fastdss.prefix.engine import Runner, check_supported
-from fastdss.prefix.packing import Segment
-from fastdss.prefix.tree import shared_length
+from fastdss.prefix.engine import check_supported
+from fastdss.prefix.growing import GrowingTexts
 from fastdss.prefix.whole import batched_logits
 
 
@@ -25,9 +25,9 @@ class StarStream:
     """``guard.stream(prompt)``: append text as it is generated, get P(safe) at the end of every ``every``-th ``unit``.
 
     Units are those of ``star_scores`` (tokens the guard's, or ``unit_tokenizer``'s), and so are ``scores`` and ``ends``
-    once ``close`` has added the score of the end. ``seconds[k]`` is how long boundary k took. Keys and values live in
-    one store: a new boundary computes only the tokens with which its rendering leaves the one before, and overwrites
-    that one's tail.
+    once ``close`` has added the score of the end. ``seconds[k]`` is how long the call took that gave score k. A new
+    boundary computes only the tokens with which its rendering leaves the one before. ``company``: the ``StarStreams``
+    whose forwards score it too.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class StarStream:
         every: int = 5,
         unit: str = "word",
         unit_tokenizer: Any = None,
+        company: StarStreams | None = None,
     ) -> None:
         if every < 1:
             raise UserError(f"every: expected a positive integer, got {every}")
@@ -54,84 +55,160 @@ class StarStream:
         self.ends: list[int] = []
         self.seconds: list[float] = []
         self.closed = False
-        self._runner = None if guard.bidirectional else Runner(guard.model, guard.token_ids)
-        self._ids = np.empty(0, dtype=np.int64)  # what the store holds
-        self._store = KVStore(1024)
+        self.company = StarStreams(guard) if company is None else company
+        if self.company.guard is not guard:
+            raise UserError("company: expected the StarStreams of the same guard, got another guard's")
 
     def append(self, text: str) -> list[float]:
         """The scores of the boundaries that ``text`` settles: a word once whitespace follows it, a token once another
         word begins, a sentence once something follows that is no part of it."""
-        if self.closed:
-            raise UserError("the stream is closed")
-        check_conversation(0, [{"role": "assistant", "content": self.text + text}])
-        self.text += text
-        settled = find_settled_ends(
-            self.text, every=self.every, unit=self.unit, spans=lambda text: settled_spans(self.unit_tokenizer, text)
-        )
-        return self._advance(settled)
+        return self.company.append({self: text}).of(self)
 
     def close(self) -> list[float]:
         """The scores of the boundaries that only the end settles, the whole text's among them."""
-        self.closed = True
-        ends = find_ends(
-            self.text, every=self.every, unit=self.unit, spans=lambda text: text_spans(self.unit_tokenizer, text)
-        )
-        return self._advance(ends)
+        return self.company.append({}, ended=[self]).of(self)
 
-    def _advance(self, ends: list[int]) -> list[float]:
-        if ends[: len(self.ends)] != self.ends:
-            raise UserError("the tokenizer moved a boundary that was already scored; use another unit")
-        return [self._score(end) for end in ends[len(self.ends) :]]
+    def abandon(self) -> None:
+        """End without a score of the end: what the stream holds on the device is free for others."""
+        self.closed = True
+        self.company.forget(self)
 
     def fork(self) -> StarStream:
         """An independent stream with the same past, for another continuation."""
         twin = StarStream(
-            self.guard, self.history, every=self.every, unit=self.unit, unit_tokenizer=self.unit_tokenizer
+            self.guard,
+            self.history,
+            every=self.every,
+            unit=self.unit,
+            unit_tokenizer=self.unit_tokenizer,
+            company=self.company,
         )
         twin.text, twin.closed = self.text, self.closed
         twin.scores, twin.ends, twin.seconds = list(self.scores), list(self.ends), list(self.seconds)
-        twin._ids, twin._store = self._ids, self._store.resized(self._store.capacity)
+        self.company.copy(self, twin)
         return twin
 
-    def _score(self, end: int) -> float:
+    def _due(self, text: str, ended: bool) -> Iterator[tuple[int, list[list[int]]]]:
+        """Take ``text``; the boundaries that have no score yet, and their renderings."""
+        if self.closed and not ended:
+            raise UserError("the stream is closed")
+        check_conversation(0, [{"role": "assistant", "content": self.text + text}])
+        self.text += text
+        self.closed = ended
+        find, spans = (find_ends, text_spans) if ended else (find_settled_ends, settled_spans)
+        ends = find(self.text, every=self.every, unit=self.unit, spans=lambda text: spans(self.unit_tokenizer, text))
+        if ends[: len(self.ends)] != self.ends:
+            raise UserError("the tokenizer moved a boundary that was already scored; use another unit")
+        for end in ends[len(self.ends) :]:
+            renderings = self.guard.encode_prefixes(self.history, self.text, [end])
+            longest = max(map(len, renderings))
+            if longest > self.guard.max_tokens:
+                raise UserError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
+            if not self.guard.bidirectional:
+                check_supported(self.guard.model, longest)
+            yield end, renderings
+
+
+class NewScores(NamedTuple):
+    """What ``StarStreams.append`` gives: the new scores of each stream, and why others can't go on.
+
+    A stream that ``failed`` has no entry in ``scores``, so nobody takes its silence for safety; what was scored before
+    the failure stands in its own ``scores``.
+    """
+
+    scores: dict[StarStream, list[float]]
+    failed: dict[StarStream, ValueError]
+
+    def of(self, stream: StarStream) -> list[float]:
+        """The stream's new scores; raises what it failed of."""
+        if stream in self.failed:
+            raise self.failed[stream]
+        return self.scores[stream]
+
+
+class StarStreams:
+    """Streams of many conversations, scored together: each call of ``append`` is one forward for all that is due.
+
+    ```python
+    streams = StarStreams(guard)                         # or guard.streams()
+    first, second = streams.open("How do I reach Anna?"), streams.open("Is it safe?", every=2, unit="token")
+    new = streams.append({first: "You can ", second: "It is. "})
+    new.scores[first]                                    # what first.append("You can ") would have returned
+    ```
+
+    Conversations join and leave at any time. A stream closes by ``ended``, by its own ``close`` or ``abandon``, or when
+    nobody holds it any more; its place on the device is then free. What is wrong with one of them (a context that is
+    full, text that is no text, logits that are not finite, which give NaN) leaves the others alone.
+
+    Args:
+        guard: the guard that judges all of them.
+        budget: tokens per forward pass; None leaves it to the device.
+    """
+
+    def __init__(self, guard: GuardModel, *, budget: int | None = None) -> None:
+        if budget is not None and budget < 1:
+            raise UserError(f"budget: expected a positive integer, got {budget}")
+        self.guard = guard
+        self.budget = budget
+        self._texts: GrowingTexts | None = None
+        if not guard.bidirectional:
+            self._texts = GrowingTexts(guard.model, guard.token_ids, guard.head, budget=budget)
+
+    def open(
+        self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None
+    ) -> StarStream:
+        """A stream for one more conversation, with boundaries of its own; see ``StarStream``."""
+        return StarStream(self.guard, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer, company=self)
+
+    def append(self, pieces: Mapping[StarStream, str], *, ended: Collection[StarStream] = ()) -> NewScores:
+        """Append text to some streams and close those of ``ended``, with or without a last piece.
+
+        Returns the new scores of every stream that was named. Raises ``UserError`` for streams of another company and
+        for a piece that is no text, before anything is appended. An error of the forward itself (a device without room)
+        goes on too, and the same streams can be tried again with empty text.
+        """
         begun = time.perf_counter()
-        renderings = self.guard.encode_prefixes(self.history, self.text, [end])
-        longest = max(map(len, renderings))
-        if longest > self.guard.max_tokens:
-            raise UserError(f"{longest} tokens exceed the context of {self.guard.max_tokens}")
-        if self._runner is None:
-            logits = batched_logits(self.guard.model, self.guard.token_ids, renderings, separator=self.guard.separator)
+        named = list(dict.fromkeys([*pieces, *ended]))
+        if any(stream.company is not self for stream in named):
+            raise UserError("pieces: expected streams that this StarStreams opened, got one of another")
+        if not all(isinstance(text, str) for text in pieces.values()):
+            raise UserTypeError("pieces: expected text for each stream, got something else; nothing was appended")
+        due: dict[StarStream, list[tuple[int, list[list[int]]]]] = {stream: [] for stream in named}
+        failed: dict[StarStream, ValueError] = {}
+        for stream in named:
+            try:
+                for found in stream._due(pieces.get(stream, ""), stream in ended):
+                    due[stream].append(found)
+            except ValueError as error:
+                failed[stream] = error
+        scores = self._scores({stream: [rows for _, rows in found] for stream, found in due.items() if found})
+        seconds = time.perf_counter() - begun
+        for stream, new in scores.items():
+            stream.scores += new
+            stream.ends += [end for end, _ in due[stream]]
+            stream.seconds += [seconds] * len(new)
+        for stream in ended:
+            self.forget(stream)
+        return NewScores({stream: scores.get(stream, []) for stream in named if stream not in failed}, failed)
+
+    def copy(self, stream: StarStream, to: StarStream) -> None:
+        """Let ``to`` go on from where ``stream`` is."""
+        if self._texts is not None:
+            self._texts.copy(stream, to)
+
+    def forget(self, stream: StarStream) -> None:
+        """Free what is held of the stream; should it go on after all, it is computed anew."""
+        if self._texts is not None:
+            self._texts.forget(stream)
+
+    def _scores(self, due: Mapping[StarStream, Sequence[Sequence[Sequence[int]]]]) -> dict[StarStream, list[float]]:
+        texts = {stream: [row for rows in found for row in rows] for stream, found in due.items()}
+        if not texts:
+            return {}
+        if self._texts is None:
+            flat = [row for rows in texts.values() for row in rows]
+            logits = batched_logits(self.guard.model, self.guard.token_ids, flat, budget=self.budget)
         else:
-            logits = self._tree_logits(self._runner, renderings, longest)
-        score = self.guard.scores(logits.to(torch.promote_types(logits.dtype, torch.float32))).item()
-        self.ends.append(end)
-        self.scores.append(score)
-        self.seconds.append(time.perf_counter() - begun)
-        return score
-
-    def _tree_logits(self, runner: Runner, renderings: list[list[int]], longest: int) -> Tensor:
-        check_supported(self.guard.model, longest)
-        if longest > self._store.capacity:
-            self._store = self._store.resized(2 * longest)
-        with using_prefix_attention(self.guard.model):
-            return torch.cat([self._logits(runner, rendering) for rendering in renderings])
-
-    def _logits(self, runner: Runner, rendering: list[int]) -> Tensor:
-        ids = np.asarray(rendering)
-        if not len(self._ids):
-            self._load_head(runner, ids)
-        start = min(shared_length(self._ids, ids), len(ids) - 1)
-        segment = Segment(0, start, rendering[start:], [(len(ids) - 1 - start, 0)])
-        self._ids = ids[:start]  # nothing else is certain if the forward fails
-        for piece in segment.cut(LONGEST_SEGMENT):
-            logits, _ = runner.run([piece], self._store)
-        self._ids = ids
-        return logits
-
-    def _load_head(self, runner: Runner, ids: np.ndarray) -> None:
-        """Begin with the keys and values of the template's head that the guard keeps."""
-        head = np.asarray(self.guard.head.ids)
-        known = shared_length(head, ids)
-        if known:
-            self._store.load(self.guard.head.layers(runner, LONGEST_SEGMENT), [0], known)
-        self._ids = head[:known]
+            logits = self._texts.logits(texts)
+        values = iter(self.guard.scores(logits.to(torch.promote_types(logits.dtype, torch.float32))).tolist())
+        return {stream: [next(values) for _ in found] for stream, found in due.items()}

@@ -38,10 +38,11 @@ def test_it_runs(model_folder, tmp_path):
     notebook = nbformat.read(PATH, as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(r'^MODEL = ".*?"', f'MODEL = "{model_folder}"', cell.source, flags=re.MULTILINE)
+        cell.source = re.sub(r"^STEPS = \d+", "STEPS = 12", cell.source, flags=re.MULTILINE)  # enough to see it, in CI
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     assert any("background:" in output.get("data", {}).get("text/html", "") for output in outputs)  # coloured text
     assert re.search(r"^0\.0\d\d  Leave a short note .*555-0147", said, re.MULTILINE)
-    found = {name: int(count) for name, count in re.findall(r"^(plain SFT|STAR-DSS): (\d) of 4", said, re.MULTILINE)}
+    found = {name: int(count) for name, count in re.findall(r"^(plain SFT|STAR-DSS): (\d) of 3", said, re.MULTILINE)}
     assert found["STAR-DSS"] < found["plain SFT"]

@@ -41,15 +41,16 @@ def test_a_forward_that_never_ran_is_not_built_upon(monkeypatch: pytest.MonkeyPa
     guard = make_guard()
     stream = guard.stream("Hello", every=1)
     stream.append("You can ")
-    real = stream._runner.run
+    runner = stream.company._texts._runner
+    real = runner.run
 
     def lost(*_: Any) -> None:
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(stream._runner, "run", lost)
+    monkeypatch.setattr(runner, "run", lost)
     with pytest.raises(RuntimeError, match="lost"):
         stream.append("call ")
-    monkeypatch.setattr(stream._runner, "run", real)
+    monkeypatch.setattr(runner, "run", real)
     scores = stream.append("her ")
     torch.testing.assert_close(torch.tensor(scores), batch_of(guard, "You can call her")[2:], rtol=0, atol=1e-6)
 

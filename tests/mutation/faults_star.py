@@ -149,10 +149,6 @@ TEXT = [
           within="align_conversation"),
     Fault("stream", CUTTING, "unit == 'word' and begun and (not begun[-1].isspace())", "False",
           f"{STREAM} -k equals_the_batch", within="find_settled_ends"),
-    Fault("stream", "fastdss/star/stream.py", "self._store.resized(self._store.capacity)", "self._store",
-          "tests/hardening/test_seams.py", within="StarStream.fork"),
-    Fault("stream", "fastdss/star/stream.py", "self._ids = ids[:start]", "self._ids = ids",
-          "tests/hardening/test_seams.py", within="StarStream._logits"),
 ]  # fmt: skip
 
 FAULTS = [*TREES, *MASKS_AND_PACKING, *VERDICTS, *TEXT]

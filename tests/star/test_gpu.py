@@ -12,8 +12,9 @@ from transformers.models.granite import GraniteForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 
 from fastdss import Guard, star_scores
-from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order
-from fastdss.prefix.engine import reference_logits, tree_logits
+from fastdss.prefix.attention import KVStore, PrefixPlan, attend_in_order, using_prefix_attention
+from fastdss.prefix.engine import Runner, reference_logits, tree_logits
+from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.packing import Segment
 from fastdss.prefix.tree import PrefixTree, build_tree
@@ -72,6 +73,26 @@ def test_bf16_scores_are_as_good_as_the_naive_ways(architecture: str, backend: s
     guard = on_device(architecture, torch.bfloat16)
     noise = (naive(guard) - truth).abs().max()
     assert (flat(guard, backend) - truth).abs().max() <= 2 * noise
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite", "qwen3"])
+def test_bf16_scores_by_flash_attn_are_as_good_as_the_naive_ways(architecture: str) -> None:
+    truth = naive(on_device(architecture))
+    guard = on_device(architecture, torch.bfloat16)
+    noise = (naive(guard) - truth).abs().max()
+    assert (flat(guard, "flash", budget=150) - truth).abs().max() <= 2 * noise
+
+
+def test_many_streams_equal_single_ones() -> None:
+    guard = on_device()
+    batch = star_scores(guard, BATCH, every=2, backend=KERNEL)
+    streams = guard.streams()
+    opened = [streams.open(prompt, every=2) for prompt in BATCH["prompt"]]
+    for left in range(0, max(map(len, BATCH["response"])), 9):
+        streams.append({s: text[left : left + 9] for s, text in zip(opened, BATCH["response"], strict=True)})
+    streams.append({}, ended=opened)
+    for stream, expected in zip(opened, batch.scores, strict=True):
+        assert torch.allclose(torch.tensor(stream.scores), expected, rtol=0, atol=1e-6)
 
 
 def random_trees(count: int, size: int, tail: int, vocabulary: int) -> list[PrefixTree]:
@@ -143,6 +164,8 @@ def test_attention_of_a_large_micro_batch(dim: int, options: dict) -> None:
     truth = attended(attend_in_order, torch.float64, dim, **options)
     own = (attended(attend_in_order, torch.bfloat16, dim, **options) - truth).abs().max()
     assert (attended(attend_packed, torch.bfloat16, dim, **options) - truth).abs().max() <= 2 * own
+    if not options:
+        assert (attended(attend_by_flash, torch.bfloat16, dim) - truth).abs().max() <= 2 * own
 
 
 def test_reruns_are_bitwise_equal() -> None:
@@ -165,6 +188,23 @@ def test_layers_after_the_first_wait_for_nothing() -> None:
         attend_packed(plan, 1, *new, 128**-0.5, None, None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_micro_batch_is_launched_without_waiting() -> None:
+    """The whole forward, its arrays and its verdict rows: only fetching the logits waits."""
+    guard = on_device()
+    runner, store = Runner(guard.model, guard.token_ids, attend_packed), KVStore(400)
+    segments = [Segment(0, 0, list(range(5, 300)), [(294, 0)]), Segment(0, 200, list(range(5, 60)), [(54, 1)])]
+    with using_prefix_attention(guard.model):
+        runner.run(segments, store)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            logits, scores = runner.run(segments, store)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert scores == [0, 1]
+    assert torch.isfinite(logits).all()
 
 
 def test_what_a_guard_keeps_follows_its_model() -> None:

@@ -122,8 +122,12 @@ def test_the_store_grows():
     guard = make_guard()
     text = "call her. " * 180
     stream = guard.stream("Hello", every=30)
-    stream._store = stream._store.resized(40)
-    scores = feed(stream, text, 50)
+    scores, capacities = [], set()
+    for left in range(0, len(text), 50):
+        scores += stream.append(text[left : left + 50])
+        capacities.add(stream.company._texts._slots.store.capacity)
+    scores += stream.close()
+    assert len(capacities) > 2
     batch = star_scores(guard, {"prompt": ["Hello"], "response": [text]}, every=30)
     assert torch.allclose(torch.tensor(scores), batch.scores[0], rtol=0, atol=1e-6)
 
@@ -132,8 +136,9 @@ def test_each_boundary_computes_new_tokens_and_tail_only(monkeypatch):
     guard = make_guard()
     stream = guard.stream("Hello", every=5)
     sizes = []
-    run = stream._runner.run
-    monkeypatch.setattr(stream._runner, "run", lambda s, store: sizes.append(len(s[0].ids)) or run(s, store))
+    runner = stream.company._texts._runner
+    run = runner.run
+    monkeypatch.setattr(runner, "run", lambda s, store: sizes.append(len(s[0].ids)) or run(s, store))
     feed(stream, "call her today or later, " * 6, 11)
     (tail,) = guard.encode([[{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]])
     assert sizes[:2] == [len(guard.head.ids), 1]  # the head, and the replay of its last token
@@ -144,16 +149,17 @@ def test_a_failed_forward_leaves_the_stream_usable(monkeypatch):
     guard = make_guard()
     stream = guard.stream("Hello", every=1)
     stream.append("You can ")
-    run = stream._runner.run
+    runner = stream.company._texts._runner
+    run = runner.run
 
     def broken(segments, store):
         run(segments, store)
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(stream._runner, "run", broken)
+    monkeypatch.setattr(runner, "run", broken)
     with pytest.raises(RuntimeError, match="lost"):
         stream.append("call ")
-    monkeypatch.setattr(stream._runner, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     scores = stream.append("her ")
     batch = star_scores(guard, {"prompt": ["Hello"], "response": ["You can call her"]}, every=1)
     assert torch.allclose(torch.tensor(scores), batch.scores[0][2:], rtol=0, atol=1e-6)

@@ -1,0 +1,156 @@
+"""Attention of a whole micro-batch by torch's flash-attn, in two calls that are merged.
+
+It stands for ``attend_in_order`` and leaves the store as it does, by the runs and waves of ``packed_attention``:
+
+    out_1, lse_1 = every run against what its slot holds before it, in place, not causal
+    out_2, lse_2 = every run against its own tokens, causal
+    out = out_2 + sigmoid(lse_1 - lse_2) * (out_1 - out_2)            in fp32, rounded once
+
+``torch.nn.attention.varlen`` is one door to what torch has of flash-attn (FA2 in its wheels; FA3 or FA4 where the
+caller activated them). What differs between these is nowhere relied upon: a run with an empty slot has a log-sum-exp
+of +inf in one and -inf in another, so its share is set here; the log-sum-exp is ``[H, T]``, whatever the docstring
+says; whole tiles of values may be multiplied by 0, so a store begins as zeros. It knows no softcap, no sinks, no
+chunks, and no window in the first call: such layers stay with the kernel, and asking for them here is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+
+from .attention import PrefixPlan
+from .packed_attention import PackedBatch, Wave, to_device, write
+
+_KEYWORDS = {"return_aux", "scale", "window_size", "enable_gqa", "seqused_k"}
+_ELSE = "use backend='triton' or 'torch'"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A wave, as flash-attn is told of it: packed tokens ``[left, right)``, cut into runs at ``cuts``.
+
+    ``cuts``, ``bases``: [runs + 1] int32, ``used``: [runs] int32, where each run's slot begins and how much of it is
+    visible. ``longest`` and ``reach`` are the greatest run and ``used``. ``alone``: [right - left, 1, 1] bool, the
+    tokens whose slot shows them nothing; None where there are none.
+    """
+
+    left: int
+    right: int
+    cuts: Tensor
+    bases: Tensor
+    used: Tensor
+    longest: int
+    reach: int
+    alone: Tensor | None
+
+
+def attend_by_flash(
+    plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
+    softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``attend_in_order``'s result and store, by flash-attn; ``ValueError`` where it cannot run.
+
+    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, d] -> [1, N, H, d]. With FA3, values that are NaN in
+    one slot reach its neighbour's.
+    """
+    problem = flash_problem(query, value)
+    if problem:
+        raise ValueError(f"backend: flash {problem}; {_ELSE}")
+    _check_rules(plan, window, {"softcap": softcap, "chunks": chunk, "sinks": sinks})
+    store = plan.store.layer(layer, key, value)
+    batch = PackedBatch.of(plan)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, H, d], views
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    parts = _parts(batch, plan.store.capacity, query.device)
+    for (to, source, to_later, source_later), part in zip(batch.writes(query.device), parts, strict=True):
+        write(store, (key[0], value[0]), to, source)
+        here = slice(part.left, part.right)
+        out[here] = _attend_part(part, q[here], k[here], v[here], store, scaling)
+        write(store, (key[0], value[0]), to_later, source_later)
+    return out[None]
+
+
+def _attend_part(part: Part, q: Tensor, k: Tensor, v: Tensor, store: tuple[Tensor, Tensor], scaling: float) -> Tensor:
+    """``[n, H, d]`` of one wave; q: [n, H, d], k and v: [n, Hkv, d], store: [Hkv, capacity, d] each."""
+    how: dict[str, Any] = {
+        "scale": scaling,
+        "return_aux": varlen.AuxRequest(lse=True),
+        "enable_gqa": q.shape[1] != k.shape[1],
+    }
+    longest = part.longest, part.longest
+    own, own_lse = varlen.varlen_attn(q, k, v, part.cuts, part.cuts, *longest, window_size=(-1, 0), **how)
+    if not part.reach:
+        return own
+    keys, values = (x.transpose(0, 1) for x in store)  # where they lie
+    reach = part.longest, part.reach
+    kept, kept_lse = varlen.varlen_attn(q, keys, values, part.cuts, part.bases, *reach, seqused_k=part.used, **how)
+    return merge(kept, kept_lse, own, own_lse, part.alone).to(q.dtype)
+
+
+def merge(kept: Tensor, kept_lse: Tensor, own: Tensor, own_lse: Tensor, alone: Tensor | None) -> Tensor:
+    """One softmax's result from those over two sets of keys: ``[n, H, d]`` each, log-sum-exps ``[H, n]``, in fp32.
+
+    ``alone``: ``[n, 1, 1]`` bool, the tokens for which ``kept`` is of no keys at all, whatever it holds there.
+    """
+    share = torch.sigmoid(kept_lse - own_lse).transpose(0, 1)[..., None]
+    dtype = torch.promote_types(own.dtype, torch.float32)
+    kept, own = kept.to(dtype), own.to(dtype)
+    if alone is not None:
+        share, kept = share.masked_fill(alone, 0.0), kept.masked_fill(alone, 0.0)
+    return own + share.to(dtype) * (kept - own)
+
+
+def flash_problem(query: Tensor, value: Tensor) -> str | None:
+    """Why flash-attn cannot run on these ``[1, H, N, d]``; None where it can."""
+    missing = _KEYWORDS - set(inspect.signature(varlen.varlen_attn).parameters)
+    if missing:
+        return f"needs a torch whose varlen_attn knows {', '.join(sorted(missing))}, got torch {torch.__version__}"
+    if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
+        return f"needs a GPU and a model in bfloat16 or float16, got {query.device.type} and {query.dtype}"
+    if query.shape[3] != value.shape[3] or query.shape[3] > 256 or query.shape[3] % 8:
+        return f"needs heads of one size up to 256, a multiple of 8, got {query.shape[3]} and {value.shape[3]}"
+    return None
+
+
+def _check_rules(plan: PrefixPlan, window: int | None, rules: dict[str, object]) -> None:
+    """A window that hides nothing of the longest slot is none."""
+    last = max(segment.start + len(segment.ids) for segment in plan.segments)
+    found = [name for name, value in rules.items() if value is not None]
+    found += ["window"] if window is not None and window < last else []
+    if found:
+        raise ValueError(
+            f"backend: flash knows no {found[0].removeprefix('a ')} in attention, this model has one; {_ELSE}"
+        )
+
+
+def _parts(batch: PackedBatch, capacity: int, device: torch.device) -> list[Part]:
+    """The waves of a micro-batch for flash-attn, made when its first layer asks."""
+    key = ("flash", device)
+    if key not in batch.on_device:
+        arrays = [array for wave in batch.waves for array in _wave_arrays(wave, capacity)]
+        batch.on_device[key] = to_device(arrays, device)
+    flat = iter(batch.on_device[key])
+    return [_part(wave, *(next(flat) for _ in range(4))) for wave in batch.waves]
+
+
+def _wave_arrays(wave: Wave, capacity: int) -> tuple[np.ndarray, ...]:
+    lefts = [run.left for run in wave.runs]
+    cuts = np.array([*lefts, wave.runs[-1].right]) - lefts[0]
+    used = np.array([run.start for run in wave.runs])
+    bases = np.array([*(run.bases[0] for run in wave.runs), capacity])
+    alone = np.repeat(used == 0, np.diff(cuts))
+    return tuple(array.astype(np.int32) for array in (cuts, bases, used, alone))
+
+
+def _part(wave: Wave, cuts: Tensor, bases: Tensor, used: Tensor, alone: Tensor) -> Part:
+    starts = [run.start for run in wave.runs]
+    longest = max(run.right - run.left for run in wave.runs)
+    nothing = alone.bool()[:, None, None] if 0 in starts else None
+    return Part(wave.runs[0].left, wave.runs[-1].right, cuts, bases, used, longest, max(starts), nothing)

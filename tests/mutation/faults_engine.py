@@ -1,0 +1,78 @@
+"""Faults in streams, slots, rendering ahead, and attention by flash-attn."""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+EXACT = "tests/star/test_exact.py -k fp32_scores"
+STREAM, STREAMS = "tests/star/test_stream.py", "tests/star/test_streams.py"
+GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
+SLOTTED, SEAMS = "tests/prefix/test_slots.py", "tests/hardening/test_seams.py"
+AHEAD, FOREST, AHEADS = "fastdss/star/ahead.py", "fastdss/star/forest.py", "tests/star/test_ahead.py"
+SCORING, ENGINE = "fastdss/star/scoring.py", "fastdss/prefix/engine.py"
+FLASH, FLASHING = "fastdss/prefix/flash_attention.py", "tests/star/test_flash.py"
+COLLATOR, FLAT = "fastdss/train/collator.py", "tests/train/test_flash_padding_free.py"
+
+MANY_STREAMS = [
+    Fault("stream", GROWING, "self._held[owner] = self._held[owner][:certain]", "pass", SEAMS),
+    Fault("stream", GROWING, "certain = min(certain, start)", "certain = start", f"{STREAMS} -k lost_forward"),
+    Fault("stream", GROWING, "min(shared_length(last, ids), len(ids) - 1)", "shared_length(last, ids)",
+          f"{STREAMS} -k changes_nothing"),
+    Fault("stream", GROWING, "0 if held is None else len(held)", "0", f"{STREAM} -k store_grows"),
+    Fault("stream", SLOTS, "self.reserve(to, size, 0)\nsource, target = (self.base(owner), self.base(to))",
+          "self._places[to] = self._places[owner]\nsource, target = (self.base(owner), self.base(to))", SEAMS),
+    Fault("stream", SLOTS, "at - end >= room", "at >= end", f"{STREAMS} -k fp32"),
+    Fault("stream", SLOTS, "all(base + room <= at or at + size <= base for at, size in others)", "True", SLOTTED),
+    Fault("stream", SLOTS, "kept and new != base", "False", SLOTTED),
+    Fault("stream", STREAMING, "{stream: scores.get(stream, []) for stream in named if stream not in failed}",
+          "{stream: scores.get(stream, []) for stream in named}", f"{STREAMS} -k leaves_the_others"),
+    Fault("stream", STREAMING, "for stream in ended:\n    self.forget(stream)", "pass", f"{STREAMS} -k place_is_free"),
+]  # fmt: skip
+
+RUN_AHEAD = [
+    Fault("run ahead", AHEAD, "_raise_first(futures[k:])\nyield self._timed(future.result)",
+          "yield self._timed(future.result)", f"{AHEADS} -k error_is"),
+    Fault("run ahead", AHEAD, "sys.setswitchinterval(before)\npool.shutdown(wait=False, cancel_futures=True)",
+          "sys.setswitchinterval(before)\npool.shutdown(wait=False)",
+          f"{AHEADS} -k leaving_early"),
+    Fault("run ahead", AHEAD, "sys.setswitchinterval(before)\npool.shutdown(wait=False, cancel_futures=True)",
+          "pool.shutdown(wait=False, cancel_futures=True)", f"{AHEADS} -k error_is"),
+    Fault("run ahead", FOREST, "full and turn.judged.row != slices[-1][-1].judged.row", "full",
+          f"{AHEADS} -k one_slice"),
+    Fault("run ahead", SCORING, "[prompts[len(kept) + i] for i in first]", "[prompts[i] for i in first]",
+          f"{AHEADS} -k depend_on_the_slices"),
+    Fault("run ahead", SCORING, "report(forest.cut)\nkept += forest.kept", "kept += forest.kept",
+          f"{AHEADS} -k depend_on_the_slices"),
+    Fault("run ahead", ENGINE, "places += order", "places += sorted(order)", EXACT),
+    Fault("run ahead", ENGINE, "hidden[0, read_at.to(hidden.device)]", "hidden[0, read_at[read_at >= 0]]",
+          f"{AHEADS} -k waits_for"),
+]  # fmt: skip
+
+TWO_CALLS = [
+    Fault("flash", FLASH, "torch.sigmoid(kept_lse - own_lse)", "torch.sigmoid(own_lse - kept_lse)",
+          f"{FLASHING} -k rounds_once"),
+    Fault("flash", FLASH, "alone is not None", "False", f"{FLASHING} -k empty_slot"),
+    Fault("flash", FLASH, "kept.masked_fill(alone, 0.0)", "kept", f"{FLASHING} -k empty_slot"),
+    Fault("flash", FLASH, "kept, own = (kept.to(dtype), own.to(dtype))", "pass", f"{FLASHING} -k rounds_once"),
+    Fault("flash", FLASH,
+          "varlen.varlen_attn(q, k, v, part.cuts, part.cuts, *longest, window_size=(-1, 0), **how)",
+          "varlen.varlen_attn(q, k, v, part.cuts, part.cuts, *longest, **how)", f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "np.array([run.start for run in wave.runs])",
+          "np.array([run.start + 1 for run in wave.runs])",
+          f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "np.array([*lefts, wave.runs[-1].right]) - lefts[0]",
+          "np.array([*lefts, wave.runs[-1].right])", f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "out[here] = _attend_part(part, q[here], k[here], v[here], store, scaling)\n"
+          "write(store, (key[0], value[0]), to_later, source_later)",
+          "out[here] = _attend_part(part, q[here], k[here], v[here], store, scaling)",
+          f"{FLASHING} -k any_micro_batch"),
+    Fault("flash", FLASH, "window is not None and window < last", "False", f"{FLASHING} -k refused"),
+    Fault("flash", FLASH, "{'softcap': softcap, 'chunks': chunk, 'sinks': sinks}",
+          "{'softcap': softcap, 'chunks': chunk}", f"{FLASHING} -k refused"),
+    Fault("flash", "fastdss/prefix/attention.py", "value.new_zeros(value.shape[1], self.capacity, value.shape[3])",
+          "value.new_empty(value.shape[1], self.capacity, value.shape[3])", f"{FLASHING} -k never_written"),
+    Fault("flash", COLLATOR, "ends.to(torch.int32)", "ends", FLAT),
+    Fault("flash", COLLATOR, "starts = ends.to(torch.int32)", "starts = ends.to(torch.int32) + 1", FLAT),
+]  # fmt: skip
+
+FAULTS = [*MANY_STREAMS, *RUN_AHEAD, *TWO_CALLS]
