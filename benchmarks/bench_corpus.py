@@ -32,7 +32,7 @@ from environment import environment
 from fastdss import StarScorer, score_dataset
 from fastdss.corpus.rows import Row, read_rows
 from fastdss.corpus.run import SHARD_ROWS
-from fastdss.corpus.scorer import length_batches
+from fastdss.corpus.scorer import scoring_batches
 from fastdss.demo.conversations import training_conversations
 from fastdss.star import scoring
 
@@ -53,7 +53,7 @@ def run_bare(source: Path, scorer: StarScorer, shard_rows: int) -> float:
     spent = 0.0
     for start in range(0, len(rows), shard_rows):
         shard = rows[start : start + shard_rows]
-        for indices in length_batches(shard):
+        for indices in scoring_batches(shard):
             part = [shard[index] for index in indices]
             judged = [
                 scoring.Judged(row.conversation, turn, place, place)

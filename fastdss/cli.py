@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_train(commands)
     for command in commands.choices.values():
         command.formatter_class = _Defaults
+        command.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters

@@ -106,9 +106,8 @@ def example(guard: Guard, item: Conversation, ends: Sequence[int]) -> Example:
     """What is learnt from a conversation, judged at these ends."""
     chat, response = item.messages(), item.response
     tree = build_tree(guard.encode_prefixes(chat[:-1], response, ends))
-    (text,) = guard.encoder.render(
-        [[*chat[:-1], {"role": "assistant", "content": response[: ends[-1]]}]], generation_prompt=True
-    )
+    judged = [*chat[:-1], {"role": "assistant", "content": response[: ends[-1]]}]
+    (text,) = guard.encoder.render([judged], generation_prompt=True, suffix=guard.spec.begins)
     encoded = guard.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert encoded.input_ids == tree.trunk
     low = text.rindex(response[: ends[-1]])

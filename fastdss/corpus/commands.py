@@ -67,7 +67,6 @@ def add_score(commands: Any) -> None:
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
     add("--quiet", action="store_true", help="no progress bars")
-    add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_score)
 
 
@@ -106,7 +105,6 @@ def add_check(commands: Any) -> None:
     add_guard_options(parser)
     add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
     add_data_options(parser)
-    add("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_check)
 
 
@@ -143,7 +141,6 @@ def add_merge(commands: Any) -> None:
         "--failed", choices=("drop", "zero"), default="drop", help="rows without scores: out, or weight 0"
     )
     parser.add_argument("--input", nargs="+", metavar="INPUT", help="the scored input, where it lies elsewhere now")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_merge)
 
 

@@ -134,13 +134,12 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _weights_hash(guard: Guard) -> str:
-    import torch
+    from fastdss.models.batching import add_tensor
 
     digest = hashlib.sha256(guard.tokenizer.backend_tokenizer.to_str().encode() if guard.tokenizer.is_fast else b"")
     digest.update(guard.model.config.to_json_string().encode())
     for name, tensor in sorted(guard.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        add_tensor(digest, name, tensor)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdss.errors import UserError
 from fastdss.files import replacing
+from fastdss.star.scored import Flag
 
 from .columns import ColumnTypes, star_type
 from .rows import FailedRow, Row
@@ -109,7 +110,7 @@ def star_of(row: Row, scored: ScoredRow, failed: str = "drop") -> list[dict[str,
             marks = {} if judged.exact is None else {"exact": judged.exact}
             found.append({**known, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags, **marks})
         elif failed == "zero":
-            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": ["unscored"]})
+            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": [str(Flag.UNSCORED)]})
     return found
 
 

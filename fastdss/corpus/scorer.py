@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastdss.errors import RowError, UserError
+from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
 
 from .columns import star_type, with_columns
@@ -154,7 +155,7 @@ class StarScorer:
         """
         found: dict[int, ScoredRow] = {}
         self._load()
-        for batch in length_batches(rows):
+        for batch in scoring_batches(rows):
             for index, scored in zip(batch, self._scored([rows[index] for index in batch], approx), strict=True):
                 found[index] = scored
             report(len(batch))
@@ -254,19 +255,10 @@ def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Repo
     return [next(scores) if isinstance(row, Row) else _failed(row) for row in rows]
 
 
-def length_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def scoring_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows of similar length, short ones first, under a cap of rows and characters per batch."""
     sizes = [row.conversation.characters for row in rows]
-    batch: list[int] = []
-    room = BATCH_CHARACTERS
-    for index in sorted(range(len(rows)), key=lambda index: (sizes[index], index)):
-        if batch and (len(batch) == BATCH_ROWS or sizes[index] > room):
-            yield batch
-            batch, room = [], BATCH_CHARACTERS
-        batch.append(index)
-        room -= sizes[index]
-    if batch:
-        yield batch
+    return length_batches(sizes, rows=BATCH_ROWS, total=BATCH_CHARACTERS)
 
 
 def _failed(row: FailedRow) -> ScoredRow:

@@ -55,7 +55,6 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument("--new-tokens", type=int, default=Settings.new_tokens, help="longest generated answer")
     demo.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch chooses)")
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
-    demo.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     demo.set_defaults(run=_demo)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastdss.chat.encoder import ChatEncoder
 from fastdss.errors import UserError
 from fastdss.loss.functional import token_logprobs
+from fastdss.models.batching import length_batches
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, pad_rows
 from fastdss.star.guard import Guard
@@ -189,9 +190,7 @@ def answer_logprobs(
     ]
     found: dict[int, Tensor] = {}
     head = lm_head(model)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    for first in range(0, len(order), 16):
-        chosen = order[first : first + 16]
+    for chosen in length_batches([len(row["input_ids"]) for row in rows], rows=16):
         batch = {k: v.to(policy.device) for k, v in pad_rows([rows[i] for i in chosen], policy.pad_token_id).items()}
         labels = batch.pop("labels")
         with policy.autocast():

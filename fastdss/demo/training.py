@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdss.chat.encoder import ChatEncoder
 from fastdss.loss.functional import DSSLossOutput, dss_loss, token_logprobs
 from fastdss.loss.objective import FULL_KL
+from fastdss.models.batching import length_batches
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, TokenWeights
 from fastdss.star.scores import StarScores
@@ -86,9 +87,7 @@ def _reference(policy: Policy, encoded: TokenWeights) -> list[tuple[Tensor, Tens
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     head = lm_head(policy.model)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    for first in range(0, len(order), 16):
-        chosen = order[first : first + 16]
+    for chosen in length_batches([len(row["input_ids"]) for row in encoded], rows=16):
         batch = {name: tensor.to(policy.device) for name, tensor in encoded.pad(chosen).items()}
         with policy.autocast():
             hidden = backbone(policy.model)(

@@ -36,7 +36,6 @@ def add_guards(commands: Any) -> None:
     add_guard_options(parser)
     parser.add_argument("--revision", help="commit, tag or branch of a guard on the Hub")
     parser.add_argument("--markdown", action="store_true", help="the list as a table for a page")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
 
 

@@ -17,7 +17,7 @@ from .exp_rows import ExpRows, plan_exponentials
 from .exponentials import ExpGradient, LocalSums, takes_exponentials
 from .gemm import project
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
-from .row_gradient import RowGradient
+from .row_gradient import Gradient, RowGradient
 from .row_terms import row_terms
 from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
 from .vocab_shard import VocabShard
@@ -112,7 +112,7 @@ class _Run:
         self.token_ce[rows] = ce
         self.token_kl[rows] = kl
 
-    def _add(self, gradient: RowGradient | ExpGradient, x: Tensor, rows: Tensor | slice, first: bool) -> None:
+    def _add(self, gradient: Gradient, x: Tensor, rows: Tensor | slice, first: bool) -> None:
         d_x = None if self.d_hidden is None else _rows_to_fill(self.d_hidden, rows)
         columns = None if self.filtered is None else self.filtered.keep(gradient.entries(), x, rows)
         first = first and self.filtered is None and self.given is None

@@ -192,7 +192,6 @@ class ExpGradient(NamedTuple):
         columns: Tensor | None = None,
         first: bool = False,
     ) -> None:
-        """``d_x = dZ @ head`` and ``d_head += dZ.T @ x`` (first: ``=``); d_x, d_head are fp32 or fp64."""
         if columns is not None:
             multiply_columns(self.exponentials, columns, head, self._scaled(x), d_x, d_head)
         elif d_x is not None:

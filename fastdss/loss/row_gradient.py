@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from .column_filter import Entries, multiply_columns
 from .gemm import add_product, label_rows, times_head
+
+
+class Gradient(Protocol):
+    """dZ of some rows, in whatever form it is kept."""
+
+    def entries(self) -> Entries:
+        """What of it ``ColumnFilter`` reads to choose columns."""
+
+    def multiply(
+        self,
+        head: Tensor,
+        x: Tensor,
+        d_x: Tensor | None,
+        d_head: Tensor | None,
+        *,
+        columns: Tensor | None = None,
+        first: bool = False,
+    ) -> None:
+        """``d_x = dZ @ head`` and ``d_head += dZ.T @ x`` (first: ``=``), without a [V, D] temporary.
+
+        head: [V, D]; x, d_x: [c, D]. columns: the only ones of dZ to read, in rising order; then never ``first``.
+        """
+
+    def add_bias(self, d_bias: Tensor) -> None:
+        """``d_bias += dZ.sum(0)``."""
 
 
 class RowGradient(NamedTuple):
@@ -31,10 +56,6 @@ class RowGradient(NamedTuple):
         columns: Tensor | None = None,
         first: bool = False,
     ) -> None:
-        """``d_x = dz @ head`` and ``d_head += dz.T @ x`` (first: ``=``), without a [V, D] temporary.
-
-        head: [V, D]; x, d_x: [c, D]. columns: the only ones of dz to read, in rising order; then never ``first``.
-        """
         if columns is not None:
             multiply_columns(self.dz, columns, head, x, d_x, d_head)
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastdss.models.batching import length_batches, padded_rows
 
 
 def batched_logits(
@@ -25,14 +27,17 @@ def batched_logits(
     device = next(model.parameters()).device
     budget = budget or (2048 if device.type == "cpu" else 65536)
     rows = {ids: row for row, ids in enumerate(dict.fromkeys(map(tuple, renderings)))}
-    unique = sorted(rows, key=len)
+    unique = list(rows)
     found: Tensor | None = None
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in _batches(unique, budget):
-                ids, mask = _padded(batch, model.config.pad_token_id or 0)
+            for chosen in length_batches([*map(len, unique)], padded=budget):
+                batch = [unique[i] for i in chosen]
+                longest = max(map(len, batch))
+                ids = torch.tensor(padded_rows(batch, model.config.pad_token_id or 0, longest))
+                mask = torch.tensor(padded_rows([[1] * len(text) for text in batch], 0, longest))
                 logits = (
                     model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, list(class_ids)].cpu()
                 )
@@ -46,22 +51,3 @@ def batched_logits(
     assert found is not None
     report(len(renderings) - len(rows))
     return found[[rows[tuple(ids)] for ids in renderings]]
-
-
-def _batches(texts: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Texts that are sorted by length, as many at once as hold ``budget`` tokens at the longest one's length."""
-    batch: list[tuple[int, ...]] = []
-    for text in texts:
-        if batch and (len(batch) + 1) * len(text) > budget:
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
-        yield batch
-
-
-def _padded(batch: Sequence[tuple[int, ...]], pad: int) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, batch))
-    ids = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in batch])
-    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch])
-    return ids, mask

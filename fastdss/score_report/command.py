@@ -66,7 +66,6 @@ def add_report(commands: Any) -> None:
         help="rows on the page, those with the lowest scores first; 0: all (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
 
 

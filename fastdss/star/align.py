@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, overload
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastdss.chat.conversation import Turn
 from fastdss.chat.policy import PolicyChat
 from fastdss.errors import RowError, UserError
+from fastdss.models.batching import padded_rows
 
 from .scored import ScoredConversation, ScoredResponse
 
@@ -72,47 +74,56 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int, *, side: str = "right", mul
     length = -(-length // multiple_of) * multiple_of
     batch = {}
     for name in rows[0] if rows else ():
-        fill = _PADDING.get(name, pad_token_id)
-        padded = []
-        for row in rows:
-            padding = [fill] * (length - len(row[name]))
-            padded.append(padding + list(row[name]) if side == "left" else list(row[name]) + padding)
+        padded = padded_rows([row[name] for row in rows], _PADDING.get(name, pad_token_id), length, left=side == "left")
         batch[name] = torch.tensor(padded, dtype=torch.float32 if name == "token_weights" else torch.long)
     return batch
 
 
+@dataclass(frozen=True)
+class AlignOptions:
+    """How scores become weights of tokens, see ``StarScores.token_weights``; one definition and one check."""
+
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    across: str = "last"
+    end_of_turn: bool = True
+    max_length: int | None = None
+    truncation_side: str = "right"
+
+    def __post_init__(self) -> None:
+        if self.across not in _ACROSS:
+            raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {self.across!r}")
+        if self.truncation_side not in ("left", "right"):
+            raise UserError(f"truncation_side: expected 'left' or 'right', got {self.truncation_side!r}")
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"max_length: expected a positive integer, got {self.max_length}")
+
+    def with_said(self, **said: object) -> AlignOptions:
+        """These options with those of the keywords that are not None, which means "not said"."""
+        return replace(self, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
+
+    def kept(self, length: int) -> slice:
+        """What stays of a row of so many tokens."""
+        if self.max_length is None or length <= self.max_length:
+            return slice(length)
+        return slice(self.max_length) if self.truncation_side == "right" else slice(length - self.max_length, length)
+
+
 def align(
-    scored: Sequence[ScoredConversation],
-    tokenizer: Any,
-    *,
-    template: str | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    across: str = "last",
-    end_of_turn: bool = True,
-    max_length: int | None = None,
-    truncation_side: str = "right",
-    first_row: int = 0,
+    scored: Sequence[ScoredConversation], tokenizer: Any, options: AlignOptions, *, first_row: int = 0
 ) -> TokenWeights:
     """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
-    if across not in _ACROSS:
-        raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {across!r}")
-    if truncation_side not in ("left", "right"):
-        raise UserError(f"truncation_side: expected 'left' or 'right', got {truncation_side!r}")
-    if max_length is not None and max_length < 1:
-        raise UserError(f"max_length: expected a positive integer, got {max_length}")
-    policy = PolicyChat(tokenizer, template=template, template_kwargs=template_kwargs)
+    policy = PolicyChat(tokenizer, template=options.template, template_kwargs=options.template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored, first_row):
         try:
-            row = align_conversation(policy, item, _ACROSS[across], end_of_turn)
+            row = align_conversation(policy, item, _ACROSS[options.across], options.end_of_turn)
         except ValueError as error:
             raise RowError(index, error.reason if isinstance(error, RowError) else str(error)) from error
-        cut = max_length is not None and len(row["input_ids"]) > max_length
-        if cut and max_length is not None:
-            keep = slice(max_length) if truncation_side == "right" else slice(len(row["input_ids"]) - max_length, None)
-            row = {name: values[keep] for name, values in row.items()}
-        rows.append(row)
-        truncated.append(cut)
+        length = len(row["input_ids"])
+        kept = options.kept(length)
+        rows.append({name: values[kept] for name, values in row.items()})
+        truncated.append(kept != slice(length))
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     return TokenWeights(rows, truncated, pad)
 

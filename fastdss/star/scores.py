@@ -14,7 +14,7 @@ from fastdss.chat.conversation import Message
 from fastdss.errors import UserError
 
 from . import view
-from .align import TokenWeights, align
+from .align import AlignOptions, TokenWeights, align
 from .scored import Flag, ScoredConversation, ScoredResponse
 
 
@@ -126,10 +126,10 @@ class StarScores(Sequence[ScoredResponse]):
         *,
         template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        across: str = "last",
-        end_of_turn: bool = True,
+        across: str | None = None,
+        end_of_turn: bool | None = None,
         max_length: int | None = None,
-        truncation_side: str = "right",
+        truncation_side: str | None = None,
         failed: str = "error",
     ) -> TokenWeights:
         """Ids, labels and the weight of every label, through the policy's chat template; a row a conversation.
@@ -147,9 +147,7 @@ class StarScores(Sequence[ScoredResponse]):
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
         usable = [replace(item, scores=torch.zeros(len(item.ends))) if item.failed else item for item in self]
-        return align(
-            StarScores(usable).conversations(),
-            tokenizer,
+        options = AlignOptions().with_said(
             template=template,
             template_kwargs=template_kwargs,
             across=across,
@@ -157,3 +155,4 @@ class StarScores(Sequence[ScoredResponse]):
             max_length=max_length,
             truncation_side=truncation_side,
         )
+        return align(StarScores(usable).conversations(), tokenizer, options)

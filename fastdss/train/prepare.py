@@ -9,7 +9,7 @@ from typing import Any
 from fastdss.errors import UserError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.optional import require
-from fastdss.star.align import align
+from fastdss.star.align import AlignOptions, align
 from fastdss.star.scored import ScoredConversation
 
 from .collator import COLUMNS, IGNORED, pack
@@ -47,12 +47,12 @@ def prepare_dss_dataset(
 
     if packing and max_length is None:
         raise UserError("packing needs max_length, got None")
-    options: dict[str, Any] = {"template": template, "template_kwargs": template_kwargs, "across": across}
+    options = AlignOptions(template, template_kwargs, across, max_length=max_length)
     kinds = {"input_ids": "int64", "labels": "int64", "token_weights": "float32"}
     features = Features({name: List(Value(kind)) for name, kind in kinds.items()})
 
     def tokenised(rows: Sequence[ScoredConversation], first: int = 0) -> dict[str, list[Any]]:
-        aligned = align(rows, tokenizer, max_length=max_length, first_row=first, **options)
+        aligned = align(rows, tokenizer, options, first_row=first)
         return {name: [row[name] for row in aligned] for name in kinds}
 
     def tokenised_columns(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.batching import add_tensor, length_batches
 from fastdss.models.inputs import given_inputs, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
@@ -103,7 +104,8 @@ def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_to
     taken = input_names(bare_model(model))
     documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
     collate = DSSCollator(pad_token_id=0, model_inputs=taken)
-    batches = _batches([document.length for document in documents], batch_tokens)
+    lengths = [document.length for document in documents]
+    batches = list(length_batches(lengths, padded=batch_tokens, longest_first=True))
     device = bare_model(model).get_input_embeddings().weight.device
     mine: dict[int, Tensor] = {}
     for first in range(0, len(batches), _world_size()):
@@ -143,17 +145,6 @@ def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str
         _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
         for start, end in pairwise(ends)
     ]
-
-
-def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Rows of similar length together, each batch at most ``batch_tokens`` with padding, or a single row."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @contextmanager
@@ -203,9 +194,7 @@ class _Cache:
         for row in rows:
             for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
                 if row.get(name) is not None:
-                    value = torch.as_tensor(row[name]).contiguous()
-                    content.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-                    content.update(value.flatten().view(torch.uint8).numpy().data)
+                    add_tensor(content, name, torch.as_tensor(row[name]))
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path, lengths: list[int]) -> list[Tensor] | None:
@@ -247,8 +236,7 @@ def _weights_digest(model: Any) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
-        content.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
-        content.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        add_tensor(content, name, local)
     return content.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from fastdss import Guard, StarScorer, star_scores
 from fastdss.chat.conversation import plain
 from fastdss.corpus.rows import Row, read_rows
-from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, length_batches
+from fastdss.corpus.scorer import BATCH_CHARACTERS, BATCH_ROWS, scoring_batches
 from fastdss.guards.known import TINY, TINY_FOLDER
 from fastdss.guards.spec import AnswerField
 from fastdss.star import scoring
@@ -125,7 +125,7 @@ def test_a_reason_that_would_quote_the_row_names_the_error_alone(guard, monkeypa
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(guards, judged, options):
+    def fail(guards, judged, options, approx=None):
         raise ValueError(f"cannot digest {judged[0].text}")
 
     monkeypatch.setattr(scoring, "score_turns", fail)
@@ -181,10 +181,10 @@ def test_out_of_memory_is_a_rows_but_a_broken_device_is_not(guard, monkeypatch):
     scorer = StarScorer(guard)
     scorer(columns(GOOD))
 
-    def fail(guards, judged, options):
+    def fail(guards, judged, options, approx=None):
         if any(len(item.text) > 20 for item in judged):
             raise error
-        return score_turns(guards, judged, options)
+        return score_turns(guards, judged, options, approx=approx)
 
     score_turns = scoring.score_turns
     monkeypatch.setattr(scoring, "score_turns", fail)
@@ -278,13 +278,13 @@ def test_batches_hold_rows_of_similar_length_under_caps():
     sizes = [*range(200), BATCH_CHARACTERS // 2, BATCH_CHARACTERS // 2, BATCH_CHARACTERS * 2, 5]
     chats = [plain([{"role": "assistant", "content": "x" * size}]) for size in sizes]
     rows = [Row(str(i), chat, (0,), "") for i, chat in enumerate(chats)]
-    batches = list(length_batches(rows))
+    batches = list(scoring_batches(rows))
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     ordered = [sizes[index] for batch in batches for index in batch]
     assert ordered == sorted(sizes)
     assert all(len(batch) <= BATCH_ROWS for batch in batches)
     assert all(len(batch) == 1 or sum(sizes[i] for i in batch) <= BATCH_CHARACTERS for batch in batches)
-    assert list(length_batches([])) == []
+    assert list(scoring_batches([])) == []
 
 
 @pytest.mark.parametrize("format", [None, "arrow", "pandas", "numpy"])

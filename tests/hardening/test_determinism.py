@@ -121,6 +121,18 @@ def test_company_and_order_move_scores_by_roundings_only() -> None:
 
 
 @pytest.mark.usefixtures("threads")
+def test_thread_counts_move_scores_by_roundings_only() -> None:
+    """The same bytes are promised for the same number of threads, which divide a product's sums among them."""
+    guard = make_guard()
+    found = []
+    for count in (1, 2, 4, 1):
+        torch.set_num_threads(count)
+        found.append(star_scores(guard, BATCH, gemm="default"))
+    assert all(furthest(other, found[0]) <= 1e-6 for other in found)
+    assert furthest(found[3], found[0]) == 0
+
+
+@pytest.mark.usefixtures("threads")
 def test_weights_are_the_same_bits_whatever_the_batch() -> None:
     """Alignment is arithmetic on integers: a row's ids, labels and weights do not depend on its company."""
     guard = make_guard()

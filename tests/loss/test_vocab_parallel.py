@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastdss import dss_loss, weighted_ce
 from fastdss.loss import column_filter
@@ -17,10 +15,11 @@ from fastdss.loss.objective import RowStats
 from fastdss.loss.vocab_shard import VocabShard
 from tests.support.loss_cases import KLS, make_problem, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
+from tests.support.ranks import WORLD as RANKS
+from tests.support.ranks import on_two_ranks
 
 from .combinations import check, covering_cases
 
-RANKS = 2
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0, "logit_scale": 0.7}
 
 
@@ -140,23 +139,14 @@ def _both(rank: int, backend: str) -> None:
     _fsdp2(rank)
 
 
-def _run(rank: int, port: int, name: str, backend: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    try:
-        globals()[name](rank, backend)
-    finally:
-        dist.destroy_process_group()
+def work(_: str, name: str, backend: str) -> None:
+    globals()[name](dist.get_rank(), backend)
 
 
-def spawn(name: str, backend: str = "torch") -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_run, (port, name, backend), nprocs=RANKS, start_method="spawn")
+def spawn(folder: Path, name: str, backend: str = "torch") -> None:
+    on_two_ranks(work, folder, name, backend)
 
 
-def test_a_split_vocabulary_and_fsdp2_on_two_ranks() -> None:
+def test_a_split_vocabulary_and_fsdp2_on_two_ranks(tmp_path: Path) -> None:
     """One spawn: starting two interpreters costs more than what they do."""
-    spawn("_both")
+    spawn(tmp_path, "_both")

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import tempfile
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fastdss import DSSTrainer, enable_dss
 from tests.matrix.cells import KL_SCALE, Case, compare, verdict
 from tests.matrix.images import KINDS, image_rows
+from tests.support.ranks import on_two_ranks
 
-WORLD = 2
 # Plain, experts, recurrent, masks of its own, and two whose accepts_loss_kwargs is False.
 CLASSES = (
     "LlamaForCausalLM",
@@ -36,27 +31,15 @@ def case_of(name: str) -> Case:
     return Case(name)
 
 
-def on_two_ranks() -> dict[str, str]:
+def verdicts() -> dict[str, str]:
     """Class -> verdict; each rank has two of the four rows, of very different numbers of labels."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work, args=(folder,), nprocs=WORLD)
-        found: dict[str, str] = torch.load(Path(folder) / "0.pt")
+        found: dict[str, str] = on_two_ranks(_work, folder)[0]
     return found
 
 
-def _work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    faulthandler.dump_traceback_later(300, exit=True)  # a rank that waits for ever
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        found = {name: _verdict(name, f"{folder}/{name}") for name in CLASSES}
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        dist.destroy_process_group()
+def _work(folder: str) -> dict[str, str]:
+    return {name: _verdict(name, f"{folder}/{name}") for name in CLASSES}
 
 
 def _verdict(name: str, folder: str) -> str:

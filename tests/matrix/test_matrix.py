@@ -10,7 +10,7 @@ from tests.matrix.__main__ import PAGE, TABLE
 from tests.matrix.cells import CELLS, run_class
 from tests.matrix.images import KINDS
 from tests.matrix.page import page
-from tests.matrix.ranks import CLASSES, on_two_ranks
+from tests.matrix.ranks import CLASSES, verdicts
 from tests.matrix.tiny import text_classes, vision_classes
 
 SHARE = {
@@ -35,7 +35,7 @@ def test_a_share(name, packed):
 
 def test_a_share_on_two_ranks():
     pytest.importorskip("accelerate", reason="needs the [train] extra")
-    assert on_two_ranks() == dict.fromkeys(CLASSES, "right")
+    assert verdicts() == dict.fromkeys(CLASSES, "right")
 
 
 def table():

@@ -2,50 +2,32 @@
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
 
 from fastdss.models.causal_lm import backbone, check_head, lm_head
+from tests.support.tiny_models import tiny_model
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 61,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 # Each family does something different to its logits.
 FAMILIES = {
-    "LlamaConfig": {},
-    "Qwen3Config": {"tie_word_embeddings": True},
-    "MistralConfig": {},
-    "GraniteConfig": {"logits_scaling": 8.0},
-    "CohereConfig": {"logit_scale": 0.0625},
-    "Cohere2Config": {"logit_scale": 0.25},
-    "Gemma2Config": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
-    "Gemma3TextConfig": {"final_logit_softcapping": 2.0},
-    "HyperCLOVAXConfig": {"logits_scaling": 4.0},
-    "PhiConfig": {},  # its head has a bias
+    "Llama": {},
+    "Qwen3": {},
+    "Mistral": {},
+    "Granite": {},
+    "Cohere": {"logit_scale": 0.0625},
+    "Cohere2": {},
+    "Gemma2": {},
+    "Gemma3Text": {"final_logit_softcapping": 2.0},
+    "HyperCLOVAX": {"logits_scaling": 4.0},
+    "Phi": {},  # its head has a bias
 }
 
 
-def tiny_model(family: str):
-    torch.manual_seed(0)
-    config = getattr(transformers, family)(**(SIZES | FAMILIES[family]))
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # so that scale, softcap and bias matter
-    return model
+def made(family: str):
+    return tiny_model(family, dtype=torch.float32, **FAMILIES[family]).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_head_reproduces_logits(family):
-    model = tiny_model(family)
+    model = made(family)
     ids = torch.randint(3, 61, (2, 7))
     with torch.no_grad():
         hidden = backbone(model)(input_ids=ids).last_hidden_state
@@ -58,7 +40,7 @@ def test_head_reproduces_logits(family):
 
 
 def test_check_head_notices_an_unknown_scale():
-    model = tiny_model("GraniteConfig")
+    model = made("Granite")
     own = model.forward
     model.forward = lambda **inputs: _scaled(own(**inputs))
     with pytest.raises(ValueError, match="miss them by"):

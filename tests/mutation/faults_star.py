@@ -118,7 +118,7 @@ TEXT = [
           f"{INPUTS} -k longer_than_the_context"),
     Fault("alignment", WEIGHTS, "            return 0.0\n", "            return scores[-1]\n",
           f"{ALIGN} -k unseen"),
-    Fault("alignment", WEIGHTS, 'else slice(len(row["input_ids"]) - max_length, None)', "else slice(max_length)",
+    Fault("alignment", WEIGHTS, "else slice(length - self.max_length, length)", "else slice(self.max_length)",
           f"{ALIGN} -k truncation"),
     Fault("alignment", "fastdss/chat/policy.py", "found.at + skipped", "found.at",
           "tests/hardening/test_seams.py"),

@@ -37,7 +37,7 @@ FAMILIES = {
 
 
 def tiny_model(family: str = "Llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
-    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family] | overrides))
+    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES.get(family, {}) | overrides))
     # transformers' grouped GEMM for experts knows no double precision
     eager = {"experts_implementation": "eager"} if family == "Mixtral" else {}
     model = AutoModelForCausalLM.from_config(config, **eager)

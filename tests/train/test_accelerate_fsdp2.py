@@ -6,15 +6,14 @@ one; everything after that (units, hooks, accumulation, optimizer) is accelerate
 
 # ruff: noqa: E402 - imports below would fail without the extra
 import os
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from tests.support.ranks import WORLD, on_two_ranks
 from tests.support.tiny_models import assert_same, tiny_model
-from tests.train.test_distributed import WORLD, in_order
+from tests.train.test_distributed import in_order
 
 accelerate = pytest.importorskip("accelerate", reason="needs the [train] extra")
 
@@ -72,24 +71,14 @@ def first_kl_in_bf16(folder):
     return first_kl(folder, make, bf16=True, per_device_train_batch_size=4, ddp_backend="gloo")
 
 
-def work(rank, folder, environment):
-    torch.set_num_threads(1)
-    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        results = {name: trained(family, folder) for name, family in CASES.items()}
-        torch.save(results | {"bf16": first_kl_in_bf16(folder)}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(folder):
+    results = {name: trained(family, folder) for name, family in CASES.items()}
+    return results | {"bf16": first_kl_in_bf16(folder)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder), launched_environment()), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("ranks"), environment=launched_environment())
 
 
 def test_the_file_asks_for_fsdp2():

@@ -1,9 +1,6 @@
 """Two ranks over gloo: DDP and FSDP2 in every layout of the head give one process's gradients on the whole batch."""
 
-import faulthandler
 import importlib.util
-import os
-import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +10,7 @@ from torch import nn
 
 from fastdss.train.enable import enable_dss
 from fastdss.train.reference import reference_logprobs
+from tests.support.ranks import WORLD, on_two_ranks
 from tests.support.tiny_models import (
     assert_same,
     gradients,
@@ -23,7 +21,6 @@ from tests.support.tiny_models import (
     tiny_tokenizer,
 )
 
-WORLD = 2
 LOGGED = ("loss", "ce", "kl", "token_weight", "share_below_half")
 
 
@@ -165,27 +162,17 @@ def reference_cases():
     yield "fsdp2", lambda: sharded("head alone", when="never")
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    faulthandler.dump_traceback_later(200, exit=True)  # a rank that waits for ever
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        results = {"gradients": {name: run() for name, run in cases()}}
-        results["reference"] = {
-            name: reference_logprobs(make(), rows(), part_rows=5, batch_tokens=20, cache_dir=f"{folder}/{name}")
-            for name, make in reference_cases()
-        }
-        options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-        for name, (needed, _) in TRAINERS.items():
-            if importlib.util.find_spec(needed):
-                results[name] = trained(folder, name, **options)
-        torch.save(results, f"{folder}/{rank}.pt")
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        dist.destroy_process_group()
+def work(folder):
+    results = {"gradients": {name: run() for name, run in cases()}}
+    results["reference"] = {
+        name: reference_logprobs(make(), rows(), part_rows=5, batch_tokens=20, cache_dir=f"{folder}/{name}")
+        for name, make in reference_cases()
+    }
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    for name, (needed, _) in TRAINERS.items():
+        if importlib.util.find_spec(needed):
+            results[name] = trained(folder, name, **options)
+    return results
 
 
 def rows():
@@ -195,9 +182,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", [name for name, _ in cases()])

@@ -3,22 +3,18 @@
 The group's time limit turns a rank that waits for ever into a failure.
 """
 
-import os
-import warnings
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from fastdss.train.collator import DSSCollator
 from fastdss.train.enable import enable_dss
+from tests.support.ranks import on_two_ranks
 from tests.support.tiny_models import own_logits, tiny_model, tiny_tokenizer
 from tests.train.test_distributed import weighted_rows
 
 pytest.importorskip("trl", reason="needs the [train] extra")
 
-WORLD = 2
 OPTIONS = {
     "use_cpu": True,
     "report_to": "none",
@@ -93,24 +89,13 @@ def trained_by_sft(folder):
     return trainer.state.log_history[-2:], metrics, refusal(trainer)
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    limit = timedelta(seconds=40)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=limit)
-    try:
-        torch.save({"sft": trained_by_sft(folder), "trainer": trained(folder)}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(folder):
+    return {"sft": trained_by_sft(folder), "trainer": trained(folder)}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("ranks"), seconds=40)
 
 
 def test_a_rank_without_shaped_batches_logs_with_the_others(found):

@@ -5,16 +5,14 @@ process whose batches all have them.
 """
 
 # ruff: noqa: E402 - imports below would fail without the extra
-import faulthandler
 import os
-import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from tests.support.ranks import WORLD, on_two_ranks
 from tests.support.tiny_models import assert_same, tiny_model
-from tests.train.test_distributed import WORLD, in_order, weighted_rows
+from tests.train.test_distributed import in_order, weighted_rows
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
@@ -70,28 +68,16 @@ def trained_on_both(name, folder, dtype=torch.float64, **options):
     return {name: weight.full_tensor() for name, weight in weights.items()}, losses
 
 
-def work(rank, folder, environment):
-    torch.set_num_threads(1)
-    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    faulthandler.dump_traceback_later(200, exit=True)  # a rank that waits for ever: FSDP2 has its own groups
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    try:
-        results = {name: trained_on_both(name, folder) for name in ADAPTERS}
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
-        results["bf16"] = trained_on_both("saved head", folder, torch.float32, bf16=True)
-        torch.save(results, f"{folder}/{rank}.pt")
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        dist.destroy_process_group()
+def work(folder):
+    results = {name: trained_on_both(name, folder) for name in ADAPTERS}
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    results["bf16"] = trained_on_both("saved head", folder, torch.float32, bf16=True)
+    return results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder), launched_environment()), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("ranks"), environment=launched_environment())
 
 
 @pytest.mark.parametrize("name", list(ADAPTERS))

@@ -4,8 +4,6 @@ DeepSpeed is no dependency: ``DS_BUILD_OPS=0 pip install deepspeed`` builds noth
 """
 
 import importlib.util
-import os
-import warnings
 
 import pytest
 import torch
@@ -15,13 +13,13 @@ from fastdss import weighted_ce
 from fastdss.train.collator import DSSCollator
 from fastdss.train.enable import enable_dss
 from fastdss.train.reference import reference_logprobs
+from tests.support.ranks import WORLD, on_two_ranks
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
 from tests.train.test_distributed import in_order, weighted_rows
 
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("needs DeepSpeed", allow_module_level=True)
 
-WORLD = 2
 CONFIG = {
     "train_micro_batch_size_per_gpu": 4,
     "gradient_clipping": 0.0,  # accelerate makes it 1.0 where it is not said
@@ -151,29 +149,21 @@ def logprobs_before_the_engine(folder):
     return reference_logprobs(model, unreferenced(weighted_rows()), batch_tokens=30)
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group is there already
-    warnings.filterwarnings("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+def work(folder):
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="gloo")
-    try:
-        adapters = importlib.util.find_spec("peft") is not None
-        results = {case: split_gradients(*CASES[case]) for case in CASES if adapters or "LoRA" not in case}
-        results["error"] = error_outside_the_head()
-        if importlib.util.find_spec("accelerate"):
-            results["trainer"] = trained_on_both(folder)
-            live = [reference for reference in REFERENCES if adapters or "LoRA" not in reference]
-            results["references"] = {reference: trained_on_both(folder, reference) for reference in live}
-            mixed = {"mixed": True, "collator": without_whole_weights}
-            results["mixed"] = {reference: trained_on_both(folder, reference, **mixed) for reference in live}
-            results["logprobs"] = logprobs_before_the_engine(folder)
-        torch.save(results, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    adapters = importlib.util.find_spec("peft") is not None
+    results = {case: split_gradients(*CASES[case]) for case in CASES if adapters or "LoRA" not in case}
+    results["error"] = error_outside_the_head()
+    if importlib.util.find_spec("accelerate"):
+        results["trainer"] = trained_on_both(folder)
+        live = [reference for reference in REFERENCES if adapters or "LoRA" not in reference]
+        results["references"] = {reference: trained_on_both(folder, reference) for reference in live}
+        mixed = {"mixed": True, "collator": without_whole_weights}
+        results["mixed"] = {reference: trained_on_both(folder, reference, **mixed) for reference in live}
+        results["logprobs"] = logprobs_before_the_engine(folder)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +176,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(work, folder, environment={"DS_ACCELERATOR": "cpu"})
 
 
 @pytest.mark.parametrize("case", CASES)

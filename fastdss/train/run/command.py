@@ -33,7 +33,6 @@ def add_train(commands: Any) -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(flag, type=type(default), choices=CHOICES.get(item.name), help=text)
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
 
 

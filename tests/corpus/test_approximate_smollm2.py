@@ -1,0 +1,52 @@
+"""A real model whose trunk does not know its verdict: SmolLM2 asked zero-shot ends in exact scores at their price."""
+
+import random
+import time
+
+import pytest
+
+import fastdss.prefix.engine
+from fastdss import Promise
+from fastdss.corpus.run import score_dataset
+from fastdss.corpus.scorer import StarScorer
+from fastdss.corpus.store import read_scores
+from tests.star.test_smollm2 import guard  # noqa: F401  (a fixture)
+from training.held_out import benign, poisoned
+
+pytest.importorskip("pyarrow", reason="needs the [score] extra")
+PROMISE = Promise(tolerance=0.02, at_most=0.1, confidence=0.9)  # 59 rows are drawn, of 118 at least
+
+
+def rows_of(count, words):
+    generator = random.Random(0)
+    made = [(poisoned if i % 2 else benign)(5, i) for i in range(count)]
+    starts = [generator.randrange(max(1, len(item.response.split()) - words)) for item in made]
+    texts = [" ".join(item.response.split()[s : s + words]) for item, s in zip(made, starts, strict=True)]
+    return [{"id": str(i), "prompt": made[i].turns[-1], "response": text} for i, text in enumerate(texts)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_zero_shot_ends_in_exact_scores_at_no_more_than_a_tenth_above_their_price(tmp_path, guard, monkeypatch):  # noqa: F811
+    tokens, run = [], fastdss.prefix.engine.Runner.run
+
+    def counted(self, segments, store, read=None):
+        tokens.append(sum(len(segment.ids) for segment in segments))
+        return run(self, segments, store, read)
+
+    monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", counted)
+    rows, scorer, spent = rows_of(120, 12), StarScorer(guard, gemm="default"), {}
+    assert len(scorer.guards) == 1  # loaded, so that the check of a new guard is no part of the price
+    for way, promise in (("exact", None), ("approx", PROMISE)):
+        begun, before = time.process_time(), sum(tokens)
+        manifest = score_dataset(rows, tmp_path / way, scorer, approx=promise)
+        spent[way] = time.process_time() - begun, sum(tokens) - before
+    told = manifest["approx"]
+    assert told["words"].startswith("All scores are exact: nothing is approximated")
+    assert told["certificate"]["fit"] < 0.9
+    exact, near = ([turn.scores for row in read_scores(tmp_path / way) for turn in row.turns] for way in spent)
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(exact, near, strict=True))
+    seconds, price = (after / before for before, after in zip(spent["exact"], spent["approx"], strict=True))
+    print(f"tokens x {price:.3f}, processor time x {seconds:.3f}; R^2 {told['certificate']['fit']:.2f}")
+    assert price <= 1.1
+    assert seconds <= 1.1

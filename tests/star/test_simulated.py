@@ -1,0 +1,86 @@
+"""The whole fit on simulated guards whose errors are known: it keeps its promise as often as it says, and is useful."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdss import Promise, ScoringOptions, TrunkProbe
+from fastdss.chat.conversation import plain
+from fastdss.star.gates import Gating, Reading, Seen
+from fastdss.star.promise import Audit
+from fastdss.star.scoring import Judged
+
+PROMISE = Promise(tolerance=0.1, at_most=0.1, confidence=0.9)
+SAMPLED, BOUNDARIES, FEATURES = 66, 4, 6
+JUDGED = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for k in range(SAMPLED)]
+
+
+def simulated(generator: torch.Generator, rows: int, noise: float, drift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Hidden states ``[rows, K, 1, F]`` and scores ``[rows, K]`` of a trunk that knows the verdict but for noise.
+
+    Rows differ in how noisy they are, and one in eight is far noisier: scores of one row are not independent.
+    """
+    states = torch.randn(rows, BOUNDARIES, 1, FEATURES, generator=generator)
+    loud = torch.where(torch.rand(rows, 1, generator=generator) < 0.125, 6.0, 1.0)
+    own = torch.randn(rows, 1, generator=generator) + 0.5 * torch.randn(rows, BOUNDARIES, generator=generator)
+    return states, torch.sigmoid(3 * states[..., 0, 0] - 2 * states[..., 0, 1] + noise * loud * own + drift)
+
+
+def learnt(generator: torch.Generator, noise: float) -> TrunkProbe:
+    reading = Reading()
+    reading.layers = (1,)
+    states, scores = simulated(generator, SAMPLED, noise)
+    reading.seen = [Seen(JUDGED[k], scores[k], dict(enumerate(states[k]))) for k in range(SAMPLED)]
+    return TrunkProbe.learn(reading, guard_name="simulated", promise=PROMISE, options=ScoringOptions())
+
+
+def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
+    """Which rows have an approximated score that is off."""
+    threshold = probe.certificate.threshold
+    if threshold is None:
+        return torch.zeros(len(scores), dtype=torch.bool)
+    values, doubts = probe.predict(states.flatten(0, 1))
+    off = ((values - scores.flatten()).abs() > PROMISE.tolerance) & (doubts <= threshold)
+    return off.view(scores.shape).any(1)
+
+
+@pytest.mark.parametrize(
+    ("noise", "useful"),
+    [pytest.param(0.05, 900, marks=pytest.mark.slow), (0.3, 300), pytest.param(3.0, 0, marks=pytest.mark.slow)],
+)
+def test_the_promise_holds_in_its_share_of_a_thousand_repetitions(noise: float, useful: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept = certified = 0
+    for _ in range(1000):
+        probe = learnt(generator, noise)
+        certified += probe.certificate.threshold is not None
+        kept += float(wrong_rows(probe, *simulated(generator, 600, noise)).float().mean()) <= PROMISE.at_most
+    # the 600 rows that the share is counted on blur it by 1.2 %, whose effects cancel where it is near the promise
+    # 1000 draws of a true share of 90 % lie above 87.8 % with a probability of 99 %
+    assert kept >= 878
+    assert certified >= useful
+
+
+def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
+    """Rows come after the fit, all of them audited as a share of very many would be."""
+    generator = torch.Generator().manual_seed(1)
+    accused = found = 0
+    for _ in range(100):
+        probe = learnt(generator, 0.05)
+        assert probe.certificate.threshold is not None
+        for drift in (0.0, 1.0):
+            audit = Audit(PROMISE)
+            for _ in range(4):
+                states, scores = simulated(generator, SAMPLED, 0.05, drift)
+                kept, whole = [BOUNDARIES] * SAMPLED, [True] * SAMPLED
+                gate = Gating(probe, probe.certificate.threshold, PROMISE.tolerance, JUDGED, whole, kept, audit)
+                layers = torch.zeros(2, SAMPLED * BOUNDARIES, FEATURES)
+                layers[1] = states.flatten(0, 2)
+                gate.read(list(range(SAMPLED * BOUNDARIES)), layers)
+                gate.settle(scores.flatten())
+            accused += audit.disagrees and not drift
+            found += audit.disagrees and bool(drift)
+    assert found >= 99
+    assert accused <= 18  # one in ten at most, and what a hundred draws of it may show
