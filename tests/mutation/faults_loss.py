@@ -113,7 +113,7 @@ COMPACTION_AND_CHUNKS = [
           RANKS),
     Fault("exponentials", EXPS, "ce, row, label = (t.masked_fill(dead, 0) for t in (ce, row, label))", "pass",
           f"{ENGINE} -k live_rows_and_no_compaction"),
-    Fault("exponentials", EXPS, "label_sums.index_add_(0, place, wide * self.factors.label.unsqueeze(1))",
+    Fault("exponentials", EXPS, "label_sums.index_add_(0, place, self._times(x, label, label.dtype))",
           "label_sums[place] = wide * self.factors.label.unsqueeze(1)", f"{EXP_TESTS} -k rounded_once"),
     Fault("exponentials", EXPS, "add_product(sums, self.exponentials.index_select(1, part).t(), scaled)", "pass",
           f"{EXP_TESTS} -k rounded_once"),
