@@ -262,7 +262,7 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
     weights = (p.star * counts, (1 - p.star) * counts)
     reference = (None, p.ref_hidden, p.ref_lm_head, None) if full else (p.ref_logprobs, None, None, None)
     spec = Objective(kl).encode()
-    return *leaves, p.labels, *weights, *reference, None, -1, spec, torch.float32, "torch", 0, True, 0.1, ""
+    return *leaves, p.labels, *weights, *reference, None, -1, spec, torch.float32, "torch", "vendor", 0, True, 0.1, ""
 
 
 @pytest.mark.parametrize("kl", ["k3", "reverse"])
