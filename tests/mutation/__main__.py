@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from .fault import Fault
-from .plant import FAULTS, Outcome, copy_tree, outcome, stale, unhurt, warm_up
+from .plant import FAULTS, Outcome, copy_tree, fresh, outcome, stale, unhurt, warm_up
 
 TABLE = Path(__file__).parent / "table.md"
 
@@ -29,8 +29,8 @@ def main() -> int:
     if args.survivors:
         faults = [fault for fault in faults if not known().get(_about(fault), "").startswith("`")]
     if gone := stale(FAULTS):
-        print("stale:", *gone, sep="\n  ", file=sys.stderr)
-        return 2
+        print(f"{len(gone)} of {len(FAULTS)} are stale:", *gone, sep="\n  ", file=sys.stderr)
+    faults = fresh(faults)
     found: list[tuple[Fault, Outcome]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -48,7 +48,7 @@ def main() -> int:
     print(f"{len(found)} planted, {len(found) - len(survivors)} caught, {len(survivors)} survived")
     if args.write:
         TABLE.write_text(table(found), encoding="utf-8")
-    return int(any(not fault.survives for fault in survivors))
+    return int(bool(gone) or any(not fault.survives for fault in survivors))
 
 
 def table(found: list[tuple[Fault, Outcome]]) -> str:
@@ -70,7 +70,7 @@ def table(found: list[tuple[Fault, Outcome]]) -> str:
         those = [says for fault, says in outcomes if not area or fault.area == area]
         caught = sum(says.startswith("`") for says in those)
         lines.append(f"| {area or '**all**'} | {len(those)} | {caught} |")
-    lines += ["", "| area | file | instead of | stands | caught by |", "|---|---|---|---|---|"]
+    lines += ["", "| area | file | in | instead of | stands | caught by |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(f"{_about(fault)}{says} |" for fault, says in outcomes)]) + "\n"
 
 
@@ -78,11 +78,11 @@ def known() -> dict[str, str]:
     """What the table says of each fault, by the cells that describe it."""
     lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []
     cut = [(line.rpartition(" | ")[0] + " | ", line.rpartition(" | ")[2].removesuffix(" |")) for line in lines]
-    return {about: says for about, says in cut if about.count(" | ") >= 4}
+    return {about: says for about, says in cut if about.count(" | ") >= 5}
 
 
 def _about(fault: Fault) -> str:
-    return f"| {fault.area} | {fault.file} | {_code(fault.old)} | {_code(fault.new)} | "
+    return f"| {fault.area} | {fault.file} | {_code(fault.within)} | {_code(fault.old)} | {_code(fault.new)} | "
 
 
 def _short(code: str) -> str:

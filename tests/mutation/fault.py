@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """``old``, found exactly once in ``file``, becomes ``new``; pytest with ``tests`` must then fail.
+    """``old``, an expression or statements found once in ``within``, becomes ``new``; ``tests`` must then fail.
 
-    ``survives`` states why no test can tell, where that is so.
+    ``within`` is a function or class of ``file`` by its dotted name, the whole file where it is left out. Formatting
+    and comments do not matter. ``survives`` states why no test can tell, where that is so.
     """
 
     area: str
@@ -18,6 +19,7 @@ class Fault:
     new: str
     tests: str
     survives: str = ""
+    within: str = ""
 
     @property
     def interpreted(self) -> bool:

@@ -13,16 +13,24 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import pytest
 
-from . import faults_guards, faults_loss, faults_star, faults_train
+from . import faults_fused, faults_guards, faults_loss, faults_star, faults_train
+from .anchor import replaced
 from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS: list[Fault] = [*faults_loss.FAULTS, *faults_star.FAULTS, *faults_guards.FAULTS, *faults_train.FAULTS]
+FAULTS: list[Fault] = [
+    *faults_loss.FAULTS,
+    *faults_fused.FAULTS,
+    *faults_star.FAULTS,
+    *faults_guards.FAULTS,
+    *faults_train.FAULTS,
+]
 _COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests
 
@@ -38,13 +46,31 @@ class Outcome(NamedTuple):
 
 
 def stale(faults: Iterable[Fault]) -> list[str]:
-    """Faults whose snippet does not stand in its file exactly once: the code moved on without them."""
-    found = []
+    """Faults that have no place any more, or several, with the reason: the code moved on without them."""
+    return [
+        f"{fault.file}, {fault.within or 'anywhere'}: {why}: {fault.old!r}" for fault, why in _without_place(faults)
+    ]
+
+
+def fresh(faults: Iterable[Fault]) -> list[Fault]:
+    """Those that have their place."""
+    gone = {id(fault) for fault, _ in _without_place(faults)}
+    return [fault for fault in faults if id(fault) not in gone]
+
+
+def _without_place(faults: Iterable[Fault]) -> Iterator[tuple[Fault, str]]:
     for fault in faults:
-        count = (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
-        if count != 1:
-            found.append(f"{fault.file}: found {count} times: {fault.old!r}")
-    return found
+        try:
+            replaced(_source(fault.file), fault.within, fault.old, fault.new)
+        except SyntaxError as error:
+            yield fault, f"no expression or statements ({error.msg})"
+        except (OSError, ValueError) as error:
+            yield fault, str(error)
+
+
+@cache
+def _source(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
 def copy_tree(folder: Path) -> None:
@@ -84,7 +110,7 @@ def outcome(folder: Path, fault: Fault, *, fork: bool = True) -> Outcome:
 @contextmanager
 def planted(path: Path, fault: Fault) -> Iterator[None]:
     whole = path.read_text(encoding="utf-8")
-    path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
+    path.write_text(replaced(whole, fault.within, fault.old, fault.new), encoding="utf-8")
     try:
         yield
     finally:
