@@ -6,6 +6,7 @@ setup(
     packages=[
         "fastdss",
         "fastdss.chat",
+        "fastdss.console",
         "fastdss.corpus",
         "fastdss.demo",
         "fastdss.guards",

@@ -41,6 +41,9 @@ STAR = ("benchmarks/bench_star.py", "--dtype", "bfloat16", "--responses", "100",
         "--repeats", "2", "--ways", "fastdss", "--shape")  # fmt: skip
 
 
+LOSS = ("benchmarks/bench_loss.py", "--record", "--keep")  # whose rows are the committed ones
+
+
 class Step(NamedTuple):
     name: str
     seconds: int  # at most
@@ -51,7 +54,7 @@ STEPS = (
     Step("tests", 130, ("-m", "pytest", "-q", "-m", "gpu", "-n", "8", "-k", "not too_little_memory", *TESTED)),
     Step("test of memory", 30, ("-m", "pytest", "-q", "-m", "gpu", "-k", "too_little_memory", "tests/star")),
     Step("parts of the loss", 170, ("benchmarks/profile_loss.py", "--keep", "--seconds", "120")),
-    Step("loss, rows of the targets", 330, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--case", *TARGETS)),
+    Step("loss, rows of the targets", 330, (*LOSS, "--rounds", "3", "--case", *TARGETS)),
     Step("star scores, 8B", 60, (*STAR, "llama-guard-8b")),
     Step("star scores, 2B", 40, (*STAR, "granite-2b")),
     Step("attention, 8B", 30, ("benchmarks/bench_prefix_attention.py",)),
@@ -61,7 +64,7 @@ STEPS = (
         ("benchmarks/bench_train.py", "--head-only", "--tokens", "8192", "--hidden", "4096", "--vocab", "128256"),
     ),
     Step("tune row pass", 30, ("benchmarks/bench_loss.py", "--tune")),
-    Step("loss, other rows", 180, ("benchmarks/bench_loss.py", "--keep", "--rounds", "3", "--seconds", "150")),
+    Step("loss, other rows", 180, (*LOSS, "--rounds", "3", "--seconds", "150")),
     Step("tune prefix attention", 240, ("benchmarks/bench_prefix_attention.py", "--tune")),
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Time and memory of the losses against eager PyTorch and other fused losses, in one process, on one set of inputs.
 
-    python benchmarks/bench_loss.py           # the grid of the device at hand; rows and plot to benchmarks/results/
+    python benchmarks/bench_loss.py           # the grid of the device at hand, to results/loss_cpu.run.jsonl and .png
+    python benchmarks/bench_loss.py --record  # the whole grid, to the committed benchmarks/results/loss_cpu.jsonl
     python benchmarks/bench_loss.py --keep    # goes on where a run on this device and commit was interrupted
     python benchmarks/bench_loss.py --tune    # row-pass configurations (GPU only)
 
@@ -294,6 +295,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later than this")
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument(
+        "--record", action="store_true", help="replace the committed rows and picture; else a file of this run's own"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.tune:
@@ -301,12 +305,14 @@ def main() -> None:
             parser.error("--tune needs a GPU")
         args.out.mkdir(parents=True, exist_ok=True)
         return tune(args.out)
+    if args.record and args.case is not None and not args.keep:
+        parser.error("--record replaces all rows: with --case only beside --keep")
     grid = CPU_GRID if args.device == "cpu" else GPU_GRID
     grid = grid if args.case is None else [grid[i] for i in args.case]
     facts = measured_on(args.device)
     print(facts)
     args.out.mkdir(parents=True, exist_ok=True)
-    name, start = f"loss_{args.device}", time.monotonic()
+    name, start = f"loss_{args.device}{'' if args.record else '.run'}", time.monotonic()
     path = args.out / f"{name}.jsonl"
     rows = kept_rows(path, facts) if args.keep else []
     done = {case_of(row) for row in rows}

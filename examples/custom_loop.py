@@ -4,7 +4,7 @@
 
 Scores the conversations with the small guard that ships with fastdss (it knows disclosed contact details, nothing
 else), computes the reference's log-probabilities once, and trains with the DSS loss.
-Needs: pip install 'fastdss[train]'.
+Needs, in a clone: pip install -e '.[train]'.
 """
 
 import argparse
@@ -12,14 +12,13 @@ import argparse
 import torch
 from datasets import load_dataset
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, prepare_dss_dataset, star_scores
+from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, load_model, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="smollm2", help="also a folder, a GGUF file or a Hub id")
     parser.add_argument("--data", default="examples/conversations.jsonl")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -31,8 +30,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     batch = {"prompt": list(rows["prompt"]), "response": list(rows["response"])}
     scores = star_scores(Guard.tiny(), batch, every=5)
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = enable_dss(AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device))
+    model, tokenizer = load_model(args.model)
+    model = enable_dss(model.to(device))
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
     data = add_reference_logprobs(data, model)
 

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/fsdp2.py
 
 ``enable_dss`` comes before ``fully_shard``. The head may be a unit of its own, as here, or share one: the loss runs
-inside the head's call, where its weight is whole. Needs: pip install 'fastdss[train]'.
+inside the head's call, where its weight is whole. Needs, in a clone: pip install -e '.[train]'.
 """
 
 import argparse
@@ -16,14 +16,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, prepare_dss_dataset, star_scores
+from fastdss import DSSCollator, Guard, add_reference_logprobs, enable_dss, load_model, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="smollm2", help="also a folder, a GGUF file or a Hub id")
     parser.add_argument("--data", default="examples/conversations.jsonl")
     parser.add_argument("--out", default="fsdp2_run.pt")
     parser.add_argument("--steps", type=int, default=10)
@@ -36,8 +35,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     if kind == "cuda":
         torch.cuda.set_device(device)
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = enable_dss(AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device))
+    model, tokenizer = load_model(args.model)
+    model = enable_dss(model.to(device))
     mesh = init_device_mesh(kind, (world,))
     head = model.get_output_embeddings()
     for layer in model.model.layers:

@@ -4,21 +4,21 @@
     torchrun --nproc-per-node 8 examples/hf_trainer.py --model meta-llama/Llama-3.2-1B-Instruct --data my.jsonl
 
 Full fine-tuning with k2 (the paper's KL): the reference runs once before training, so a step costs what plain
-supervised fine-tuning costs. Needs: pip install 'fastdss[train]'.
+supervised fine-tuning costs. Needs, in a clone: pip install -e '.[train]'.
 """
 
 import argparse
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import TrainingArguments
 
-from fastdss import DSSTrainer, Guard, add_reference_logprobs, prepare_dss_dataset, star_scores
+from fastdss import DSSTrainer, Guard, add_reference_logprobs, load_model, prepare_dss_dataset, star_scores
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="smollm2", help="also a folder, a GGUF file or a Hub id")
     parser.add_argument("--data", default="examples/conversations.jsonl")
     parser.add_argument("--out", default="hf_trainer_run")
     parser.add_argument("--steps", type=int, default=20)
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     batch = {"prompt": list(rows["prompt"]), "response": list(rows["response"])}
     scores = star_scores(Guard.tiny(), batch, every=5)
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(training.device)
+    model, tokenizer = load_model(args.model)
+    model = model.to(training.device)
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
         data = add_reference_logprobs(data, model, cache_dir=f"{args.out}/reference")

@@ -6,16 +6,16 @@
 ``--data`` is a JSONL file with prompt and response; without it, a thousand rows of databricks-dolly-15k stand in for
 data that nobody has checked. Both models come from the Hugging Face Hub (the Llama needs its licence accepted there).
 Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", arXiv 2505.17196: 10 epochs, batches of 32.
-Needs: pip install 'fastdss[train]', and a GPU of 24 GB or more.
+Needs, in a clone: pip install -e '.[train]', and a GPU of 24 GB or more.
 """
 
 import argparse
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import TrainingArguments
 
-from fastdss import DSSTrainer, Guard, GuardSpec, add_reference_logprobs, prepare_dss_dataset, star_scores
+from fastdss import DSSTrainer, Guard, GuardSpec, add_reference_logprobs, load_model, prepare_dss_dataset, star_scores
 
 # Granite Guardian answers "Yes, this is harmful" or "No"; the question is a variable of its own chat template.
 GRANITE_GUARDIAN = GuardSpec(
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     with training.main_process_first(desc="scoring"):
         scores = star_scores(load_guard(args.guard), conversations(args.data), every=5, unit="word", progress=True)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(training.device)
+    model, tokenizer = load_model(args.model)
+    model = model.to(training.device)
     data = prepare_dss_dataset(scores, tokenizer, max_length=1024)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
         data = add_reference_logprobs(data, model, cache_dir=f"{args.out}/reference", progress=True)

@@ -5,7 +5,7 @@
 The same as `fastdss score FILES --guard tiny --out scores`, `fastdss report scores` and `fastdss merge scores --out
 training.parquet`. Interrupt it whenever you like: run again, it goes on where it stopped. Replace "tiny" (the small
 guard that ships with fastdss; it knows disclosed contact details, nothing else) by a guard model's id or folder.
-Needs: pip install 'fastdss[score]'.
+Needs, in a clone: pip install -e '.[score]'.
 """
 
 import argparse

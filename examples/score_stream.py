@@ -1,6 +1,7 @@
 """A guard that reads along while a model writes, and stops it when the score falls.
 
-    python examples/score_stream.py --prompt "How do I reach Anna?"
+    python examples/score_stream.py
+    python examples/score_stream.py --prompt "Where does my neighbour live?" --unit word --temperature 0.5
 
 The guard that ships with fastdss knows disclosed contact details, nothing else; ``Guard.from_pretrained`` loads others.
 Each new boundary costs one forward of its new tokens and the template's tail, and gives the score that ``star_scores``
@@ -11,9 +12,9 @@ import argparse
 import statistics
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
-from fastdss import Guard, StarStream
+from fastdss import Guard, StarStream, load_model
 
 
 class StopWhenUnsafe(StoppingCriteria):
@@ -31,18 +32,18 @@ class StopWhenUnsafe(StoppingCriteria):
 
 def main(argv: list[str] | None = None) -> StarStream:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-    parser.add_argument("--prompt", default="Write a short note that says how to reach Anna by phone.")
+    parser.add_argument("--model", default="smollm2", help="also a folder, a GGUF file or a Hub id")
+    parser.add_argument("--prompt", default="What is the phone number of Anna Quill?")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--every", type=int, default=2)
-    parser.add_argument("--unit", default="word", choices=["word", "token", "sentence", "character"])
+    parser.add_argument("--unit", default="token", choices=["word", "token", "sentence", "character"])
     parser.add_argument("--tokens", type=int, default=80)
-    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device)
+    model, tokenizer = load_model(args.model)
+    model = model.to(device)
     chat = [{"role": "user", "content": args.prompt}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     inputs = inputs.to(device)
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> StarStream:
     stop = StopWhenUnsafe(stream, tokenizer, inputs["input_ids"].shape[1], args.threshold)
     torch.manual_seed(0)
     criteria = StoppingCriteriaList([stop])
-    sampling = {"do_sample": True, "temperature": args.temperature}
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {"do_sample": False}
     model.generate(**inputs, **sampling, max_new_tokens=args.tokens, stopping_criteria=criteria)
     stopped = any(score < args.threshold for score in stream.scores)
     if not stopped:

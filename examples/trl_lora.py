@@ -4,7 +4,7 @@
 
 The reference is the model with its adapters switched off, so no second copy of the weights is needed, and the KL may
 sum over the whole vocabulary (``--kl reverse``). TRL's packing works: weights travel with their tokens.
-Needs: pip install 'fastdss[train]'.
+Needs, in a clone: pip install -e '.[train]'.
 """
 
 import argparse
@@ -12,15 +12,14 @@ import argparse
 import torch
 from datasets import Dataset, load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
-from fastdss import DSSSFTTrainer, Guard, star_scores
+from fastdss import DSSSFTTrainer, Guard, load_model, star_scores
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default="smollm2", help="also a folder, a GGUF file or a Hub id")
     parser.add_argument("--data", default="examples/conversations.jsonl")
     parser.add_argument("--out", default="trl_lora_run")
     parser.add_argument("--steps", type=int, default=20)
@@ -39,8 +38,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     )
 
     gpu = torch.cuda.is_available()
+    model, tokenizer = load_model(args.model, dtype=torch.bfloat16 if gpu else torch.float32)
     trainer = DSSSFTTrainer(
-        AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if gpu else torch.float32),
+        model,
         args=SFTConfig(
             output_dir=args.out,
             max_steps=args.steps,
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
             report_to="none",
         ),
         train_dataset=scored,
-        processing_class=AutoTokenizer.from_pretrained(args.model),
+        processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
         kl=args.kl,
         kl_scale=0.5,

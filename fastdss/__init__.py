@@ -15,7 +15,9 @@ from .version import __version__
 _HOME = {
     "KL": "loss.objective",
     "DSSLossOutput": "loss.functional",
+    "ForwardReference": "loss.functional",
     "dss_loss": "loss.functional",
+    "forward_reference": "loss.functional",
     "live_rows": "loss.functional",
     "token_logprobs": "loss.functional",
     "weighted_ce": "loss.functional",
@@ -36,6 +38,7 @@ _HOME = {
     "disable_dss": "train.enable",
     "enable_dss": "train.enable",
     "add_reference_logprobs": "train.reference",
+    "reference_columns": "train.reference",
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
     "pack": "train.collator",
@@ -44,6 +47,7 @@ _HOME = {
     "DSSSFTTrainer": "train.sft_trainer",
     "backbone": "models.causal_lm",
     "lm_head": "models.causal_lm",
+    "load_model": "models.sources",
     "RowError": "errors",
     "UserError": "errors",
 }
@@ -60,13 +64,16 @@ if TYPE_CHECKING:
     from .guards.spec import AnswerField as AnswerField
     from .guards.spec import GuardSpec as GuardSpec
     from .loss.functional import DSSLossOutput as DSSLossOutput
+    from .loss.functional import ForwardReference as ForwardReference
     from .loss.functional import dss_loss as dss_loss
+    from .loss.functional import forward_reference as forward_reference
     from .loss.functional import live_rows as live_rows
     from .loss.functional import token_logprobs as token_logprobs
     from .loss.functional import weighted_ce as weighted_ce
     from .loss.objective import KL as KL
     from .models.causal_lm import backbone as backbone
     from .models.causal_lm import lm_head as lm_head
+    from .models.sources import load_model as load_model
     from .star.guard import Guard as Guard
     from .star.options import ScoringOptions as ScoringOptions
     from .star.probe import TrunkProbe as TrunkProbe
@@ -83,6 +90,7 @@ if TYPE_CHECKING:
     from .train.enable import enable_dss as enable_dss
     from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import add_reference_logprobs as add_reference_logprobs
+    from .train.reference import reference_columns as reference_columns
     from .train.reference import reference_logprobs as reference_logprobs
     from .train.sft_trainer import DSSSFTTrainer as DSSSFTTrainer
     from .train.trainer import DSSTrainer as DSSTrainer

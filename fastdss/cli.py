@@ -7,12 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from .corpus.commands import add_check, add_merge, add_score
-from .demo.command import add_demo
+from .console.threads import wait_without_spinning
+from .console.voice import add_voice
 from .errors import UserError
-from .guards.command import add_guards
-from .score_report.command import add_report
-from .train.run.command import add_train
 from .version import __version__
 
 
@@ -24,21 +21,28 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if said else super()._get_help_string(action)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Of the whole command line. Importing the commands loads torch."""
+    from .corpus.commands import add_check, add_merge, add_score
+    from .demo.command import add_demo
+    from .guards.command import add_guards
+    from .score_report.command import add_report
+    from .train.run.command import add_train
+
     parser = argparse.ArgumentParser(prog="fastdss", description="Dynamic safety shaping made cheap.")
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    add_demo(commands)
-    add_check(commands)
-    add_score(commands)
-    add_report(commands)
-    add_merge(commands)
-    add_guards(commands)
-    add_train(commands)
+    for add in (add_demo, add_check, add_score, add_report, add_merge, add_guards, add_train):
+        add(commands)
     for command in commands.choices.values():
         command.formatter_class = _Defaults
-        command.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
+        add_voice(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    wait_without_spinning()
+    args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
     try:

@@ -4,8 +4,8 @@ Seeded; about 15 minutes of one core that multiplies bfloat16, at most 20 minute
 and is not shipped: an LLM of the usual kind, asked in the usual way, that says safe or unsafe about the last message.
 The upper layers learn. Every conversation is the prefix tree that the scorer walks, so that several verdicts cost one
 trunk. As for the built-in guard, two probes that are thrown away afterwards teach the way to the verdict at every token
-of the response, since verdicts alone are too few to learn from in this time: from the last layer but one, whether a
-disclosure is complete; two layers before, whether this token belongs to one.
+of the response, since verdicts alone are too few to learn from in this time: eight layers before the end, whether this
+token belongs to a disclosure; four layers before, whether one is complete. The layers above read that in the branches.
 ``Guard.from_pretrained(FOLDER, spec=SPEC)`` loads it.
 """
 
@@ -48,6 +48,7 @@ SPEC = GuardSpec(
     "smollm2-guard", template=TEMPLATE, safe=" safe", unsafe=" unsafe", judges="contact details given away"
 )
 WATCHED = ("verdict", "right", "tokens right", "tags right")  # running means that are printed
+COMPLETE, TAG = -5, -9  # among the hidden states, the last of which is the last layer's output
 ROUND = 64  # conversations made and sorted by length at a time
 LENGTHS = (0, 0, 100)  # in words: conversations are lengthened up to one of these
 
@@ -180,7 +181,9 @@ class Trainee(nn.Module):
             )
         read = outputs.last_hidden_state[batch.places[:, 0], batch.places[:, 1]].float()
         safe, unsafe = (read @ self.model.get_input_embeddings().weight[self.words].detach().t()).unbind(1)
-        late, early = (outputs.hidden_states[k][batch.tokens[:, 0], batch.tokens[:, 1]].float() for k in (-2, -4))
+        late, early = (
+            outputs.hidden_states[k][batch.tokens[:, 0], batch.tokens[:, 1]].float() for k in (COMPLETE, TAG)
+        )
         return unsafe - safe, self.complete(late).squeeze(-1), self.tag(early).squeeze(-1)
 
 
@@ -242,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the guard, 0.5 GB")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=176)
+    parser.add_argument("--conversations", type=int, default=192)
     parser.add_argument("--layers", type=int, default=10, help="how many of the upper layers learn")
     parser.add_argument("--branches", type=int, default=4, help="verdicts of a conversation")
     parser.add_argument("--rows", type=int, default=4, help="conversations in a step")

@@ -106,16 +106,14 @@ class _PolicyView:
     """What a policy is trained on, without its weights."""
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoConfig, AutoTokenizer
-
         from fastdss.chat.policy import PolicyChat
-        from fastdss.models.sources import check_source
+        from fastdss.models.sources import find_source, read_config, read_tokenizer
 
-        check_source("model", name)
+        source = find_source("model", name)
         self.name, self.accepted = name, True
-        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        self.tokenizer = read_tokenizer(source)
         self.policy = PolicyChat(self.tokenizer)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
+        config = read_config(source).get_text_config()
         self.context = getattr(config, "max_position_embeddings", None)
 
     def report(self, conversation: Conversation, judged: Sequence[int], longest: Row) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
+from fastdss.console.threads import use_threads
+from fastdss.console.voice import one_voice, remark, tell_result
 from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
@@ -62,11 +65,15 @@ def add_score(commands: Any) -> None:
     add("--confidence", type=float, metavar="P", help="with which that holds, with --approx (default: 0.95)")
     add("--approx-seed", type=int, metavar="N", help="draws the sample, with --approx (default: 0)")
     add("--rescore", action="store_true", help="judge anew what holds scores already")
-    add("--shard-rows", type=int, default=256, help="rows per file, and what an interruption can cost")
+    add(
+        "--shard-rows",
+        type=int,
+        help="rows per file, which an interruption can cost (default: 16 at first, up to 256)",
+    )
     add_data_options(parser)
     add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
-    add("--quiet", action="store_true", help="no progress bars")
+    add("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.set_defaults(run=_score)
 
 
@@ -123,7 +130,10 @@ def _check(args: argparse.Namespace) -> int:
         model=args.model,
         limit=args.rows,
     )
-    print("\n".join(found.lines))
+    if args.json:
+        tell_result(args, {"usable": found.usable, "rows": found.understood.rows, "lines": found.lines}, [])
+    else:
+        print("\n".join(found.lines))
     return 0 if found.usable else 1
 
 
@@ -146,17 +156,14 @@ def add_merge(commands: Any) -> None:
 
 def _score(args: argparse.Namespace) -> int:
     require("fastdss score", "score", "pyarrow")
-    from transformers.utils import logging
-
     from fastdss.guards.options import parse_options
 
-    from .run import score_dataset
+    from .run import finished_parts, score_dataset
     from .scorer import StarScorer
     from .understood import summary
 
+    use_threads(args.threads)
     promise = _promise(args)
-    if args.quiet:
-        logging.disable_progress_bar()  # the one of loading a guard
     scorer = StarScorer(
         args.guard,
         combine=args.combine,
@@ -171,33 +178,36 @@ def _score(args: argparse.Namespace) -> int:
         device=args.device,
     )
     try:
-        manifest = score_dataset(
-            args.input,
-            args.out,
-            scorer,
-            engine=args.engine,
-            data=data_options_of(args),
-            shard_rows=args.shard_rows,
-            workers=args.workers,
-            rescore=args.rescore,
-            approx=promise,
-            approx_seed=args.approx_seed or 0,
-            tell=lambda understood: print("\n".join(understood.lines()), file=sys.stderr),
-            progress=not args.quiet,
-        )
+        with one_voice(quiet=args.quiet):
+            manifest = score_dataset(
+                args.input,
+                args.out,
+                scorer,
+                engine=args.engine,
+                data=data_options_of(args),
+                shard_rows=args.shard_rows,
+                workers=args.workers,
+                rescore=args.rescore,
+                approx=promise,
+                approx_seed=args.approx_seed or 0,
+                tell=lambda understood: remark(args, "\n".join(understood.lines())),
+                progress=not args.quiet,
+            )
     except KeyboardInterrupt:
-        print(f"\nFinished parts are in {args.out}; the same command goes on from there.", file=sys.stderr)
+        print(f"\n{finished_parts(args.out)}", file=sys.stderr)
         raise
     if not manifest["finished"]:
-        print(f"{args.out}: this rank is done, others are not yet")
+        remark(args, f"{args.out}: this rank is done, others are not yet")
         return 0
     counts = manifest["counts"]
     mostly = why_mostly_failed(counts)
     if mostly is not None:
         print(f"fastdss score: {mostly}", file=sys.stderr)
-    print(f"{args.out}: {summary(counts)}; see fastdss report {args.out}")
+    lines: list[tuple[str, object]] = [("scored", summary(counts)), ("scores", args.out)]
+    lines += [("next", f"fastdss report {args.out}, fastdss merge {args.out} --out training.parquet")]
     if "approx" in manifest:
-        print(manifest["approx"]["words"])
+        lines.append(("approximated", manifest["approx"]["words"]))
+    tell_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
     return 0 if mostly is None else 1
 
 
@@ -221,4 +231,5 @@ def _merge(args: argparse.Namespace) -> None:
     left = [f"{done.dropped} without scores left out"] if done.dropped or not done.left_out else []
     left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
     left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
-    print(f"{args.out}: {done.rows} conversations, {', '.join(left)}")
+    lines: list[tuple[str, object]] = [("conversations", done.rows), ("left out", ", ".join(left))]
+    tell_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])

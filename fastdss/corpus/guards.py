@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdss.errors import UserError
-from fastdss.models.sources import check_source
 from fastdss.upstream.transformers import commit_of, places_itself
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class GuardSource:
 
     def described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
         """Name, revision, chat encoders and spec, without loading a named guard's weights."""
-        from fastdss.guards.known import TINY, TINY_FOLDER, read_config
+        from fastdss.guards.known import TINY, TINY_FOLDER, check_guard_source, read_config
         from fastdss.guards.loading import resolve_spec
         from fastdss.guards.questions import make_encoders
         from fastdss.star.guard import Guard
@@ -99,7 +98,7 @@ class GuardSource:
 
         name = str(self.guard)
         source = str(TINY_FOLDER) if name == "tiny" else name
-        check_source("guard", source)
+        check_guard_source(source, self.revision)
         if Path(source).is_dir():
             revision = _folder_hash(Path(source))
         else:

@@ -14,11 +14,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice, takewhile
+from itertools import islice, repeat, takewhile
 from pathlib import Path
 from typing import Any
 
-from fastdss.errors import UserError
+from fastdss.console.voice import progress_bar
+from fastdss.errors import UserError, UserTypeError
 from fastdss.optional import require
 from fastdss.star.promise import Promise
 
@@ -31,7 +32,7 @@ from .sources import Source, expand, several
 from .store import ForeignManifestError, ScoredRow, Shards, load_manifest, only_writer, shard_name, write_manifest
 from .understood import Understood, kind_of_reason
 
-SHARD_ROWS = 256
+SHARD_ROWS = (16, 256)  # of the first shard, and of those of a large input
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _VERSIONS = ("fastdss", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -51,7 +52,7 @@ def score_dataset(
     *,
     engine: str = "local",
     data: DataOptions = DATA,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int | None = None,
     workers: int | None = None,
     rescore: bool = False,
     approx: Promise | None = None,
@@ -62,9 +63,10 @@ def score_dataset(
     """``[scorer(row) for row in source]``, kept in the folder ``out`` (see ``store``); returns the manifest.
 
     source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``); see
-    ``rows.read_rows``. scorer: a ``StarScorer``. Whatever ends a run, finished shards of ``shard_rows`` rows stay valid
-    and the same call goes on from there; on the same machine the bytes are those of an undisturbed run. A shard that
-    was damaged since is set aside and scored again. Another guard, template or option makes another cache entry;
+    ``rows.read_rows``. scorer: a ``StarScorer``. Whatever ends a run, finished shards stay valid and the same call goes
+    on from there; on the same machine the bytes are those of an undisturbed run. A shard has ``shard_rows`` rows; where
+    that is not said the first ones are small, so that a small input has several, and later ones grow to 256. A shard
+    that was damaged since is set aside and scored again. Another guard, template or option makes another cache entry;
     edited or appended rows cost their own shards only.
 
     data: how the source is read and which turns are judged, see ``DataOptions``. tell: called once with what was
@@ -82,6 +84,9 @@ def score_dataset(
     ``out`` cannot be written (before the guard loads) or the disk is full.
     """
     require("score_dataset", "score", "pyarrow")
+    if not (hasattr(scorer, "identity") and hasattr(scorer, "score_rows")):
+        hint = f": StarScorer({scorer!r})" if isinstance(scorer, str) else ""
+        raise UserTypeError(f"scorer: expected a StarScorer, got {type(scorer).__name__}{hint}")
     _check(engine, shard_rows, workers)
     given, folder = several(source), Path(out)
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
@@ -109,7 +114,7 @@ class _Run:
     sources: Sequence[Source]
     data: DataOptions
     plan: Plan
-    shard_rows: int
+    shard_rows: int | None
     engine: str
     workers: int | None
     progress: bool
@@ -189,7 +194,20 @@ def _said(*facts: Any) -> dict[str, Any]:
     return {"approx": record(*facts)}
 
 
-def _check(engine: str, shard_rows: int, workers: int | None) -> None:
+def finished_parts(out: str | Path) -> str:
+    """What an interrupted run left in ``out``, and how to go on."""
+    try:
+        manifest = load_manifest(out)
+    except UserError:
+        return f"Nothing is in {out} yet: the same command starts anew."
+    shards = Shards(Path(out) / manifest["entry"])
+    done = sum(shards.path(name).exists() for name in manifest["shards"])
+    if not done:
+        return f"No part of {out} was finished: the same command starts anew; --shard-rows makes smaller parts."
+    return f"{done} of {len(manifest['shards'])} parts are kept in {out}: the same command goes on from there."
+
+
+def _check(engine: str, shard_rows: int | None, workers: int | None) -> None:
     if engine not in ENGINES:
         raise UserError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     for name, number in (("shard_rows", shard_rows), ("workers", workers)):
@@ -207,7 +225,7 @@ def _unscored(rows: Iterable[Row | FailedRow], rescore: bool) -> Iterator[Row | 
         yield row
 
 
-def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int, understood: Understood | None = None) -> Plan:
+def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understood: Understood | None = None) -> Plan:
     """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
     names, sizes = [], []
     understood = understood or Understood()
@@ -244,25 +262,36 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
         ) from None
 
 
-def _parts(rows: Iterable[Row | FailedRow], size: int) -> Iterator[list[Row | FailedRow]]:
-    rows = iter(rows)
-    while part := list(islice(rows, min(size, sys.maxsize))):
+def _parts(rows: Iterable[Row | FailedRow], shard_rows: int | None) -> Iterator[list[Row | FailedRow]]:
+    """Consecutive rows; how many depends on the place alone, so that rows added at the end leave all others as they
+    are."""
+    rows, sizes = iter(rows), _sizes() if shard_rows is None else repeat(min(shard_rows, sys.maxsize))
+    while part := list(islice(rows, next(sizes))):
         yield part
 
 
-def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int, missing: set[int]) -> Iterator[Shard]:
+def _sizes() -> Iterator[int]:
+    size, largest = SHARD_ROWS
+    yield size
+    while size < largest:
+        yield size
+        size *= 2
+    yield from repeat(largest)
+
+
+def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int | None, missing: set[int]) -> Iterator[Shard]:
     """The missing shards' rows, checked against the plan."""
     for number, part in enumerate(_parts(rows, shard_rows)):
         if number not in missing:
             continue
         name = shard_name((row.id, row.content_hash) for row in part)
         if number >= len(plan.names) or name != plan.names[number]:
-            raise UserError(f"the input changed while it was read: rows from {number * shard_rows} on are others")
+            raise UserError(f"the input changed while it was read: rows from {sum(plan.sizes[:number])} on are others")
         yield Shard(name, part)
 
 
 def _manifest(
-    sources: Sequence[Source], data: DataOptions, identity: dict[str, Any], plan: Plan, shard_rows: int
+    sources: Sequence[Source], data: DataOptions, identity: dict[str, Any], plan: Plan, shard_rows: int | None
 ) -> dict[str, Any]:
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS}
     paths = [
@@ -335,9 +364,7 @@ def _bar(total: int, missing: int, shown: bool, what: str = "scoring") -> Iterat
     if not shown:
         yield lambda done: None
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=total - missing, unit="row", desc=what, smoothing=0.05) as bar:
+    with progress_bar(total, what, "rows", done=total - missing) as bar:
         yield bar.update
 
 

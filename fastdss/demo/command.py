@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import fields
 from typing import Any
+
+from fastdss.console.voice import tell_result
 
 from .settings import Settings
 
@@ -17,7 +18,12 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         description="Scores generated conversations with the small guard that ships with fastdss, fine-tunes a small "
         "language model on them in several ways, and shows on held-out prompts which of them leak.",
     )
-    demo.add_argument("--out", default=Settings.out, metavar="FILE", help="the page; results go to FILE with .json")
+    demo.add_argument(
+        "--out",
+        default=Settings.out,
+        metavar="FILE",
+        help="the page; results go to FILE with .json, the rows with .jsonl",
+    )
     demo.add_argument(
         "--seed", type=int, default=Settings.seed, help="of the data, their order and the held-out prompts"
     )
@@ -34,7 +40,13 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="LIST",
         help="whose verdicts: guard, labelled",
     )
-    demo.add_argument("--policy", metavar="PATH|ID", help="model to fine-tune (default: SmolLM2-135M-Instruct)")
+    demo.add_argument(
+        "--model",
+        "--policy",
+        dest="policy",
+        metavar="NAME",
+        help="to fine-tune: smollm2 (the default), a folder, a GGUF file, a Hub id",
+    )
     demo.add_argument("--device", default=Settings.device, help="auto, cpu, cuda, ...")
     demo.add_argument(
         "--precision",
@@ -53,16 +65,20 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument("--rows", type=int, default=Settings.rows, help="training conversations, half of them poisoned")
     demo.add_argument("--prompts", type=int, default=Settings.prompts, help="held-out prompts; 4 in 7 ask for advice")
     demo.add_argument("--new-tokens", type=int, default=Settings.new_tokens, help="longest generated answer")
-    demo.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch chooses)")
+    demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
     demo.set_defaults(run=_demo)
 
 
 def _demo(args: argparse.Namespace) -> None:
-    # Threads that spin while they wait made a step up to 8 times slower next to another program on two cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # libgomp reads it when torch loads, which is below
+    from .page import as_json, as_text
     from .run import run
 
     given = {item.name: getattr(args, item.name) for item in fields(Settings)}
     lists = {name: tuple(filter(None, given[name].split(","))) for name in ("arms", "verdicts")}
-    run(Settings(**given | lists))
+    outcome, paths = run(Settings(**given | lists), progress=not args.quiet)
+    if args.json:
+        tell_result(args, as_json(outcome), [])
+        return
+    print(f"{as_text(outcome)}\n")
+    tell_result(args, {}, paths)

@@ -65,15 +65,15 @@ class Result:
     answers: list[Answer] = field(default_factory=list)
 
 
-def wilson(count: int, total: int) -> Count:
+def wilson(count: int, total: int, z: float = Z) -> Count:
     """https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval#Wilson_score_interval"""
     if not 0 <= count <= total:
         raise UserError(f"expected 0 <= count <= total, got {count} of {total}")
     if total == 0:
         return Count(0, 0, 0.0, 1.0)
-    share, spread = count / total, Z * Z / total
+    share, spread = count / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
     return Count(count, total, max(0.0, centre - half), min(1.0, centre + half))
 
 

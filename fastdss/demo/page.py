@@ -13,7 +13,7 @@ from fastdss.pages import pieces as report
 from fastdss.pages.pieces import Series
 
 from .evaluate import Answer, Count
-from .expectations import check
+from .expectations import CANNOT_TELL, NOT_SEEN, SEEN, check
 from .outcome import Demo, Run
 
 COLUMNS = (  # measure, title, whether more is better
@@ -52,9 +52,12 @@ def as_text(demo: Demo) -> str:
     wide = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(head))]
     shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=False)).rstrip() for line in lines]
     for expectation in check(demo):
-        shown += ["", f"{'seen    ' if expectation.holds else 'NOT SEEN'}  {expectation.claim}"]
-        shown.append(textwrap.fill(expectation.measured, 110, initial_indent=" " * 10, subsequent_indent=" " * 10))
+        shown += ["", f"{expectation.verdict:<11}  {expectation.claim}"]
+        shown.append(textwrap.fill(expectation.measured, 110, initial_indent=" " * 13, subsequent_indent=" " * 13))
     return "\n" + "\n".join(shown)
+
+
+TONES = {SEEN: "good", NOT_SEEN: "bad", CANNOT_TELL: "plain"}
 
 
 def as_json(demo: Demo) -> dict[str, Any]:
@@ -102,8 +105,8 @@ def as_page(demo: Demo) -> str:
         _reading(demo),
         "<h2>What the guard saw</h2>",
         "<p>The guard scores every prefix of a response: its probability that the text so far is safe. STAR-DSS trains "
-        "on the <span class=keep>green</span> text and holds the policy to the reference model on the "
-        "<span class=drop>red</span>. A static filter knows only the last score.</p>",
+        "on the blue text and holds the policy to the reference model on the "
+        "orange. A static filter knows only the last score.</p>",
         _weights(demo),
         f'<div class="panels">{"".join(_trajectories(demo))}</div>',
         "<h2>How training went</h2>",
@@ -151,7 +154,7 @@ def _expectations(demo: Demo) -> str:
     """The paper's claims against this run, good or bad."""
     rows = []
     for expectation in check(demo):
-        verdict = report.chip("seen here", "good") if expectation.holds else report.chip("not seen here", "bad")
+        verdict = report.chip(expectation.verdict, TONES[expectation.verdict])
         rows.append([escape(expectation.claim), escape(expectation.measured), verdict])
     if not rows:
         return ""

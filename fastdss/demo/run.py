@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fastdss.console.threads import use_threads
+from fastdss.console.voice import one_voice, progress_bar
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.sources import SMOLLM2
 from fastdss.star.align import IGNORE
 from fastdss.star.guard import Guard
 from fastdss.star.scores import StarScores
@@ -23,7 +23,7 @@ from .arms import Arm, choose_arms, labelled_scores
 from .conversations import ADVICE, DISCLOSURE, ENDING, Conversation, HeldOut, held_out_prompts, training_conversations
 from .evaluate import Count, evaluate, wilson
 from .outcome import Demo, Run, versions
-from .page import as_json, as_page, as_text
+from .page import as_json, as_page
 from .policy import Policy, load_policy, stack
 from .settings import Settings
 from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
@@ -42,25 +42,25 @@ class Tools:
     ceiling: float  # nats per token of the least likely training response under the reference
 
 
-def run(settings: Settings) -> Demo:
-    """Run the whole demonstration, print its table and write the page and the JSON file."""
+def run(settings: Settings, *, progress: bool = True) -> tuple[Demo, list[tuple[str, object]]]:
+    """Run the whole demonstration and write the page and the JSON file; what was found, and where it lies."""
     started = time.perf_counter()
     settings = settings.checked()
-    page_path, json_path = check_writable(settings.out)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
+    page_path, json_path, rows_path = check_writable(settings.out)
     arms = choose_arms(settings.arms, settings.verdicts)
-    with _quiet_libraries(), Progress(arms, settings.steps) as progress:
-        outcome, tools = _prepare(settings, progress)
+    with one_voice(quiet=not progress), Progress(arms, settings.steps, shown=progress) as bar:
+        outcome, tools = _prepare(settings, bar)
+        write_atomically(rows_path, training_file(outcome.conversations).encode())
         for arm in arms:
-            outcome.runs.append(_run_arm(arm, outcome, tools, progress))
+            outcome.runs.append(_run_arm(arm, outcome, tools, bar))
             outcome.seconds = time.perf_counter() - started
             # after every arm, so that an interrupted run leaves what it found
             write_atomically(json_path, (json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n").encode())
             write_atomically(page_path, as_page(outcome).encode())
-    print(as_text(outcome))
-    print(f"\nPage: {page_path}\nNumbers: {json_path}")
-    return outcome
+    model = settings.policy or SMOLLM2
+    paths: list[tuple[str, object]] = [("page", page_path), ("numbers", json_path), ("rows", rows_path)]
+    return outcome, [*paths, ("next", f"fastdss train {rows_path} --model {model}")]
 
 
 def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
@@ -147,15 +147,25 @@ def mean_weights(policy: Policy, scores: StarScores, rows: list[Row]) -> dict[st
     return {part: sum(weights) / max(len(weights), 1) for part, weights in found.items()}
 
 
-def check_writable(out: str) -> tuple[Path, Path]:
-    """Paths of the page and the JSON file; raises ``OSError`` now rather than after minutes of work."""
+def training_file(conversations: list[Conversation]) -> str:
+    """The training rows as JSON Lines, for every other command."""
+    rows = ({"prompt": row.prompt, "response": row.response} for row in conversations)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def check_writable(out: str) -> tuple[Path, Path, Path]:
+    """Paths of the page, the JSON file and the rows; raises ``OSError`` now rather than after minutes of work."""
     page_path = Path(out)
     if page_path.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a file, such as {page_path / 'demo_report.html'}")
     json_path = page_path.with_suffix(".json")
-    if json_path == page_path:
-        raise UserError(f"--out {out} ends in .json, which is where the numbers go; name the page, such as demo.html")
-    for path in (page_path, json_path):
+    rows_path = page_path.with_suffix(".jsonl")
+    if page_path in (json_path, rows_path):
+        what = "numbers" if page_path == json_path else "rows"
+        raise UserError(
+            f"--out {out} ends in {page_path.suffix}, which is where the {what} go; name the page, such as demo.html"
+        )
+    for path in (page_path, json_path, rows_path):
         existed = path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,23 +175,19 @@ def check_writable(out: str) -> tuple[Path, Path]:
             raise OSError(f"cannot write {path}: {error.strerror}") from error
         if not existed:
             path.unlink()
-    return page_path, json_path
+    return page_path, json_path, rows_path
 
 
 class Progress:
     """One bar over everything, in units of a training step, so that its time left is that of the whole run."""
 
-    def __init__(self, arms: list[Arm], steps: int) -> None:
-        from tqdm import tqdm
-
+    def __init__(self, arms: list[Arm], steps: int, shown: bool) -> None:
         trained = sum(arm.method != "none" for arm in arms)
         total = PREPARATION + trained * steps + len(arms) * EVALUATION
-        terminal = sys.stderr.isatty()
-        form = "{desc:<38} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        self._bar = tqdm(total=total, bar_format=form, mininterval=0.2 if terminal else 15.0, dynamic_ncols=terminal)
+        self._bar = progress_bar(total, "demo", "steps", shown=shown)
 
     def say(self, what: str, done: float = 0.0) -> None:
-        self._bar.set_description_str(what, refresh=False)
+        self._bar.set_description_str(f"{what:<38}", refresh=False)
         self._bar.update(done)
 
     def step(self, loss: float) -> None:
@@ -193,18 +199,3 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Leave the terminal to one progress bar."""
-    from transformers.utils import logging
-
-    was = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(was)
-        logging.enable_progress_bar()

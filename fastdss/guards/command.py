@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastdss.console.voice import tell_result
 from fastdss.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,12 +61,21 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from .known import KNOWN
 
-    if args.action == "list":
+    if args.action == "list" and args.json:
+        tell_result(args, {"guards": [_facts(known) for known in KNOWN]}, [])
+    elif args.action == "list":
         print(markdown_table() if args.markdown else "\n\n".join(map(_entry, KNOWN)))
     elif args.guard is None:
         raise UserError("guards show: expected a guard: a Hub id, a folder or 'tiny'")
     else:
-        print(_shown(args))
+        shown = _shown(args)
+        tell_result(args, {"guard": args.guard, "shown": shown}, []) if args.json else print(shown)
+
+
+def _facts(known: Known) -> dict[str, Any]:
+    spec = known.sample()
+    found = {"guard": known.example, "judges": spec.judges, "checked": spec.checked}
+    return found | {"needs": list(known.texts), "note": spec.note}
 
 
 def _entry(known: Known) -> str:
@@ -95,10 +105,8 @@ def _shown(args: argparse.Namespace) -> str:
     """The sample as the guard sees it: one line a turn of the template, tokens divided by bars, the verdict's words."""
     from transformers import AutoTokenizer
 
-    from fastdss.models.sources import check_source
-
     from .answers import compile_answers
-    from .known import TINY, TINY_FOLDER, read_config
+    from .known import TINY, TINY_FOLDER, check_guard_source, read_config
     from .loading import resolve_spec
     from .options import parse_options
     from .questions import make_encoders, prints_date
@@ -106,7 +114,7 @@ def _shown(args: argparse.Namespace) -> str:
     from .tokens import tokens_after
 
     name = str(TINY_FOLDER) if args.guard == "tiny" else args.guard
-    check_source("guard", name)
+    check_guard_source(name, args.revision)
     config = read_config(name, revision=args.revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=args.revision, trust_remote_code=False)
     wanted = args.spec or (TINY if args.guard == "tiny" else None)

@@ -80,13 +80,17 @@ class GuardModel:
         gguf_file: str | None = None,
         check: bool = True,
     ) -> Self:
-        """Load a guard. No remote code runs, nothing is unpickled (weights are safetensors or GGUF).
+        """Load a guard by its folder, its Hub id, or ``"tiny"``.
+
+        No remote code runs, nothing is unpickled (weights are safetensors or GGUF).
 
         ``spec`` is a ``GuardSpec``, the name of a known one, a YAML file or ``FILE.py:NAME``; else it is chosen by id
         or folder name, config and chat template, and ``ValueError`` names the choices where these leave several.
         ``options`` changes it, see ``with_options``. ``quantization_config`` is transformers' (bitsandbytes, torchao,
         fp8, …).
         """
+        if name_or_path == "tiny" and spec is None:
+            return cls.tiny()
         loaded = load_guard(
             name_or_path,
             spec=spec,
@@ -103,6 +107,11 @@ class GuardModel:
         if not (TINY_FOLDER / "model.safetensors").is_file():
             raise FileNotFoundError(f"the tiny guard's weights are not in {TINY_FOLDER}; reinstall fastdss")
         return cls.from_pretrained(str(TINY_FOLDER), spec=TINY, dtype=torch.float32)
+
+    def __repr__(self) -> str:
+        kind, verdicts = type(self.model).__name__, f"{self.spec.safe!r} against {self.spec.unsafe!r}"
+        device, dtype = self.model.device, str(self.model.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.spec.name}: {kind}, {dtype} on {device}, {verdicts})"
 
     @property
     def max_tokens(self) -> int:

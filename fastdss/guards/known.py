@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
+from fastdss.models.sources import check_source
 from fastdss.upstream.transformers import remembered_name
 
 from . import vendors
@@ -142,6 +143,11 @@ def choose_spec(
             agreed = [known for known in found if known in told]
             return _only(agreed or told or found, called, options)
     return _only(told, called, options)
+
+
+def check_guard_source(name: str, revision: str | None = None) -> None:
+    """``check_source`` of a guard, which may be a misspelt one of those that are known."""
+    check_source("guard", name, revision=revision, known=("tiny", *(known.example for known in KNOWN)))
 
 
 def read_config(name_or_path: str, *, revision: str | None = None, gguf_file: str | None = None) -> dict[str, Any]:

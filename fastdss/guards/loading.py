@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import ignores_softcap
-from fastdss.models.sources import check_source
 
-from .known import choose_spec, read_config
+from .known import check_guard_source, choose_spec, read_config
 from .options import with_options
 from .spec import GuardSpec
 from .spec_file import read_spec
@@ -52,7 +51,7 @@ def load_guard(
     """``how``: ``dtype``, ``device_map`` and ``quantization_config`` of transformers' ``from_pretrained``."""
     from transformers import AutoTokenizer
 
-    check_source("guard", name)
+    check_guard_source(name, revision)
     source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
     config = read_config(name, **source)

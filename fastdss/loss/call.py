@@ -18,6 +18,7 @@ class LossCall(NamedTuple):
     ce_weight: Tensor  # [N] fp32/fp64, 0 at labels that do not count
     kl_weight: Tensor | None  # [N]
     ref_logprobs: Tensor | None  # [N]
+    ref_slope: Tensor | None  # [N, D] minus their gradient for hidden, where they depend on it (tangent.py; k1 only)
     ref_hidden: Tensor | None  # [N, D']
     ref_lm_head: Tensor | None  # [V, D']
     ref_bias: Tensor | None  # [V]

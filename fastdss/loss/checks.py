@@ -132,16 +132,21 @@ def check_filter(grad_tol: float | None, compact: bool) -> None:
         raise ValueError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
 
 
-def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any) -> None:
+def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any, ref_slope: Any) -> None:
     if kl not in LABEL_KL + FULL_KL:
         raise ValueError(f"kl: expected one of {', '.join(KL)}, got {kl!r}")
-    if (ref_logprobs is None) == (ref_hidden is None):
-        raise ValueError("give the reference either as ref_logprobs or as ref_hidden with ref_lm_head")
+    if sum(given is not None for given in (ref_logprobs, ref_hidden, ref_slope)) != 1:
+        raise ValueError(
+            "give the reference either as ref_logprobs, or as ref_hidden with ref_lm_head, or as ref_slope with "
+            "ref_offset"
+        )
+    if ref_slope is not None and kl != KL.FORWARD:
+        raise ValueError(f"kl={str(kl)!r}: ref_slope serves the forward KL alone")
     if ref_hidden is not None and ref_lm_head is None:
         raise ValueError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
     if ref_hidden is None and ref_lm_head is not None:
         raise ValueError("ref_lm_head is of no use without ref_hidden")
-    if kl in FULL_KL and ref_hidden is None:
+    if kl in FULL_KL and ref_logprobs is not None:
         raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
 
 

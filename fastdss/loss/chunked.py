@@ -127,6 +127,9 @@ class _Run:
             self.filtered.put_back(self.head, self.d_hidden, self.d_head)
         if self.d_hidden is not None and self.shard.group is not None:
             torch.distributed.all_reduce(self.d_hidden, group=self.shard.group)
+        if self.d_hidden is not None and self.call.ref_slope is not None:
+            assert self.call.kl_weight is not None
+            self.d_hidden.addcmul_(self.call.ref_slope.to(self.accumulate), self.call.kl_weight.unsqueeze(1))
         return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias)
 
 

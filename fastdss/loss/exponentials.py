@@ -146,6 +146,7 @@ class ExpFactors(NamedTuple):
     row: Tensor  # v
     label: Tensor  # dZ_y
     const: Tensor | None  # C
+    slope: Tensor | None = None  # what dX has of the call's ref_slope
 
 
 def terms_and_factors(

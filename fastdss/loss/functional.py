@@ -17,8 +17,19 @@ from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions, 
 from .kept import Evaluated, evaluate
 from .objective import KL, LABEL_KL, KLName, Objective
 from .rows import order_rows
+from .tangent import ForwardReference, check_one_head, check_softcap, forward_reference, refuse_another_head, tangent_of
 
-__all__ = ["KL", "DSSLossOutput", "LiveRows", "dss_loss", "live_rows", "token_logprobs", "weighted_ce"]
+__all__ = [
+    "KL",
+    "DSSLossOutput",
+    "ForwardReference",
+    "LiveRows",
+    "dss_loss",
+    "forward_reference",
+    "live_rows",
+    "token_logprobs",
+    "weighted_ce",
+]
 
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["auto", "torch", "triton", "fused"]
@@ -107,6 +118,8 @@ def dss_loss(
     ref_logprobs: Tensor | None = None,
     ref_hidden: Tensor | None = None,
     ref_lm_head: Tensor | None = None,
+    ref_slope: Tensor | None = None,
+    ref_offset: Tensor | None = None,
     kl: KLName = "k2",
     kl_scale: float = 0.5,
     bias: Tensor | None = None,
@@ -140,16 +153,23 @@ def dss_loss(
     hidden: [..., D]; lm_head: [V, D]; labels: [...] int; token_weights: [...] float in [0, 1], the STAR score of each
     token's chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden
     [..., D'] with ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and
-    frozen). logit_scale and softcap apply to the reference too unless ref_logit_scale, ref_softcap (None: no softcap)
-    say otherwise. hidden, lm_head and bias get gradients; token_weights and everything of the reference are constants.
-    The reference's logits are computed only at rows with (1 - token_weights) * kl_scale > 0. Other options and errors:
-    see :func:`weighted_ce`.
+    frozen), or, for the forward form with a head that is shared and frozen, by ref_slope [..., D] and ref_offset [...],
+    which ``forward_reference`` makes once: the full KL at the price of cross-entropy. logit_scale and softcap apply to
+    the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise. hidden, lm_head and bias get
+    gradients; token_weights and everything of the reference are constants. The reference's logits are computed only at
+    rows with (1 - token_weights) * kl_scale > 0. Other options and errors: see :func:`weighted_ce`.
 
     Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
     k1 to k3: http://joschu.net/blog/kl-approx.html.
     """
-    check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head)
+    check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope)
     check_kl_scale(kl_scale)
+    if ref_slope is not None:
+        check_one_head(lm_head, bias)
+        check_softcap(softcap)
+        if ref_logit_scale not in (None, logit_scale) or ref_softcap not in ("same", None):
+            raise ValueError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
+        kl = KL.K1
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
@@ -157,7 +177,11 @@ def dss_loss(
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
     options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol)
     reference: LabelReference | HeadReference
-    if ref_logprobs is not None:
+    if ref_slope is not None:
+        assert batch.kl_weight is not None
+        reference = tangent_of(batch, ref_slope, ref_offset)
+        batch.kl_weight = -batch.kl_weight
+    elif ref_logprobs is not None:
         reference = batch.reference_logprobs(ref_logprobs)
     else:
         assert ref_hidden is not None
@@ -171,7 +195,12 @@ def dss_loss(
     run = _run(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.ce is not None
     assert run.kl is not None
-    return DSSLossOutput(run.loss, run.ce, run.kl, run.token_ce.view(batch.shape), run.token_kl.view(batch.shape))
+    loss, token_kl = run.loss, run.token_kl
+    if ref_slope is not None:
+        assert isinstance(reference, LabelReference)
+        token_kl = -token_kl
+        loss = refuse_another_head(loss, run.token_ce, token_kl, reference)
+    return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape))
 
 
 def token_logprobs(

@@ -41,6 +41,7 @@ class LabelReference(NamedTuple):
     """The reference's log-probabilities of the labels, flattened: all that the label forms of the KL need."""
 
     logprobs: Tensor  # [N]
+    slope: Tensor | None = None  # [N, D] as in LossCall
 
 
 class HeadReference(NamedTuple):
@@ -86,7 +87,7 @@ class Batch:
         self.shape, self.shift = labels.shape, shift
         self.compute_dtype = compute_dtype(hidden, lm_head)
         self.ce_weight, self.kl_weight, self.counts = weights
-        self.labels = _shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
+        self.labels = shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
         self.hidden, self.lm_head = hidden.reshape(-1, hidden.shape[-1]), lm_head
 
     @classmethod
@@ -139,7 +140,7 @@ class Batch:
         if not ref_logprobs.is_floating_point():
             raise TypeError(f"ref_logprobs: expected a floating dtype, got {ref_logprobs.dtype}")
         check_devices(self.hidden, ref_logprobs=ref_logprobs)
-        logprobs = _shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
+        logprobs = shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
         return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous())
 
     def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> HeadReference:
@@ -250,6 +251,7 @@ class Batch:
             ce_weight=self.ce_weight,
             kl_weight=self.kl_weight,
             ref_logprobs=None if known is None else known.logprobs,
+            ref_slope=None if known is None else known.slope,
             ref_hidden=None if live is None else live.hidden,
             ref_lm_head=None if live is None else live.lm_head,
             ref_bias=None if live is None else live.bias,
@@ -294,7 +296,7 @@ def shaping_weights(
 
 
 def _counting(labels: Tensor, ignore_index: int, shift: bool) -> Tensor:
-    return _shifted(labels.long(), shift, ignore_index).reshape(-1) != ignore_index
+    return shifted(labels.long(), shift, ignore_index).reshape(-1) != ignore_index
 
 
 def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift: bool, dtype: torch.dtype) -> Tensor:
@@ -305,14 +307,16 @@ def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift
         raise TypeError(f"{name}: expected a floating dtype, got {given.dtype}")
     if given.requires_grad:
         raise ValueError(f"{name}: expected a constant, got one that requires a gradient: pass {name}.detach()")
-    weight = _shifted(given, shift, 0).reshape(-1).to(dtype)
+    weight = shifted(given, shift, 0).reshape(-1).to(dtype)
     if not on_host(labels):
         weight = weight.masked_fill(weight.clamp(0, torch.finfo(weight.dtype).max) != weight, math.nan)
     return torch.where(counts, weight, 0)
 
 
-def _shifted(x: Tensor, shift: bool, fill: int) -> Tensor:
-    """``x[..., 1:]`` with ``fill`` at the end: hidden states meet the token that follows them."""
-    if shift and not x.dim():
+def shifted(x: Tensor, shift: bool, fill: int, dim: int = -1) -> Tensor:
+    """``x[..., 1:]`` along ``dim`` with ``fill`` at the end: hidden states meet the token that follows them."""
+    if shift and x.dim() < -dim:
         raise ValueError("shift=True needs a token axis, but labels is a single one")
-    return F.pad(x[..., 1:], (0, 1), value=fill) if shift and x.shape[-1] else x
+    if not shift or not x.shape[dim]:
+        return x
+    return F.pad(x.narrow(dim, 1, x.shape[dim] - 1), (*(0, 0) * (-1 - dim), 0, 1), value=fill)

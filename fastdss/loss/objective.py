@@ -333,8 +333,9 @@ def _write_gradient(
     if other is not None and objective.kl == "reverse":
         assert coefficients.kl is not None
         assert stats.mean_diff is not None
-        factor = other.sub_(stats.mean_diff.unsqueeze(1)).mul_((coefficients.kl * share).unsqueeze(1))
-        p.mul_(factor.add_((coefficients.prob * share).unsqueeze(1)))
+        kl = coefficients.kl * share
+        level = coefficients.prob * share - kl * stats.mean_diff
+        p.mul_(other.mul_(kl.unsqueeze(1)).add_(level.unsqueeze(1)))
     else:
         p.mul_((coefficients.prob * share).unsqueeze(1))
     if other is not None and objective.kl == "forward":

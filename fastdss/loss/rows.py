@@ -55,7 +55,9 @@ def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
 
 def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int]:
     """Rows with a KL weight, then the others with a cross-entropy weight; and the number of the former."""
-    has_kl = torch.zeros_like(ce_weight, dtype=torch.bool) if kl_weight is None else kl_weight != 0
+    if kl_weight is None:
+        return ce_weight.nonzero().squeeze(1), 0
+    has_kl = kl_weight != 0
     live = has_kl | (ce_weight != 0)
     order = torch.argsort(torch.where(has_kl, 0, torch.where(live, 1, 2)), stable=True)
     kl_rows, count = torch.stack([has_kl.sum(), live.sum()]).tolist()

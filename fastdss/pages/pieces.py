@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from .charts import heat
 from .style import STYLE
 
 __all__ = [
@@ -58,14 +59,13 @@ def document(title: str, body: Iterable[str], *, style: str = STYLE, head: str =
 
 
 def coloured_text(text: str, weights: Sequence[tuple[int, int, float]]) -> str:
-    """``text`` with each character range (start, end, weight in [0, 1]) shaded: kept at 1, held back at 0."""
+    """``text`` with each character range (start, end, weight in [0, 1]) in the colour of its score on every page."""
     out, position = [], 0
     for start, end, weight in weights:
         if start < position or end <= start:
             continue  # byte-level tokens can share a character
         out.append(escape(text[position:start]))
-        shade = round(100 * min(max(weight, 0.0), 1.0))
-        out.append(f'<span style="--w:{shade}%" title="weight {weight:.2f}">{escape(text[start:end])}</span>')
+        out.append(f'<span class="heat{heat(weight)}" title="weight {weight:.2f}">{escape(text[start:end])}</span>')
         position = end
     return f'<p class="tokens">{"".join(out)}{escape(text[position:])}</p>'
 

@@ -4,7 +4,8 @@ STYLE = """
 :root{color-scheme:light dark;--paper:light-dark(#fbfaf8,#15171b);--card:light-dark(#fff,#1d2025);
   --ink:light-dark(#1d1f24,#e8e7e3);--quiet:light-dark(#666b75,#a0a5af);--rule:light-dark(#e3e1dc,#32363d);
   --rail:light-dark(#eceae5,#2a2e35);--good:light-dark(#1f8a5b,#46bd87);--bad:light-dark(#cf4436,#f0776a);
-  --keep:light-dark(#d6efdf,#1d4a35);--drop:light-dark(#f8c9c0,#6e2a22);--mark:light-dark(#ffd9d2,#6e2a22);
+  --hot:light-dark(#d55e00,#f28c38);--wash:light-dark(#e06a0a,#c8600f);--cold:light-dark(#2b7bb9,#5aa9e0);
+  --mark:light-dark(#ffd9d2,#6e2a22);
   --markink:light-dark(#8f1d12,#ffd9d2);--s0:light-dark(#8a8f99,#a0a5af);--s1:light-dark(#cf4436,#f0776a);
   --s2:light-dark(#d98a00,#eeb04a);--s3:light-dark(#2f6fde,#7aa7ff);--s4:light-dark(#0f9b8e,#4fd0c2);
   --s5:light-dark(#8b53c6,#be95ee);--s6:light-dark(#b04a82,#e58fbd);--s7:light-dark(#5f7a1f,#b3cf63)}
@@ -45,7 +46,14 @@ svg.interval{display:block;width:100%;height:7px;margin-top:5px;border-radius:3p
 .interval line{stroke:var(--ink);stroke-width:1.6;vector-effect:non-scaling-stroke;opacity:.75}
 .swatch{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
 .tokens{font-size:1.02rem;line-height:1.9;max-width:none;margin:.2em 0 .9em;overflow-wrap:anywhere}
-.tokens span{background:color-mix(in oklab,var(--keep) var(--w),var(--drop));padding:.14em 0}
+.tokens span{padding:.14em 0}
+.heat0{background:color-mix(in srgb,var(--wash) 68%,transparent);text-decoration:underline 3px}
+.heat1{background:color-mix(in srgb,var(--wash) 44%,transparent);text-decoration:underline 2px}
+.heat2{background:color-mix(in srgb,var(--wash) 22%,transparent);text-decoration:underline 1px dashed}
+.heat3{background:color-mix(in srgb,var(--cold) 5%,transparent)}
+.heat4{background:color-mix(in srgb,var(--cold) 11%,transparent)}
+.heat5{background:color-mix(in srgb,var(--cold) 19%,transparent)}
+.heat0,.heat1,.heat2{text-underline-offset:.22em;text-decoration-color:var(--hot);text-decoration-skip-ink:none}
 mark{background:var(--mark);color:var(--markink);border-radius:3px;padding:.05em .2em}
 svg.chart{display:block;width:100%;height:auto;overflow:visible}
 .chart text{fill:var(--quiet);font-size:12px}
@@ -54,8 +62,8 @@ svg.chart{display:block;width:100%;height:auto;overflow:visible}
 .dashed{stroke-dasharray:6 4}
 .chart .bandname{font-weight:600;font-size:12.5px}
 .band{opacity:.5;fill:var(--rail)}
-.band.disclosure{fill:var(--drop)}
-.band.advice{fill:var(--keep)}
+.band.disclosure{fill:color-mix(in srgb,var(--wash) 44%,transparent)}
+.band.advice{fill:color-mix(in srgb,var(--cold) 19%,transparent)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3em 1.3em;padding:0;margin:.2em 0 .8em;font-size:.88rem}
 .legend svg{width:26px;height:8px;margin-right:.45em;vertical-align:middle}
 .chip{display:inline-block;white-space:nowrap;font-size:.76rem;font-weight:600;border-radius:99px;padding:.1em .65em;

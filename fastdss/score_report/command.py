@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.console.voice import tell_result
 from fastdss.errors import UserError
 from fastdss.optional import require
 
@@ -75,7 +77,7 @@ def _run(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(args.folder) / "report.html")
     without_text = write_report(args.folder, out, sources=args.inputs, limit=args.limit or None)
     if without_text is not None:
-        print(f"The page shows scores without text: {without_text}")
-    print(f"The page is at {out.resolve()}")
+        print(f"The page shows scores without text: {without_text}", file=sys.stderr)
+    tell_result(args, {"page": out.resolve(), "without_text": without_text}, [("page", out.resolve())])
     if args.open:
         webbrowser.open(out.resolve().as_uri())

@@ -218,10 +218,14 @@ def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree]
 def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
     if isinstance(model, GuardModel):
         return [model]
-    if isinstance(model, Sequence):
+    if isinstance(model, Sequence) and not isinstance(model, str):
         if not model or not all(isinstance(guard, GuardModel) for guard in model):
             raise UserTypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
         return list(model)
+    if not hasattr(model, "config") or not callable(model):
+        given = f"the text {model[:80]!r}: Guard.from_pretrained loads one by name" if isinstance(model, str) else None
+        given = given or type(model).__name__
+        raise UserTypeError(f"model: expected a Guard, a sequence of Guards, or a causal LM, got {given}")
     name = getattr(model, "name_or_path", "")
     if tokenizer is None:
         from transformers import AutoTokenizer
@@ -234,6 +238,11 @@ def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[Gu
 
 def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     """The turns to judge of a batch of conversations in any known format."""
+    if not isinstance(batch, Mapping):
+        raise UserTypeError(
+            "batch: expected a mapping of columns, {'prompt': [...], 'response': [...]} or {'messages': [...]}, "
+            f"got {type(batch).__name__}; rows: StarScorer reads them, or score_dataset for whole files"
+        )
     for name, values in batch.items():
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")

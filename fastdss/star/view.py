@@ -50,11 +50,13 @@ def plot(item: ScoredResponse, title: str, ax: Any = None) -> Any:
 
 
 def html(scores: Sequence[ScoredResponse]) -> str:
-    """The first rows as coloured text: HTML without script, every text escaped, limited in size."""
-    rows = min(len(scores), SHOWN)
-    more = f"; the first {rows}" if rows < len(scores) else ""
+    """The rows with the lowest scores as coloured text, the lowest first, failed ones last: HTML without script, every
+    text escaped, limited in size."""
+    order = sorted(range(len(scores)), key=lambda row: 2.0 if scores[row].failed else scores[row].scores.min().item())
+    more = f"; the {SHOWN} with the lowest scores" if len(scores) > SHOWN else ", the lowest score first"
+    more = more if len(scores) > 1 else ""
     lines = [f'<div style="max-width:60em"><p><b>StarScores</b> of {len(scores):,} responses{more}</p>']
-    for row in range(rows):
+    for row in order[:SHOWN]:
         lines.append(
             f'<div style="border-top:1px solid rgba(128,128,128,.4);padding:.4em 0">{_row(row, scores[row])}</div>'
         )

@@ -13,8 +13,8 @@ from .config import DSSConfig
 from .enable import dss_config, enable_dss
 
 
-def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any], ref_model: Any) -> DSSConfig:
-    """The model's configuration, enabled here if it was not; refuses contradictions, and full KL without a reference.
+def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any]) -> DSSConfig:
+    """The model's configuration, enabled here if it was not; refuses contradictions.
 
     said: the shortcuts among a trainer's keywords.
     """
@@ -26,8 +26,6 @@ def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any],
         here = (config or known).with_said(**said)
         words = [f"{n}: expected {getattr(known, n)} as in enable_dss, got {getattr(here, n)}" for n in differing]
         raise UserError(f"{'; '.join(words)}: say it once")
-    if known.needs_logits and ref_model is None:
-        raise UserError(f"kl={str(known.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model")
     return known
 
 

@@ -23,6 +23,8 @@ COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "labels": (torch.long, IGNORED),
     "token_weights": (torch.float32, 1.0),
     "ref_logprobs": (torch.float32, 0.0),
+    "ref_offset": (torch.float32, 0.0),
+    "ref_slope": (torch.float16, 0.0),  # [T, D], in a table a token's bytes, none where no label counts
 }
 
 
@@ -30,9 +32,9 @@ COLUMNS: dict[str, tuple[torch.dtype, float]] = {
 class DSSCollator:
     """Examples (one value per token and column) to one batch of tensors ``[B, T]``, or ``[1, T]`` without padding.
 
-    Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights`` and
-    ``ref_logprobs``. A packed example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start
-    anew at 0 with each.
+    Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights``,
+    ``ref_logprobs``, and for the forward KL ``ref_offset`` and ``ref_slope`` (which becomes ``[B, T, D]``). A packed
+    example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each.
 
     Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
     model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
@@ -94,8 +96,11 @@ class DSSCollator:
     def _join(self, name: str, rows: Sequence[Row], width: int) -> Tensor:
         dtype, padding = COLUMNS[name]
         values = [row.columns[name] for row in rows]
+        inner = _inner_shape(name, values)
+        values = [value if value.shape[1:] == inner else value.new_zeros((len(value), *inner)) for value in values]
         values = [torch.cat(values)] if self.padding_free else values
-        joined = torch.full((len(values), width), self.pad_token_id if name == "input_ids" else padding, dtype=dtype)
+        filler = self.pad_token_id if name == "input_ids" else padding
+        joined = torch.full((len(values), width, *inner), filler, dtype=dtype)
         for index, row in enumerate(values):
             joined[index, : len(row)] = row
         return joined
@@ -222,8 +227,39 @@ def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
+def _inner_shape(name: str, rows: Sequence[Tensor]) -> torch.Size:
+    """Of a column's values: numbers, or the slopes' vectors, whose width a row without any label cannot know."""
+    shapes = {row.shape[1:] for row in rows}
+    known = {shape for shape in shapes if shape.numel()}
+    if len(known) > 1:
+        raise UserError(f"{name}: expected vectors of one width in all examples, got {sorted(map(list, known))}")
+    return next(iter(known or shapes))
+
+
+def _vectors(index: int, name: str, values: Any) -> Tensor:
+    """[T, D] of one vector per token: a tensor as it is, or the bytes of each, 0 where there are none."""
+    if isinstance(values, list) and values and isinstance(values[0], bytes):
+        dtype = COLUMNS[name][0]
+        sizes = sorted({len(value) for value in values if value})
+        if len(sizes) > 1 or any(size % dtype.itemsize for size in sizes):
+            raise UserError(f"example {index}: {name}: expected vectors of one width, got {sizes} bytes")
+        empty = bytes(sizes[0] if sizes else 0)
+        content = bytearray(b"".join(value or empty for value in values))
+        tensor = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return tensor.view(len(values), -1) if content else tensor.view(len(values), 0)
+    try:
+        tensor = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserTypeError(f"example {index}: {name}: expected a vector per token ({error})") from None
+    if tensor.dim() != 2 or not tensor.is_floating_point():
+        raise UserError(f"example {index}: {name}: expected [T, D] numbers, got {list(tensor.shape)} {tensor.dtype}")
+    return tensor.to(COLUMNS[name][0])
+
+
 def _column(index: int, name: str, values: Any) -> Tensor:
     dtype = COLUMNS[name][0]
+    if name == "ref_slope":
+        return _vectors(index, name, values)
     try:
         tensor = torch.as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths

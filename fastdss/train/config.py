@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -54,6 +55,12 @@ class DSSConfig:
     def needs_logits(self) -> bool:
         """Whether the KL term sums over the vocabulary, so that log-probabilities of the labels do not do."""
         return self.kl in FULL_KL and self.kl_scale > 0
+
+    def known_by(self, columns: Container[str]) -> bool:
+        """Whether columns of the data hold all of the reference that this form of KL needs."""
+        if self.kl == KL.FORWARD:
+            return "ref_slope" in columns and "ref_offset" in columns
+        return self.kl not in FULL_KL and "ref_logprobs" in columns
 
     def with_said(self, **said: object) -> DSSConfig:
         """This configuration with those of the keywords that are not None, which means "not said"."""

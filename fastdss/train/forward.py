@@ -12,17 +12,19 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.loss.functional import LiveRows, dss_loss, token_logprobs
+from fastdss.loss.functional import LiveRows, dss_loss, forward_reference, token_logprobs
+from fastdss.loss.objective import KL
 from fastdss.models.causal_lm import LMHead
 from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
-from fastdss.models.head_call import Operation, head_trains, through_head
+from fastdss.models.head_call import Operation, head_is_adapted, head_trains, through_head
 from fastdss.models.packing import is_packed, packed_inputs
 
+from .collator import COLUMNS
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
 NEEDED = "_dss_needed"  # an input without which the class reads what follows
-_ASK = ("loss", "logprobs", "hidden", "logits")
+_ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
 @dataclass
@@ -31,7 +33,7 @@ class DSSOutput(ModelOutput):
 
     ``loss: []`` carries the gradient and is ``ce + kl`` (plus the MoE auxiliary loss); ``ce: []`` and ``kl: []`` are
     its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts.
-    ``hidden`` and ``logits`` are filled only where ``dss_ask`` asks for them.
+    ``hidden``, ``logits``, and ``ref_slope`` and ``ref_offset`` are filled only where ``dss_ask`` asks for them.
     """
 
     loss: Tensor | None = None
@@ -41,17 +43,26 @@ class DSSOutput(ModelOutput):
     aux_loss: Tensor | None = None
     hidden: Tensor | None = None
     logits: Tensor | None = None
+    ref_slope: Tensor | None = None
+    ref_offset: Tensor | None = None
 
 
 class Given(NamedTuple):
     token_weights: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    ref_slope: Tensor | None = None
+    ref_offset: Tensor | None = None
     ref_hidden: Tensor | None = None
     ref_lm_head: Tensor | None = None
     ref_bias: Tensor | None = None
     ref_logit_scale: float | None = None
     ref_softcap: float | Literal["same"] | None = "same"
     rows: LiveRows | Tensor | None = None
+
+    def by_slope(self, config: DSSConfig) -> bool:
+        """Whether the KL is computed from ``ref_slope``."""
+        forward = config.needs_logits and config.kl == KL.FORWARD
+        return forward and self.ref_slope is not None and self.ref_hidden is None
 
     def refuse_without_weights(self) -> None:
         stray = [name for name, value in self._asdict().items() if value is not self._field_defaults[name]]
@@ -81,11 +92,16 @@ def shaped_forward(
         return DSSOutput(logits=_run(model, lambda hidden, head: (head.logits(hidden),), args, kwargs)[0][0])
     if ask == "logprobs":
         return DSSOutput(logprobs=_run(model, _logprobs(config, labels, given.rows), args, kwargs)[0][0])
-    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None:
+    if ask == "reference":
+        found = _run(model, _reference(config, labels, given.rows), args, kwargs)[0]
+        return DSSOutput(logprobs=found[0], ref_slope=found[1], ref_offset=found[2])
+    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None and given.ref_slope is None:
         raise UserError(
             "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
             "in DSSTrainer a column ref_logprobs or ref_model="
         )
+    if given.by_slope(config):
+        refuse_another_head(model)
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
         raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
     operation = _loss(config, labels, given, num_items_in_batch)
@@ -95,8 +111,18 @@ def shaped_forward(
     return DSSOutput(loss=loss, ce=ce, kl=kl, logprobs=logprobs, aux_loss=aux_loss)
 
 
+def refuse_another_head(model: Any) -> None:
+    """``UserError`` where the policy's head is or becomes another than the reference's, of which the column is."""
+    if head_trains(model) or head_is_adapted(model):
+        why = "is trained" if head_trains(model) else "has an adapter"
+        raise UserError(
+            f"ref_slope: expected a frozen output head without adapters, got one that {why}: the column is of the "
+            "reference's own head; freeze it, or drop the column and take the reference live (ref_model=, ref_hidden)"
+        )
+
+
 def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, given: Given, ask: str) -> None:
-    if ask in ("loss", "logprobs") and labels is None:
+    if ask in ("loss", "logprobs", "reference") and labels is None:
         raise UserError("token_weights need labels of the same shape")
     if kwargs.pop("return_dict", True) is False or not _is_zero(kwargs.pop("logits_to_keep", 0)):
         raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
@@ -156,12 +182,13 @@ def head_states(model: Any, *args: Any, **inputs: Any) -> Tensor:
 
 def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: Tensor | int | None) -> Operation:
     """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
-    weights, ref_logprobs, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap, rows = given
+    weights, ref_hidden = given.token_weights, given.ref_hidden
+    ref_lm_head, ref_bias = given.ref_lm_head, given.ref_bias
     assert weights is not None
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         here = hidden.device
-        options = _options(config, head, rows, here)
+        options = _options(config, head, given.rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
         options["label_smoothing"] = config.label_smoothing
         if ref_hidden is not None:
@@ -170,11 +197,13 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
-            options |= {"ref_logit_scale": ref_logit_scale, "ref_softcap": ref_softcap}
+            options |= {"ref_logit_scale": given.ref_logit_scale, "ref_softcap": given.ref_softcap}
         elif config.kl_scale == 0:  # no KL term, so no reference: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
+        elif given.by_slope(config):
+            options |= {"ref_slope": _slopes(given.ref_slope, hidden), "ref_offset": _to(given.ref_offset, here)}
         else:
-            options |= {"ref_logprobs": _to(ref_logprobs, here)}
+            options |= {"ref_logprobs": _to(given.ref_logprobs, here)}
         shaped = dss_loss(
             hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
         )
@@ -201,6 +230,25 @@ def _logprobs(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None)
         return (_as_labels(token_logprobs(hidden, head.weight, labels.to(hidden.device), **options)),)
 
     return operation
+
+
+def _reference(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
+    """All that any label form or the forward KL needs of a reference, once: ``(logprobs, ref_slope, ref_offset)``."""
+
+    def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
+        options = _options(config, head, rows, hidden.device)
+        dtype = COLUMNS["ref_slope"][0]  # what it is stored in: the offset is made from the rounded slope
+        found = forward_reference(hidden, head.weight, labels.to(hidden.device), dtype=dtype, **options)
+        slope = torch.nn.functional.pad(found.slope[..., :-1, :], (0, 0, 1, 0))
+        return _as_labels(found.logprobs), slope, _as_labels(found.offset)
+
+    return operation
+
+
+def _slopes(slope: Tensor | None, hidden: Tensor) -> Tensor:
+    """On the device; of no width in a batch without any label, whose collator cannot know the model's."""
+    assert slope is not None
+    return slope.to(hidden.device) if slope.shape[-1] else hidden.new_zeros(hidden.shape)
 
 
 def _as_labels(terms: Tensor) -> Tensor:

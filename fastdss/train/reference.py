@@ -1,39 +1,35 @@
-"""The reference model's log-probabilities, computed once before training so that it leaves the training loop."""
+"""A reference model's answers, computed once before training so that it leaves the training loop."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from fastdss.console.voice import progress_bar
 from fastdss.errors import UserError
-from fastdss.files import write_atomically
-from fastdss.models.batching import add_tensor, length_batches
-from fastdss.models.inputs import given_inputs, input_names
+from fastdss.models.batching import length_batches
+from fastdss.models.inputs import input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
-from fastdss.upstream.deepspeed import is_empty_share, local_share
-from fastdss.upstream.peft import adapters_in_use
-from fastdss.upstream.transformers import settings_of
 
-from .collator import DSSCollator, read_row
+from .collator import COLUMNS, IGNORED, DSSCollator, read_row
 from .enable import bare_model, disable_dss, dss_config, enable_dss
+from .reference_cache import ReferenceCache, gather, rank, world_size
 
-_log = logging.getLogger(__name__)
-_FORMAT = "fastdss reference 2"
-_COLUMN = "ref_logprobs"
+
+class _Answers(NamedTuple):
+    """A row's, or of a document in it."""
+
+    logprobs: Tensor  # [T]
+    slope: Tensor | None = None  # [L, D] fp16, of the tokens whose labels count
+    offset: Tensor | None = None  # [T]
 
 
 def reference_logprobs(
@@ -63,65 +59,189 @@ def reference_logprobs(
     Under ``torch.distributed`` all ranks call it with the same dataset; each computes its share, all return everything.
     Raises ``ValueError`` where a log-probability is not finite, naming the row.
     """
+    options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
+    return [row.logprobs for row in _answers(model, dataset, "logprobs", options)]
+
+
+def reference_columns(
+    model: Any,
+    dataset: Sequence[Mapping[str, Any]] | Any,
+    *,
+    forward_kl: bool = False,
+    batch_tokens: int = 8192,
+    cache_dir: str | os.PathLike[str] | None = None,
+    model_id: str | None = None,
+    part_rows: int = 1024,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """The columns of a reference that each row of ``dataset`` gets: ``row | columns`` is what ``DSSCollator`` takes.
+
+    ``ref_logprobs``, a float32 tensor ``[T]`` as ``reference_logprobs`` returns it. With ``forward_kl=True`` also what
+    ``kl="forward"`` needs of a reference whose output head is the policy's own, frozen and without adapters (LoRA):
+    ``ref_offset`` ``[T]`` and ``ref_slope``, a list of ``T`` byte strings, ``D`` numbers in fp16 for each token whose
+    label counts and none for the others: 2 D bytes a token. See ``fastdss.forward_reference``.
+
+    Other arguments as in ``reference_logprobs``. Raises ``ValueError`` for a model with a softcap, whose logits are not
+    linear in its hidden states, and where an answer is not finite, naming the row.
+    """
+    options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
+    answers = _answers(model, dataset, "reference" if forward_kl else "logprobs", options)
+    return [_columns(row, dataset[index]) for index, row in enumerate(answers)]
+
+
+def add_reference_logprobs(
+    dataset: Any,
+    model: Any,
+    *,
+    forward_kl: bool = False,
+    batch_tokens: int = 8192,
+    cache_dir: str | os.PathLike[str] | None = None,
+    model_id: str | None = None,
+    part_rows: int = 1024,
+    progress: bool = False,
+) -> Any:
+    """``dataset`` with the column ``ref_logprobs``, float32: ``reference_logprobs(model, dataset, **options)``.
+
+    With ``forward_kl=True`` the columns ``ref_offset`` and ``ref_slope`` as well, by which ``kl="forward"`` needs no
+    reference model in training: see ``reference_columns``, also for what they cost.
+
+    dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes.
+    Earlier columns of these names are replaced.
+    """
+    require("add_reference_logprobs", "train", "datasets")
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+    options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
+    answers = _answers(model, dataset, "reference" if forward_kl else "logprobs", options)
+    kinds = {"ref_logprobs": "float32"}
+    kinds |= {"ref_offset": "float32", "ref_slope": "large_binary"} if forward_kl else {}
+    features = Features({name: List(Value(kind)) for name, kind in kinds.items()})
+    old = [name for name in ("ref_logprobs", "ref_offset", "ref_slope") if name in dataset.column_names]
+    dataset = dataset.remove_columns(old) if old else dataset
+    parts = []
+    for start in range(0, len(answers), part_rows):  # lists of numbers are large: not all at once
+        part = range(start, min(start + part_rows, len(answers)))
+        rows = [_columns(answers[index], {"labels": dataset[index]["labels"]}) for index in part]
+        found = {name: [row[name] if name == "ref_slope" else row[name].tolist() for row in rows] for name in kinds}
+        parts.append(Dataset.from_dict(found, features=features))
+    added = concatenate_datasets(parts) if parts else Dataset.from_dict({name: [] for name in kinds}, features=features)
+    return concatenate_datasets([dataset, added], axis=1)
+
+
+class _Options(NamedTuple):
+    batch_tokens: int
+    cache_dir: str | os.PathLike[str] | None
+    model_id: str | None
+    part_rows: int
+    progress: bool
+
+
+def _columns(answers: _Answers, row: Mapping[str, Any]) -> dict[str, Any]:
+    if answers.slope is None:
+        return {"ref_logprobs": answers.logprobs}
+    stored = iter(answers.slope)
+    slopes = [b"" if label == IGNORED else next(stored).numpy().tobytes() for label in row["labels"]]
+    return {"ref_logprobs": answers.logprobs, "ref_offset": answers.offset, "ref_slope": slopes}
+
+
+def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Answers]:
+    """ask: "logprobs", or "reference" for all of an answer."""
+    batch_tokens, cache_dir, model_id, part_rows, progress = options
     if batch_tokens < 1 or part_rows < 1:
         raise UserError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
-    cache = _Cache(cache_dir, model, model_id) if cache_dir is not None else None
+    cache = ReferenceCache(cache_dir, model, model_id, ask) if cache_dir is not None else None
     parts = [range(start, min(start + part_rows, len(dataset))) for start in range(0, len(dataset), part_rows)]
-    found: list[Tensor] = []
-    with _answering(model), _Bar(len(dataset), progress and _rank() == 0) as bar:
+    found: list[_Answers] = []
+    with _answering(model), _Bar(len(dataset), progress and rank() == 0) as bar:
         for part in parts:
             rows = [dataset[index] for index in part]
-            known = cache.load(rows) if cache else None
+            stored = cache.load(rows) if cache else None
+            known = None if stored is None else _split(stored, rows)
             if known is None:
-                known = _compute(model, rows, part.start, batch_tokens)
+                known = _compute(model, rows, part.start, batch_tokens, ask)
                 for index, row in zip(part, known, strict=True):
-                    if not row.isfinite().all():
-                        raise UserError(f"row {index}: the reference's log-probabilities are not finite")
+                    if not all(tensor is None or bool(tensor.isfinite().all()) for tensor in row):
+                        raise UserError(f"row {index}: the reference's log-probabilities or slopes are not finite")
                 if cache:
-                    cache.store(rows, known)
+                    cache.store(rows, {name: torch.cat(column) for name, column in _by_name(known).items()})
             found += known
             bar.advance(len(rows))
     return found
 
 
-def add_reference_logprobs(dataset: Any, model: Any, **options: Any) -> Any:
-    """``dataset`` with the column ``ref_logprobs``, float32: ``reference_logprobs(model, dataset, **options)``.
-
-    dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes. An
-    earlier column of that name is replaced.
-    """
-    require("add_reference_logprobs", "train", "datasets")
-    from datasets import Features, List, Value
-
-    values = [row.tolist() for row in reference_logprobs(model, dataset, **options)]
-    if _COLUMN in dataset.column_names:
-        dataset = dataset.remove_columns(_COLUMN)
-    return dataset.add_column(_COLUMN, values, feature=Features({_COLUMN: List(Value("float32"))})[_COLUMN])
+def _by_name(answers: list[_Answers]) -> dict[str, list[Tensor]]:
+    """Those fields that there are, row by row; the slopes of a row without labels have no width to be joined by."""
+    found: dict[str, list[Tensor]] = {}
+    for name in _Answers._fields:
+        values = [getattr(row, name) for row in answers]
+        if values and values[0] is not None:
+            found[name] = [value for value in values if value.numel()] or values[:1]
+    return found
 
 
-def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int) -> list[Tensor]:
-    """Log-probabilities of one part's rows; every rank runs the same number of forwards, as FSDP needs."""
+def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_Answers] | None:
+    """A part's answers row by row; None where they are not of these rows."""
+    lengths = {
+        "logprobs": [len(row["input_ids"]) for row in rows],
+        "offset": [len(row["input_ids"]) for row in rows],
+        "slope": [_counting(row) for row in rows],
+    }
+    if any(len(values) != sum(lengths[name]) for name, values in stored.items()):
+        return None
+    split = {name: values.split(lengths[name]) for name, values in stored.items()}
+    return [_Answers(**{name: parts[index].clone() for name, parts in split.items()}) for index in range(len(rows))]
+
+
+def _counting(row: Mapping[str, Any]) -> int:
+    """How many labels count, the first of a document too, which no token predicts."""
+    return int((torch.as_tensor(row["labels"]) != IGNORED).sum())
+
+
+def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int, ask: str) -> list[_Answers]:
+    """Answers of one part's rows; every rank runs the same number of forwards, as FSDP needs."""
     taken = input_names(bare_model(model))
     documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
     collate = DSSCollator(pad_token_id=0, model_inputs=taken)
     lengths = [document.length for document in documents]
     batches = list(length_batches(lengths, padded=batch_tokens, longest_first=True))
     device = bare_model(model).get_input_embeddings().weight.device
-    mine: dict[int, Tensor] = {}
-    for first in range(0, len(batches), _world_size()):
-        at = first + _rank()
+    mine: dict[int, _Answers] = {}
+    for first in range(0, len(batches), world_size()):
+        at = first + rank()
         members = batches[at if at < len(batches) else first]  # a spare rank repeats one; its answer is left out
         batch = collate([documents[i].columns for i in members])
         batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
-        answers = model(**batch, dss_ask="logprobs").logprobs.float().cpu()
+        output = model(**batch, dss_ask=ask)
         if at < len(batches):
-            mine |= {i: values[: documents[i].length].clone() for i, values in zip(members, answers, strict=True)}
-    gathered = _gather(mine)
-    found = [torch.zeros(len(row["input_ids"])) for row in rows]
-    for i, document in enumerate(documents):
-        place = slice(document.start, document.start + document.length)
-        found[document.row][place] = next(answers[i] for answers in gathered if i in answers)
-    return found
+            mine |= {i: _of_document(output, row, documents[i]) for row, i in enumerate(members)}
+    gathered = gather(mine)
+    answers = [next(found[i] for found in gathered if i in found) for i in range(len(documents))]
+    return [
+        _row_of(row, [(d, a) for d, a in zip(documents, answers, strict=True) if d.row == at])
+        for at, row in enumerate(rows)
+    ]
+
+
+def _of_document(output: Any, row: int, document: _Document) -> _Answers:
+    logprobs = output.logprobs[row, : document.length].float().cpu().clone()
+    if output.ref_slope is None:
+        return _Answers(logprobs)
+    counts = torch.as_tensor(document.columns["labels"]) != IGNORED
+    slope = output.ref_slope[row, : document.length].cpu()[counts].to(COLUMNS["ref_slope"][0])
+    return _Answers(logprobs, slope, output.ref_offset[row, : document.length].float().cpu().clone())
+
+
+def _row_of(row: Mapping[str, Any], documents: list[tuple[_Document, _Answers]]) -> _Answers:
+    """The answers of a row's documents where they stand in it."""
+    length = len(row["input_ids"])
+    names = ("logprobs", "offset") if documents[0][1].slope is not None else ("logprobs",)
+    found: dict[str, Tensor] = {name: torch.zeros(length) for name in names}
+    for document, answers in documents:
+        for name in names:
+            found[name][document.start : document.start + document.length] = getattr(answers, name)
+    if "offset" in found:
+        found["slope"] = torch.cat([answers.slope for _, answers in documents if answers.slope is not None])
+    return _Answers(**found)
 
 
 class _Document(NamedTuple):
@@ -161,102 +281,11 @@ def _answering(model: Any) -> Iterator[None]:
             disable_dss(model)
 
 
-class _Cache:
-    """Finished parts as safetensors files, named by what they depend on; rank 0 reads and writes."""
-
-    def __init__(self, folder: str | os.PathLike[str], model: Any, model_id: str | None) -> None:
-        self.folder = Path(folder)
-        if _rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass  # unwritable: say so before the work, not after
-        self.model, self.inputs = _fingerprint(model, model_id), input_names(bare_model(model))
-
-    def load(self, rows: list[Mapping[str, Any]]) -> list[Tensor] | None:
-        """The part's stored answers, the same on every rank; None where there are none or they are damaged."""
-        found: list[Tensor] | None = _from_first(
-            lambda: self._read(self._path(rows), [len(row["input_ids"]) for row in rows])
-        )
-        return found
-
-    def store(self, rows: list[Mapping[str, Any]], answers: list[Tensor]) -> None:
-        """A part is there whole or not at all."""
-        if _rank() != 0:
-            return
-        from safetensors.torch import save
-
-        values = torch.cat(answers)
-        content = save({"logprobs": values}, metadata={"format": _FORMAT, "sha256": _digest(values)})
-        write_atomically(self._path(rows), content)
-
-    def _path(self, rows: list[Mapping[str, Any]]) -> Path:
-        content = hashlib.sha256(self.model.encode())
-        for row in rows:
-            for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
-                if row.get(name) is not None:
-                    add_tensor(content, name, torch.as_tensor(row[name]))
-        return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
-
-    def _read(self, path: Path, lengths: list[int]) -> list[Tensor] | None:
-        if not path.exists():
-            return None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata, values = file.metadata() or {}, file.get_tensor("logprobs")
-            intact = metadata.get("sha256") == _digest(values) and len(values) == sum(lengths)
-        except (SafetensorError, OSError):
-            intact = False
-        if not intact:
-            _log.warning("%s is damaged: set aside and computed again", path)
-            os.replace(path, path.with_suffix(".damaged"))
-            return None
-        return [part.clone() for part in values.split(lengths)]
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _fingerprint(model: Any, model_id: str | None) -> str:
-    """What answers depend on besides the rows: weights, settings of the architecture, adapters in use, precision."""
-    bare = bare_model(model)
-    device = bare.get_input_embeddings().weight.device.type
-    config = settings_of(bare.config)
-    adapters = adapters_in_use(bare)
-    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
-    known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
-    shards = {_weights_digest(bare)} if model_id is None else set()
-    everyone = sorted(set().union(*_gather(shards)))  # plain replicas agree, so their number makes no difference
-    return hashlib.sha256("\n".join([known, *everyone]).encode()).hexdigest()
-
-
-def _weights_digest(model: Any) -> str:
-    content = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else _zero3_local(name, tensor)
-        add_tensor(content, name, local)
-    return content.hexdigest()
-
-
-def _zero3_local(name: str, tensor: Tensor) -> Tensor:
-    """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
-    if not is_empty_share(tensor):
-        return tensor
-    share = local_share(tensor)
-    if share is None:
-        raise UserError(f"cache_dir: the weights of {name} are swapped out, so they have no hash: pass model_id=")
-    return share
-
-
 class _Bar:
     def __init__(self, total: int, shown: bool) -> None:
         self._bar = None
         if shown:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="reference", unit="row")
+            self._bar = progress_bar(total, "reference", "rows")
 
     def __enter__(self) -> _Bar:
         return self
@@ -268,32 +297,3 @@ class _Bar:
     def advance(self, rows: int) -> None:
         if self._bar is not None:
             self._bar.update(rows)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if _distributed() else 1
-
-
-def _gather(value: Any) -> list[Any]:
-    if not _distributed():
-        return [value]
-    values: list[Any] = [None] * _world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _from_first(make: Any) -> Any:
-    """``make()`` on rank 0, its result on every rank."""
-    if not _distributed():
-        return make()
-    box = [make() if _rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

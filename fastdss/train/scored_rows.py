@@ -45,7 +45,9 @@ def with_scores(index: int, conversation: Conversation, row: Mapping[str, Any]) 
                 )
             return ScoredConversation(conversation, [_last_turn(conversation, row)])
         if not star:
-            raise UserError("it has no scores (star is empty): drop the row, or score it anew")
+            reason = row.get("error")
+            why = f"the scorer's reason: {reason[:200]}" if isinstance(reason, str) and reason else "star is empty"
+            raise UserError(f"it has no scores ({why}): drop the row (dataset.filter), or score it anew")
         return ScoredConversation(conversation, [_turn(conversation, judged) for judged in star])
     except (TypeError, ValueError) as error:
         raise RowError(index, str(error)) from None

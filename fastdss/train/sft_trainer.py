@@ -35,7 +35,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
 
     - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
       trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;
-    - prepared rows (``input_ids``, ``labels``, ``token_weights``, optionally ``ref_logprobs``);
+    - prepared rows (``input_ids``, ``labels``, ``token_weights``, optionally a reference's columns);
     - anything else SFTTrainer takes, trained without shaping.
 
     ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
@@ -63,7 +63,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, **options)
         # before SFTTrainer puts its own fused head on the instance, which then wraps ours
         said = DSSConfig.taken_from(kwargs)
-        agreed = agreed_config(model, config, said, ref_model)
+        agreed = agreed_config(model, config, said)
         super().__init__(model, *args, **kwargs)
         if self.router_coefficient is not None:
             set_coefficient(bare_model(self.model), self.router_coefficient)

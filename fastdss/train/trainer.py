@@ -28,14 +28,15 @@ from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config
 from .live_reference import LiveReference
-from .prepare import prepare_dss_dataset
-from .scored_rows import holds_scores
-from .trainer_data import default_collator, tell_unstopped
+from .trainer_data import default_collator, known_reference, tell_unstopped, with_prepared
 
 _log = logging.getLogger(__name__)
-_DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer's positional arguments
-_TOKENIZER = 5
-_EXACT = ("token_weights", "ref_logprobs")  # float inputs that mixed precision must not round
+_EXACT = (
+    "token_weights",
+    "ref_logprobs",
+    "ref_offset",
+    "ref_slope",
+)  # float inputs that mixed precision must not round
 _SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
 
 
@@ -80,6 +81,7 @@ class ShapedTraining(TrainerSeams):
                 "leave it unset, got True"
             )
         accelerate.cast_nothing(self.accelerator)  # tokens in, FSDP2 computes as its parameters are
+        known_reference(self, ref_model)
         self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
 
@@ -92,7 +94,8 @@ class ShapedTraining(TrainerSeams):
     ) -> Any:
         """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
         shaped = "token_weights" in inputs
-        refers = shaped and "ref_logprobs" not in inputs
+        config = dss_config(self.model)
+        refers = shaped and config is not None and not config.known_by(inputs)
         reference: LiveReference | None = self._dss_reference
         if reference is not None and (refers or reference.needs_all_ranks(model)):
             asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
@@ -248,8 +251,9 @@ class DSSTrainer(ShapedTraining, Trainer):
     config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
     ``grad_tol`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
     said here as well must not differ.
-    ref_model: None where the data has ``ref_logprobs`` (``add_reference_logprobs`` makes them; k1, k2, k3),
-    ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
+    ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them: ``ref_logprobs``
+    for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without adapters), ``"adapter"``
+    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
     of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped
     batches.
 
@@ -265,7 +269,7 @@ class DSSTrainer(ShapedTraining, Trainer):
         model = args[0] if args else kwargs.get("model")
         said = DSSConfig.taken_from(kwargs)
         if model is not None:
-            agreed = agreed_config(model, config, said, ref_model)
+            agreed = agreed_config(model, config, said)
         elif kwargs.get("model_init") is not None:
             if ref_model == "adapter":
                 raise UserError("ref_model='adapter' needs the one model that is trained: pass model, not model_init")
@@ -275,37 +279,11 @@ class DSSTrainer(ShapedTraining, Trainer):
             kwargs["model_init"] = enabled_init(kwargs["model_init"], agreed)
         else:
             raise UserError("model: expected a causal LM, or model_init, got neither")
-        args, kwargs = _with_prepared(args, kwargs)
+        args, kwargs = with_prepared(args, kwargs)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
             self.data_collator = default_collator(self, agreed.kl_scale)
         self._set_up_dss(ref_model)
-
-
-def _with_prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Trainer's arguments, with data sets of scored conversations tokenised by ``processing_class``."""
-    given, values = dict(kwargs), list(args)
-    tokenizer = values[_TOKENIZER] if len(values) > _TOKENIZER else given.get("processing_class")
-    for place, name in _DATASETS:
-        dataset = values[place] if len(values) > place else given.get(name)
-        if isinstance(dataset, dict):
-            dataset = {split: _prepared(part, tokenizer, name) for split, part in dataset.items()}
-        elif dataset is not None:
-            dataset = _prepared(dataset, tokenizer, name)
-        if len(values) > place:
-            values[place] = dataset
-        elif name in given:
-            given[name] = dataset
-    return tuple(values), given
-
-
-def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
-    columns = list(getattr(dataset, "column_names", None) or ())
-    if "token_weights" in columns or not holds_scores(columns):
-        return dataset
-    if tokenizer is None:
-        raise UserError(f"{name}: scored conversations need processing_class, the policy's tokenizer")
-    return prepare_dss_dataset(dataset, tokenizer)
 
 
 def _with_loss(found: dict[str, float]) -> dict[str, float]:

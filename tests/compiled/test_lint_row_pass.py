@@ -6,8 +6,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 KERNELS = sorted((Path(__file__).parents[2] / "kernels").glob("*.py"))
 
 
@@ -45,9 +43,9 @@ def faults(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
-def test_kernels_keep_the_rules(path: Path) -> None:
-    assert faults(path.read_text()) == []
+def test_kernels_keep_the_rules() -> None:
+    assert len(KERNELS) > 5
+    assert [f"{path.name}, {fault}" for path in KERNELS for fault in faults(path.read_text())] == []
 
 
 def test_the_lint_finds_what_it_is_for() -> None:

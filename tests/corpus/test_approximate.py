@@ -215,6 +215,29 @@ def test_an_audit_that_disagrees_ends_in_exact_scores(tmp_path, exact, judge, er
     assert content_of(tmp_path / "out") == ended
 
 
+def test_a_run_whose_audit_disagreed_stops_at_once_when_resumed(tmp_path, judge, erring):
+    """The shards that it has say so: none is added to them."""
+    first = approximated(tmp_path, judge)
+    entries = {path.parent.name for path in tmp_path.glob("*/*.parquet")}
+    approximate = max(entries - {first["entry"]}, key=lambda name: len(list((tmp_path / name).glob("*.parquet"))))
+    shards = set((tmp_path / approximate).glob("*.parquet"))
+    assert 1 <= len(shards) < len(first["shards"])
+    approximated(tmp_path, judge)
+    assert set((tmp_path / approximate).glob("*.parquet")) == shards
+
+
+def test_scores_of_another_probe_are_another_entry(tmp_path, judge, undisturbed, monkeypatch):
+    """Such as one that was fitted again with other threads, after the first was lost."""
+    approximated(tmp_path, judge)
+    (probe,) = tmp_path.rglob("probe-*.safetensors")
+    probe.unlink()
+    learn = TrunkProbe.learn.__func__
+    monkeypatch.setattr(
+        TrunkProbe, "learn", classmethod(lambda cls, *args, **kwargs: replace(learn(cls, *args, **kwargs), seed=5))
+    )
+    assert approximated(tmp_path, judge)["entry"] != load_manifest(undisturbed)["entry"]
+
+
 @pytest.fixture
 def clueless(monkeypatch):
     """Hidden states that say nothing about the verdict."""

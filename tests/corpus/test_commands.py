@@ -84,15 +84,28 @@ def test_two_guards_and_every_turn_from_the_shell_to_a_merged_file(tmp_path, cap
 
 
 def test_an_interrupt_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
-    def interrupt(*_):  # not by a signal: started in the background, a process ignores SIGINT
-        raise KeyboardInterrupt
+    """Honestly: it promised finished parts where there were none."""
+    real, left = FakeScorer.score_rows, [0]
+
+    def interrupt(*args):  # not by a signal: started in the background, a process ignores SIGINT
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*args)
 
     monkeypatch.setattr(FakeScorer, "score_rows", interrupt)
     monkeypatch.setattr(scorer, "StarScorer", lambda guard, **options: FakeScorer(guard))
-    assert main(score(source, tmp_path / "out")) == 130
+    out = tmp_path / "out"
+    assert main(score(source, out)) == 130
     error = capsys.readouterr().err
-    assert f"Finished parts are in {tmp_path / 'out'}; the same command goes on from there." in error
+    assert f"No part of {out} was finished: the same command starts anew" in error
     assert "Traceback" not in error
+    left[0] = 1
+    assert main(score(source, out)) == 130
+    assert f"1 of 6 parts are kept in {out}: the same command goes on from there." in capsys.readouterr().err
+    left[0] = 9
+    assert main(score(source, out)) == 0
+    assert left[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,9 @@ def finished(tmp_path_factory):
 def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, failed, rows):
     file = tmp_path / f"merged.{suffix}"
     assert main(["merge", str(finished), "--out", str(file), "--failed", failed]) == 0
-    assert f"{rows} conversations, {26 - rows} without scores left out" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(
+        f"conversations  {rows}\nleft out       {26 - rows} without scores left out\n"
+    )
     kind = {"parquet": "parquet", "jsonl": "json"}[suffix]
     merged = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     scores = {row.id: row for row in read_scores(finished)}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fastdss.corpus import run as run_module
-from fastdss.corpus.rows import DataOptions
-from fastdss.corpus.run import score_dataset
+from fastdss.corpus.rows import DataOptions, Row
+from fastdss.corpus.run import _parts, score_dataset
 from fastdss.corpus.store import joined, load_manifest, read_scores
 
 from .fakes import CANARY, FakeScorer, content_of, conversations, write_jsonl
@@ -55,6 +55,19 @@ def check_kill_points(source, tmp_path, undisturbed, moments):
         score_dataset(source, out, scorer, shard_rows=7)
         assert content_of(out) == undisturbed
         assert scorer.seen == ids(range(7 * finished, ROWS))
+
+
+def test_the_first_shards_are_small_and_rows_at_the_end_move_none_of_them():
+    """A small input lay in one shard, so an interruption cost all of it."""
+
+    def plan(count, shard_rows=None):
+        rows = (Row(str(i), None, (), f"{i:064}") for i in range(count))
+        return [len(part) for part in _parts(rows, shard_rows)]
+
+    assert plan(40) == [16, 16, 8]
+    assert plan(1000) == [16, 16, 32, 64, 128, 256, 256, 232]
+    assert plan(2000)[:7] == plan(1000)[:7]
+    assert plan(40, 7) == [7] * 5 + [5]
 
 
 def test_killed_and_resumed_is_the_same_bytes(source, tmp_path, undisturbed):

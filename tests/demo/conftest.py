@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdss.demo.policy import SMOLLM2_TEMPLATE
+from fastdss.models.sources import SMOLLM2_TEMPLATE
 
 
 @pytest.fixture(scope="session")

@@ -88,13 +88,16 @@ def test_short_run_writes_page_and_numbers(tiny_policy, tmp_path, capsys):
     names = [arm["name"] for arm in numbers["arms"]]
     assert names[:2] == ["none", "sft"]
     assert len(names) == 10
-    assert sorted(os.listdir(tmp_path)) == ["page.html", "page.json"]
+    assert sorted(os.listdir(tmp_path)) == ["page.html", "page.json", "page.jsonl"]
     html = page.read_text()
     assert_self_contained(html)
     for title in ("plain SFT", "static filter (RS)", "STAR-DSS, k2 (paper)", "STAR-DSS, reverse KL"):
         assert title in shown
         assert title in html
     assert str(page) in shown
+    rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"prompt", "response"}] * 6
+    assert f"fastdss train {page.with_suffix('.jsonl')} --model {tiny_policy}" in shown
     for arm in numbers["arms"]:
         assert arm["counts"]["leak"]["total"] == 2
         assert arm["counts"]["benign_correct"]["total"] == 2

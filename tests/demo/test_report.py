@@ -3,11 +3,14 @@
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from fastdss.pages import pieces as report
 from fastdss.pages.pieces import Series
+from fastdss.pages.style import STYLE
+from fastdss.score_report import page as score_page
 from fastdss.train.run import report as train_report
 
 HOSTILE = '<script>alert("x")</script>&<img src=http://evil.example/a>'
@@ -66,11 +69,19 @@ def test_page_is_self_contained():
     assert_self_contained(report.page("Title", ["<p>text</p>"]))
 
 
+def test_one_palette_for_all_pages():
+    """A score has one colour on the pages of score, train and demo, and in notebooks."""
+    html = report.coloured_text("low mid high", [(0, 3, 0.05), (3, 7, 0.4), (7, 12, 0.95)])
+    assert re.findall(r'class="(heat\d)"', html) == ["heat0", "heat2", "heat5"]
+    assert all(STYLE.count(f"\n.heat{step}{{") == 1 for step in range(6))
+    assert ".heat0{" not in (Path(score_page.__file__).parent / "page.css").read_text()
+
+
 def test_coloured_text_keeps_every_character_and_clamps_weights():
     text = "a<b c"
     html = report.coloured_text(text, [(0, 1, 1.7), (1, 3, 0.25), (2, 3, 0.9), (3, 5, -1.0)])
     assert re.sub(r"<[^>]+>", "", html).replace("&lt;", "<") == text
-    assert re.findall(r"--w:(\d+)%", html) == ["100", "25", "0"]  # the range inside another one is left out
+    assert re.findall(r"heat(\d)", html) == ["5", "1", "0"]  # the range inside another one is left out
 
 
 def test_marked_text_keeps_the_first_of_overlapping_marks():

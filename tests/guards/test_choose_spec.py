@@ -81,10 +81,13 @@ def test_what_the_template_gives_away_outweighs_the_name(tmp_path: Path) -> None
     assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3_2
 
 
-def test_out_of_reach_is_said() -> None:
-    for name, why in (("yueliu1999/GuardReasoner-8B", "reasons before"), ("google/shieldgemma-2-4b-it", "images")):
-        with pytest.raises(ValueError, match=why):
-            choose_spec([name])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("yueliu1999/GuardReasoner-8B", "reasons before"), ("google/shieldgemma-2-4b-it", "images")],
+)
+def test_out_of_reach_is_said(name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        choose_spec([name])
 
 
 def test_several_choices_are_an_error_that_names_them(tmp_path: Path) -> None:
@@ -99,11 +102,14 @@ def test_several_choices_are_an_error_that_names_them(tmp_path: Path) -> None:
 
 def test_the_config_speaks_against_a_misleading_name() -> None:
     assert choose_spec(["llama-guard-3-comparison"], {"model_type": "gemma2"}, GEMMA) is vendors.SHIELDGEMMA
-    for vision in ("Llama-Guard-3-11B-Vision", "meta-llama/Llama-Guard-3-11B-Vision"):
-        with pytest.raises(ValueError, match="no GuardSpec is known"):
-            choose_spec([vision], {"model_type": "mllama"})
     with pytest.raises(ValueError, match="no GuardSpec is known"):
         find_spec("meta-llama/Llama-Guard-3-11B-Vision")
+
+
+@pytest.mark.parametrize("vision", ["Llama-Guard-3-11B-Vision", "meta-llama/Llama-Guard-3-11B-Vision"])
+def test_a_guard_of_images_is_none_of_text(vision: str) -> None:
+    with pytest.raises(ValueError, match="no GuardSpec is known"):
+        choose_spec([vision], {"model_type": "mllama"})
 
 
 @pytest.mark.parametrize(
@@ -131,11 +137,14 @@ def test_one_of_several_templates_of_a_tokenizer_may_tell() -> None:
 def test_every_known_guard_is_found_by_its_id_with_its_config() -> None:
     for name, (spec, _, architecture) in KNOWN.items():
         assert choose_spec([name], {"model_type": architecture}).name == spec.name
-    for name, (_, _, architecture) in BY_TEXT.items():
-        with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\("):
-            choose_spec([name], {"model_type": architecture})
     assert find_spec("Qwen/Qwen3Guard-Stream-0.6B") is vendors.QWEN3_GUARD_STREAM
     assert len({entry.name for entry in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("name", BY_TEXT)
+def test_a_guard_that_needs_a_text_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match=r"pass spec=fastdss.guards.\w+\("):
+        choose_spec([name], {"model_type": BY_TEXT[name][2]})
 
 
 def test_gguf_files_are_told_by_their_name() -> None:

@@ -32,11 +32,20 @@ def test_options_are_json_texts_of_files_or_text(tmp_path: Path) -> None:
     assert parse_options(given) == {
         "risk_name": "jailbreak", "keys": ["S1"], "weight": 0.5, "prompt": "Judge {prompt}: é", "x": "a=b", "y": "",
     }  # fmt: skip
-    for bad, reason in (("risk", "NAME=VALUE"), ("=x", "NAME=VALUE"), ("p=@nowhere", "cannot be read")):
-        with pytest.raises(ValueError, match=reason):
-            parse_options([bad])
-    with pytest.raises(ValueError, match="given twice"):
-        parse_options(["a=1", "a=2"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["risk"], "NAME=VALUE"),
+        (["=x"], "NAME=VALUE"),
+        (["p=@nowhere"], "cannot be read"),
+        (["a=1", "a=2"], "given twice"),
+    ],
+)
+def test_options_that_are_none(given: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_options(given)
 
 
 def test_template_variables_also_inside_of_others() -> None:

@@ -142,9 +142,12 @@ def test_numbers_that_no_machine_counts_to(tmp_path: Path) -> None:
     manifest = score_dataset(data, tmp_path / "out", FakeScorer(), shard_rows=huge, data=DataOptions(max_bytes=huge))
     assert manifest["counts"]["scored"] == 5
     assert len(list(read_scores(tmp_path / "out"))) == 5
-    for workers in (0, -1):
-        with pytest.raises(ValueError, match=f"workers: expected a positive integer, got {workers}"):
-            score_dataset(data, tmp_path / "out", FakeScorer(), workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_nobody_who_works(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match=f"workers: expected a positive integer, got {workers}"):
+        score_dataset(rows_file(tmp_path), tmp_path / "out", FakeScorer(), workers=workers)
 
 
 def test_a_terminal_without_the_paths_characters(tmp_path: Path) -> None:

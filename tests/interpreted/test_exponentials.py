@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fastdss.kernels.exponentials import launch_exponentials_fwd
 from torch import Tensor
 
+from fastdss import dss_loss, forward_reference
 from tests.support.loss_cases import make_problem, run, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
@@ -107,3 +110,19 @@ def test_the_loss_on_it(reduction: str, chunk_bytes: int | None) -> None:
     assert_tokens_close(actual.loss.token_kl, expected.loss.token_kl, precision=torch.float32)
     for field in ("d_hidden", "d_head", "d_bias"):
         assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=torch.float32)
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 4 * 160 * 3], ids=["kept", "chunks"])
+def test_the_forward_kl_from_a_vector_a_token(chunk_bytes: int | None) -> None:
+    p = make_problem(17, 48, 130, torch.float64)
+    p = replace(p, ref_lm_head=p.lm_head)
+    hidden = p.hidden.clone().requires_grad_()
+    known = forward_reference(p.ref_hidden, p.lm_head, p.labels, backend="triton")
+    loss = dss_loss(
+        hidden, p.lm_head, p.labels, p.star, kl="forward", ref_slope=known.slope, ref_offset=known.offset,
+        backend="triton", chunk_bytes=chunk_bytes,
+    )  # fmt: skip
+    loss.loss.backward()
+    expected = truth(replace(p, bias=torch.zeros(130).double()), "forward")
+    assert_tokens_close(loss.token_kl, expected.loss.token_kl, precision=torch.float64)
+    assert_gradient_close(hidden.grad, expected.d_hidden, precision=torch.float64)

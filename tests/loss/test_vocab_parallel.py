@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastdss import dss_loss, weighted_ce
+from fastdss import dss_loss, forward_reference, weighted_ce
 from fastdss.loss import column_filter
 from fastdss.loss.objective import RowStats
 from fastdss.loss.vocab_shard import VocabShard
@@ -47,6 +48,25 @@ def _split_vocabulary(rank: int, backend: str) -> None:
             assert_gradient_close(gradients[0], expected.d_hidden, precision=dtype)
             assert_gradient_close(gradients[1], expected.d_head[mine], precision=dtype)
             assert_gradient_close(gradients[2], expected.d_bias[mine], precision=dtype)
+
+
+def _tangent(rank: int, backend: str) -> None:
+    """The forward KL from a vector a token, which every rank takes off the whole gradient once."""
+    p = make_problem(17, 24, 68, torch.float64)
+    mine = slice(rank * 34, (rank + 1) * 34)
+    here: dict[str, Any] = {"bias": p.bias[mine], "group": dist.group.WORLD, "backend": backend}
+    known = forward_reference(p.ref_hidden, p.lm_head[mine], p.labels, **here)
+    reference = {"ref_slope": known.slope, "ref_offset": known.offset}
+    for chunk_bytes in (None, 8 * 64 * 3):
+        hidden = p.hidden.clone().requires_grad_()
+        loss = dss_loss(hidden, p.lm_head[mine], p.labels, p.star.double(), kl="forward", chunk_bytes=chunk_bytes,
+                        **here, **reference)  # fmt: skip
+        loss.loss.backward()
+        columns = {"ref_hidden": torch.cat([p.ref_hidden, torch.ones(17, 1).double()], 1),
+                   "ref_lm_head": torch.cat([p.lm_head, p.bias[:, None]], 1)}  # fmt: skip
+        expected = truth(replace(p, **columns), "forward")
+        assert_tokens_close(loss.token_kl, expected.loss.token_kl, precision=torch.float64)
+        assert_gradient_close(hidden.grad, expected.d_hidden, precision=torch.float64)
 
 
 def _masked_slice(rank: int, backend: str) -> None:
@@ -121,6 +141,7 @@ def _fsdp2(rank: int) -> None:
 def vocabulary(rank: int, backend: str) -> None:
     _split_vocabulary(rank, backend)
     _masked_slice(rank, backend)
+    _tangent(rank, backend)
     here: dict[str, Any] = {"backend": backend, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}
     for case in covering_cases():
         check(case, **here)

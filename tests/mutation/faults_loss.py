@@ -31,6 +31,8 @@ ROW_FORMULAS = [
     Fault("row formulas", OBJECTIVE, "-e / vocab_size", "-e", DSS, within="smoothing_term"),
     Fault("row formulas", OBJECTIVE, "prob + b if o.kl == 'forward' else prob", "prob", DSS, within="finish_rows"),
     Fault("row formulas", OBJECTIVE, "1 if o.kl == 'reverse' else -1", "1", DSS, within="finish_rows"),
+    Fault("row formulas", OBJECTIVE, "coefficients.prob * share - kl * stats.mean_diff",
+          "coefficients.prob * share", DSS, within="_write_gradient"),
     Fault("row formulas", OBJECTIVE, "1 - z.square()", "1 - z", DSS, within="transform"),
     Fault("row formulas", OBJECTIVE,
           "RowCoefficients(prob * s, label * s, smoothing_term(rows.ce_weight, o, vocab_size), None if b "
@@ -188,8 +190,8 @@ OPS_AND_ARGUMENTS = [
           within="refuse_double_backward"),
     Fault("weights", INPUTS, "(1 - weight) * kl_scale", "1 - weight", DSS, within="shaping_weights"),
     Fault("weights", INPUTS, "self.counts.sum", "(self.ce_weight != 0).sum", DSS, within="Batch.items"),
-    Fault("weights", INPUTS, "F.pad(x[..., 1:], (0, 1), value=fill)", "F.pad(x[..., :-1], (1, 0), value=fill)",
-          f"{ENGINE} -k shift_pairs", within="_shifted"),
+    Fault("weights", INPUTS, "x.narrow(dim, 1, x.shape[dim] - 1)", "x.narrow(dim, 0, x.shape[dim] - 1)",
+          f"{ENGINE} -k shift_pairs", within="shifted"),
     Fault("weights", INPUTS, "weight.masked_fill(there, 0)", "0 * weight",
           "tests/hardening/test_silent_errors.py -k rows_of_another_batch", within="Batch._refuse_rows"),
     Fault("weights", INPUTS, "objective.full_kl or isinstance(reference, HeadReference)", "objective.full_kl",
@@ -204,6 +206,30 @@ OPS_AND_ARGUMENTS = [
           "Objective('none', logit_scale=o.ref_logit_scale, softcap=o.ref_softcap)",
           "Objective('none', logit_scale=o.logit_scale, softcap=o.softcap)",
           "tests/hardening/test_properties.py -k reference_of_label_forms", within="_logprobs_of_reference"),
+]  # fmt: skip
+
+TANGENT, TANGENT_TESTS = "fastdss/loss/tangent.py", "tests/loss/test_tangent.py"
+FUNCTIONAL = "fastdss/loss/functional.py"
+FORWARD_KL = [
+    Fault("forward KL", KEPT, "kept.slope.to(d_x.dtype)", "0 * kept.slope.to(d_x.dtype)",
+          f"{TANGENT_TESTS} -k 'full_logits and kept'", within="_gradients"),
+    Fault("forward KL", CHUNKED, "self.call.ref_slope.to(self.accumulate)", "0 * self.call.ref_slope",
+          f"{TANGENT_TESTS} -k compiled", within="_Run.result"),
+    Fault("forward KL", FUNCTIONAL, "-batch.kl_weight", "batch.kl_weight", f"{TANGENT_TESTS} -k other_ways",
+          within="dss_loss"),
+    Fault("forward KL", FUNCTIONAL, "-token_kl", "token_kl", f"{TANGENT_TESTS} -k other_ways", within="dss_loss"),
+    Fault("forward KL", TANGENT, "slope.masked_fill(unused.unsqueeze(1), 0)", "slope", f"{TANGENT_TESTS} -k nan_where",
+          within="tangent_of"),
+    Fault("forward KL", TANGENT, "_products(batch, slope) - found.token_ce", "_products(batch, slope)",
+          f"{TANGENT_TESTS} -k other_ways", within="forward_reference"),
+    Fault("forward KL", TANGENT, "batch.hidden.detach().to(batch.compute_dtype)", "batch.hidden.detach()",
+          f"{TANGENT_TESTS} -k autocast", within="_products"),
+    Fault("forward KL", TANGENT, "shifted(slope.detach(), batch.shift, 0, dim=-2)",
+          "shifted(slope.detach(), batch.shift, 0)", f"{TANGENT_TESTS} -k shifted_rows", within="tangent_of"),
+    Fault("forward KL", TANGENT, "-(_SLACK + _SHARE * (token_ce.abs() + reference.logprobs.abs()))", "-1e9",
+          f"{TANGENT_TESTS} -k another_head", within="refuse_another_head"),
+    Fault("forward KL", TANGENT, "tensor is not None and tensor.requires_grad", "False",
+          f"{TANGENT_TESTS} -k what_is_refused", within="check_one_head"),
 ]  # fmt: skip
 
 TRITON_ROW_PASS = [
@@ -269,6 +295,7 @@ FAULTS = [
     *ROW_FORMULAS,
     *COMPACTION_AND_CHUNKS,
     *OPS_AND_ARGUMENTS,
+    *FORWARD_KL,
     *TRITON_ROW_PASS,
     *TRITON_EXPONENTIALS,
     *TRITON_ATTENTION,

@@ -19,17 +19,15 @@ from typing import NamedTuple, TextIO
 
 import pytest
 
-from . import faults_fused, faults_guards, faults_loss, faults_star, faults_train
+from . import faults_approx, faults_demo, faults_fused, faults_guards, faults_loss, faults_star, faults_train
 from .anchor import replaced
 from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS: list[Fault] = [
-    *faults_loss.FAULTS,
-    *faults_fused.FAULTS,
-    *faults_star.FAULTS,
-    *faults_guards.FAULTS,
-    *faults_train.FAULTS,
+    fault
+    for area in (faults_loss, faults_fused, faults_star, faults_approx, faults_guards, faults_train, faults_demo)
+    for fault in area.FAULTS
 ]
 _COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests

@@ -1,13 +1,12 @@
 """``fastdss report`` on a folder that the store wrote."""
 
-import argparse
-
 import pytest
 
 from fastdss.chat.conversation import plain
+from fastdss.cli import make_parser
 from fastdss.corpus.rows import Row
 from fastdss.corpus.store import ScoredRow, ScoredTurn, Shards, shard_name, write_manifest
-from fastdss.score_report.command import add_report, write_report
+from fastdss.score_report.command import write_report
 
 from .entries import MANIFEST
 from .test_page import Page
@@ -45,9 +44,7 @@ def folder(tmp_path):
 
 
 def run(*argv):
-    parser = argparse.ArgumentParser()
-    add_report(parser.add_subparsers())
-    args = parser.parse_args(["report", *map(str, argv)])
+    args = make_parser().parse_args(["report", *map(str, argv)])
     args.run(args)
 
 
@@ -62,7 +59,7 @@ def test_writes_the_page_into_the_folder_and_says_where(folder, capsys):
         "second answer",
         "third answer",
     ]
-    assert capsys.readouterr().out == f"The page is at {folder / 'report.html'}\n"
+    assert capsys.readouterr().out == f"page  {folder / 'report.html'}\n"
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -80,10 +77,10 @@ def test_a_moved_input_leaves_the_scores_and_naming_it_brings_the_text_back(fold
     moved = (tmp_path / "chats.jsonl").rename(tmp_path / "moved.jsonl")
     run(folder)
     assert all("response" not in row for row in blocks(folder / "report.html"))
-    assert "The page shows scores without text" in capsys.readouterr().out
+    assert "The page shows scores without text" in capsys.readouterr().err
     run(folder, moved)
     assert all("response" in row for row in blocks(folder / "report.html"))
-    assert "without text" not in capsys.readouterr().out
+    assert "without text" not in capsys.readouterr().err
 
 
 def test_an_edited_input_is_never_shown_beside_scores_of_another_text(folder, tmp_path):

@@ -139,11 +139,10 @@ def test_a_template_that_rewrites_the_response_is_an_error():
         scored("You can call her.", [7, 17], [0.5, 0.25]).token_weights(make_tokenizer(), template=upper)
 
 
-def test_options_are_checked():
-    scores = scored("You", [3], [0.5])
-    for options in ({"across": "max"}, {"truncation_side": "top"}, {"failed": "safe"}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            scores.token_weights(make_tokenizer(), **options)
+@pytest.mark.parametrize(("name", "value"), [("across", "max"), ("truncation_side", "top"), ("failed", "safe")])
+def test_options_are_checked(name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got '{value}'"):
+        scored("You", [3], [0.5]).token_weights(make_tokenizer(), **{name: value})
 
 
 def test_a_tokenizer_without_offsets_is_an_error():

@@ -12,12 +12,13 @@ import torch
 import fastdss.prefix.engine
 from fastdss import Guard, Promise, ScoringOptions, TrunkProbe, star_scores
 from fastdss.chat.conversation import plain
+from fastdss.guards.spec import AnswerField
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.star.gates import Gating
+from fastdss.star.gates import Gating, Reading, Seen
 from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
-from tests.support.builders import make_guard
+from tests.support.builders import make_guard, make_spec
 
 TEXT = "call her at home today the number is five and seven please write to me soon or never"
 PROMISE = Promise(tolerance=0.2, at_most=0.1, confidence=0.9)  # 22 sampled rows can show it
@@ -170,18 +171,39 @@ def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe)
 
 
 def test_a_gate_settles_what_it_predicted_row_by_row(probe: TrunkProbe) -> None:
-    """Two turns of row 0 are audited, one of which is off; row 1 is approximated."""
+    """Two turns of row 0 are audited, the first of which is off; row 1 is approximated in part."""
     judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in (0, 0, 1)]
     audit = Audit(PROMISE)
     gate = Gating(probe, 0.1, PROMISE.tolerance, judged, [True, True, False], [1, 2, 2], audit)
-    gate._predicted = {0: 0.5, 2: 0.9, 3: 0.25}
-    scores = torch.tensor([0.55, 0.7, 0.4, float("nan"), 0.8])
+    gate._predicted = {0: 0.9, 2: 0.5, 4: 0.25}
+    scores = torch.tensor([0.4, 0.7, 0.55, 0.8, float("nan")])
     settled = gate.settle(scores)
-    assert [item.exact.tolist() for item in settled] == [[True], [True, True], [False, True]]
-    assert [item.missed for item in settled] == [pytest.approx(0.05), pytest.approx(0.5), None]
-    assert scores.tolist() == pytest.approx([0.55, 0.7, 0.4, 0.25, 0.8])
+    assert [item.exact.tolist() for item in settled] == [[True], [True, True], [True, False]]
+    assert [item.missed for item in settled] == [pytest.approx(0.5), pytest.approx(0.05), None]
+    assert scores.tolist() == pytest.approx([0.4, 0.7, 0.55, 0.8, 0.25])
     assert (audit.rows, audit.wrong) == (1, 1)
-    assert [gate.passes(k) for k in range(5)] == [True, True, True, False, True]
+    assert [gate.passes(k) for k in range(5)] == [True, True, True, True, False]
+
+
+def test_a_reading_keeps_what_belongs_to_each_score(guard: Guard) -> None:
+    judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in range(2)]
+    reading = Reading()
+    gate = reading.gate([guard], judged, [2, 3], EVERY_2)
+    states = torch.arange(3 * 4 * 2, dtype=torch.float32).view(3, 4, 2)  # two layers and what goes into them
+    gate.read([0, 2], states[:, :2])
+    gate.read([4, 3], states[:, 2:])
+    settled = gate.settle(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert all(bool(item.exact.all()) for item in settled)
+    first, second = reading.seen
+    assert first.scores.tolist() == pytest.approx([0.1, 0.2])
+    assert second.scores.tolist() == pytest.approx([0.3, 0.4, 0.5])
+    assert reading.layers == (1, 2)
+    assert {k: value.tolist() for k, value in first.states.items()} == {0: states[1:, 0].tolist()}
+    assert {k: value.tolist() for k, value in second.states.items()} == {
+        0: states[1:, 1].tolist(),
+        2: states[1:, 2].tolist(),
+        1: states[1:, 3].tolist(),
+    }
 
 
 def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None:
@@ -201,3 +223,25 @@ def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None
     assert audited[::2] == audited[1::2]
     assert 0 < sum(audited) < len(audited)
     assert probe.audit.rows == sum(audited) // 2
+
+
+def test_rows_without_scores_are_no_part_of_a_fit(guard: Guard) -> None:
+    reading = Reading()
+    judged = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for k in range(70)]
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(70, 3, 1, 5, generator=generator)
+    scores = torch.sigmoid(states[..., 0, 0])
+    scores[::7, 1] = float("nan")
+    reading.layers = (1,)
+    reading.seen = [Seen(judged[k], scores[k], dict(enumerate(states[k]))) for k in range(70)]
+    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    assert probe.certificate.fitted_rows + probe.certificate.sampled_rows == 60
+    assert probe.certificate.fit > 0.9
+
+
+def test_guards_whose_score_takes_several_readings_are_refused_by_name() -> None:
+    fields = (AnswerField("\n\n", ("safe", "unsafe")),)
+    judge = make_guard(spec=make_spec(fields=fields))
+    assert judge.readouts == 3
+    with pytest.raises(ValueError, match="score is read at one place of a prefix tree, got test-guard, which sums 3"):
+        TrunkProbe.fit(judge, batch(40, 8), promise=PROMISE)

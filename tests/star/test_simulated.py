@@ -13,7 +13,7 @@ from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
 
 PROMISE = Promise(tolerance=0.1, at_most=0.1, confidence=0.9)
-SAMPLED, BOUNDARIES, FEATURES = 66, 4, 6
+SAMPLED, BOUNDARIES, FEATURES = 66, 4, 30  # a third of the rows, fitted, have hardly more scores than features
 JUDGED = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for k in range(SAMPLED)]
 
 

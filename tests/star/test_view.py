@@ -42,6 +42,15 @@ def test_html_shows_text_scores_and_flags():
     assert "empty" in words
 
 
+def test_html_shows_the_lowest_first_and_the_failed_last():
+    high = ("fine", [4], [0.95], [])
+    html = text_of(star(FAILED, high, DIP, *[("so", [2], [0.5 + i / 100], []) for i in range(9)])._repr_html_())
+    assert html.startswith("StarScores of 12 responses; the 5 with the lowest scores2: lowest 0.200")
+    assert "failed" not in html
+    both = text_of(star(FAILED, high)._repr_html_())
+    assert both.index("1: lowest 0.950") < both.index("0: failed, no score")
+
+
 def test_html_of_a_truncated_row_has_no_final_score():
     words = text_of(star(("0123456789", [4], [0.9], ["truncated"]))._repr_html_())
     assert "final" not in words
@@ -60,7 +69,7 @@ def test_html_is_inert_and_spells_out_what_does_not_show():
 def test_html_is_limited_in_rows_and_in_text():
     long = ("<" * 100_000, [*range(5, 100_000, 5), 100_000], [0.1] * 20_000, [])
     html = star(*[long] * 100)._repr_html_()
-    assert f"of 100 responses; the first {SHOWN}" in text_of(html)
+    assert f"of 100 responses; the {SHOWN} with the lowest scores" in text_of(html)
     assert text_of(html).count("<") == SHOWN * 2 * TEXT  # prompt and response
     assert len(html) < 200_000
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
+from training import smollm2_guard
 from training.batches import IGNORE, label_at
 from training.conversations import conversations
 from training.smollm2_guard import Trainee, chosen_ends, collate, example, lengthened
@@ -18,7 +19,8 @@ def guard() -> Guard:
     return Guard.tiny()
 
 
-def test_verdicts_in_training_are_those_of_the_scorer(guard: Guard) -> None:
+def test_verdicts_in_training_are_those_of_the_scorer(guard: Guard, monkeypatch) -> None:
+    monkeypatch.setattr(smollm2_guard, "TAG", -4)  # the built-in guard has four layers
     rng = Random(1)
     items = [lengthened(rng, item, words) for item, words in zip(conversations(0, 3, 3), (0, 60, 0), strict=True)]
     ends = [chosen_ends(rng, item, 4) for item in items]

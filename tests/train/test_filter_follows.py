@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastdss import enable_dss
 from fastdss.demo.conversations import training_conversations
-from fastdss.demo.policy import Policy, find_packaged, load_policy
+from fastdss.demo.policy import Policy, load_policy
+from fastdss.models.sources import find_packaged
 
 pytestmark = [
     pytest.mark.slow,

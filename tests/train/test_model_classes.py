@@ -40,25 +40,29 @@ def test_four_times_two_is_one_times_eight(name, shaped, tmp_path):
     assert_same(parts, whole, 1e-6 if shaped else 1e-5)
 
 
-def test_encoder_decoders_are_refused():
+@pytest.mark.parametrize("kind", ["Bart", "MBart"])
+def test_encoder_decoders_are_refused(kind):
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 61}
-    for kind in ("Bart", "MBart"):
-        config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
-        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
-        with pytest.raises(UserError, match=rf"{kind}ForConditionalGeneration is an encoder-decoder"):
-            enable_dss(model)
-    enable_dss(tiny_model("BartForCausalLM"))
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    with pytest.raises(UserError, match=rf"{kind}ForConditionalGeneration is an encoder-decoder"):
+        enable_dss(model)
 
 
-def test_a_model_that_sees_its_labels_is_refused():
+def test_the_decoder_of_one_is_a_causal_model():
+    model = tiny_model("BartForCausalLM")
+    assert enable_dss(model) is model
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertLMHeadModel"])
+def test_a_model_that_sees_its_labels_is_refused(kind):
     config = transformers.BertConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-    for kind in ("BertForMaskedLM", "BertLMHeadModel"):
-        model = getattr(transformers, kind)(config)
-        original = type(model)
-        with pytest.raises(UserError, match=rf"{kind} is no causal LM as it is configured"):
-            enable_dss(model)
-        assert type(model) is original
+    model = getattr(transformers, kind)(config)
+    original = type(model)
+    with pytest.raises(UserError, match=rf"{kind} is no causal LM as it is configured"):
+        enable_dss(model)
+    assert type(model) is original
 
 
 def test_paligemma_needs_its_token_types():

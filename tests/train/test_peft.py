@@ -168,15 +168,13 @@ def test_prompt_learning_is_refused():
         enable_dss(peft.get_peft_model(tiny_model(), config))
 
 
-def test_prompt_learning_added_later_is_refused():
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_prompt_learning_added_later_is_refused(kind):
     """PEFT's prompt tuning lengthens inputs and labels, its prefix tuning brings a cache."""
-    for config in (
-        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
-        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
-    ):
-        model = peft.get_peft_model(enable_dss(tiny_model()), config)
-        with pytest.raises(ValueError, match="prompt learning adds tokens that have no weight"):
-            model(**tiny_batch())
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = peft.get_peft_model(enable_dss(tiny_model()), config)
+    with pytest.raises(ValueError, match="prompt learning adds tokens that have no weight"):
+        model(**tiny_batch())
 
 
 def test_trainable_tokens_on_a_tied_head():

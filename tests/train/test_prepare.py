@@ -104,6 +104,7 @@ def test_star_scores_are_taken_as_they_are(tokenizer):
     ("change", "message"),
     [
         ({"scores": None}, "row 2: it has no scores"),
+        ({"star": [], "error": "too long"}, r"row 2: it has no scores \(the scorer's reason: too long\): drop the row"),
         ({"scores": [0.5]}, "row 2: expected as many scores as ends"),
         ({"scores": [float("nan")] * 8}, "row 2: it has no usable score"),
         ({"flags": ["failed"]}, "row 2: it has no usable score"),

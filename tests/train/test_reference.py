@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastdss.train import reference
+from fastdss.train import reference, reference_cache
 from fastdss.train.collator import pack
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.reference import reference_logprobs
@@ -147,13 +147,13 @@ def test_weights_that_zero3_split_have_a_hash_of_their_shares():
     for number, parameter in enumerate(model.parameters()):
         parameter.ds_id, parameter.ds_tensor = number, parameter.detach().clone().flatten()
         parameter.data = torch.empty(0, dtype=parameter.dtype)
-    before = reference._weights_digest(model)
-    assert reference._weights_digest(model) == before
+    before = reference_cache._weights_digest(model)
+    assert reference_cache._weights_digest(model) == before
     model.lm_head.weight.ds_tensor[0] += 1
-    assert reference._weights_digest(model) != before
+    assert reference_cache._weights_digest(model) != before
     model.lm_head.weight.ds_tensor.status = SimpleNamespace(name="NOT_AVAILABLE")
     with pytest.raises(ValueError, match=r"lm_head\.weight are swapped out.* model_id="):
-        reference._weights_digest(model)
+        reference_cache._weights_digest(model)
 
 
 def test_errors():

@@ -71,16 +71,18 @@ def test_liger_without_its_own_head_is_let_through(tmp_path):
     """What Liger then puts in place are parts of the model; its package need not be there to say so."""
     parts = {"fused_linear_cross_entropy": False, "cross_entropy": False}
     options = {"use_liger_kernel": True, "liger_kernel_config": parts}
-    DSSTrainer(tiny_model(), arguments(tmp_path, **options), train_dataset=rows())
-    for config in (
-        None,
-        {"fused_linear_cross_entropy": True},
-        {"fused_linear_cross_entropy": False, "cross_entropy": True},
-    ):
-        with pytest.raises(UserError, match="use_liger_kernel replaces the model's forward"):
-            DSSTrainer(
-                tiny_model(), arguments(tmp_path, **options | {"liger_kernel_config": config}), train_dataset=rows()
-            )
+    trainer = DSSTrainer(tiny_model(), arguments(tmp_path, **options), train_dataset=rows())
+    assert trainer.args.use_liger_kernel
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, {"fused_linear_cross_entropy": True}, {"fused_linear_cross_entropy": False, "cross_entropy": True}],
+)
+def test_ligers_own_head_is_refused(tmp_path, config):
+    args = arguments(tmp_path, use_liger_kernel=True, liger_kernel_config=config)
+    with pytest.raises(UserError, match="use_liger_kernel replaces the model's forward"):
+        DSSTrainer(tiny_model(), args, train_dataset=rows())
 
 
 def test_a_reference_with_the_old_vocabulary(tmp_path):

@@ -25,6 +25,8 @@ _MAY_CHANGE = {
     "max_steps",
     "checkpointing",
     "save_steps",
+    "save_minutes",
+    "threads",
     "logging_steps",
     "report_to",
     "cpu",
@@ -37,8 +39,7 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
     Raises ``ValueError`` where steps would be lost or mixed with another run's: checkpoints that are not resumed (the
     next ``--resume`` would take the last of either run), none to resume, or settings they were not made with.
     """
-    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    found = sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+    found = _numbered(folder)
     if not settings.resume:
         if found:
             raise UserError(
@@ -46,7 +47,7 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
                 "move that folder away (scores and reference values beside it are used again)"
             )
         return None
-    whole = [path for path in found if (path / "trainer_state.json").exists()]  # what the trainer writes last
+    whole = finished_checkpoints(folder)
     if not whole:
         raise UserError(f"resume: {folder} has no finished checkpoint: leave out --resume, or check --out")
     if whole[-1] != found[-1]:
@@ -59,6 +60,28 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
                     f"resume: the checkpoints in {folder} were made with {name} = {earlier[name]!r}, got {now[name]!r}"
                 )
     return str(whole[-1])
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written whole, the last one last."""
+    return [path for path in _numbered(folder) if (path / "trainer_state.json").exists()]  # what is written last
+
+
+def _numbered(folder: Path) -> list[Path]:
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def what_is_kept(out: Path) -> str:
+    """What an interrupted run left in ``out``, and how to go on."""
+    whole = finished_checkpoints(out / "checkpoints")
+    kept = [name for name in ("scores", "reference") if (out / name).is_dir()]
+    if whole:
+        step = whole[-1].name.removeprefix("checkpoint-")
+        return f"Step {step} is kept in {whole[-1]}: the same command with --resume goes on from there."
+    if kept:
+        return f"No step is saved yet; {' and '.join(kept)} in {out} are kept: the same command uses them, from step 1."
+    return f"Nothing is kept in {out} yet: the same command starts anew."
 
 
 def keep_settings(settings: TrainSettings, rows: str, folder: Path) -> None:

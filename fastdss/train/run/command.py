@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fastdss.console.voice import one_voice, tell_result
 from fastdss.errors import UserError
 
 from .settings import CHOICES, TrainSettings, read_settings
@@ -37,6 +39,7 @@ def add_train(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from .checkpoints import what_is_kept
     from .run import run
 
     given = {item.name: getattr(args, item.name) for item in fields(TrainSettings)}
@@ -46,11 +49,33 @@ def _run(args: argparse.Namespace) -> None:
         given["data"] = args.file
     settings = read_settings(given, args.config)
     try:
-        run(settings)
-    except (UserError, OSError, KeyboardInterrupt):
+        with one_voice(quiet=args.quiet):
+            found = run(settings, progress=not args.quiet)
+    except KeyboardInterrupt:
+        print(f"\n{what_is_kept(Path(settings.out))}", file=sys.stderr)
+        raise
+    except (UserError, OSError):
         raise
     except Exception:  # hours may lie behind it, and a terminal forgets
         kept = Path(settings.out) / "traceback.txt"
         kept.write_text(traceback.format_exc(), encoding="utf-8")
         print(f"fastdss train: unexpected error; its traceback is kept in {kept}", file=sys.stderr)
         raise
+    if found:  # the other processes of a job have nothing to say
+        _tell(args, found, Path(settings.out))
+
+
+def _tell(args: argparse.Namespace, found: Mapping[str, Any], out: Path) -> None:
+    rows, before, after = found["rows"], found["before"], found["after"]
+    lost = rows["read"] - rows["trained"] - rows["held_out"]
+    lines: list[tuple[str, object]] = [
+        ("rows", f"{rows['read']} read, {rows['trained']} trained, {rows['held_out']} held out, {lost} not used"),
+        (
+            "judged",
+            f"{found['scores']['chunks']} chunks, {found['scores']['chunks_below_half']} of them below one half",
+        ),
+    ]
+    if after:
+        lines.append(("held-out loss", f"{before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after"))
+    paths = {"model": out / "model", "report": out / "report.html", "folder": out}
+    tell_result(args, dict(found) | paths, [*lines, *paths.items()])

@@ -89,7 +89,7 @@ def check_template(settings: TrainSettings, tokenizer: Any) -> None:
         _log.warning("%d of the first %d conversations cannot be trained: %s", len(refused), tried, refused[0])
 
 
-def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
+def score_rows(settings: TrainSettings, folder: Path, device: str, *, progress: bool = False) -> None:
     """Score the data into ``folder``, see ``score_dataset``: what is finished there for this data and guard is used."""
     revision = settings.guard_revision or None
     scorer = StarScorer(
@@ -105,7 +105,7 @@ def score_rows(settings: TrainSettings, folder: Path, device: str) -> None:
         for line in understood.lines():
             _log.info(line)
 
-    score_dataset(settings.data, folder, scorer, data=data_options(settings), tell=tell, progress=True)
+    score_dataset(settings.data, folder, scorer, data=data_options(settings), tell=tell, progress=progress)
 
 
 def scored_here(folder: Path, fates: Fates) -> Iterator[ScoredConversation]:

@@ -13,29 +13,36 @@ from typing import Any
 
 import torch
 
+from fastdss.console.threads import use_threads
 from fastdss.errors import UserError
-from fastdss.loss.objective import FULL_KL
-from fastdss.models.sources import check_source
+from fastdss.loss.objective import FULL_KL, KL
+from fastdss.models.causal_lm import logit_scale_and_softcap
+from fastdss.models.head_call import head_is_adapted, head_trains
+from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
 from fastdss.optional import require
 from fastdss.star.scored import ScoredResponse
 from fastdss.upstream.transformers import commit_of, trackers
 
 from ..collator import DSSCollator
+from ..enable import bare_model
 from ..prepare import pack_dataset
+from .card import card
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import TrainSettings
 
 _log = logging.getLogger(__name__)
+_KEPT = 3  # checkpoints; older ones make room
 
 
-def run(settings: TrainSettings) -> dict[str, Any]:
-    """Everything from the data file to ``report.html``; returns what the report shows."""
+def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
+    """Everything from the data file to ``report.html``; returns what the report shows. ``progress`` shows bars."""
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
-    from .stop import NotFinite
+    from .stop import Keeper, NotFinite, StepBar
 
+    use_threads(settings.threads or None)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     args = training_arguments(settings, out)
@@ -44,7 +51,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     check_early(settings, args, tokenizer)
     fates = Fates()
     check_template(settings, tokenizer)
-    if holds_scores(settings):
+    judged_before = holds_scores(settings)
+    if judged_before:
         _log.warning(
             "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
         )
@@ -52,9 +60,9 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     else:
         with args.main_process_first(desc="scoring"):
             if args.local_process_index == 0:
-                score_rows(settings, out / "scores", str(args.device))
+                score_rows(settings, out / "scores", str(args.device), progress=progress)
         scored = list(scored_here(out / "scores", fates))
-    commit = commit_of(settings.model, settings.revision)
+    commit = commit_of(find_source("model", settings.model).where, settings.revision or None)
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
     prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), fates))
@@ -62,20 +70,25 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     prepared, held_out = split_rows(settings, prepared)
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
-    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit))
+    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
+    keeper = Keeper(settings.save_minutes)
+    for callback in (keeper, StepBar(progress)):
+        trainer.add_callback(callback)
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
         keep_settings(settings, rows_hash, Path(args.output_dir))
     after: dict[str, float] = {}
     stopped = None
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with keeper.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
         after = trainer.evaluate() if held_out is not None else {}
         trainer.save_model(str(out / "model"))
     except NotFinite as error:
         stopped = error
     found = {
         "settings": asdict(settings),
+        "judged_here": not judged_before,
         "model_commit": commit,  # None: a folder
         "rows": {
             **fates.told(),
@@ -90,6 +103,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         write_report(found, responses, out)
+        if stopped is None:
+            (out / "model" / "README.md").write_text(card(found), encoding="utf-8")
     if stopped is not None:
         raise stopped
     return found if trainer.is_world_process_zero() else {}
@@ -115,7 +130,7 @@ def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path)
 
 def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
     """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
-    from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+    from transformers import AutoModelForCausalLM, get_scheduler
 
     try:
         for tracker in trackers(args.report_to):
@@ -127,7 +142,7 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
         get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
     except (TypeError, ValueError) as error:
         raise UserError(f"scheduler: {settings.scheduler} has options that cannot be set here: {error}") from None
-    config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
+    config = read_config(find_source("model", settings.model, settings.revision or None))
     with torch.device("meta"):
         adapted(settings, AutoModelForCausalLM.from_config(config), tokenizer)
 
@@ -150,10 +165,7 @@ def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
 
 def load_tokenizer(settings: TrainSettings) -> Any:
     """The policy's, with a chat template."""
-    from transformers import AutoTokenizer
-
-    check_source("model", settings.model)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision or "main")
+    tokenizer = read_tokenizer(find_source("model", settings.model, settings.revision or None))
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
     return tokenizer
@@ -161,12 +173,10 @@ def load_tokenizer(settings: TrainSettings) -> Any:
 
 def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
     """The policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
-    from transformers import AutoModelForCausalLM
-
     lora = settings.method == "lora"
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
-    source = {"revision": settings.revision or "main", "use_safetensors": True}
-    return adapted(settings, AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, **source), tokenizer)
+    source = find_source("model", settings.model, settings.revision or None)
+    return adapted(settings, read_model(source, dtype), tokenizer)
 
 
 def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
@@ -215,6 +225,7 @@ def training_arguments(settings: TrainSettings, out: Path) -> Any:
         gradient_checkpointing=settings.checkpointing,
         save_strategy="steps" if settings.save_steps else "epoch",
         save_steps=settings.save_steps or 500,
+        save_total_limit=_KEPT,
         logging_steps=settings.logging_steps,
         logging_first_step=True,
         report_to=settings.report_to,
@@ -224,31 +235,32 @@ def training_arguments(settings: TrainSettings, out: Path) -> Any:
 
 
 def make_trainer(
-    settings: TrainSettings, args: Any, model: Any, tokenizer: Any, train: Any, held_out: Any, limit: int
+    settings: TrainSettings,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    held_out: Any,
+    limit: int,
+    *,
+    progress: bool = False,
 ) -> Any:
-    """A trainer with its reference: values computed once for the label forms, a live one for the full KL."""
-    from ..reference import add_reference_logprobs
+    """A trainer without bars, with its reference: values computed once where they can be, else a live one."""
+    from transformers import PrinterCallback, ProgressCallback
+
     from .stop import StoppingTrainer
 
-    reference: Any = None
-    if settings.kl in FULL_KL:
-        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
-    else:
-        model.to(args.device)
-        device_type = torch.device(args.device).type
-
-        def with_reference(rows: Any) -> Any:
-            without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
-            with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
-                return add_reference_logprobs(rows, model, cache_dir=Path(settings.out) / "reference", progress=True)
-
-        train = with_reference(train)
-        held_out = None if held_out is None else with_reference(held_out)
-    if settings.packing:
+    if settings.packing:  # first, as a packed row's reference is that of its documents, and columns can be large
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
+    reference: Any = None
+    if computed_before(settings, model):
+        train = with_reference(settings, args, model, train, progress)
+        held_out = None if held_out is None else with_reference(settings, args, model, held_out, progress)
+    else:
+        reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return StoppingTrainer(
+    trainer = StoppingTrainer(
         model=model,
         args=args,
         train_dataset=train,
@@ -258,3 +270,28 @@ def make_trainer(
         config=settings.dss,
         ref_model=reference,
     )
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    return trainer
+
+
+def computed_before(settings: TrainSettings, model: Any) -> bool:
+    """Whether the reference's part is known before training: of the full KL the forward form, with a frozen head."""
+    if settings.kl not in FULL_KL or not settings.kl_scale:
+        return True
+    bare = bare_model(model)
+    one_head = not head_trains(bare) and not head_is_adapted(bare) and logit_scale_and_softcap(bare)[1] is None
+    return settings.kl == KL.FORWARD and one_head and not settings.live_reference
+
+
+def with_reference(settings: TrainSettings, args: Any, model: Any, rows: Any, progress: bool) -> Any:
+    """``rows`` with the columns of the model before training, made in the precision of training."""
+    from ..reference import add_reference_logprobs
+
+    model.to(args.device)
+    options: dict[str, Any] = {"cache_dir": Path(settings.out) / "reference", "progress": progress}
+    without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()
+    device_type = torch.device(args.device).type
+    with without_adapter, torch.autocast(device_type, dtype=torch.bfloat16, enabled=args.bf16):
+        forward_kl = settings.kl == KL.FORWARD and settings.kl_scale > 0
+        return add_reference_logprobs(rows, model, forward_kl=forward_kl, **options)

@@ -32,9 +32,8 @@ _LEAST = {
     **dict.fromkeys(
         ("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps", "max_bytes"), 1
     ),
-    **dict.fromkeys(
-        ("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "save_steps", "seed", "max_tokens"), 0
-    ),
+    **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "seed", "max_tokens"), 0),
+    **dict.fromkeys(("save_steps", "save_minutes", "threads"), 0),
 }
 
 
@@ -50,7 +49,7 @@ class TrainSettings:
     """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
 
     data: str = _set("", "file (JSON, CSV, Parquet, Arrow), folder, URL or Hub id; with scores or without")
-    model: str = _set("", "causal LM to fine-tune: a folder or a Hub id")
+    model: str = _set("", "causal LM to fine-tune: smollm2, a folder, a GGUF file or a Hub id")
     guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
     revision: str = _set("", "commit, tag or branch of the model on the Hub")
     guard_revision: str = _set("", "commit, tag or branch of the guard on the Hub")
@@ -70,6 +69,7 @@ class TrainSettings:
     max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
+    live_reference: bool = _set(False, "ask the reference at every step for the forward KL, in place of its columns")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set("auto", "what computes the loss")
     chunk_bytes: int = _set(0, "bound of the slab of logits; 0: the device's")
@@ -90,11 +90,13 @@ class TrainSettings:
     precision: str = _set("auto", "of the GEMMs")
     eval_share: float = _set(0.1, "share of rows held out")
     save_steps: int = _set(0, "steps between checkpoints; 0: once an epoch")
+    save_minutes: float = _set(10.0, "minutes after which a checkpoint is due in any case; 0: by steps or epochs alone")
     logging_steps: int = _set(10, "steps between log lines")
     report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
     seed: int = _set(0, "of the split, the adapters and the order")
     resume: bool = _set(False, "go on from the last finished checkpoint in the folder, with the same settings")
     cpu: bool = _set(False, "do not use a GPU")
+    threads: int = _set(0, "CPU threads; 0: PyTorch's choice")
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):

@@ -1,15 +1,98 @@
-"""The trainer of ``fastdss train``: stops where a loss or a weight is no number any more."""
+"""When ``fastdss train`` saves and stops: by the clock, at Ctrl-C, where a loss or a weight is no number any more."""
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainerCallback
 
+from fastdss.console.voice import progress_bar
 from fastdss.errors import UserError
 
 from ..trainer import DSSTrainer
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper(TrainerCallback):
+    """Saves every ``minutes`` too (0: never), and at Ctrl-C after the step that runs, and stops there.
+
+    A second Ctrl-C stops at once. In a job of several processes a signal reaches each at another step, so there Ctrl-C
+    stops at once too, and the first process's clock is everybody's.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.interrupted, self.last = minutes, False, time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it, Ctrl-C asks this to stop; raises ``KeyboardInterrupt`` at its end if it did."""
+        if dist.is_initialized() or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(*_: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+            _log.warning("stopping after this step, and saving it; Ctrl-C again stops at once")
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        elif self.minutes and self._due():
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def _due(self) -> bool:
+        due = time.monotonic() - self.last >= 60 * self.minutes
+        if dist.is_initialized():
+            told = [due]
+            dist.broadcast_object_list(told, src=0)
+            due = told[0]
+        return due
+
+
+class StepBar(TrainerCallback):
+    """One bar over all steps, with the last logged loss."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        shown = self.shown and state.is_world_process_zero
+        self.bar = progress_bar(state.max_steps, "training", "steps", done=state.global_step, shown=shown)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.bar is not None
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.4g}", refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.bar is not None
+        self.bar.close()
 
 
 class NotFinite(UserError, RuntimeError):

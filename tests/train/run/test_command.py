@@ -1,10 +1,11 @@
 """`fastdss train` on a file of conversations: scores, trains, reports, and goes on after an interruption."""
 
-import argparse
 import json
 import math
+import os
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard
-from fastdss.cli import main
+from fastdss.cli import main, make_parser
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
 from fastdss.star.scores import StarScores
 from fastdss.train.run import run as train_run
-from fastdss.train.run.command import add_train
+from fastdss.train.run.checkpoints import what_is_kept
 from fastdss.train.run.data import Fates, score_rows, scored_here
 from fastdss.train.run.run import load_model, run
 from fastdss.train.run.settings import TrainSettings, read_settings
@@ -59,14 +60,11 @@ def settings(files, out, **options):
 
 
 def test_a_run_from_the_command_line(files, tmp_path):
-    parser = argparse.ArgumentParser()
-    add_train(parser.add_subparsers())
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {files / 'data.jsonl'}\nmodel: {files / 'model'}\nmax_steps: 2\nlearning_rate: 5e-3\n")
     flags = ["--config", str(config), "--out", str(tmp_path / "out"), "--cpu", "--batch-size", "2", "--eval-share",
              "0.25", "--logging-steps", "1", "--lora-targets", "q_proj", "--packing"]  # fmt: skip
-    args = parser.parse_args(["train", *flags])
-    args.run(args)
+    assert main(["train", *flags]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rows"] == {"read": 8, "trained": 6, "held_out": 2}
     assert report["settings"]["learning_rate"] == 5e-3
@@ -80,12 +78,15 @@ def test_a_run_from_the_command_line(files, tmp_path):
     assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("method", "kl"), [("full", "k3"), ("full", "reverse"), ("lora", "forward")])
+@pytest.mark.parametrize(
+    ("method", "kl"), [("full", "k3"), ("full", "reverse"), ("lora", "reverse"), ("lora", "forward")]
+)
 def test_every_kind_of_reference(files, tmp_path, method, kl):
     found = run(settings(files, tmp_path, method=method, kl=kl))
     assert found["before"]["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert found["after"]["eval_kl"] > 0
     assert (tmp_path / "model").is_dir()
+    assert (tmp_path / "reference").exists() == (kl in ("k3", "forward"))
 
 
 def test_resuming_uses_what_is_there(files, tmp_path, monkeypatch):
@@ -190,9 +191,8 @@ def test_settings_that_make_no_sense(given, message):
 
 def test_the_data_without_a_flag(files, monkeypatch):
     """As for `fastdss score`."""
-    parser, found = argparse.ArgumentParser(), []
-    add_train(parser.add_subparsers())
-    monkeypatch.setattr(train_run, "run", found.append)
+    parser, found = make_parser(), []
+    monkeypatch.setattr(train_run, "run", lambda settings, **_: found.append(settings))
     args = parser.parse_args(["train", "some.jsonl", "--model", "m"])
     args.run(args)
     assert (found[0].data, found[0].model) == ("some.jsonl", "m")
@@ -394,7 +394,7 @@ def test_resuming_on_other_rows_is_refused(files, tmp_path, change):
 def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     """What fastdss refuses is one line; anything else, hours into a run, must be found again."""
 
-    def fails(settings):
+    def fails(settings, progress):
         (tmp_path / "out").mkdir()
         raise KeyError("a bug")
 
@@ -406,6 +406,84 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     assert kept.startswith("Traceback")
     assert "in fails" in kept
     assert str(tmp_path / "out" / "traceback.txt") in capsys.readouterr().err
-    monkeypatch.setattr(train_run, "run", lambda settings: read_settings({"data": "x"}))
+    monkeypatch.setattr(train_run, "run", lambda settings, progress: read_settings({"data": "x"}))
     assert main(given) == 1
     assert capsys.readouterr().err == "fastdss train: --model is required, by flag or in the YAML file\n"
+
+
+def test_the_end_names_what_there_is_and_the_card_says_what_it_was(files, tmp_path, capsys):
+    """It ended under other libraries' bars, and the card was PEFT's empty one."""
+    out = tmp_path / "out"
+    given = ["train", str(files / "data.jsonl"), "--model", str(files / "model"), "--out", str(out), "--max-steps", "2"]
+    given += ["--batch-size", "2", "--eval-share", "0.25", "--lora-targets", "q_proj", "--cpu"]
+    assert main(given) == 0
+    shown = capsys.readouterr()
+    for name, path in (("model", out / "model"), ("report", out / "report.html"), ("folder", out)):
+        assert re.search(rf"^{name} +{re.escape(str(path))}$", shown.out, re.MULTILINE)
+        assert path.exists()
+    assert re.search(r"^rows +8 read, 6 trained, 2 held out, 0 not used$", shown.out, re.MULTILINE)
+    assert "Warning" not in shown.err
+    assert "training" in shown.err
+    card = (out / "model" / "README.md").read_text()
+    for said in ("More Information Needed", "[optional]"):
+        assert said not in card
+    report = report_of(out)
+    for said in (str(files / "data.jsonl"), "`tiny`", "learning_rate: 0.0002", f"{report['after']['eval_ce']:.4f}",
+                 f"| chunks below half | {report['scores']['chunks_below_half']} |", "library_name: peft"):  # fmt: skip
+        assert said in card
+
+
+def test_quiet_and_json(files, tmp_path, capsys):
+    given = ["train", str(files / "data.jsonl"), "--model", str(files / "model"), "--out", str(tmp_path / "out")]
+    given += ["--batch-size", "2", "--max-steps", "1", "--method", "full", "--quiet", "--json", "--cpu"]
+    assert main(given) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    found = json.loads(shown.out)
+    assert found["rows"]["trained"] + found["rows"]["held_out"] == 8
+    assert found["model"] == str(tmp_path / "out" / "model")
+
+
+def interrupted_at(monkeypatch, step):
+    """Ctrl-C while this step runs."""
+    real = StoppingTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(StoppingTrainer, "training_step", training_step)
+
+
+def test_ctrl_c_saves_the_step_that_runs_and_says_how_to_go_on(files, tmp_path, capsys, monkeypatch):
+    """A whole first epoch was lost, and nothing was said of what is kept."""
+    given = ["train", str(files / "data.jsonl"), "--model", str(files / "model"), "--cpu", "--batch-size", "2",
+             "--max-steps", "4", "--logging-steps", "1", "--lora-targets", "q_proj"]  # fmt: skip
+    assert main([*given, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 2)
+        assert main([*given, "--out", str(tmp_path / "out")]) == 130
+    told = capsys.readouterr().err
+    assert "stopping after this step, and saving it; Ctrl-C again stops at once" in told
+    assert f"Step 2 is kept in {tmp_path}/out/checkpoints/checkpoint-2: the same command with --resume" in told
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert main([*given, "--out", str(tmp_path / "out"), "--resume"]) == 0
+    whole, resumed = (report_of(tmp_path / name)["log"] for name in ("whole", "out"))
+    assert [entry["step"] for entry in resumed] == [1, 2, 3, 4]
+    assert [entry["loss"] for entry in resumed] == [entry["loss"] for entry in whole]
+
+
+def test_what_is_kept_before_the_first_step(tmp_path):
+    assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
+    (tmp_path / "scores").mkdir()
+    assert f"No step is saved yet; scores in {tmp_path} are kept" in what_is_kept(tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)  # written by half
+    assert "No step is saved yet" in what_is_kept(tmp_path)
+
+
+def test_checkpoints_are_due_by_the_clock_too(files, tmp_path):
+    run(settings(files, tmp_path, max_steps=2, save_steps=100, save_minutes=1e-6))
+    assert (tmp_path / "checkpoints" / "checkpoint-1" / "trainer_state.json").exists()
+    run(settings(files, tmp_path / "seldom", max_steps=2, save_steps=100, save_minutes=60.0))
+    assert [path.name for path in (tmp_path / "seldom" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]

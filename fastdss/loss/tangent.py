@@ -1,0 +1,154 @@
+"""The forward KL with a frozen head, from one vector a token: no second product, and no reference in the loop.
+
+Policy and reference share the head W [V, D], its bias c and the logit scale s. The log-partition of a hidden state,
+``A(h) = logsumexp(s (W h + c))``, is convex, and ``log p_j = s (W_j h + c_j) - A(h)`` is linear in h but for it. So
+with the reference's hidden state g and distribution q = softmax(s (W g + c)),
+
+    KL(q||p) = sum_j q_j (log q_j - log p_j) = A(h) - A(g) - s (W^T q) . (h - g)
+
+is how far A lies above its tangent at g. Written about the label y, whose logit is linear, with nll(h) = -log p_y(h):
+
+    slope = d nll(g) / dg = s (W^T q - W_y)              offset = slope . g - nll(g)
+    KL(q||p) = nll(h) - slope . h + offset               dKL/dh = s W^T (p - y) - slope
+
+The first term's gradient is the cross-entropy's: the engine is given the estimator ``k1 = log p_y - r`` with the weight
+negated and ``r = offset - slope . h``, and adds ``-slope`` times the weight to the finished gradient. Nothing needs q.
+
+- Rounding the slope to 16 bit leaves KL = 0 at h = g, since the offset is made from the rounded one.
+- It must be one head: with W or c trained, q is of another one than p, and the tangent is of another function. Both
+  frozen are asked for; a KL below zero, which convexity rules out, tells of a head that is not the reference's.
+- A softcap makes the logits no linear function of h. Then the sum over q stays, and with it the reference's logits.
+
+The same by another road: A is the log-partition of an exponential family in h, and its Bregman divergence is the KL
+(Banerjee et al., "Clustering with Bregman divergences", 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_devices, on_host, sizes
+from .chunked import run_chunks
+from .inputs import Batch, LabelReference, LiveRows, RunOptions, shifted
+from .objective import Objective
+
+_SLACK, _SHARE = 0.1, 2.0**-8  # how far below 0 a KL may be by rounding: nats, and of its terms
+
+
+class ForwardReference(NamedTuple):
+    """What the forward KL needs of a reference with the policy's own head."""
+
+    logprobs: Tensor  # [...] log q(label), 0 at ignored labels
+    slope: Tensor  # [..., D] 0 likewise
+    offset: Tensor  # [...] likewise
+
+
+def forward_reference(
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    dtype: torch.dtype | None = None,
+    rows: LiveRows | Tensor | None = None,
+    compact: bool = True,
+    backend: Literal["auto", "torch", "triton", "fused"] = "auto",
+    chunk_bytes: int | None = None,
+    group: Any = None,
+) -> ForwardReference:
+    """The reference's part of the forward KL, for ``dss_loss(…, kl="forward", ref_slope=…, ref_offset=…)``::
+
+        nll    = F.cross_entropy(F.linear(hidden, lm_head, bias).float() * logit_scale, labels, reduction="none")
+        slope, = torch.autograd.grad(nll.sum(), hidden)
+        return -nll, slope, (slope * hidden).sum(-1) - nll
+
+    hidden: [..., D] the reference's last hidden states; lm_head: [V, D], the head that the policy will keep. dtype:
+    what the slope is rounded to, by default fp32 (fp64 for fp64). ``shift=True`` answers at the position of the hidden
+    state, one before its label. Two GEMMs in fp32, for which a 16-bit head is copied; no gradients. Other options and
+    errors: see ``weighted_ce``; a softcap is a ValueError, for it makes the logits no linear function of the states.
+
+    Source: derived in this file.
+    """
+    check_softcap(softcap)
+    batch = Batch.weighted(
+        hidden.detach(), lm_head.detach(), labels, None, ignore_index=ignore_index, shift=shift, group=group
+    )
+    spec = Objective("none", 0.0, 0.0, logit_scale, None)
+    call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
+    wide = call.lm_head.to(call.compute_dtype).to(
+        call.accumulate
+    )  # E W must not be rounded: h - g multiplies its error
+    call = call._replace(hidden=call.hidden.to(call.compute_dtype), lm_head=wide, compute_dtype=call.accumulate)
+    found = run_chunks(call, hidden_grad=True, head_grad=False, bias_grad=False)
+    assert found.d_hidden is not None
+    slope = found.d_hidden if dtype is None else found.d_hidden.to(dtype)
+    offset = torch.where(batch.counts, _products(batch, slope) - found.token_ce, 0)
+    return ForwardReference(
+        (-found.token_ce).view(batch.shape), slope.view(*batch.shape, slope.shape[1]), offset.view(batch.shape)
+    )
+
+
+def tangent_of(batch: Batch, slope: Tensor, offset: Tensor | None) -> LabelReference:
+    """``r`` as it is at the batch's hidden states, and the slope; both 0 where there is no KL weight."""
+    if offset is None:
+        raise ValueError("ref_slope needs ref_offset: forward_reference makes both")
+    wanted = [*batch.shape, batch.hidden.shape[1]]
+    if list(slope.shape) != wanted or offset.shape != batch.shape:
+        raise ValueError(
+            f"ref_slope: expected {wanted} with ref_offset {list(batch.shape)}, got {sizes(slope)}, {sizes(offset)}"
+        )
+    for name, value in (("ref_slope", slope), ("ref_offset", offset)):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    check_devices(batch.hidden, ref_slope=slope, ref_offset=offset)
+    assert batch.kl_weight is not None
+    unused = batch.kl_weight == 0
+    slope = shifted(slope.detach(), batch.shift, 0, dim=-2).reshape(-1, slope.shape[-1])
+    slope = slope.masked_fill(unused.unsqueeze(1), 0)
+    offset = shifted(offset.detach(), batch.shift, 0).reshape(-1).to(batch.kl_weight.dtype)
+    return LabelReference((offset - _products(batch, slope)).masked_fill(unused, 0), slope)
+
+
+def _products(batch: Batch, slope: Tensor) -> Tensor:
+    """[N] slope . h, of the states as the products with the head read them; autocast would round a matrix product."""
+    accumulate = batch.ce_weight.dtype
+    return (batch.hidden.detach().to(batch.compute_dtype).to(accumulate) * slope.to(accumulate)).sum(-1)
+
+
+def check_softcap(softcap: float | None) -> None:
+    if softcap is not None:
+        raise ValueError(
+            f"softcap={softcap}: the forward KL from one vector a token needs logits that are linear in the hidden "
+            "states: give the reference as ref_hidden with ref_lm_head"
+        )
+
+
+def check_one_head(lm_head: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("lm_head", lm_head), ("bias", bias)):
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{name} requires a gradient, but ref_slope is of the head that the reference had, which a trained one "
+                f"leaves: freeze it (pass {name}.detach()), or give the reference as ref_hidden with ref_lm_head"
+            )
+
+
+def refuse_another_head(loss: Tensor, token_ce: Tensor, token_kl: Tensor, reference: LabelReference) -> Tensor:
+    """``loss``, [] or [...], once no KL is below 0; where a check would make the host wait, NaN if one is."""
+    below = token_kl < -(_SLACK + _SHARE * (token_ce.abs() + reference.logprobs.abs()))
+    if not on_host(token_kl):
+        return loss.masked_fill(below.any() if loss.dim() == 0 else below.view(loss.shape), math.nan)
+    if below.any():
+        at = int(below.nonzero()[0])
+        raise ValueError(
+            f"ref_slope[{at}] (of the flat batch): its forward KL is {token_kl[at].item():.3g}, below 0, as it cannot "
+            "be with the reference's own head: make the reference anew, with the head that the policy has"
+        )
+    return loss

@@ -1,0 +1,42 @@
+"""Faults in approximate scores: the fit, the promise, gates, samples, audits, and what is told of them."""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+RIDGE, PROMISE = "fastdss/star/ridge.py", "fastdss/star/promise.py"
+GATES, PROBE = "fastdss/star/gates.py", "fastdss/star/probe.py"
+DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
+RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
+PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
+DATA_SETS = "tests/corpus/test_approximate.py"
+
+FAULTS = [
+    Fault("approximate", RIDGE, "1 + leverage.clamp(min=0)", "1 + 0 * leverage", RIDGES),
+    Fault("approximate", RIDGE, "x @ self.weights + self.offset", "x @ self.weights", RIDGES),
+    Fault("approximate", PROMISE, "not e <= tolerance", "e > tolerance", f"{PROMISES} -k least_doubtful"),
+    Fault("approximate", PROMISE, "(1 - _RIVAL * share) / (1 - share)", "1.0", f"{PROMISES} -k audit"),
+    Fault("approximate", GATES, "doubt <= self.threshold", "doubt >= self.threshold", f"{PROBES} -k marked"),
+    Fault("approximate", GATES, "exact[k - places.start]", "exact[0]", f"{PROBES} -k settles"),
+    Fault(
+        "approximate",
+        GATES,
+        "wrong.get(row, False) or not missed <= self.tolerance",
+        "not missed <= self.tolerance",
+        f"{PROBES} -k settles",
+    ),
+    Fault("approximate", PROBE, "probe._certified(sampled, used)", "probe._certified(fitted, used)", SIMULATED),
+    Fault("approximate", PROBE, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
+    Fault("approximate", SAMPLE, "entry > self._lowest[0]", "False", f"{DATA_SETS} -k a_sample"),
+    Fault(
+        "approximate", DATA_SET, "None if self.withdrawn else probe", "probe", f"{DATA_SETS} -k audit_that_disagrees"
+    ),
+    Fault("approximate", "fastdss/corpus/merge.py", "{'exact': judged.exact}", "{}", f"{DATA_SETS} -k merged"),
+    Fault(
+        "approximate",
+        "fastdss/score_report/data.py",
+        "not mark and (not failed)",
+        "mark and (not failed)",
+        "tests/score_report/test_data.py -k approximate",
+    ),
+]

@@ -1,0 +1,27 @@
+"""Faults in what the demo claims, in what an interrupted run keeps, and in how models are named."""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+EXPECTED, STOP = "fastdss/demo/expectations.py", "fastdss/train/run/stop.py"
+SAID, COMMAND = "tests/demo/test_expectations.py", "tests/train/run/test_command.py"
+SOURCES, NAMES = "fastdss/models/sources.py", "tests/models/test_sources.py"
+
+FAULTS = [
+    Fault("expectations", EXPECTED, "wilson(count.count, count.total, ONE_SIDED)",
+          "wilson(count.count, count.total)", SAID),
+    Fault("expectations", EXPECTED, "hypot(share - low, other_high - of_other)",
+          "hypot(share - low, of_other - other_low)", SAID),
+    Fault("expectations", EXPECTED, "high < limit", "high <= 1", SAID),
+    Fault("expectations", EXPECTED, "NOT_SEEN in found", "False", SAID),
+    Fault("keeper", STOP, "control.should_save = control.should_training_stop = True",
+          "control.should_training_stop = True", f"{COMMAND} -k ctrl_c"),
+    Fault("keeper", STOP, "time.monotonic() - self.last >= 60 * self.minutes", "False",
+          f"{COMMAND} -k by_the_clock"),
+    Fault("shards", "fastdss/corpus/run.py", "size *= 2", "size *= 4",
+          "tests/corpus/test_run.py -k first_shards"),
+    Fault("model names", SOURCES, "near and '/' not in name", "False", f"{NAMES} -k misspelt"),
+    Fault("model names", SOURCES, "isinstance(try_to_load_from_cache(name, 'config.json', revision=revision), str)",
+          "False", f"{NAMES} -k cached"),
+]  # fmt: skip
