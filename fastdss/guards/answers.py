@@ -2,7 +2,8 @@
 
 An answer is a row of fields and then the verdict; each is one of several texts. Their tokens form a tree: a place is
 read where two of them part, and nowhere else. The score is the probability that an answer restricted to these texts,
-chosen token by token, ends in the safe verdict. For verdicts of one token that is the softmax over their logits.
+chosen token by token, ends in the safe verdict. For verdicts of one token that is the softmax over their logits. Where
+earlier fields are not summed out, the likeliest token is followed at their places, and only the verdict has shares.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fastdss.errors import UserError
 
@@ -24,10 +26,14 @@ Tokens = Callable[[str], Ids]  # of a text that follows the rendering
 
 @dataclass(frozen=True)
 class Place:
-    """After ``ids`` behind the rendering the next token is one of ``options``: what it leads to, a score at last."""
+    """After ``ids`` behind the rendering the next token is one of ``options``: what it leads to, a score at last.
+
+    ``greedy``: the likeliest of them is followed, the first of equals; else each counts with its share.
+    """
 
     ids: Ids
     options: Mapping[int, Place | float]
+    greedy: bool = False
 
 
 class Answers:
@@ -47,7 +53,10 @@ class Answers:
 
     def _value(self, place: Place, logits: Tensor, temperature: float) -> Tensor:
         columns = [self._column[token] for token in place.options]
-        shares = torch.softmax(logits[..., self._row[place.ids], columns] / temperature, dim=-1)
+        read = logits[..., self._row[place.ids], columns]
+        shares = torch.softmax(read / temperature, dim=-1)
+        if place.greedy:
+            shares = one_hot(read.argmax(-1), len(columns)).to(shares)
         worth = [
             self._value(next_, logits, temperature) if isinstance(next_, Place) else shares.new_tensor(next_)
             for next_ in place.options.values()
@@ -97,10 +106,11 @@ def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth:
             if found in options:
                 raise UserError(f"{spec.name}: two values of {field.prefix!r} are the same token: {field.values}")
             options[found] = _compile(spec, tokens, tokenizer, asked + text, depth + 1)
-    return _branch(spec.name, tokens(asked), options)
+    greedy = spec.earlier == "likeliest" and depth < len(spec.fields)
+    return _branch(spec.name, tokens(asked), options, greedy)
 
 
-def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float]) -> Place | float:
+def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float], greedy: bool) -> Place | float:
     """The places where the token sequences part that lead from ``before`` to ``options``."""
     firsts: dict[int, dict[Ids, Place | float]] = {}
     for ids, value in options.items():
@@ -109,8 +119,8 @@ def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float]) -> Pla
                 raise UserError(f"{name}: one verdict word or value is how another begins; add what follows it")
             return value
         firsts.setdefault(ids[0], {})[ids[1:]] = value
-    next_ = {first: _branch(name, (*before, first), rest) for first, rest in firsts.items()}
-    return Place(before, next_) if len(next_) > 1 else next(iter(next_.values()))
+    next_ = {first: _branch(name, (*before, first), rest, greedy) for first, rest in firsts.items()}
+    return Place(before, next_, greedy) if len(next_) > 1 else next(iter(next_.values()))
 
 
 def _ids(spec: GuardSpec, tokens: Tokens, tokenizer: Any, asked: str, word: str) -> Ids:

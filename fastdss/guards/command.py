@@ -11,6 +11,7 @@ from fastdss.errors import UserError
 
 if TYPE_CHECKING:
     from .known import Known
+    from .spec import GuardSpec
 
 _SAMPLE = [
     {"role": "system", "content": "Answer in one sentence."},
@@ -84,8 +85,8 @@ def _entry(known: Known) -> str:
     if known.texts:
         wanted = " ".join(f"--guard-option {text}=@FILE" for text in known.texts)
         lines.append(f"  needs    the text of its model card: {wanted}")
-    if spec.note:
-        lines.append(f"  note     {spec.note}")
+    if note := _note(spec):
+        lines.append(f"  note     {note}")
     return "\n".join(lines)
 
 
@@ -97,8 +98,15 @@ def markdown_table() -> str:
     for known in KNOWN:
         spec = known.sample()
         needs = ", ".join(f"`{text}`" for text in known.texts) or "-"
-        rows.append(f"| `{known.example}` | {spec.judges} | {needs} | {spec.checked} | {spec.note or '-'} |")
+        rows.append(f"| `{known.example}` | {spec.judges} | {needs} | {spec.checked} | {_note(spec) or '-'} |")
     return "\n".join(rows)
+
+
+def _note(spec: GuardSpec) -> str:
+    """What is approximate, and how the fields before the verdict are read."""
+    names = " and ".join(prefix.rpartition("\n")[2].strip(' {":,') for prefix, _ in spec.fields)
+    read = {"summed": "summed over", "likeliest": "given the likeliest"}[spec.earlier]
+    return "; ".join(text for text in (f"{read} {names}" if names else "", spec.note) if text)
 
 
 def _shown(args: argparse.Namespace) -> str:
@@ -141,8 +149,8 @@ def _shown(args: argparse.Namespace) -> str:
             lines.append(f">>> {begun}one of {options}")
     else:
         lines.append(f">>> classes {', '.join(word for group in spec.words for word in group)}")
-    if spec.note:
-        lines += ["", f"note: {spec.note}"]
+    if note := _note(spec):
+        lines += ["", f"note: {note}"]
     return "\n".join(lines)
 
 

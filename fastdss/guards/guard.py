@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdss.chat.encoder import ChatEncoder, Conversation
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import ignores_softcap
-from fastdss.models.classifier import is_bidirectional, without_padding
+from fastdss.models.classifier import is_bidirectional, separator, without_padding
 from fastdss.prefix.cpu_linear import PackedWeights
 from fastdss.prefix.engine import KeptHead, check_supported, reference_logits, tree_logits
 from fastdss.prefix.tree import build_tree, shared_length
@@ -24,7 +24,7 @@ from .classes import Classes
 from .known import TINY, TINY_FOLDER
 from .loading import load_guard
 from .questions import make_encoders
-from .sight import CHAT, check_sight
+from .sight import CHAT, check_seen, check_sight
 from .spec import GuardSpec
 from .tokens import PROBE, tokens_after
 
@@ -53,11 +53,13 @@ class GuardModel:
         self.tokenizer = tokenizer
         self.spec = spec
         self.bidirectional = spec.head == "sequence" and is_bidirectional(model)
+        self.separator = separator(model, tokenizer) if self.bidirectional else None
         self.encoders = make_encoders(spec, tokenizer)
         self.encoder = self.encoders[0]
         only_response = getattr(spec.messages, "turns", None) == "response"
+        self._unseen: dict[str, str] = {}
         for encoder in self.encoders:
-            check_sight(spec.name, encoder, generation_prompt=self._asked, only_response=only_response)
+            self._unseen |= check_sight(spec.name, encoder, generation_prompt=self._asked, only_response=only_response)
         self.answers = self._answers()
         self.token_ids = self.answers.token_ids
         self.packed = PackedWeights()
@@ -131,6 +133,8 @@ class GuardModel:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Token ids of whole renderings, ``readouts`` for each conversation; what is read is the next token."""
+        for chat in conversations if self._unseen else ():
+            check_seen(self.spec.name, self._unseen, chat)
         if self.spec.head == "token":
             return [self.encoder.encode_open(chat[:-1], [chat[-1]["content"]])[0] for chat in conversations]
         asked = [self._encoded(encoder, conversations) for encoder in self.encoders]
@@ -139,6 +143,7 @@ class GuardModel:
     def encode_prefixes(self, history: Conversation, response: str, ends: Sequence[int]) -> list[list[int]]:
         """Token ids of the renderings of ``response[:end]``, ``readouts`` for each end."""
         if self.spec.head == "token":
+            check_seen(self.spec.name, self._unseen, history)
             return self.encoder.encode_open(history, [response[:end] for end in ends])
         return self.encode([[*history, {"role": "assistant", "content": response[:end]}] for end in ends])
 
@@ -206,7 +211,7 @@ class GuardModel:
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
         ours = None if self.bidirectional else self._tree_logits(renderings, longest)
-        own = reference_logits(self.model, self.token_ids, renderings)
+        own = reference_logits(self.model, self.token_ids, renderings, separator=self.separator)
         if not bool(torch.isfinite(own).all()):
             raise UserError(
                 f"{self.spec.name}: the model's own verdict logits are not finite, so it could score nothing: its "

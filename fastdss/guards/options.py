@@ -16,7 +16,7 @@ from .spec import GuardSpec
 from .vendors import with_stated_fields
 from .view import View
 
-_OWN = ("date", "other_weight")
+_OWN = ("date", "other_weight", "earlier")
 
 
 def parse_options(given: list[str]) -> dict[str, Any]:
@@ -37,13 +37,16 @@ def with_options(spec: GuardSpec, options: Mapping[str, Any], template: str | Ma
 
     - a variable of the chat template (``risk_name``, ``excluded_category_keys``, …), also inside of one that the spec
       sets: ``risk_name`` is ``guardian_config["risk_name"]``;
-    - ``questions``: those to ask, by name; ``stated``: values of the answer's earlier fields, instead of their sum;
+    - ``questions``: those to ask, by name;
+    - ``earlier``: ``summed`` or ``likeliest``, how the answer's earlier fields are read; ``stated``: their values;
     - ``date``, ``other_weight``: the spec's own.
 
     What made the spec (a text of the model card) is passed over. ``ValueError`` names what there is to set.
     """
     made_of = {name for known in KNOWN if known.sample().name == spec.name for name in known.parameters}
     texts = _texts(spec)
+    if "stated" in options and "earlier" in options:
+        raise UserError(f"{spec.name}: stated: the fields have these values, or are read as earlier says: not both")
     for name, value in options.items():
         if name not in made_of and value not in texts:
             spec = _with_option(spec, name, value, template)
@@ -63,7 +66,7 @@ def _with_option(spec: GuardSpec, name: str, value: Any, template: str | Mapping
         return with_stated_fields(
             spec, *(_one_of(spec, field.values, v) for field, v in zip(spec.fields, values, strict=True))
         )
-    if name in _OWN:
+    if name in _OWN and (name != "earlier" or spec.fields):
         if name == "other_weight" and not isinstance(value, int | float):
             raise UserError(f"{spec.name}: other_weight: expected a number, got {value!r}")
         return replace(spec, **{name: value})
@@ -84,7 +87,11 @@ def names_of(spec: GuardSpec) -> list[str]:
     """The options that ``spec`` is known to take."""
     nested = [key for held in spec.template_kwargs.values() if isinstance(held, Mapping) for key in held]
     flat = [key for key, held in spec.template_kwargs.items() if not isinstance(held, Mapping)]
-    more = [name for name, there in (("questions", spec.questions), ("stated", spec.fields)) if there]
+    more = [
+        name
+        for name, there in (("questions", spec.questions), ("earlier", spec.fields), ("stated", spec.fields))
+        if there
+    ]
     return [*nested, *flat, *more, *(["other_weight"] if spec.other else []), "date"]
 
 

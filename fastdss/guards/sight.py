@@ -6,6 +6,7 @@ give every prefix of every row one score.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 from fastdss.chat.encoder import ChatEncoder, Conversation, Message, RefusedByTemplate
@@ -19,6 +20,14 @@ MARKS = {
     "response": "responseQ5Q",
 }
 CHAT = [{"role": role, "content": MARKS[name]} for role, name in (("user", "prompt"), ("assistant", "response"))]
+LONGER = {  # conversations of more turns, which a template may refuse, or show in part
+    "system": [{"role": "system", "content": MARKS["system"]}, *CHAT],
+    "earlier": [{"role": "user", "content": MARKS["earlier"]}, {"role": "assistant", "content": "x"}, *CHAT],
+    "tool": [CHAT[0], {"role": "assistant", "content": "x"}, {"role": "tool", "content": MARKS["tool"]}, CHAT[1]],
+}
+LONG = "Q7Q " * 2000 + "Q8Q"  # which a template might cut
+OTHERS = ("Q7Q", LONG)  # what the marks are changed to
+_WITH = {"system": "a system turn", "earlier": "an earlier exchange", "tool": "a tool's result"}
 
 
 class Sight(NamedTuple):
@@ -29,8 +38,11 @@ class Sight(NamedTuple):
     tool: bool
 
 
-def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, only_response: bool) -> None:
-    """``ValueError`` unless the rendering holds prompt and response, in this order, and follows changes of both."""
+def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, only_response: bool) -> dict[str, str]:
+    """``ValueError`` unless the rendering holds prompt and response, in this order, and follows changes of both.
+
+    Returns what further turns, of ``LONGER``, make the template drop the prompt or the response, and how to say so.
+    """
     wanted = ("response",) if only_response else ("prompt", "response")
     try:
         text = _render(encoder, CHAT, generation_prompt)
@@ -38,7 +50,7 @@ def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, onl
         raise UserError(f"{name}: {error}") from None
     except (TypeError, AttributeError, KeyError) as error:  # a template that takes parts, given text
         raise UserError(f"{name}: its chat template fails on plain turns ({type(error).__name__})") from None
-    lost = [part for part in wanted if MARKS[part] not in text]
+    lost = _lost(text, wanted)
     if lost:
         raise UserError(
             f"{name}: a blind guard: its chat template drops the {' and the '.join(lost)}{_hint(encoder, lost)}; "
@@ -46,26 +58,45 @@ def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, onl
         )
     if text.rfind(MARKS["response"]) < max(text.find(MARKS[part]) for part in wanted):
         raise UserError(f"{name}: its chat template shows the response before the prompt")
-    for part in wanted:
-        changed = [{**turn, "content": turn["content"].replace(MARKS[part], "Q7Q")} for turn in CHAT]
-        if _render(encoder, changed, generation_prompt) != text.replace(MARKS[part], "Q7Q"):
-            raise UserError(f"{name}: its chat template rewrites the {part}")
+    for part, other in product(wanted, OTHERS):
+        changed = [{**turn, "content": turn["content"].replace(MARKS[part], other)} for turn in CHAT]
+        shown = _render(encoder, changed, generation_prompt)
+        if other not in shown if other == LONG else shown != text.replace(MARKS[part], other):
+            raise UserError(f"{name}: its chat template rewrites or cuts the {part}")
+    return {more: reason for more in LONGER if (reason := _unseen(encoder, more, wanted, generation_prompt))}
+
+
+def check_seen(name: str, unseen: dict[str, str], conversation: Conversation) -> None:
+    """``ValueError`` where ``conversation`` has turns of ``unseen``, which would hide from the guard what it judges."""
+    roles = [turn["role"] for turn in conversation]
+    present = {"system": "system" in roles, "earlier": roles.count("user") > 1, "tool": "tool" in roles}
+    for more, reason in unseen.items():
+        if present[more]:
+            raise UserError(f"{name}: {reason}; a view with turns='exchange' and no system turns shows it less")
 
 
 def find_sight(encoder: ChatEncoder, *, generation_prompt: bool) -> Sight:
     """What of a longer conversation is rendered; a part that the template refuses is not."""
-    chats = {
-        "system": [{"role": "system", "content": MARKS["system"]}, *CHAT],
-        "earlier": [{"role": "user", "content": MARKS["earlier"]}, {"role": "assistant", "content": "x"}, *CHAT],
-        "tool": [CHAT[0], {"role": "assistant", "content": "x"}, {"role": "tool", "content": MARKS["tool"]}, CHAT[1]],
-    }
     found = {}
-    for part, chat in chats.items():
+    for part, chat in LONGER.items():
         try:
             found[part] = MARKS[part] in _render(encoder, chat, generation_prompt)
         except RefusedByTemplate:
             found[part] = False
     return Sight(**found)
+
+
+def _unseen(encoder: ChatEncoder, more: str, wanted: tuple[str, ...], generation_prompt: bool) -> str:
+    try:
+        text = _render(encoder, LONGER[more], generation_prompt)
+    except RefusedByTemplate:
+        return ""  # as it will the rows that have such turns
+    lost = _lost(text, wanted)
+    return f"with {_WITH[more]} its chat template drops the {' and the '.join(lost)}" if lost else ""
+
+
+def _lost(text: str, wanted: tuple[str, ...]) -> list[str]:
+    return [part for part in wanted if MARKS[part] not in text]
 
 
 def _render(encoder: ChatEncoder, chat: Conversation, generation_prompt: bool) -> str:

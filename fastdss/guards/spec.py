@@ -10,6 +10,7 @@ from fastdss.chat.encoder import Conversation, Message
 from fastdss.errors import UserError
 
 HEADS = ("words", "token", "sequence")
+EARLIER = ("summed", "likeliest")
 DATE = "2025-01-01"
 
 
@@ -33,9 +34,11 @@ class GuardSpec:
 
     A word must be a single token after the rendering, unless ``split_words``: it then counts with the product of its
     tokens' shares, each among the tokens that continue one of the words. With ``any_spelling`` every token counts that
-    spells a word, whatever its case and the blanks around it. ``fields`` come before ``answer_prefix`` and are summed
-    out: the score is the sum over their values of P(values) times the score given them. ``questions`` are asked one by
-    one, each with template variables of its own: the least safe answer is the score.
+    spells a word, whatever its case and the blanks around it. ``fields`` come before ``answer_prefix``. They are summed
+    out (``earlier="summed"``): the score is the sum over their values of P(values) times the score given them; or, as
+    in greedy decoding, each has the value whose tokens, one after the other, the guard finds ``"likeliest"`` for this
+    prefix. ``questions`` are asked one by one, each with template variables of its own: the least safe answer is the
+    score.
 
     ``head``: ``"words"``; ``"token"``, a class of the model's own head at the response's last token, no tail being
     rendered; ``"sequence"``, a class of the whole rendering. Of heads the words are class names or numbers, all of
@@ -59,6 +62,7 @@ class GuardSpec:
     split_words: bool = False
     any_spelling: bool = False
     fields: tuple[AnswerField, ...] = ()
+    earlier: str = "summed"
     questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     head: str = "words"
     independent: bool = False
@@ -70,6 +74,8 @@ class GuardSpec:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise UserError(f"{self.name}: head: expected one of {', '.join(HEADS)}, got {self.head!r}")
+        if self.earlier not in EARLIER:
+            raise UserError(f"{self.name}: earlier: expected one of {', '.join(EARLIER)}, got {self.earlier!r}")
         if not 0 <= self.other_weight <= 1:
             raise UserError(f"{self.name}: other_weight: expected a number in [0, 1], got {self.other_weight}")
         safe, unsafe, _ = self.words

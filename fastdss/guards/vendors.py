@@ -16,7 +16,6 @@ from .view import View
 
 _EXCHANGE = View(turns="exchange")
 _HARM = "harm in the last assistant turn"
-_UNCHECKED = "nothing of the vendor's yet: written after descriptions of its model card"
 
 TINY = GuardSpec(
     "fastdss-tiny-guard",
@@ -41,17 +40,18 @@ LLAMA_GUARD_3_1B = replace(LLAMA_GUARD_3, name="Llama-Guard-3-1B", messages=View
 LLAMA_GUARD_4 = replace(
     LLAMA_GUARD_3_1B,
     name="Llama-Guard-4",
-    checked=_UNCHECKED,
+    checked="the vendor's model card, Llama 4's tokenizer, raw outputs of public users, 2026-11-28; not its template",
     note="text only; a null attention_chunk_size in the config is read as no chunks",
 )
 LLAMA_GUARD_1_2 = replace(
     LLAMA_GUARD_3,
     name="Llama-Guard-1 and 2",
     answer_prefix="",
-    split_words=True,
+    safe=" safe",
+    unsafe=" unsafe",
     any_spelling=True,
-    checked=_UNCHECKED,
-    note="version 1 begins its answer at once, version 2 after two newlines (answer_prefix); construction tells",
+    checked="the vendor's model cards and prompts, Llama 2's and 3's tokenizers, code of the HarmAug paper, 2026-11-28",
+    note="both begin their answer at once",
 )
 GRANITE_GUARDIAN_3 = GuardSpec(
     "granite-guardian-3.0 and 3.1",
@@ -106,7 +106,8 @@ QWEN3_GUARD_STREAM = GuardSpec(
     checked="the vendor's stream evaluation code, Qwen3's tokenizer, November 2026",
     note="the response's own head at its last token; 'Controversial' counts as unsafe, see other_weight",
 )
-# Parameters of the template, in the wording of the model card (CC BY 4.0): the model is sensitive to it.
+# Parameters of the template. The model is sensitive to their wording, which is Google's: Copyright 2024 Google LLC,
+# Apache License 2.0, from responsible/shieldgemma_on_huggingface.ipynb of github.com/google-gemma/cookbook.
 SHIELDGEMMA_POLICIES = {
     "dangerous_content": '"No Dangerous Content": The chatbot shall not generate content that harming oneself and/or '
     "others (e.g., accessing or building firearms and explosive devices, promotion of terrorism, instructions for "
@@ -130,7 +131,31 @@ SHIELDGEMMA = GuardSpec(
     safe="No",
     unsafe="Yes",
     judges="four policies (dangerous content, harassment, hate speech, sexually explicit), the largest P(Yes)",
-    checked="the vendor's template, Gemma's tokenizer, the card's policies by public copies, November 2026",
+    checked="the vendor's template, its notebook for policies and reading, Gemma's tokenizer, 2026-11-28",
+)
+NEMOTRON_3 = GuardSpec(
+    "Nemotron-3-Content-Safety",
+    template_kwargs={"request_categories": "/no_categories", "enable_thinking": False},
+    messages=View(turns="exchange", parts=True),
+    fields=(AnswerField("User Safety:", (" safe", " unsafe")),),
+    answer_prefix="\nResponse Safety:",
+    safe=" safe",
+    unsafe=" unsafe",
+    split_words=True,
+    judges="23 categories of harm in the last exchange",
+    checked="the vendor's model cards of 3 and 3.5, Gemma 3's tokenizer, 2026-11-28; not its template",
+    note="text only; without thinking; custom_policy=@FILE for rules of your own (3.5)",
+)
+APRIEL_GUARD = GuardSpec(
+    "AprielGuard",
+    messages=View(),
+    safe="safe",
+    unsafe="unsafe",
+    split_words=True,
+    any_spelling=True,
+    judges="16 categories of harm in the last assistant turn",
+    checked="four public programs that ask it and read its answers, 2026-11-28; neither its template nor its tokenizer",
+    note="without reasoning; its second verdict (adversarial) is not read",
 )
 YUFENG_CODES = (
     "pc", "dc", "dw", "pi", "ec", "ac", "def", "ti", "cy", "ph", "mh", "se", "sci", "pp", "cs", "acc", "mc", "ha", "ps",
@@ -151,7 +176,7 @@ KANANA_SAFEGUARD = GuardSpec(
     safe="<SAFE>",
     unsafe=tuple(f"<UNSAFE-S{number}>" for number in range(1, 8)),
     judges="hazards S1 to S7 in the last exchange, Korean",
-    checked="public copies of the model card, November 2026",
+    checked="public copies of the model card, a program of Mozilla's that runs it, 2026-11-28",
     note="its template closes the conversation; the words are tokens of its own vocabulary",
 )
 DUOGUARD = GuardSpec(
@@ -173,8 +198,9 @@ PROMPT_GUARD_2 = GuardSpec(
     unsafe="1",
     head="sequence",
     judges="jailbreaks and injections in the response's text alone",
-    checked=_UNCHECKED,
-    note="made for prompts and tool results; an encoder: one forward for each prefix",
+    checked="the vendor's model card and inference code, 2026-11-28",
+    note="made for prompts and tool results of at most 512 tokens; asked as on its model card, without LlamaFirewall's "
+    "new spacing; an encoder: one forward for each prefix",
 )
 TOXIC_BERT = GuardSpec(
     "toxic-bert",
@@ -184,7 +210,7 @@ TOXIC_BERT = GuardSpec(
     head="sequence",
     independent=True,
     judges="six kinds of toxicity in the response's text alone, the likeliest",
-    checked=_UNCHECKED,
+    checked="the vendor's code (detoxify), 2026-11-28",
     note="an encoder: one forward for each prefix",
 )
 HARMAUG = GuardSpec(
@@ -195,15 +221,16 @@ HARMAUG = GuardSpec(
     unsafe="1",
     head="sequence",
     judges=_HARM,
-    checked=_UNCHECKED,
+    checked="the vendor's code for training and evaluation, 2026-11-28",
     note="an encoder: one forward for each prefix",
 )
 GRANITE_HAP = replace(
     PROMPT_GUARD_2,
     name="granite-guardian-hap",
     judges="hate, abuse and profanity in the response's text alone",
-    checked=_UNCHECKED,
-    note="an encoder: one forward for each prefix",
+    checked="the vendor's code (data-prep-kit), 2026-11-28",
+    note="IBM asks it sentence by sentence and takes the worst, here the whole text; an encoder: one forward for each "
+    "prefix",
 )
 
 
@@ -213,8 +240,8 @@ def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
         if value not in known:
             raise UserError(f"{spec.name}: expected one of {known}, got {value!r}")
     stated = "".join(prefix + value for (prefix, _), value in zip(spec.fields, values, strict=True))
-    note = f"the response's verdict given {stated!r}"
-    return replace(spec, fields=(), answer_prefix=stated + spec.answer_prefix, note=note)
+    note = "; ".join(text for text in (f"the response's verdict given {stated!r}", spec.note) if text)
+    return replace(spec, fields=(), earlier="summed", answer_prefix=stated + spec.answer_prefix, note=note)
 
 
 def granite_guardian_4(instruction: str) -> GuardSpec:
@@ -241,7 +268,6 @@ def nemotron_guard(prompt: str) -> GuardSpec:
         unsafe="unsafe",
         judges="23 categories of harm in the last exchange",
         checked="the model card, Llama 3.1's tokenizer, November 2026",
-        note="summed over the verdict on the user's message",
     )
 
 
@@ -257,7 +283,7 @@ def nemotron_reasoning(prompt: str) -> GuardSpec:
         split_words=True,
         judges="the text's policy in the last exchange",
         checked="the form of its answers by public copies, Gemma's tokenizer, November 2026",
-        note="summed over the verdict on the prompt; without thinking, whose empty block was not seen in the original",
+        note="without thinking, whose empty block was not seen in the original",
     )
 
 
@@ -277,7 +303,6 @@ def wildguard(prompt: str) -> GuardSpec:
         split_words=True,
         judges="13 categories of harm in the last exchange",
         checked="the vendor's code, Mistral's tokenizer, November 2026",
-        note="summed over its verdicts on request and refusal",
     )
 
 
@@ -298,8 +323,7 @@ def polyguard(prompt: str, system: str) -> GuardSpec:
         split_words=True,
         judges="14 categories of harm in the last exchange, 17 languages",
         checked="raw outputs and training texts of three public users, Qwen's tokenizer, November 2026",
-        note="summed over request (no; yes with one of its codes) and refusal; answers that name several codes count "
-        "with their first",
+        note="a harmful request has one of its codes; answers that name several count with their first",
     )
 
 
@@ -322,12 +346,11 @@ def aegis(prompt: str) -> GuardSpec:
     return replace(
         harmbench(prompt),
         name="Aegis-AI-Content-Safety",
-        safe="safe",
-        unsafe="unsafe",
-        split_words=True,
+        safe=" safe",
+        unsafe=" unsafe",
         judges="13 categories of harm in the last exchange",
-        checked=_UNCHECKED,
-        note="'needs caution' counts as neither",
+        checked="the vendor's code (NeMo Curator), Llama 2's tokenizer, 2026-11-28",
+        note="'needs caution' is one of its categories: the unsafe verdict comes first",
     )
 
 

@@ -46,6 +46,11 @@ class DSSPlugin(BasePlugin):  # type: ignore[misc]
     def get_input_args(self) -> str:
         return "fastdss.integrations.axolotl.DSSArgs"
 
+    def register(self, cfg: Any) -> None:
+        """axolotl's check of the configuration, which comes next, wants ``datasets``: the file that is read here."""
+        if cfg.get("dss_data") and not cfg.get("datasets"):
+            cfg["datasets"] = [{"path": cfg["dss_data"], "type": "chat_template"}]
+
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Scored conversations tokenised with axolotl's tokenizer; axolotl's own ``datasets`` are not read."""
         from axolotl.common.datasets import TrainDatasetMeta

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.upstream import bitsandbytes, peft
+from fastdss.upstream import bitsandbytes, peft, torchao
 
 
 class Applied(NamedTuple):
@@ -36,11 +36,13 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 
 
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer; those that bitsandbytes keeps in 4 or 8 bits as it multiplies them."""
+    """Weight and bias of a linear layer; what bitsandbytes or torchao keep in fewer bits as they multiply it."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or not bitsandbytes.is_matrix(weight):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
-    if not weight.is_floating_point():
+    if torchao.is_quantised(weight):  # it says that it is floating point, but knows only the operators of its own
+        weight = torchao.dequantised(weight)
+    elif not weight.is_floating_point():
         if not bitsandbytes.is_quantised(weight):
             raise UserTypeError(f"expected an output head in floating point, got {weight.dtype}: do not quantise it")
         weight = bitsandbytes.dequantised(layer)

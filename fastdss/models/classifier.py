@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .causal_lm import LMHead, backbone
 
@@ -26,6 +26,21 @@ def is_bidirectional(model: Any) -> bool:
     """Whether the model's tokens see those after them, so that no two prefixes of a text share anything."""
     causal = [module.is_causal for module in backbone(model).modules() if hasattr(module, "is_causal")]
     return not any(causal)
+
+
+def separator(model: Any, tokenizer: Any) -> int | None:
+    """The token that divides two texts, where the model tells the first from the second by ``token_type_ids``."""
+    found: int | None = getattr(tokenizer, "sep_token_id", None)
+    return found if (getattr(model.config, "type_vocab_size", None) or 0) > 1 else None
+
+
+def token_types(ids: Tensor, separator: int | None) -> dict[str, Tensor]:
+    """``token_type_ids`` of ``ids`` ``[B, T]`` as BERT's tokenizers give them for two texts: 1 behind the first
+    separator. Nothing without one."""
+    if separator is None:
+        return {}
+    divides = ids == separator
+    return {"token_type_ids": (divides.cumsum(-1) - divides.long()).clamp(max=1)}
 
 
 def without_padding(model: Any, ids: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdss.models.causal_lm import backbone, lm_head
-from fastdss.models.classifier import class_head
+from fastdss.models.classifier import class_head, token_types
 from fastdss.upstream.torch import version
 
 from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
@@ -261,7 +261,12 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def reference_logits(
-    model: Any, verdict_ids: Sequence[int], renderings: Sequence[Sequence[int]], report: Report = lambda done: None
+    model: Any,
+    verdict_ids: Sequence[int],
+    renderings: Sequence[Sequence[int]],
+    report: Report = lambda done: None,
+    *,
+    separator: int | None = None,
 ) -> Tensor:
     """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``.
 
@@ -275,7 +280,8 @@ def reference_logits(
     try:
         with torch.inference_mode():
             for ids in renderings:
-                logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, **keep).logits
+                row = torch.tensor([list(ids)], device=device)
+                logits = model(input_ids=row, use_cache=False, **keep, **token_types(row, separator)).logits
                 rows.append(logits[0].reshape(-1, logits.shape[-1])[-1, list(verdict_ids)].cpu())
                 report(1)
     finally:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdss.models.batching import length_batches, padded_rows
+from fastdss.models.classifier import token_types
 
 
 def batched_logits(
@@ -16,13 +17,14 @@ def batched_logits(
     class_ids: Sequence[int],
     renderings: Sequence[Sequence[int]],
     *,
+    separator: int | None = None,
     budget: int | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Logits ``[len(renderings), R]`` of the classes, as one forward per rendering would give them.
 
     Equal renderings are computed once. Batches are sorted by length and hold ``budget`` tokens with their padding,
-    which the attention mask hides.
+    which the attention mask hides. ``separator`` is that of two texts, for models that number them.
     """
     device = next(model.parameters()).device
     budget = budget or (2048 if device.type == "cpu" else 65536)
@@ -38,9 +40,8 @@ def batched_logits(
                 longest = max(map(len, batch))
                 ids = torch.tensor(padded_rows(batch, model.config.pad_token_id or 0, longest))
                 mask = torch.tensor(padded_rows([[1] * len(text) for text in batch], 0, longest))
-                logits = (
-                    model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, list(class_ids)].cpu()
-                )
+                given = {"input_ids": ids, "attention_mask": mask, **token_types(ids, separator)}
+                logits = model(**{name: t.to(device) for name, t in given.items()}).logits[:, list(class_ids)].cpu()
                 if found is None:
                     dtype = torch.promote_types(logits.dtype, torch.float32)
                     found = torch.full((len(rows), len(class_ids)), float("nan"), dtype=dtype)

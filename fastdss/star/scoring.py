@@ -255,8 +255,15 @@ def _logits(
     if options.method == "per_prefix" or guard.bidirectional:
         renderings = [tree.rendering(k) for tree in trees for k in range(tree.num_prefixes)]
         if guard.bidirectional and options.method != "per_prefix":
-            return batched_logits(guard.model, guard.token_ids, renderings, budget=options.budget, report=report)
-        return reference_logits(guard.model, guard.token_ids, renderings, report)
+            return batched_logits(
+                guard.model,
+                guard.token_ids,
+                renderings,
+                separator=guard.separator,
+                budget=options.budget,
+                report=report,
+            )
+        return reference_logits(guard.model, guard.token_ids, renderings, report, separator=guard.separator)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
     attend = _ATTEND[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts

@@ -13,7 +13,7 @@ from fastdss.guards.known import KNOWN as TABLE
 from fastdss.guards.known import TINY_FOLDER, choose_spec, find_spec
 from tests.support.builders import BATCH, make_model
 
-from .test_specs import BY_TEXT, GEMMA, GRANITE, GRANITE_ALL, JUDGED, KNOWN, LLAMA, QWEN, TEXT, make_tokenizer
+from .test_specs import BY_TEXT, CARD, GEMMA, GRANITE, GRANITE_ALL, JUDGED, KNOWN, LLAMA, QWEN, TEXT, make_tokenizer
 
 # Structures of the vendors' templates, not their texts: the variables they take and the words they ask for.
 CATEGORIES = "{% set categories = categories or ['S1'] %}"
@@ -64,6 +64,24 @@ def test_a_folder_is_told_by_its_name_or_by_the_name_in_its_config(tmp_path: Pat
     remembered = {"_name_or_path": "ibm-granite/granite-guardian-3.3-8b"}
     path = make_folder(tmp_path / "mine", JUDGED, "granite", **remembered)
     assert Guard.from_pretrained(path).spec is vendors.GRANITE_GUARDIAN_3_3
+
+
+@pytest.mark.parametrize("row", TABLE[1:], ids=lambda row: row.called)
+def test_every_known_guard_is_found_by_its_id(row: known.Known) -> None:
+    """But the built-in one, whose name is a word of its own."""
+    texts = dict.fromkeys(row.texts, CARD)
+    for kind in row.kinds:
+        assert choose_spec([row.example], {"model_type": kind}, JUDGED, options=texts) == known.made(row, [], texts)
+
+
+def test_nemotrons_are_told_apart() -> None:
+    for name in ("nvidia/Nemotron-3-Content-Safety", "nvidia/Nemotron-3.5-Content-Safety"):
+        assert choose_spec([name], {"model_type": "gemma3"}) is vendors.NEMOTRON_3
+    named = choose_spec(
+        ["nvidia/Nemotron-Content-Safety-Reasoning-4B"], {"model_type": "gemma3"}, options={"prompt": CARD}
+    )
+    assert named == vendors.nemotron_reasoning(CARD)
+    assert choose_spec(["mine"], {"model_type": "gemma3"}, JUDGED + "{{ request_categories }}") is vendors.NEMOTRON_3
 
 
 def test_the_argument_wins(tmp_path: Path) -> None:

@@ -166,6 +166,33 @@ def test_a_pair_is_what_the_tokenizer_makes_of_two_texts() -> None:
     assert ids == tokenizer("It is Ann.")["input_ids"]
 
 
+@pytest.mark.parametrize("types", [1, 2])
+def test_of_a_pair_a_model_that_numbers_its_texts_is_told_which_is_which(types: int) -> None:
+    """As tokenizer(prompt, response) tells it; RoBERTa's kind has one number for both."""
+    from tokenizers.processors import BertProcessing
+
+    model, tokenizer = make_classifier("bert", labels=2, type_vocab_size=types)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.cls_token, tokenizer.sep_token = "<s>", "</s>"
+    tokenizer.backend_tokenizer.post_processor = BertProcessing(
+        *((name, tokenizer.convert_tokens_to_ids(name)) for name in ("</s>", "<s>"))
+    )
+    guard = Guard(model, tokenizer, vendors.HARMAUG)
+    response = "You can call her. It is safe, </s> or not."
+    ends = [len("You can call her."), len(response)]
+    (plain,) = star_scores(guard, {"prompt": ["Who?"], "response": ["You can call her."]}).scores
+    given = tokenizer("Who?", "You can call her.", return_tensors="pt", return_token_type_ids=types > 1)
+    with torch.inference_mode():
+        truth = model(**given).logits[0].softmax(-1)
+    assert plain[-1].item() == pytest.approx(truth[0].item(), abs=1e-6)
+    batch = {"prompt": ["Who?"], "response": [response]}
+    tree, apart = (star_scores(guard, batch, ends=[ends], method=method).scores[0] for method in ("tree", "per_prefix"))
+    assert tree[0].item() == pytest.approx(truth[0].item(), abs=1e-6)
+    assert torch.allclose(tree, apart, rtol=0, atol=1e-6)
+    stream = guard.stream("Who?")
+    assert (stream.append("You can call her.") + stream.close())[-1] == pytest.approx(truth[0].item(), abs=1e-6)
+
+
 @pytest.mark.parametrize("text", BANK)
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_hostile_text_yields_no_control_token(kind: str, text: str) -> None:

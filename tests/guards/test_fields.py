@@ -81,6 +81,72 @@ def test_scores_equal_brute_force(name: str) -> None:
     assert max(expected) - min(expected) > 1e-4
 
 
+def greedily(guard: Guard, history: list, prefix: str) -> tuple[str, float]:
+    """The answer as a vendor's program gets it, a token at a time, but only of the fields' values; and the verdict's
+    share of safe among its words after that."""
+    chat, written = [*history, {"role": "assistant", "content": prefix}], ""
+
+    def tokens(text: str) -> list[int]:
+        (ids,) = guard.encoder.encode([chat], suffix=text)
+        return ids
+
+    for text, values in guard.spec.fields:
+        written += text
+        begun, left = tokens(written), {value: tokens(written + value) for value in values}
+        while len(left) > 1:
+            following = sorted({ids[len(begun)] for ids in left.values()})
+            logits = reference_logits(guard.model, following, [begun])[0]
+            begun = [*begun, following[int(logits.argmax())]]
+            left = {value: ids for value, ids in left.items() if ids[: len(begun)] == begun}
+        written += next(iter(left))
+    begun, (safe, unsafe, other) = tokens(written + guard.spec.answer_prefix), guard.spec.words
+    worth = dict.fromkeys(safe, 1.0) | dict.fromkeys(unsafe, 0.0) | dict.fromkeys(other, guard.spec.other_weight)
+    words = {word: tokens(written + guard.spec.answer_prefix + word)[len(begun) :] for word in worth}
+
+    def share(word: str) -> float:
+        total = 1.0
+        for depth, token in enumerate(words[word]):
+            following = sorted({ids[depth] for ids in words.values() if ids[:depth] == words[word][:depth]})
+            shares = reference_logits(guard.model, following, [[*begun, *words[word][:depth]]])[0].softmax(-1)
+            total *= shares[following.index(token)].item()
+        return total
+
+    return written, sum(value * share(word) for word, value in worth.items())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_likeliest_fields_are_those_of_greedy_decoding(name: str) -> None:
+    """Per prefix, values of several tokens too; and it is not the sum, nor one value for all prefixes."""
+    summed = make_guard(name, dtype=torch.float64)
+    summed.model.set_attn_implementation("fastdss_test_dense")
+    guard = Guard(summed.model, summed.tokenizer, replace(summed.spec, earlier="likeliest"))
+    assert guard.readouts == summed.readouts
+    answered, apart = set(), 0.0
+    for prompt, response in zip(*BATCH.values(), strict=True):
+        history, ends = [{"role": "user", "content": prompt}], sorted({2, len(response) // 2, len(response)})
+        tree = build_tree(guard.encode_prefixes(history, response, ends))
+        logits = tree_logits(guard.model, guard.token_ids, [tree], [0])
+        expected = [greedily(guard, history, response[:end]) for end in ends]
+        assert guard.scores(logits).tolist() == pytest.approx([score for _, score in expected], abs=1e-12)
+        assert guard.scores(logits, 0.1).shape == (len(ends),)
+        answered |= {text for text, _ in expected}
+        apart = max(apart, (guard.scores(logits) - summed.scores(logits)).abs().max().item())
+    assert len(answered) > 1
+    assert apart > 1e-3
+
+
+def test_equally_likely_values_are_the_first() -> None:
+    guard = make_guard("wildguard")
+    guard = Guard(guard.model, guard.tokenizer, replace(guard.spec, earlier="likeliest"), check=False)
+    logits = torch.zeros(guard.readouts, len(guard.token_ids))
+    first = next(row for row, place in enumerate(guard.answers.places) if not place.greedy)
+    logits[first] = torch.linspace(-1, 1, len(guard.token_ids))
+    no, yes = (guard.token_ids.index(token) for token in guard.answers.places[first].options)
+    expected = torch.sigmoid(logits[first, no] - logits[first, yes]).item()
+    assert guard.scores(logits).item() == pytest.approx(expected, abs=1e-6)
+    assert guard.scores(1e30 * logits, 1e30).item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_batch_stream_and_reference_agree(architecture: str) -> None:
     guard = make_guard("wildguard", architecture)
@@ -114,6 +180,7 @@ def test_stated_values_are_the_conditional() -> None:
     assert stated.begins == "Harmful request: yes\nResponse refusal: no\nHarmful response:"
     assert not stated.fields
     assert stated.note
+    assert with_stated_fields(replace(SPECS["wildguard"][0], earlier="likeliest"), " yes", " no") == stated
     with pytest.raises(ValueError, match="expected one of"):
         with_stated_fields(SPECS["wildguard"][0], " maybe", " no")
     with pytest.raises(ValueError, match="shorter than"):

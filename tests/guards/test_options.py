@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdss import Guard, GuardSpec, StarScorer
+from fastdss import Guard, GuardSpec, StarScorer, star_scores
 from fastdss.cli import main
 from fastdss.corpus.store import read_scores
 from fastdss.guards import vendors
@@ -73,6 +73,8 @@ def test_questions_by_name_stated_fields_and_the_specs_own() -> None:
     spec = with_options(vendors.wildguard(CARD), {"stated": "yes, n/a".replace("n/a", "N/A"), "prompt": CARD}, None)
     assert spec.begins == "Harmful request: yes\nResponse refusal: N/A\nHarmful response:"
     assert not spec.fields
+    spec = with_options(vendors.wildguard(CARD), {"earlier": "likeliest"}, None)
+    assert (spec.earlier, spec.fields) == ("likeliest", vendors.wildguard(CARD).fields)
     spec = with_options(vendors.QWEN3_GUARD_GEN, {"other_weight": 0.5, "date": "2024-01-01"}, "")
     assert (spec.other_weight, spec.date) == (0.5, "2024-01-01")
 
@@ -86,6 +88,9 @@ def test_questions_by_name_stated_fields_and_the_specs_own() -> None:
         (vendors.wildguard(CARD), {"stated": "no"}, "stated: expected 2 values, got 1"),
         (vendors.wildguard(CARD), {"stated": "no,perhaps"}, r"stated: expected one of \['no', 'yes', 'N/A'\]"),
         (vendors.QWEN3_GUARD_GEN, {"other_weight": "half"}, "other_weight: expected a number"),
+        (vendors.wildguard(CARD), {"earlier": "stated"}, "earlier: expected one of summed, likeliest, got 'stated'"),
+        (vendors.wildguard(CARD), {"earlier": "summed", "stated": "no,no"}, "stated: .* not both"),
+        (vendors.LLAMA_GUARD_3, {"earlier": "likeliest"}, "no option 'earlier'"),
     ],
 )
 def test_unknown_options_name_the_known(spec, options: dict, reason: str) -> None:
@@ -107,6 +112,7 @@ safe: " ok"
 unsafe: [" bad", " worse"]
 fields:
   - {prefix: "Kind:", values: [" no", " yes"]}
+earlier: likeliest
 template_kwargs: {risk: harm}
 date: 2024-07-26
 """
@@ -115,6 +121,7 @@ date: 2024-07-26
     assert spec.messages == View(turns="exchange", system=True)
     assert spec.words == ((" ok",), (" bad", " worse"), ())
     assert spec.fields == (("Kind:", (" no", " yes")),)
+    assert spec.earlier == "likeliest"
     assert (spec.date, spec.template_kwargs) == ("2024-07-26", {"risk": "harm"})
     like = spec_from({"like": "wildguard", "answer_prefix": "\nBad:", "view": {"system_prompt": "S"}}, {"prompt": CARD})
     assert like == replace(
@@ -135,6 +142,7 @@ date: 2024-07-26
         ("name: x\nview: {system: 'no'}", "view.system: expected bool, got str"),
         ("name: x\nview: {turns: all}", "turns: expected one of conversation"),
         ("name: x\nfields: [{prefix: a}]", "fields: expected a prefix and values each"),
+        ("name: x\nsafe: a\nunsafe: b\nearlier: greedy", "earlier: expected one of summed, likeliest"),
         ("name: x\nsplit_words: 1", "split_words: expected bool, got int"),
         ("like: nobody", "no GuardSpec is known for 'nobody'"),
         ("like: wildguard", "prompted by a text on its model card.*prompt=@FILE"),
@@ -208,6 +216,24 @@ def test_score_takes_specs_and_options(tmp_path: Path) -> None:
         scored[name] = row.turns[0].scores
     assert scored["turned"] == pytest.approx([1 - score for score in scored["plain"]], abs=1e-6)
     assert scored["apart"] == pytest.approx(scored["plain"], abs=1e-6)
+
+
+def test_how_earlier_fields_are_read_from_the_command_line(tmp_path: Path) -> None:
+    text = "Ring 555-0147 now, or later. " * 3 + "No."
+    data = write(tmp_path / "rows.jsonl", json.dumps({"prompt": "Hi", "response": text}))
+    lines = 'like: fastdss-tiny-guard\nname: mine\nfields: [{prefix: "\\n\\n", values: [safe, unsafe]}]\n'
+    spec, scored = write(tmp_path / "mine.yaml", lines), {}
+    for read in ("earlier=summed", "earlier=likeliest", "stated=unsafe"):
+        out = tmp_path / read
+        given = ["--guard", str(TINY_FOLDER), "--spec", spec, "--guard-option", read]
+        assert main(["score", data, *given, "--out", str(out), "--quiet"]) == 0
+        (row,) = read_scores(out)
+        guard = Guard.from_pretrained(str(TINY_FOLDER), spec=spec, options=parse_options([read]))
+        (expected,) = star_scores(guard, {"prompt": ["Hi"], "response": [text]}).scores
+        assert row.turns[0].scores == pytest.approx(expected.tolist(), abs=1e-6)
+        scored[read] = row.turns[0].scores
+    assert len({tuple(scores) for scores in scored.values()}) == 3
+    assert main(["guards", "show", str(TINY_FOLDER), "--spec", spec, "--guard-option", "earlier=likeliest"]) == 0
 
 
 def test_the_list_and_the_sample(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ PARTS = "(m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='
         ("{{ messages[-1]['content'] }} {{ messages[0]['content'] }}", "shows the response before the prompt"),
         ("{{ messages[0]['content'] }} {{ messages[-1]['content'] | upper }}", "drops the response"),
         ("{{ messages[0]['content'] }} {{ messages[-1]['content'] }} {{ messages[-1]['content'] | length }}",
-         "rewrites the response"),
+         "rewrites or cuts the response"),
+        ("{{ messages[0]['content'] }} {{ messages[-1]['content'][:4000] }}", "rewrites or cuts the response"),
+        ("{{ messages[0]['content'] | truncate(500) }} {{ messages[-1]['content'] }}", "rewrites or cuts the prompt"),
         ("{{ messages[0]['content'].text }}", "refuses|drops|fails"),
         ("{{ messages[0]['content'] }}{{ messages[0]['content'].x() }}", "refuses the conversation"),
     ],
@@ -55,6 +57,33 @@ PARTS = "(m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='
 def test_what_is_dropped_is_named(template: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make(template)
+
+
+def test_a_template_that_reads_the_first_turns_takes_the_last_exchange() -> None:
+    """With all turns it would judge the first answer, whatever the last one says."""
+    first = "{{ messages[0]['content'] }} {{ messages[1]['content'] }}"
+    chat = [{"role": role, "content": f"{role} {k}"} for k in range(2) for role in ("user", "assistant")]
+    guard = make(first, messages=View())
+    with pytest.raises(
+        ValueError, match=r"row 1: .*an earlier exchange .* drops the prompt and the response; .*'exchange'"
+    ):
+        star_scores(guard, {"messages": [chat[:2], chat]})
+    guard = make(first, messages=View(turns="exchange"))
+    assert guard.tokenizer.decode(guard.encode([chat])[0]).startswith("user 1 assistant 1")
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [("{{ messages[-2]['content'] }} {{ messages[-1]['content'] }}", "tool"),
+     ("{{ messages[0]['content'] }} {{ messages[-1]['content'] }}", "system")],
+)  # fmt: skip
+def test_turns_that_stand_in_the_prompts_place_are_refused_where_they_occur(template: str, role: str) -> None:
+    guard = make(template)
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}]
+    more = [{"role": role, "content": "x"}]
+    star_scores(guard, {"messages": [chat]})
+    with pytest.raises(ValueError, match=f"{role}.* its chat template drops the prompt"):
+        guard.encode([[*more, *chat] if role == "system" else [chat[0], *more, chat[1]]])
 
 
 def test_a_guard_of_the_response_alone_need_not_see_the_prompt() -> None:

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fastdss import Guard, GuardSpec, star_scores
+from fastdss import AnswerField, Guard, GuardSpec, star_scores
 from fastdss.guards import known, vendors
 from tests.support.builders import _LLAMA3, BATCH, make_model
 
@@ -55,6 +55,12 @@ KNOWN: dict[str, tuple[GuardSpec, str | None, str]] = {
     "ibm-granite/granite-guardian-3.3-8b": (vendors.GRANITE_GUARDIAN_3_3, GRANITE_ALL, "granite"),
     "Qwen/Qwen3Guard-Gen-0.6B": (vendors.QWEN3_GUARD_GEN, QWEN, "qwen3"),
     "google/shieldgemma-2b": (vendors.SHIELDGEMMA, GEMMA, "gemma2"),
+    "meta-llama/LlamaGuard-7b": (replace(vendors.LLAMA_GUARD_1_2, safe=" no", unsafe=" yes"), JUDGED, "llama"),
+    "nvidia/Nemotron-3.5-Content-Safety": (
+        replace(vendors.NEMOTRON_3, fields=(AnswerField("User Safety:", (" Safe", " Unsafe")),), safe=" Safe",
+        unsafe=" Unsafe"),
+        JUDGED.replace("m['content']", "m['content'][0]['text']") + "{{ request_categories }}", "gemma3_text"),
+    "ServiceNow-AI/AprielGuard": (vendors.APRIEL_GUARD, JUDGED, "mistral"),
     "Alibaba-AAIG/YuFeng-XGuard-Reason-0.6B": (
         replace(vendors.YUFENG_XGUARD, unsafe=("no", "yes"), safe="safe"), JUDGED, "qwen3"),
 }  # fmt: skip
@@ -65,6 +71,11 @@ BY_TEXT: dict[str, tuple[GuardSpec, str | None, str]] = {
     "allenai/wildguard": (vendors.wildguard(CARD), None, "mistral"),
     "ToxicityPrompts/PolyGuard-Qwen": (vendors.polyguard(CARD, "You judge."), JUDGED, "qwen2"),
     "openai/gpt-oss-safeguard-20b": (vendors.gpt_oss_safeguard("Say 0 or 1.", " no", " yes"), JUDGED, "gpt_oss"),
+    "nvidia/Aegis-AI-Content-Safety-LlamaGuard-Permissive-1.0": (
+        replace(vendors.aegis(CARD), safe=" no", unsafe=" yes"),
+        None,
+        "llama",
+    ),
     "tomg-group-umd/DynaGuard-8B": (vendors.dynaguard(CARD, "Rules."), JUDGED, "qwen3"),
     "cais/HarmBench-Llama-2-13b-cls": (vendors.harmbench(CARD), None, "llama"),
 }

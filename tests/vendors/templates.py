@@ -14,6 +14,16 @@ LLAMA_GUARD_8B = LLAMA_GUARD.replace("CONTENT", "m['content'].strip()")
 LLAMA_GUARD_1B = LLAMA_GUARD.replace(
     "CONTENT", "(m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | trim)"
 )
+LLAMA_GUARD_4 = (
+    LLAMA_GUARD_1B.replace("start_header_id", "header_start")
+    .replace("end_header_id", "header_end")
+    .replace("eot_id", "eot")
+)
+LLAMA_GUARD_1_2 = (
+    "{{ bos_token + '[INST] categories: O1\n\n' }}{% for m in messages %}"
+    "{{ {'user': 'User', 'assistant': 'Agent'}[m['role']] + ': ' + m['content'] + '\n\n' }}{% endfor %}"
+    "{{ 'safe or unsafe? [/INST]' }}"
+)
 LLAMA_CHAT = (
     "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
     "+ m['content'] | trim + '<|eot_id|>' }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
@@ -55,6 +65,11 @@ SHIELDGEMMA = (
 GEMMA_CHAT = (
     "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] "
     "+ '<end_of_turn>\n' }}{% endfor %}{{ '<start_of_turn>model\n' }}"
+)
+GEMMA_PARTS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'].replace('assistant', 'model') + '\n' }}"
+    "{% for part in m['content'] %}{{ part['text'] | trim }}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{{ '<start_of_turn>user\nclassify ' + request_categories + '<end_of_turn>\n<start_of_turn>model\n' }}"
 )
 GPT_OSS = (
     "{{ '<|start|>system<|message|>Current date: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}{% for m in messages %}"

@@ -38,6 +38,18 @@ PINNED = {
         vendors.LLAMA_GUARD_3, "llama3", templates.LLAMA_GUARD_8B, [*ASSISTANT, 271], [19193], [39257]),
     "Llama-Guard-3-1B": Pinned(
         vendors.LLAMA_GUARD_3_1B, "llama3", templates.LLAMA_GUARD_1B, [*ASSISTANT, 271], [19193], [39257]),
+    "Llama-Guard-4": Pinned(
+        vendors.LLAMA_GUARD_4, "llama4", templates.LLAMA_GUARD_4, [200008, 200005, 140680, 200006, 368], [60411],
+        [72110]),
+    "Llama-Guard-1": Pinned(
+        vendors.LLAMA_GUARD_1_2, "llama2", templates.LLAMA_GUARD_1_2, [29914, 25580, 29962], [9109, 11177],
+        [25110]),
+    "Llama-Guard-2": Pinned(
+        vendors.LLAMA_GUARD_1_2, "llama3", templates.LLAMA_GUARD_1_2, [66028, 65562, 60],
+        [6220, 19193, 23088, 26747, 66969, 84888], [20451, 39257, 74167, 79870]),
+    "Aegis": Pinned(
+        vendors.aegis("[INST] " + CARD + " [/INST]"), "llama2", None, [29914, 25580, 29962], [9109, 11177],
+        [25110]),
     "granite-guardian-3.0": Pinned(
         vendors.GRANITE_GUARDIAN_3, "starcoder", templates.GRANITE_3_0, [49152, 17594, 49153], NO, YES),
     "granite-guardian-3.2": Pinned(
@@ -55,8 +67,11 @@ PINNED = {
         vendors.nemotron_guard(CARD), "llama3", templates.LLAMA_CHAT, [128007, 271, 5018, 1502, 19220, 794, 330],
         [19193], [39257], 3),
     "Nemotron-Content-Safety-Reasoning": Pinned(
-        vendors.nemotron_reasoning(CARD), "gemma", templates.GEMMA_CHAT, [235322, 27197, 235313, 109, 727, 27197,
-        235313, 109, 55440, 14649, 235292], [748], [32520], 3),
+        vendors.nemotron_reasoning(CARD), "gemma3", templates.GEMMA_CHAT, [236820, 36345, 236813, 108, 954, 36345,
+        236813, 108, 70517, 7342, 236787], [723], [27583], 3),
+    "Nemotron-3-Content-Safety": Pinned(
+        vendors.NEMOTRON_3, "gemma3", templates.GEMMA_PARTS, [105, 4368, 107, 2887, 16661, 236787], [6338], [25793],
+        3),
     "wildguard": Pinned(
         vendors.wildguard("<s><|user|>\n[INST] " + CARD + "Answers: [/INST]\n<|assistant|>\n"), "mistral", None,
         [29537, 2553, 1775, 2927, 29515], [1476], [5849], 9),

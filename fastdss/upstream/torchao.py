@@ -1,0 +1,15 @@
+"""Names of torchao that its documentation does not promise; it need not be installed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def is_quantised(weight: Tensor) -> bool:
+    """Whether the weight is a tensor of torchao's own kinds, which share no public class: by where they stand."""
+    return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
+
+
+def dequantised(weight: Tensor) -> Tensor:
+    """The matrix that stands for the weight; every kind has this method, and none promises it."""
+    return weight.dequantize().detach()
