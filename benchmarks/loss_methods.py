@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdss import dss_loss, live_rows, token_logprobs, weighted_ce
@@ -19,6 +21,7 @@ from fastdss.models.causal_lm import backbone, lm_head
 
 KL_SCALE = 0.5
 _WINDOW = 512  # tokens of context at most
+TEXT_STATES = Path(__file__).parent / "text_states.safetensors"  # made by text_states.py, not committed
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ GPU_GRID = [
     *(Case(8192, *head, "bfloat16", 1.0, "ce") for head in _HEADS[1:]),
     *(Case(n, *_HEADS[0], "bfloat16", 1.0, "ce") for n in (512, 4096, 16384, 32768)),
     Case(8192, *_HEADS[0], "bfloat16", 1.0, "ce", spread=1.0),
-    *(Case(8192, 576, 49152, "bfloat16", 1.0, loss, text=True) for loss in ("ce", "k2", "reverse")),
+    *(Case(4096, 576, 49152, "bfloat16", 1.0, loss, text=True) for loss in ("ce", "k2", "reverse")),
 ]  # fmt: skip
 
 
@@ -138,19 +141,27 @@ def prose(tokenizer: Any, n: int) -> Tensor:
 
 @cache
 def smollm2_on_prose(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on :func:`prose`."""
+    """(hidden [n, 576], head [49152, 576], labels [n]) of SmolLM2-135M-Instruct on :func:`prose`.
+
+    By the model, or where it cannot be had from the file that text_states.py made of it elsewhere.
+    """
     try:
         policy = load_policy(None, "cpu", "fp32")
     except RuntimeError as error:
-        raise Unavailable(str(error)) from error
+        if not TEXT_STATES.exists():
+            raise Unavailable(f"{error}; or make {TEXT_STATES.name} elsewhere by text_states.py") from error
+        kept = load_file(TEXT_STATES)
+        if kept["labels"].shape[0] < n:
+            raise Unavailable(f"{TEXT_STATES.name} holds {kept['labels'].shape[0]} tokens, not {n}") from error
+        return kept["hidden"][:n].float(), kept["head"].float(), kept["labels"][:n].long()
     windows = prose(policy.tokenizer, n + n // _WINDOW).view(-1, _WINDOW + 1)
     with torch.no_grad():
         hidden = torch.cat([backbone(policy.model)(window[None, :-1]).last_hidden_state[0] for window in windows])
         return hidden, lm_head(policy.model).weight.detach().clone(), windows[:, 1:].reshape(-1)
 
 
-def fastdss_loss(x: Inputs, counted: bool = True, grad_tol: float | None = None) -> Tensor:
-    options: dict[str, Any] = {"rows": x.rows if counted else None, "grad_tol": grad_tol}
+def fastdss_loss(x: Inputs, counted: bool = True, grad_tol: float | None = None, backend: str = "auto") -> Tensor:
+    options: dict[str, Any] = {"rows": x.rows if counted else None, "grad_tol": grad_tol, "backend": backend}
     if x.case.loss == "ce":
         return weighted_ce(x.hidden, x.head, x.labels, x.star, **options)
     reference: dict[str, Any] = {"ref_logprobs": x.ref_logprobs}
@@ -163,6 +174,16 @@ def fastdss_filtered(x: Inputs, grad_tol: float) -> Tensor:
     if not x.case.text:
         raise Unavailable("random logits leave no column of dZ empty")
     return fastdss_loss(x, grad_tol=grad_tol)
+
+
+def fastdss_fused(x: Inputs) -> Tensor:
+    """The Triton product that writes exponentials, where auto takes the vendor's and a pass."""
+    if not x.hidden.is_cuda or x.case.loss == "reverse":
+        raise Unavailable("the fused product needs a GPU, and a loss that needs no dZ")
+    try:
+        return fastdss_loss(x, backend="fused")
+    except ValueError as error:
+        raise Unavailable(str(error)) from error
 
 
 def fastdss_counting(x: Inputs) -> Tensor:
@@ -237,6 +258,28 @@ def _liger(x: Inputs) -> Any:
     return functional.liger_fused_linear_cross_entropy, functional.liger_fused_linear_jsd
 
 
+def liger_mean(x: Inputs, chunks: int = 1) -> Tensor:
+    """Its fastest path: reduction="mean", gradients made in forward, and no weights."""
+    cross_entropy, _ = _liger(x)
+    if x.case.loss != "ce":
+        raise Unavailable("no KL term")
+    options = {"accum_dtype": torch.float32, "chunk_mem_const": chunks}
+    found: Tensor = cross_entropy(x.hidden, x.head, x.labels, reduction="mean", **options)
+    return found
+
+
+def liger_jsd_class(x: Inputs) -> Tensor:
+    """Cross-entropy and reverse KL in one, as its distillation loss composes them: logits of both models in chunks."""
+    _liger(x)
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    if x.case.loss != "reverse":
+        raise Unavailable("made for the KL over the vocabulary")
+    distill = LigerFusedLinearJSDLoss(weight_hard_loss=1.0, weight_soft_loss=KL_SCALE, beta=1.0)
+    found: Tensor = distill(x.hidden, x.head, x.ref_hidden, x.ref_head, x.labels)
+    return found
+
+
 def liger(x: Inputs, chunks: int = 1) -> Tensor:
     """``chunks``: how many times its default slab; dW in fp32, without which its error grows with the chunks."""
     cross_entropy, _ = _liger(x)
@@ -268,6 +311,7 @@ def quack(x: Inputs) -> Tensor:
 LARGE_CHUNKS = 16
 METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "fastdss": fastdss_loss,
+    "fastdss, fused product": fastdss_fused,
     "fastdss, counts its rows": fastdss_counting,
     "fastdss, grad_tol=2**-9": partial(fastdss_filtered, grad_tol=2**-9),
     "fastdss, grad_tol=2**-10": partial(fastdss_filtered, grad_tol=2**-10),
@@ -279,6 +323,9 @@ METHODS: dict[str, Callable[[Inputs], Tensor]] = {
     "liger, large chunks": partial(liger, chunks=LARGE_CHUNKS),
     "liger CE + JSD (unweighted)": liger_composed,
     "liger CE + JSD, large chunks (unweighted)": partial(liger_composed, chunks=LARGE_CHUNKS),
+    "liger, mean (unweighted)": liger_mean,
+    "liger, mean, large chunks (unweighted)": partial(liger_mean, chunks=LARGE_CHUNKS),
+    "liger CE + JSD, its class (unweighted)": liger_jsd_class,
     "quack (unweighted)": quack,
 }
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from bench_gpu import ROOT, STEPS, Step, measure
-from bench_loss import case_of, kept_rows
-from loss_methods import GPU_GRID, Case
+import loss_methods
+import pytest
+import torch
+from bench_gpu import ROOT, STEPS, TARGETS, Step, measure
+from bench_loss import case_of, gemm_floor_on_gradients, kept_rows
+from loss_methods import GPU_GRID, Case, Unavailable, make_inputs
+from safetensors.torch import save_file
 
 FACTS = {"device": "a GPU", "commit": "abc", "versions": {}}
 
 
-def test_targets_and_tests_fit_into_ten_minutes_and_all_steps_name_what_exists() -> None:
-    assert sum(step.seconds for step in STEPS[:-2]) < 600
+def test_two_calls_of_six_minutes_hold_what_matters_and_all_steps_name_what_exists() -> None:
+    calls = (STEPS[:3], STEPS[3:4])
+    assert [step.name for step in STEPS[:2]] == ["tests", "test of memory"]
+    assert [step.name for call in calls for step in call][2:] == ["parts of the loss", "loss, rows of the targets"]
+    assert all(sum(step.seconds for step in call) <= 60 * 5.9 for call in calls)
+    assert all(step.seconds <= 60 * 5.9 for step in STEPS)
     for step in STEPS:
         place = [word for word in step.command if "/" in word]
         assert place
@@ -24,9 +35,13 @@ def test_targets_and_tests_fit_into_ten_minutes_and_all_steps_name_what_exists()
             source = (ROOT / place[0]).read_text()
             for option in (word for word in step.command if word.startswith("--")):
                 assert f'"{option}"' in source, (step.name, option)
-    cases = [int(word) for word in STEPS[0].command if re.fullmatch(r"\d+", word)][1:]
-    assert {GPU_GRID[i].loss for i in cases} == {"ce", "k2", "reverse"}
-    assert {GPU_GRID[i].n for i in cases} == {512, 8192}
+    cases = [GPU_GRID[int(word)] for word in STEPS[3].command if re.fullmatch(r"\d+", word)][1:]
+    assert len(cases) == len(TARGETS)
+    assert {case.loss for case in cases} == {"ce", "k2", "reverse"}
+    assert {case.n for case in cases} == {512, 4096, 8192}
+    assert {(case.d, case.v) for case in cases if not case.text} == {(4096, 128256), (4096, 151936), (2560, 262144)}
+    assert {case.text for case in cases} == {case.frozen for case in cases} == {True, False}
+    assert {case.live for case in cases} == {0.5, 1.0}
 
 
 def test_steps_run_in_order_end_in_time_and_are_not_repeated(tmp_path: Path) -> None:
@@ -52,3 +67,58 @@ def test_the_grid_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [case_of(row) for row in kept_rows(path, FACTS)] == [Case(8, 4, 16)]
     assert kept_rows(tmp_path / "none.jsonl", FACTS) == []
+
+
+def test_parts_of_the_loss_are_profiled_once(tmp_path: Path) -> None:
+    """In the interpreter: every part that a GPU will time runs, the fused product among them."""
+    command = [sys.executable, "benchmarks/profile_loss.py", "--device", "cpu", "--dtype", "float32", "--rounds", "1"]
+    command += ["--shape", "33", "48", "130", "--keep", "--out", str(tmp_path)]
+    settings = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "loss_profile.jsonl").read_text().splitlines()]
+    assert [row["part"] for row in rows] == [
+        "GEMM 1, 16-bit logits", "GEMM 1, fp32 logits", "pass", "GEMM 1, fp32 logits, and pass", "fused",
+        "dX", "dW, rounded", "dW, fp32 sum", "step, triton", "step, fused",
+    ]  # fmt: skip
+    assert all(row["median_s"] > 0 for row in rows)
+
+
+def test_text_from_a_file_where_there_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_weights(*_: object) -> None:
+        raise RuntimeError("no weights here")
+
+    monkeypatch.setattr(loss_methods, "load_policy", no_weights)
+    monkeypatch.setattr(loss_methods, "TEXT_STATES", tmp_path / "states.safetensors")
+    loss_methods.smollm2_on_prose.cache_clear()
+    with pytest.raises(Unavailable, match="no weights here; or make states"):
+        make_inputs(Case(8, 16, 32, text=True), "cpu")
+    states = {"hidden": torch.randn(8, 16).bfloat16(), "head": torch.randn(32, 16).bfloat16()}
+    save_file(states | {"labels": torch.arange(8, dtype=torch.int32)}, tmp_path / "states.safetensors")
+    x = make_inputs(Case(8, 16, 32, text=True), "cpu")
+    assert torch.equal(x.hidden.detach(), states["hidden"].float())
+    assert torch.equal(x.head.detach(), states["head"].float())
+    with pytest.raises(Unavailable, match="holds 8 tokens, not 9"):
+        make_inputs(Case(9, 16, 32, text=True), "cpu")
+    loss_methods.smollm2_on_prose.cache_clear()
+
+
+def test_the_floor_on_gradients_multiplies_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = make_inputs(Case(64, 16, 512, live=0.5), "cpu")
+    seen: list[torch.Tensor] = []
+    real = torch.mm
+
+    def watched(a: torch.Tensor, b: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        seen.append(a)
+        return real(a, b, **options)
+
+    run = gemm_floor_on_gradients(x)
+    monkeypatch.setattr(torch, "mm", watched)
+    run()
+    assert len(seen) == 3
+    live = x.labels != -100
+    assert seen[1].shape == (int(live.sum()), 512)
+    at_label = seen[1].gather(1, x.labels[live][:, None])
+    assert bool((at_label <= 0).all())
+    torch.testing.assert_close(seen[1].sum(1), torch.zeros(len(at_label)), rtol=0, atol=1e-5)

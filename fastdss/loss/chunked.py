@@ -14,10 +14,11 @@ from torch import Tensor
 from .call import LossCall, LossResult
 from .column_filter import ColumnFilter
 from .exp_rows import ExpRows, plan_exponentials
-from .exponentials import ExpGradient, LocalSums, combined, takes_exponentials, terms_and_factors
+from .exponentials import ExpGradient, LocalSums, takes_exponentials
 from .gemm import project
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 from .row_gradient import Gradient, RowGradient
+from .row_terms import row_terms
 from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
 from .vocab_shard import VocabShard
 
@@ -76,11 +77,10 @@ class _Run:
             part = sums.at(slice(0, x.shape[0]))
             local, column = self.shard.columns_of(inputs.labels)
             e, mean_logit = made.make(x, local, part)
-            stats = combined(part, mean_logit, inputs.labels, self.objective, self.shard)
-            ce, kl, factors = terms_and_factors(stats, inputs, self.objective, self.shard, dead)
-            self._put(rows, ce, kl)
+            terms = row_terms(part, mean_logit, inputs, self.objective, self.shard, dead, self.call.backend)
+            self._put(rows, terms.ce, terms.kl)
             if self.grad:
-                self._add(ExpGradient(e, factors, column, self.call.backend), x, rows, span.start == 0)
+                self._add(ExpGradient(e, terms.factors, column, self.call.backend), x, rows, span.start == 0)
 
     def row_pass(self) -> None:
         call = self.call

@@ -198,7 +198,7 @@ class ExpGradient(NamedTuple):
         elif d_x is not None:
             times_head(self.exponentials, head, d_x)
         if d_x is not None:
-            d_x.copy_(self.finished_hidden(d_x, head))
+            self._finish(d_x, head, d_x)
         if d_head is not None:
             if columns is None:
                 add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
@@ -207,13 +207,25 @@ class ExpGradient(NamedTuple):
     def entries(self) -> Entries:
         return Entries(self.exponentials, self.factors.row, self.factors.label)
 
-    def finished_hidden(self, product: Tensor, head: Tensor) -> Tensor:
-        """dX of ``product`` = E W [c, D]."""
-        d_x = product * self.factors.row.unsqueeze(1)
-        label_rows(d_x, head, self.factors.label, self.labels, self.backend, scatter=False)
-        if self.factors.const is not None:
-            d_x.addr_(self.factors.const, head.sum(dim=0, dtype=d_x.dtype))
-        return d_x
+    def finished_hidden(self, product: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
+        """dX of ``product`` = E W [c, D], rounded once."""
+        out = torch.empty_like(product, dtype=dtype)
+        self._finish(product, head, out)
+        return out
+
+    def _finish(self, product: Tensor, head: Tensor, out: Tensor) -> None:
+        """``out``, which may be ``product``, becomes dX of it."""
+        row, label, const = self.factors.row, self.factors.label, self.factors.const
+        if self.backend == "triton":
+            from fastdss.kernels.scaled_rows import launch_hidden_rows_bwd
+
+            launch_hidden_rows_bwd(product, row, head, label, self.labels, const, out)
+            return
+        d_x = product * row.unsqueeze(1)
+        label_rows(d_x, head, label, self.labels, self.backend, scatter=False)
+        if const is not None:
+            d_x.addr_(const, head.sum(dim=0, dtype=d_x.dtype))
+        out.copy_(d_x)
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
         """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""
@@ -222,8 +234,16 @@ class ExpGradient(NamedTuple):
 
     def _scaled(self, x: Tensor) -> Tensor:
         """``v * x`` in the dtype that multiplies E."""
-        row = self.factors.row.unsqueeze(1)
-        return (x.to(row.dtype) * row).to(self.exponentials.dtype)
+        return self._times(x, self.factors.row, self.exponentials.dtype)
+
+    def _times(self, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(x * factor[:, None]).to(dtype)``, multiplied in factor's dtype."""
+        if self.backend == "triton":
+            from fastdss.kernels.scaled_rows import launch_scaled_rows_bwd
+
+            scaled: Tensor = launch_scaled_rows_bwd(x, factor, dtype)
+            return scaled
+        return (x.to(factor.dtype) * factor.unsqueeze(1)).to(dtype)
 
     def _add_labels_to_head(self, d_head: Tensor, x: Tensor) -> None:
         label_rows(d_head, x, self.factors.label, self.labels, self.backend, scatter=True)
@@ -235,12 +255,12 @@ class ExpGradient(NamedTuple):
 
         Those are summed again in fp32: what a label adds would else be rounded together with a rounded sum.
         """
-        wide = x.to(self.factors.row.dtype)
-        scaled = self._scaled(wide)
+        scaled = self._scaled(x)
         d_head = torch.mm(self.exponentials.t(), scaled)
         columns, place = _distinct(self.labels)
-        label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))
-        label_sums.index_add_(0, place, wide * self.factors.label.unsqueeze(1))
+        label = self.factors.label
+        label_sums = label.new_zeros((columns.shape[0], x.shape[1]))
+        label_sums.index_add_(0, place, self._times(x, label, label.dtype))
         if columns.device.type != "cpu":
             label_sums = label_sums[torch.searchsorted(columns, columns)]
         for part, sums in zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):

@@ -309,7 +309,7 @@ def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift
         raise ValueError(f"{name}: expected a constant, got one that requires a gradient: pass {name}.detach()")
     weight = shifted(given, shift, 0).reshape(-1).to(dtype)
     if not on_host(labels):
-        weight = weight.masked_fill((weight < 0) | weight.isinf(), math.nan)
+        weight = weight.masked_fill(weight.clamp(0, torch.finfo(weight.dtype).max) != weight, math.nan)
     return torch.where(counts, weight, 0)
 
 

@@ -22,12 +22,11 @@ from .exponentials import (
     ExpFactors,
     ExpGradient,
     LocalSums,
-    combined,
     takes_exponentials,
-    terms_and_factors,
 )
 from .gemm import times_head
 from .objective import Objective, RowInputs
+from .row_terms import RowTerms, row_terms, scaled_weight
 from .rows import RowPlan, gather, plan_rows, without_weight
 from .vocab_shard import VocabShard
 
@@ -84,8 +83,8 @@ class _Forward:
         self.rows = vectors if plan.index is None else vectors.at(plan.index)  # once, then slices
         self.dead = None if plan.trusted else without_weight(self.rows)
 
-    def run(self, hidden_grad: bool, keep: bool) -> tuple[Tensor, Tensor, ExpFactors, _Kept]:
-        """``(token_ce, token_kl, factors, kept)``, all [n]; keep: E is needed for the gradients of head and bias."""
+    def run(self, hidden_grad: bool, keep: bool) -> tuple[RowTerms, _Kept]:
+        """The rows' terms, and what is kept of them; keep: E is needed for the gradients of head and bias."""
         call, plan, size = self.call, self.plan, self.sizes.rows
         head = call.lm_head.to(call.compute_dtype)
         made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
@@ -104,25 +103,19 @@ class _Forward:
             if product is not None:
                 times_head(exponentials, head, product if whole else product[span])
         mean_logit = torch.cat(means) if means and means[0] is not None else None  # type: ignore[arg-type]
-        stats = combined(sums, mean_logit, self.rows.labels, self.objective, self.shard)
-        ce, kl, factors = terms_and_factors(stats, self.rows, self.objective, self.shard, self.dead)
+        terms = row_terms(sums, mean_logit, self.rows, self.objective, self.shard, self.dead, call.backend)
         slope = call.ref_slope if hidden_grad else None
         if slope is not None:
-            factors = factors._replace(slope=self.rows.kl_weight)
+            terms = terms._replace(factors=terms.factors._replace(slope=self.rows.kl_weight))
             slope = slope if plan.index is None else slope[plan.index]
         kept = _Kept(column, exponentials if keep else None, x if keep else None, product, plan.index, slope)
-        return ce, kl, factors, kept
+        return terms, kept
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:
     """Without autocast; entering torch's own context costs 0.01 ms, also where there is nothing to switch off."""
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
-
-
-def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
-    """``weight * factor``, and 0 where the weight is 0 whatever the factor is."""
-    return torch.where(weight == 0, 0, weight * factor)
 
 
 class KeptLoss(torch.autograd.Function):
@@ -139,10 +132,7 @@ class KeptLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         call = work.call
         with exactly(call.hidden.device):
-            ce, kl, factors, kept = work.run(needs[0], needs[1] or needs[2])
-            parts = [scaled_weight(work.rows.ce_weight, ce)]
-            if work.rows.kl_weight is not None:
-                parts.append(scaled_weight(work.rows.kl_weight, kl))
+            (ce, kl, parts, factors), kept = work.run(needs[0], needs[1] or needs[2])
             tokens = [ce, kl] if summed else [ce, kl, *parts]
             if kept.rows is not None:
                 new = ce.new_zeros((len(tokens), call.labels.shape[0]))
@@ -197,7 +187,8 @@ def _gradients(
     found: list[Tensor | None] = [None, None, None]
     if needs[0]:
         assert kept.product is not None
-        d_x = gradient.finished_hidden(kept.product, head)
+        more = group or kept.slope is not None  # is added before it may be rounded
+        d_x = gradient.finished_hidden(kept.product, head, kept.product.dtype if more else hidden.dtype)
         if group:
             torch.distributed.all_reduce(d_x, group=group_named(group))
         if kept.slope is not None and factors.slope is not None:  # of whole hidden states: after the sum over ranks

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
-from .kept import Evaluated, refuse_double_backward, scaled_weight
+from .kept import Evaluated, refuse_double_backward
+from .row_terms import scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",

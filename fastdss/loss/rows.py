@@ -117,4 +117,4 @@ def without_weight(inputs: RowInputs) -> Tensor:
 def gather(source: Tensor, rows: Tensor | slice, dead: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The chunk's rows of ``source``, zero where they have no weight (a NaN there must not reach dW)."""
     x = source[rows].to(dtype)
-    return x if dead is None else torch.where(dead.unsqueeze(1), 0, x)
+    return x if dead is None else x.masked_fill(dead.unsqueeze(1), 0)

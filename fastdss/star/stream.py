@@ -207,7 +207,9 @@ class StarStreams:
             return {}
         if self._texts is None:
             flat = [row for rows in texts.values() for row in rows]
-            logits = batched_logits(self.guard.model, self.guard.token_ids, flat, budget=self.budget)
+            logits = batched_logits(
+                self.guard.model, self.guard.token_ids, flat, budget=self.budget, separator=self.guard.separator
+            )
         else:
             logits = self._texts.logits(texts)
         values = iter(self.guard.scores(logits.to(torch.promote_types(logits.dtype, torch.float32))).tolist())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 from fastdss.kernels.label_rows import BLOCK_D, label_rows_bwd_kernel
+from fastdss.kernels.row_terms import BLOCK_ROWS, row_terms_fwd_kernel
 from fastdss.kernels.scale import BLOCK, scale_fwd_kernel
+from fastdss.kernels.scaled_rows import BLOCK_D as ROWS_BLOCK
+from fastdss.kernels.scaled_rows import scaled_rows_bwd_kernel
 
 from .aot import TARGETS, compile_kernel
 from .test_offsets import narrow_products
@@ -28,3 +31,29 @@ def test_scale(chip: str) -> None:
     made = compile_kernel(scale_fwd_kernel, chip, arguments | {"count": "i64"}, {"BLOCK": BLOCK}, num_warps=8)
     _check(made, chip)
     assert narrow_products(made.ir) == []
+
+
+@pytest.mark.parametrize("chip", TARGETS)
+@pytest.mark.parametrize("label", [False, True])
+def test_scaled_rows(chip: str, label: bool) -> None:
+    names = ("label_factor", "const", "head_sum")
+    arguments: dict[str, str | None] = {"x_ptr": "*fp32", "factor_ptr": "*fp32", "out_ptr": "*bf16"}
+    arguments |= {"head_ptr": "*bf16" if label else None, "label_ptr": "*i64" if label else None}
+    arguments |= {f"{name}_ptr": "*fp32" if label else None for name in names}
+    arguments |= dict.fromkeys(("width", "stride_x", "stride_out", "stride_head"), "i32")
+    made = compile_kernel(
+        scaled_rows_bwd_kernel, chip, arguments, {"BLOCK_D": ROWS_BLOCK, "stride_head_d": 1}, num_warps=4
+    )
+    _check(made, chip)
+    assert narrow_products(made.ir) == []
+
+
+@pytest.mark.parametrize("chip", TARGETS)
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+def test_row_terms(chip: str, kind: int) -> None:
+    given = ("label_logit", "others", "total", "cap_slope", "mean_logit", "ce_weight", "out")
+    arguments: dict[str, str | None] = {f"{name}_ptr": "*fp32" for name in given}
+    arguments |= {f"{name}_ptr": "*fp32" if kind else None for name in ("kl_weight", "ref_logprob")}
+    arguments |= {"label_ptr": "*i64", "rows": "i32", "vocab_size": "i32"}
+    constants = {"KL": kind, "SMOOTHING": 0.1, "Z_LOSS": 1e-3, "SCALE": 0.5, "BLOCK_ROWS": BLOCK_ROWS}
+    _check(compile_kernel(row_terms_fwd_kernel, chip, arguments, constants, num_warps=4), chip)

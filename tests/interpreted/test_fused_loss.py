@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,5 +168,5 @@ def test_a_chip_without_a_configuration_is_named(monkeypatch: pytest.MonkeyPatch
         weighted_ce(p.hidden, p.lm_head, p.labels, backend="fused")
 
 
-def test_a_vocabulary_split_over_two_ranks() -> None:
-    spawn("fused_vocabulary", "fused")
+def test_a_vocabulary_split_over_two_ranks(tmp_path: Path) -> None:
+    spawn(tmp_path, "fused_vocabulary", "fused")

@@ -126,6 +126,18 @@ def test_a_row_whose_guess_was_too_low_runs_again(gap: float, config: HeadConfig
         assert bool((made.total[low] < 101).all())  # its offset is its largest logit
 
 
+@pytest.mark.parametrize("word", [5, 31])
+def test_the_largest_logit_in_either_half_of_a_tile(word: int) -> None:
+    x, head, labels = problem(33, 48, 130)
+    labels[labels == word] += 1
+    bias = torch.full((130,), -90.0)
+    bias[word] = 0
+    made = Made(x, head, labels, CONFIGS["halves"], bias=bias)
+    made.check(x.double() @ head.double().T + bias.double())
+    mine = (labels >= 0) & (labels < 130)
+    assert bool((made.total[mine] < 131).all())
+
+
 def test_only_the_row_blocks_that_need_it_run_again() -> None:
     """Other rows keep their offsets: their sums, and every bit of E, are those of a run without such a row."""
     x, head, labels = problem(40, 20, 100)

@@ -12,7 +12,6 @@ LABEL_ROWS, FINISH = "kernels/label_rows.py", "tests/interpreted/test_gradient_k
 EXPS, KEPT, EXP_ROWS = "fastdss/loss/exponentials.py", "fastdss/loss/kept.py", "fastdss/loss/exp_rows.py"
 ROWS_OF, KERNEL = "fastdss/loss/rows.py", "kernels/exponentials.py"
 EXP_TESTS, EXP_KERNEL = "tests/loss/test_exponentials.py", "tests/interpreted/test_exponentials.py"
-FUSED, FUSED_TESTS = "kernels/head_exponentials.py", "tests/interpreted/test_head_exponentials.py"
 EXACT = "tests/loss/test_exact.py"
 DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
@@ -56,7 +55,7 @@ COMPACTION_AND_CHUNKS = [
     Fault("compaction", ROWS_OF, "has_kl | (ce_weight != 0)", "ce_weight != 0", DSS, within="order_rows"),
     Fault("compaction", ROWS_OF, "torch.where(has_kl, 0, torch.where(live, 1, 2))", "torch.where(live, 0, 2)", DSS,
           within="order_rows"),
-    Fault("compaction", ROWS_OF, "x if dead is None else torch.where(dead.unsqueeze(1), 0, x)", "x",
+    Fault("compaction", ROWS_OF, "x if dead is None else x.masked_fill(dead.unsqueeze(1), 0)", "x",
           f"{BAD} -k nan_counts", within="gather"),
     Fault("compaction", CHUNKED, "ce if dead is None else ce.masked_fill(dead, 0)", "ce",
           f"{ENGINE} -k live_rows_and_no_compaction", within="_Run.row_pass"),
@@ -138,29 +137,11 @@ COMPACTION_AND_CHUNKS = [
           RANKS, within="terms_and_factors"),
     Fault("exponentials", EXPS, "ce, row, label = (t.masked_fill(dead, 0) for t in (ce, row, label))", "pass",
           f"{ENGINE} -k live_rows_and_no_compaction", within="terms_and_factors"),
-    Fault("exponentials", EXPS,
-          'def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:\n    """``dZ.T @ x`` [V, D] in '
-          "16 bit, rounded once: one product of the vendor's, then the rows that are labels.\n\n        "
-          "Those are summed again in fp32: what a label adds would else be rounded together with a rounded "
-          'sum.\n        """\n    wide = x.to(self.factors.row.dtype)\n    scaled = self._scaled(wide)\n    '
-          "d_head = torch.mm(self.exponentials.t(), scaled)\n    columns, place = _distinct(self.labels)\n   "
-          " label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))\n    label_sums.index_add_(0, "
-          "place, wide * self.factors.label.unsqueeze(1))\n    if columns.device.type != 'cpu':\n        "
-          "label_sums = label_sums[torch.searchsorted(columns, columns)]\n    for part, sums in "
-          "zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n        add_product(sums, "
-          "self.exponentials.index_select(1, part).t(), scaled)\n        d_head.index_copy_(0, part, "
-          "sums.to(dtype))\n    return d_head",
-          'def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:\n    """``dZ.T @ x`` [V, D] in '
-          "16 bit, rounded once: one product of the vendor's, then the rows that are labels.\n\n        "
-          "Those are summed again in fp32: what a label adds would else be rounded together with a rounded "
-          'sum.\n        """\n    wide = x.to(self.factors.row.dtype)\n    scaled = self._scaled(wide)\n    '
-          "d_head = torch.mm(self.exponentials.t(), scaled)\n    columns, place = _distinct(self.labels)\n   "
-          " label_sums = wide.new_zeros((columns.shape[0], wide.shape[1]))\n    label_sums[place] = wide * "
-          "self.factors.label.unsqueeze(1)\n    if columns.device.type != 'cpu':\n        label_sums = "
-          "label_sums[torch.searchsorted(columns, columns)]\n    for part, sums in "
-          "zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n        add_product(sums, "
-          "self.exponentials.index_select(1, part).t(), scaled)\n        d_head.index_copy_(0, part, "
-          "sums.to(dtype))\n    return d_head", f"{EXP_TESTS} -k rounded_once", within="ExpGradient"),
+    Fault("exponentials", EXPS, "label_sums = label.new_zeros((columns.shape[0], x.shape[1]))\n"
+          "label_sums.index_add_(0, place, self._times(x, label, label.dtype))",
+          "label_sums = label.new_zeros((columns.shape[0], x.shape[1]))\n"
+          "label_sums[place] = self._times(x, label, label.dtype)", f"{EXP_TESTS} -k rounded_once",
+          within="ExpGradient.rounded_head"),
     Fault("exponentials", EXPS,
           "for part, sums in zip(columns.split(_LABELS), label_sums.split(_LABELS), strict=True):\n    "
           "add_product(sums, self.exponentials.index_select(1, part).t(), scaled)\n    "
@@ -298,85 +279,6 @@ TRITON_EXPONENTIALS = [
           within="exponentials_fwd_kernel"),
 ]  # fmt: skip
 
-TRITON_FUSED = [
-    Fault("Triton fused product", FUSED, "(words[None, :] != label[:, None])", "(words[None, :] >= 0)",
-          f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED, "here = words < width", "here = words < width + 1",
-          f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED, "total, peak = total + more, tl.maximum(peak, higher)",
-          "total, peak = total + more, peak", f"{FUSED_TESTS} -k runs_again"),
-    Fault("Triton fused product", FUSED, "column + BLOCK_N // 2", "column", f"{FUSED_TESTS} -k test_shapes",
-          within="head_exponentials_fwd_kernel"),
-    Fault("Triton fused product", FUSED, "size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)", "size = GROUP_M",
-          f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED, "lane_k[:, None] < depth - k", "lane_k[:, None] <= depth - k",
-          f"{FUSED_TESTS} -k strides_of_their_own",
-          survives="x is 0 there, and so are the products: masks on both sides guard each other against NaN alone",
-          within="tile_product"),
-    Fault("Triton fused product", FUSED, "tl.load(again_ptr) > 0", "tl.load(again_ptr) > 1",
-          f"{FUSED_TESTS} -k runs_again", within="head_exponentials_fwd_kernel"),
-    Fault("Triton fused product", FUSED, "wanted = tl.max(marks, axis=0) > 0", "wanted = tl.max(marks, axis=0) > 1",
-          f"{FUSED_TESTS} -k runs_again"),
-    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total > LARGEST)",
-          f"{FUSED_TESTS} -k nan",
-          survives="a NaN stays one whether or not its row runs again; an infinite sum is greater"),
-    Fault("Triton fused product", FUSED, "low = inside & ~(total <= LARGEST)", "low = inside & (total < 0)",
-          f"{FUSED_TESTS} -k runs_again"),
-    Fault("Triton fused product", FUSED,
-          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    tl.store(offset_ptr + lanes, "
-          "tl.where(peak > float('-inf'), peak, 0.0), mask=low)\n    tl.store(again_ptr + 1 + lanes, 1, "
-          "mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
-          "if not AGAIN:\n    low = inside & ~(total <= LARGEST)\n    pass\n    tl.store(again_ptr + 1 + "
-          "lanes, 1, mask=low)\n    if tl.max(low.to(tl.int32), axis=0) > 0:\n        tl.store(again_ptr, 1)",
-          f"{FUSED_TESTS} -k runs_again", within="row_sums_fwd_kernel"),
-    Fault("Triton fused product", FUSED, "exponential *= tl.where(exponential > 0.0, 1.0 - slope * slope, 0.0)",
-          "exponential *= tl.where(exponential > 0.0, 1.0 - slope, 0.0)", f"{FUSED_TESTS} -k test_options"),
-    Fault("Triton fused product", FUSED, "total += tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)",
-          "total = tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)", f"{FUSED_TESTS} -k more_tiles",
-          within="row_sums_fwd_kernel"),
-    Fault("Triton fused product", FUSED, "at = block_n * rows + row", "at = block_n * tiles_m + row",
-          f"{FUSED_TESTS} -k test_shapes"),
-    Fault("Triton fused product", FUSED,
-          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
-          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
-          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
-          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
-          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
-          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
-          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
-          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
-          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
-          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
-          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
-          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
-          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    tl.store(again_ptr + 1 + row, 0)\n    if "
-          "row == 0:\n        tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = "
-          "tl.where(mine, logit, 0.0) / SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
-          "@triton.jit\ndef label_logits_fwd_kernel(x_ptr, head_ptr, bias_ptr, label_ptr, label_logit_ptr, "
-          "offset_ptr, cap_slope_ptr, again_ptr, width, depth, stride_x, stride_head, SCALE: tl.constexpr, "
-          "SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr):\n    \"\"\"Label logit, offset and the softcap's "
-          'slope of a row, whose mark in again_ptr is taken away."""\n    row = '
-          "tl.program_id(0).to(tl.int64)\n    label = tl.load(label_ptr + row).to(tl.int64)\n    mine = "
-          "(label >= 0) & (label < width)\n    column = tl.minimum(tl.maximum(label, 0), width - 1)\n    "
-          "products = tl.zeros((BLOCK_D,), tl.float32)\n    for start in range(0, depth, BLOCK_D):\n        "
-          "lanes = start + tl.arange(0, BLOCK_D)\n        mask = lanes < depth\n        x = tl.load(x_ptr + "
-          "row * stride_x + lanes, mask=mask, other=0.0).to(tl.float32)\n        products += x * "
-          "tl.load(head_ptr + column * stride_head + lanes, mask=mask, other=0.0).to(tl.float32)\n    logit "
-          "= finished_logits(tl.sum(products, axis=0), bias_ptr, column, column < width, SCALE, SOFTCAP)\n  "
-          "  tl.store(label_logit_ptr + row, tl.where(mine, logit, 0.0))\n    tl.store(offset_ptr + row, "
-          "tl.where(logit > float('-inf'), logit + ROOM, 0.0))\n    pass\n    if row == 0:\n        "
-          "tl.store(again_ptr, 0)\n    if SOFTCAP is not None:\n        slope = tl.where(mine, logit, 0.0) / "
-          "SOFTCAP\n        tl.store(cap_slope_ptr + row, 1.0 - slope * slope)",
-          f"{FUSED_TESTS} -k only_the_row_blocks"),
-    Fault("Triton fused product", FUSED, "tl.where(logit > float('-inf'), logit + ROOM, 0.0)", "logit + ROOM",
-          f"{FUSED_TESTS} -k impossible", within="label_logits_fwd_kernel"),
-    Fault("Triton fused product", FUSED, "return apart and whole and tensor.data_ptr() % 16 == 0", "return whole",
-          f"{FUSED_TESTS} -k descriptors_cannot"),
-    Fault("Triton fused product", EXP_ROWS, "return ExpPlan(kept, rows, 0 if fused else rows, apart, fused)",
-          "return ExpPlan(kept, rows, 0 if fused else rows, apart)",
-          "tests/interpreted/test_fused_loss.py -k cross_entropy"),
-]  # fmt: skip
-
 TRITON_ATTENTION = [
     Fault("Triton attention", ATTENTION, "key[None, :] < end[:, None]", "key[None, :] <= end[:, None]",
           f"{KEYS} -k test_options", within="_visit_keys"),
@@ -396,6 +298,5 @@ FAULTS = [
     *FORWARD_KL,
     *TRITON_ROW_PASS,
     *TRITON_EXPONENTIALS,
-    *TRITON_FUSED,
     *TRITON_ATTENTION,
 ]

@@ -19,12 +19,21 @@ from typing import NamedTuple, TextIO
 
 import pytest
 
-from . import faults_approx, faults_demo, faults_engine, faults_guards, faults_loss, faults_star, faults_train
+from . import (
+    faults_approx,
+    faults_demo,
+    faults_engine,
+    faults_fused,
+    faults_guards,
+    faults_loss,
+    faults_star,
+    faults_train,
+)
 from .anchor import replaced
 from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-_AREAS = faults_loss, faults_star, faults_engine, faults_approx, faults_guards, faults_train, faults_demo
+_AREAS = faults_loss, faults_fused, faults_star, faults_engine, faults_approx, faults_guards, faults_train, faults_demo
 FAULTS: list[Fault] = [fault for area in _AREAS for fault in area.FAULTS]
 _COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests

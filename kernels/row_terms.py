@@ -1,0 +1,138 @@
+"""What follows the sums of a row's exponentials: its loss terms and the numbers that make its gradient, in one launch.
+
+Formulas and names: the docstrings of fastdss/loss/exponentials.py and objective.py. In torch they are some thirty
+operations on [n] numbers, of a few microseconds each: at 512 tokens as long as the products.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import expm1, on_device_of
+
+BLOCK_ROWS = 128  # rows of a program; few, since nothing but latency counts here
+K2 = tl.constexpr(2)  # codes of the KL forms, as row_pass.py counts them
+K3 = tl.constexpr(3)
+TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal fp32
+
+
+@triton.jit
+def log1p_of_unit(x):
+    """log(1 + x) for 0 <= x <= 1, relative error 2e-10: 2 artanh(s), s = x / (2 + x) <= 1/3."""
+    s = x / (2.0 + x)
+    q = s * s
+    series = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17)))
+    return 2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * series)))))
+
+
+@triton.jit
+def label_kl(nll, ref_logprob, kl_weight, KL: tl.constexpr):
+    """(k(d), k'(d)) with d = log p - log p_ref, 0 where it has no weight."""
+    d = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
+    value, slope = d, tl.full(d.shape, 1.0, d.dtype)
+    if KL == K2:
+        value, slope = d * d * 0.5, d
+    if KL == K3:
+        value, slope = expm1(-d) + d, -expm1(-d)
+    return value, slope
+
+
+@triton.jit
+def row_terms_fwd_kernel(
+    label_logit_ptr, others_ptr, total_ptr, cap_slope_ptr, mean_logit_ptr,
+    label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, out_ptr, rows, vocab_size,
+    KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """out_ptr: [7, rows]: CE, KL, both times their weights, v, dZ at the label, C. KL: 0 is none."""
+    lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
+    inside = lanes < rows
+    label_logit = tl.load(label_logit_ptr + lanes, mask=inside, other=0.0)
+    others = tl.load(others_ptr + lanes, mask=inside, other=0.0)
+    total = tl.load(total_ptr + lanes, mask=inside, other=1.0)
+    label = tl.load(label_ptr + lanes, mask=inside, other=0)
+    weight = tl.load(ce_weight_ptr + lanes, mask=inside, other=0.0)
+    label_logit = tl.where((label >= 0) & (label < vocab_size), label_logit, float("nan"))
+    distance = others - label_logit
+    small = tl.exp(-tl.abs(distance))
+    soft = log1p_of_unit(small)
+    nll = tl.where(distance > 0.0, distance, 0.0) + soft
+    miss = tl.where(distance > 0.0, 1.0, small) / (1.0 + small)
+    unit = miss / tl.where(total < TINY, TINY, total)
+    ce = nll
+    prob = weight
+    kl_value = tl.zeros((BLOCK_ROWS,), tl.float32)
+    dead = weight == 0.0
+    if kl_weight_ptr is not None:
+        kl_weight = tl.load(kl_weight_ptr + lanes, mask=inside, other=0.0)
+        dead = dead & (kl_weight == 0.0)
+        if KL != 0:
+            ref_logprob = tl.load(ref_logprob_ptr + lanes, mask=inside, other=0.0)
+            kl_value, slope = label_kl(nll, ref_logprob, kl_weight, KL)
+            prob = weight - kl_weight * slope
+        tl.store(out_ptr + 3 * rows + lanes, tl.where(kl_weight == 0.0, 0.0, kl_weight * kl_value), mask=inside)
+    at_label = -prob * miss
+    if SMOOTHING != 0.0 or Z_LOSS != 0.0:
+        lse = tl.where(distance > 0.0, others + soft, label_logit + nll)
+        if SMOOTHING != 0.0:
+            mean_logit = tl.load(mean_logit_ptr + lanes, mask=inside, other=0.0)
+            ce = (1.0 - SMOOTHING) * nll + SMOOTHING * (lse - mean_logit)
+            tl.store(out_ptr + 6 * rows + lanes, weight * (-SMOOTHING * SCALE / vocab_size), mask=inside)
+        ce += Z_LOSS * lse * lse
+        more = weight * (2.0 * Z_LOSS * lse)
+        prob += more
+        at_label = weight * SMOOTHING + more - prob * miss
+    if cap_slope_ptr is not None:
+        at_label *= tl.load(cap_slope_ptr + lanes, mask=inside, other=0.0)
+    tl.store(out_ptr + lanes, tl.where(dead, 0.0, ce), mask=inside)
+    tl.store(out_ptr + rows + lanes, kl_value, mask=inside)
+    tl.store(out_ptr + 2 * rows + lanes, tl.where(weight == 0.0, 0.0, weight * ce), mask=inside)
+    tl.store(out_ptr + 4 * rows + lanes, tl.where(dead, 0.0, prob * unit * SCALE), mask=inside)
+    tl.store(out_ptr + 5 * rows + lanes, tl.where(dead, 0.0, at_label * SCALE), mask=inside)
+
+
+class RowTerms(NamedTuple):
+    """Every tensor is [n]."""
+
+    ce: Tensor
+    kl: Tensor
+    weighted_ce: Tensor
+    weighted_kl: Tensor | None
+    row: Tensor  # v
+    label: Tensor  # dZ_y
+    const: Tensor | None  # C
+
+
+def launch_row_terms_fwd(
+    label_logit: Tensor,
+    others: Tensor,
+    total: Tensor,
+    cap_slope: Tensor | None,
+    mean_logit: Tensor | None,
+    labels: Tensor,
+    ce_weight: Tensor,
+    kl_weight: Tensor | None,
+    ref_logprobs: Tensor | None,
+    *,
+    vocab_size: int,
+    kl_code: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_scale: float,
+) -> RowTerms:
+    """Terms of rows [n]; all fp32 but labels, int64 of the whole vocabulary. kl_code: 0 is none."""
+    rows = others.shape[0]
+    made = others.new_empty((7, rows))
+    if rows:
+        with on_device_of(others):
+            row_terms_fwd_kernel[(triton.cdiv(rows, BLOCK_ROWS),)](
+                label_logit, others, total, cap_slope, mean_logit, labels, ce_weight, kl_weight, ref_logprobs, made,
+                rows, vocab_size, kl_code, label_smoothing, z_loss, logit_scale, BLOCK_ROWS=BLOCK_ROWS, num_warps=4,
+            )  # fmt: skip
+    ce, kl, weighted_ce, weighted_kl, row, label, const = made.unbind()
+    return RowTerms(
+        ce, kl, weighted_ce, None if kl_weight is None else weighted_kl, row, label, const if label_smoothing else None
+    )
