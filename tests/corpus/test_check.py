@@ -79,8 +79,9 @@ def test_most_rows_failing_for_one_reason_end_with_it(tmp_path, capsys):
 
 def test_the_summary_comes_before_the_scores(tmp_path, capsys):
     data = write(tmp_path / "rows.jsonl", [{**RECORDS["dolly"][0], "mood": "blue"}])
-    assert score(data, tmp_path / "out") == 0
-    assert "columns not used: category, mood" in capsys.readouterr().err
+    assert main(["score", str(data), "--guard", "tiny", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.index("columns not used: category, mood") < said.index("scoring")
 
 
 def test_empty_answers_are_left_out_and_counted(tmp_path, capsys):

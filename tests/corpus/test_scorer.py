@@ -337,7 +337,8 @@ def test_a_frame_and_a_table_come_back_with_the_columns(guard):
 
 def test_turns_of_one_conversation_cost_one_trunk(guard):
     """Where a guard reads whole conversations, ten turns are prefixes of one rendering."""
-    from fastdss.star.scoring import Judged, _sharing, _tree
+    from fastdss.star.forest import _sharing, _tree
+    from fastdss.star.scoring import Judged
 
     chat = plain(
         [{"role": r, "content": f"{r} {t} says some words."} for t in range(10) for r in ("user", "assistant")]

@@ -111,7 +111,8 @@ def test_a_limit_that_leaves_no_row(tmp_path: Path, limit: int) -> None:
 
 def test_splits_that_do_not_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "state.json").write_text("{}")
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / "train" / name).write_text("{}")
     for content in ("{}", "[]", "{"):
         (tmp_path / "dataset_dict.json").write_text(content)
         with pytest.raises(ValueError, match="holds the splits train: give one of their folders"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdss.prefix.slots import Slots
@@ -30,7 +30,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(STEPS)
 def test_every_slot_keeps_its_own(steps: list[tuple[str, int, int]]) -> None:
     slots = Slots()
