@@ -109,3 +109,20 @@ def test_smoothing_is_an_option_of_enable_dss():
     assert enable_dss(model, label_smoothing=0.1)(**batch).loss.item() == pytest.approx(expected, abs=1e-8)
     with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 1\), got 1"):
         enable_dss(model, label_smoothing=1)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [(7, False), (8, False), (9, True), (-100, True)],
+    ids=["a stop", "another stop", "Cohere2's kind: an end that is none", "GLM's kind: no end among the labels"],
+)
+def test_answers_that_never_end_are_said_aloud(last, said, tmp_path, caplog):
+    """What ``generate`` stops at must be the last label of some row, or the model learns to go on for ever."""
+    data = rows(4)
+    for row in data:
+        row["labels"] = [*row["labels"][:-2], 5, last]
+    model = tiny_model()
+    model.generation_config.eos_token_id = [7, 8]
+    DSSTrainer(model, arguments(tmp_path), train_dataset=data)
+    assert ("what is trained may never end" in caplog.text) == said
+    assert ("(7, 8)" in caplog.text) == said
