@@ -51,7 +51,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "triton_row_pass", row_pass)  # one operation, as one kernel
 
     def row_terms(*given: Any, **_: Any) -> RowTerms:
-        return RowTerms(*given[1].new_zeros((7, given[1].shape[0])).unbind())
+        return RowTerms(*given[1].new_zeros((7, given[1].shape[0])).unbind(), None)
 
     def scaled(x: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros_like(x, dtype=dtype)
