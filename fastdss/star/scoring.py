@@ -71,8 +71,8 @@ def star_scores(
 
     Args:
         model: a ``Guard``, several of them, or a causal LM of transformers with ``tokenizer`` and ``spec``.
-        batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or
-            ``{"messages": [...]}`` whose last turn, the assistant's, is judged.
+        batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or ``{"messages":
+            [...]}`` whose last turn, the assistant's, is judged.
         tokenizer: of a model that is no ``Guard``.
         spec: how such a model is asked; None: the known one of ``model.name_or_path``.
         every: units per scored chunk: a prefix ends after every ``every``-th unit, and at the end of the text.

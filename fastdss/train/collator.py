@@ -43,8 +43,7 @@ class DSSCollator:
     Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights``,
     ``ref_logprobs``, and for the forward KL ``ref_offset`` and ``ref_slope`` (which becomes ``[B, T, D]``). A packed
     example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each. The
-    first
-    label of a document never counts: no token before it predicts it.
+    first label of a document never counts: no token before it predicts it.
 
     Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
     model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
@@ -326,8 +325,8 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
 
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list[Any]]]:
-    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
-    All aligned columns travel together and no example is cut.
+    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room. All
+    aligned columns travel together and no example is cut.
 
     Args:
         examples: as ``DSSCollator`` takes them.

@@ -77,7 +77,7 @@ def shaped_forward(
     if config is None:
         raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {', '.join(_ASK)}, got {ask!r}")
     if len(args) > 1:
         raise UserTypeError(
             f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"

@@ -49,8 +49,8 @@ def reference_logprobs(
     ```
 
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
-    Under
-    ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return everything.
+    Under ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return
+    everything.
 
     Args:
         model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
