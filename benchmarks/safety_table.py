@@ -75,7 +75,7 @@ def variants() -> list[Variant]:
 
 def rivals() -> list[Variant]:
     """What shaping is held against, and three forms of it; half of the rows are poisoned."""
-    return [Variant("none"), *(replace(BASE, method=method) for method in embedded_tables.METHODS[1:])]
+    return [*(replace(BASE, method=method) for method in embedded_tables.METHODS[1:]), Variant("none")]
 
 
 Data = tuple[list[Conversation], list[tuple[str, HeldOut]]]  # what is trained on, and prompts with their styles
@@ -235,8 +235,8 @@ def grouped(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[dic
                 yield variant.title(), verdicts, same
 
 
-# where harm is embedded it is longer, so answers are too; fewer rows and steps, but still each row twice
-LONGER = Settings(rows=80, steps=20, prompts=52, new_tokens=64)
+# Harm in several sentences makes longer answers; half of the demo's rows per step keeps a run at a minute of one core.
+LONGER = Settings(batch_size=4, prompts=52, new_tokens=64)
 STUDIES = {
     "shares": Study("", variants, suffix_data, table, Settings()),
     "embedded": Study("_embedded", rivals, embedded_data, embedded_tables.tables, LONGER),
@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=("shares", "embedded"), default="shares")
     parser.add_argument("--quick", action="store_true", help="little work per run; its rows go to a file of their own")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
     parser.add_argument("--verdicts", choices=("guard", "labelled"), default="guard")
     parser.add_argument("--limit", type=int, help="runs to add now")
     parser.add_argument("--policy", help="a path or Hub id instead of SmolLM2-135M-Instruct")
@@ -263,7 +263,7 @@ def main() -> None:
     done = {key(run) for run in known_runs(path)}
     todo = [
         {"variant": asdict(variant), "seed": seed, "verdicts": args.verdicts, "work": work}
-        for seed in range(args.seeds)
+        for seed in args.seeds
         for variant in study.variants()
     ]
     todo = [run for run in todo if key(run) not in done][: args.limit]

@@ -25,6 +25,7 @@ from .policy import Policy, stack, without_lower_layers
 from .rivals import constrained_loss, dft_loss
 
 SAME = 0.02  # relative difference of hidden states that bf16 in other batches makes; a missing scale makes far more
+FEW = 4  # rows of a step that are not worth a micro-batch each for short and long ones
 ACCEPT = 0.5  # a static filter keeps a response whose whole-response score reaches this
 
 
@@ -187,9 +188,10 @@ def _train(
             progress(0.0)
             continue  # a filter that rejects everything trains on nothing
         batch.sort(key=lambda i: len(rows[i].input_ids))
-        items, half, total = sum(len(rows[i].parts) for i in batch), (len(batch) + 1) // 2, 0.0
+        items, total = sum(len(rows[i].parts) for i in batch), 0.0
+        most = len(batch) if len(batch) <= FEW else (len(batch) + 1) // 2
         seen: dict[str, list[float]] = {}
-        for members in filter(None, (batch[:half], batch[half:])):  # short and long rows apart, so less padding
+        for members in filter(None, (batch[:most], batch[most:])):  # short and long rows apart, so less padding
             chosen = [rows[i] for i in members]
             loss, token_ce = _loss(policy, model, chosen, [stars[i] for i in members], arm, recipe, items)
             loss.backward()
