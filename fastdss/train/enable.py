@@ -248,7 +248,13 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     ids = some_tokens(embedding.device)
 
     def forward(ids: Tensor, **asked: Any) -> Tensor:
-        logits: Tensor = model(input_ids=ids, **asked).logits
+        output = model(input_ids=ids, **asked)
+        if "dss_ask" in asked and not isinstance(output, DSSOutput):  # its loss would be trained, in silence
+            raise UserError(
+                f"{type(model).__name__} calls the forward that this {type(bare).__name__} had before: something "
+                "around it has kept that (PEFT's adaption prompt does); enable DSS on the bare model first"
+            )
+        logits: Tensor = output.logits
         return logits.float()
 
     def differs(first: Tensor, second: Tensor) -> bool:
