@@ -61,6 +61,7 @@ class RunOptions(NamedTuple):
     chunk_bytes: int | None
     group: Any
     grad_tol: float | None = None
+    token_stats: bool = False  # what is told besides
 
 
 class RowWeights(NamedTuple):
@@ -262,6 +263,7 @@ class Batch:
             chunk_bytes=options.chunk_bytes or 0,
             compact=options.compact,
             grad_tol=float(options.grad_tol or 0),
+            token_stats=options.token_stats,
             group="" if options.group is None else options.group.group_name,
         )
 

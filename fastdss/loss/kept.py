@@ -39,6 +39,7 @@ class Evaluated(NamedTuple):
     kl: Tensor | None
     token_ce: Tensor  # [N] without weights
     token_kl: Tensor  # [N]
+    token_stats: Tensor | None  # [2, N] as in LossResult, where they are asked for
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated | LossCall:
@@ -90,7 +91,7 @@ class _Forward:
         call, plan, size = self.call, self.plan, self.sizes.rows
         head = call.lm_head.to(call.compute_dtype)
         made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
-        sums = LocalSums.empty(call.hidden, plan.count, call.accumulate, self.objective)
+        sums = LocalSums.empty(call.hidden, plan.count, call.accumulate, self.objective, call.token_stats)
         product = call.hidden.new_empty((plan.count, head.shape[1]), dtype=call.accumulate) if hidden_grad else None
         labels = self.shard.columns_of(self.rows.labels, checked=self.checked)
         exponentials = x = None
@@ -136,12 +137,13 @@ class KeptLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         call = work.call
         with exactly(call.hidden.device):
-            (ce, kl, parts, factors), kept = work.run(needs[0], needs[1] or needs[2])
+            (ce, kl, parts, factors, told), kept = work.run(needs[0], needs[1] or needs[2])
             tokens = [ce, kl] if summed else [ce, kl, *parts]
             if kept.rows is not None:
-                new = ce.new_zeros((len(tokens), call.labels.shape[0]))
-                tokens = list(new.index_copy_(1, kept.rows, torch.stack(tokens)).unbind())
-            parts = [part.sum() for part in parts] if summed else tokens[2:]
+                tokens += [] if told is None else [*told]
+                new = ce.new_zeros((len(tokens), call.labels.shape[0])).index_copy_(1, kept.rows, torch.stack(tokens))
+                tokens, told = list(new.unbind()), None if told is None else new[-2:]
+            parts = [part.sum() for part in parts] if summed else tokens[2 : 2 + len(parts)]
         loss, *parts = parts if len(parts) == 1 else (parts[0] + parts[1], *parts)
         # main_grad is not saved: other micro-batches write to it before this one's backward.
         ctx.options = main_grad, call.group, call.backend, call.compute_dtype
@@ -150,6 +152,7 @@ class KeptLoss(torch.autograd.Function):
             loss,
             *(parts or (None, None)),
             *tokens[:2],
+            told,
         )
         ctx.mark_non_differentiable(*(t for t in found[1:] if t is not None))
         ctx.set_materialize_grads(False)

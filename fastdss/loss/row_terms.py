@@ -19,6 +19,7 @@ class RowTerms(NamedTuple):
     kl: Tensor
     parts: list[Tensor]  # both times their weights; the KL's only where it has some
     factors: ExpFactors
+    told: Tensor | None  # [2, n] as LossResult.token_stats
 
 
 def row_terms(
@@ -42,17 +43,19 @@ def row_terms(
 
         o = objective
         made = launch_row_terms_fwd(
-            *sums[:3], sums.cap_slope, mean_logit, *rows, vocab_size=shard.size, kl_code=o.kl_code,
+            *sums, mean_logit, *rows, vocab_size=shard.size, kl_code=o.kl_code,
             label_smoothing=o.label_smoothing, z_loss=o.z_loss, logit_scale=o.logit_scale,
         )  # fmt: skip
         parts = [made.weighted_ce] if made.weighted_kl is None else [made.weighted_ce, made.weighted_kl]
-        return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const))
+        return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const), made.told)
     stats = combined(sums, mean_logit, rows.labels, objective, shard, checked=checked)
     ce, kl, factors = terms_and_factors(stats, rows, objective, shard, dead)
     if rows.kl_weight is None:  # every row without a weight is dead, and its cross-entropy 0
-        return RowTerms(ce, kl, [rows.ce_weight * ce], factors)
-    # A row without a KL weight has a KL term of 0, but its cross-entropy may be infinite where that has no weight.
-    return RowTerms(ce, kl, [scaled_weight(rows.ce_weight, ce), rows.kl_weight * kl], factors)
+        parts = [rows.ce_weight * ce]
+    else:  # a row without a KL weight has a KL of 0, but without one for it a cross-entropy may be infinite
+        parts = [scaled_weight(rows.ce_weight, ce), rows.kl_weight * kl]
+    told = stats.told if stats.told is None or dead is None else stats.told.masked_fill(dead, 0)
+    return RowTerms(ce, kl, parts, factors, told)
 
 
 def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:

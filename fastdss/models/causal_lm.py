@@ -42,7 +42,14 @@ class LMHead(NamedTuple):
 def backbone(model: Any) -> nn.Module:
     """The module whose ``(...).last_hidden_state`` feeds the head; sees through PEFT wrappers (adapters stay active).
 
-    Raises ``TypeError`` for a module that is not a transformers model with a separate backbone.
+    Args:
+        model: a causal LM of transformers.
+
+    Returns:
+        nn.Module: its part without the head.
+
+    Raises:
+        TypeError: for a module that is not a transformers model with a separate backbone.
     """
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
@@ -57,7 +64,14 @@ def backbone(model: Any) -> nn.Module:
 def lm_head(model: Any) -> LMHead:
     """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
 
-    Raises ``TypeError`` where the model has no output embeddings or its head is more than one linear layer.
+    Args:
+        model: a causal LM of transformers.
+
+    Returns:
+        LMHead: weight, bias, ``logit_scale`` and ``softcap``, as ``dss_loss`` takes them.
+
+    Raises:
+        TypeError: where the model has no output embeddings or its head is more than one linear layer.
     """
     model = _unwrap(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

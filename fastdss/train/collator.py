@@ -42,23 +42,29 @@ class DSSCollator:
 
     Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights``,
     ``ref_logprobs``, and for the forward KL ``ref_offset`` and ``ref_slope`` (which becomes ``[B, T, D]``). A packed
-    example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each.
+    example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each. The
+    first
+    label of a document never counts: no token before it predicts it.
 
     Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
     model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
     left out: a row padded on the left is the row without its padding. Other columns are left out.
 
-    model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers see to
-    it. None: all inputs that any model of transformers is known to take of a row.
-    padding_free: lay all documents one after the other in a single row, told apart by ``position_ids`` and the
-    ``cu_seq_lens_*`` of variable-length attention kernels (sdpa and eager build their mask from ``position_ids``).
-    Needed for packed examples; not for images. The first label of a document never counts: no token before it predicts
-    it.
-
     With ``token_weights`` the batch also carries ``rows: [R]`` and ``kl_rows``: which rows the loss has to compute
-    under this ``kl_scale`` (the model's), known here on the host, so that the loss need not ask the device.
-    Raises ``ValueError`` for missing or ragged columns, and for ``ref_logprobs`` that are no log-probabilities where
-    the KL term needs them, naming example and column.
+    under this ``kl_scale``, known here on the host, so that the loss need not ask the device.
+
+    Args:
+        pad_token_id: what ``input_ids`` are padded with.
+        kl_scale: the model's.
+        padding_free: lay all documents one after the other in a single row, told apart by ``position_ids`` and the
+            ``cu_seq_lens_*`` of variable-length attention kernels (sdpa and eager build their mask from
+            ``position_ids``). Needed for packed examples; not for images.
+        pad_to_multiple_of: of which the width is a multiple; None: any width.
+        model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers see
+            to it. None: all inputs that any model of transformers is known to take of a row.
+
+    Raises:
+        ValueError: in a call, for columns that are missing, ragged or (ref_logprobs) no log-probabilities.
     """
 
     pad_token_id: int
@@ -321,9 +327,17 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list[Any]]]:
     """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
+    All aligned columns travel together and no example is cut.
 
-    All aligned columns travel together and no example is cut; one longer than ``max_length`` raises ``ValueError``, as
-    does one with images, which a packed row cannot have. Each row has ``seq_lengths``.
+    Args:
+        examples: as ``DSSCollator`` takes them.
+        max_length: the longest row, in tokens.
+
+    Returns:
+        Iterator: rows with ``seq_lengths``.
+
+    Raises:
+        ValueError: for an example that is longer, or that has images, which a packed row cannot have.
     """
     tight = [_unpadded(index, example) for index, example in enumerate(examples)]
     for members in _bins([len(example["input_ids"]) for example in tight], max_length):

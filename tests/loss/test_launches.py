@@ -52,7 +52,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "triton_row_pass", row_pass)  # one operation, as one kernel
 
     def row_terms(*given: Any, **_: Any) -> RowTerms:
-        return RowTerms(*given[1].new_zeros((7, given[1].shape[0])).unbind())
+        return RowTerms(*given[1].new_zeros((7, given[1].shape[0])).unbind(), None)
 
     def scaled(x: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros_like(x, dtype=dtype)
@@ -98,7 +98,7 @@ def test_a_call_launches_no_more_than_it_did(like_a_gpu: None, kl: str, rows: bo
     assert launches(kl, rows) <= most
 
 
-@pytest.mark.parametrize(("kl", "most"), [("none", 49), ("k2", 70)])
+@pytest.mark.parametrize(("kl", "most"), [("none", 51), ("k2", 72)])
 def test_a_call_on_a_cpu_asks_for_no_more_operations_than_it_did(kl: str, most: int) -> None:
     """At N = 512 a small head's products take less time than these: each costs 2 to 5 microseconds beside them."""
     hidden, head = torch.randn(N, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
