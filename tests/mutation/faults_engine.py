@@ -41,7 +41,7 @@ RUN_AHEAD = [
     Fault("run ahead", FOREST, "full and turn.judged.row != slices[-1][-1].judged.row", "full",
           f"{AHEADS} -k one_slice"),
     Fault("run ahead", SCORING, "[prompts[len(kept) + i] for i in first]", "[prompts[i] for i in first]",
-          f"{AHEADS} -k depend_on_the_slices"),
+          f"{AHEADS} -k one_number"),
     Fault("run ahead", SCORING, "report(forest.cut)\nkept += forest.kept", "kept += forest.kept",
           f"{AHEADS} -k depend_on_the_slices"),
     Fault("run ahead", ENGINE, "places += order", "places += sorted(order)", EXACT),
