@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from . import measured_pictures, response_picture
@@ -10,10 +11,15 @@ from .drawing import Drawing
 from .tables import filled
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES: dict[str, Callable[[], Drawing]] = {
-    "response.svg": response_picture.draw,
-    "loss_h100.svg": measured_pictures.loss,
-    "safety.svg": measured_pictures.safety,
+DRAWN: dict[str, Callable[[bool], Drawing]] = {
+    "response": response_picture.draw,
+    "loss_h100": measured_pictures.loss,
+    "safety": measured_pictures.safety,
+}
+PICTURES: dict[str, Callable[[], Drawing]] = {  # each for wide screens and for those of a hand's width
+    f"{name}{'_narrow' if narrow else ''}.svg": partial(draw, narrow)
+    for name, draw in DRAWN.items()
+    for narrow in (False, True)
 }
 
 
