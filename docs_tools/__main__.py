@@ -1,4 +1,4 @@
-"""``python -m docs_tools``, or ``make pictures``: pictures and the README's tables, from rows and the guard."""
+"""``python -m docs_tools``, or ``make pictures``: pictures and tables of README and docs/, from rows and the guard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ PICTURES: dict[str, Callable[[], Drawing]] = {  # each for wide screens and for 
     for name, draw in DRAWN.items()
     for narrow in (False, True)
 }
+WITH_TABLES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
 
 def main() -> None:
     for name, draw in PICTURES.items():
         (ROOT / "docs" / "assets" / name).write_text(draw().svg(), encoding="utf-8")
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"written: {', '.join(PICTURES)} in docs/assets, and the README's tables")
+    for page in WITH_TABLES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"written: {', '.join(PICTURES)} in docs/assets, and the tables of README and docs/performance.md")
 
 
 if __name__ == "__main__":
