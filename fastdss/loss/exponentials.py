@@ -47,7 +47,7 @@ from .objective import (
     softmax_,
     transform,
 )
-from .vocab_shard import VocabShard
+from .vocab_shard import Columns, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
 
@@ -87,7 +87,7 @@ class ExpStats(NamedTuple):
 
 
 def torch_exponentials(
-    logits: Tensor, local_labels: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+    logits: Tensor, labels: Columns, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
 ) -> None:
     """Fill ``sums``; ``logits`` [c, V] become E in place, and ``out`` (16 bit) gets a copy, while they are in cache.
 
@@ -96,26 +96,29 @@ def torch_exponentials(
     count, width = logits.shape
     step = max(1, BLOCK_ELEMENTS // width)
     if count <= step:
-        return _block_exponentials(logits, local_labels, objective, bias, sums, out)
+        return _block_exponentials(logits, labels, objective, bias, sums, out)
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = None if out is None else out[block]
-        _block_exponentials(logits[block], local_labels[block], objective, bias, sums.at(block), part)
+        _block_exponentials(logits[block], labels.at(block), objective, bias, sums.at(block), part)
     return None
 
 
 def _block_exponentials(
-    logits: Tensor, label: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+    logits: Tensor, labels: Columns, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
 ) -> None:
     z, cap_slope = transform(logits, bias, objective.logit_scale, objective.softcap, grad=True)
-    columns = label.clamp(0, z.shape[1] - 1)
-    mine, column = columns == label, columns.unsqueeze(1)
+    column = labels.column.unsqueeze(1)
     label_logit = torch.gather(z, 1, column)
-    z.scatter_(1, column, label_logit.masked_fill(mine.unsqueeze(1), -torch.inf))
-    sums.label_logit.copy_(torch.where(mine, label_logit.squeeze(1), 0))
-    others, total = softmax_(z)
-    sums.others.copy_(others)
-    sums.total.copy_(total)
+    inside = labels.mine
+    if inside is None:
+        z.scatter_(1, column, -torch.inf)
+    else:
+        mine = inside.unsqueeze(1)
+        z.scatter_(1, column, label_logit.masked_fill(mine, -torch.inf))
+        label_logit = torch.where(mine, label_logit, 0)
+    sums.label_logit.copy_(label_logit.squeeze(1))
+    softmax_(z, sums.others, sums.total)
     if cap_slope is not None and sums.cap_slope is not None:
         sums.cap_slope.copy_(cap_slope.gather(1, column).squeeze(1))
         z.mul_(cap_slope)
@@ -123,12 +126,14 @@ def _block_exponentials(
         out.copy_(z)
 
 
-def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard) -> ExpStats:
-    """labels: [n] of the whole vocabulary. mean_logit: this rank's share of it."""
+def combined(
+    sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard, *, checked: bool
+) -> ExpStats:
+    """labels: [n] of the whole vocabulary; checked: known to be in it. mean_logit: this rank's share of it."""
     label_logit, others = sums.label_logit, sums.others
     if shard.group is not None:
         label_logit, others, mean_logit = shard.combine_others(label_logit, others, mean_logit)
-    label_logit = in_vocabulary(label_logit, labels, shard.size)
+    label_logit = label_logit if checked else in_vocabulary(label_logit, labels, shard.size)
     distance = others - label_logit
     nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
     unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)
@@ -221,11 +226,12 @@ class ExpGradient(NamedTuple):
 
             launch_hidden_rows_bwd(product, row, head, label, self.labels, const, out)
             return
-        d_x = product * row.unsqueeze(1)
+        d_x = torch.mul(product, row.unsqueeze(1), out=out if out.dtype == product.dtype else None)
         label_rows(d_x, head, label, self.labels, self.backend, scatter=False)
         if const is not None:
             d_x.addr_(const, head.sum(dim=0, dtype=d_x.dtype))
-        out.copy_(d_x)
+        if d_x is not out:
+            out.copy_(d_x)
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
         """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""

@@ -265,8 +265,8 @@ class _SliceSums(NamedTuple):
     q: Tensor | None
 
 
-def softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
-    """``z`` becomes softmax(z) times a number per row; returns logsumexp(z) and the number.
+def softmax_(z: Tensor, lse: Tensor | None = None, total: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``z`` becomes softmax(z) times a number per row; returns logsumexp(z) and the number, in lse and total if given.
 
     The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
     pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
@@ -275,8 +275,8 @@ def softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
     peak = z.amax(dim=1)
     z[:, 0].masked_fill_(peak == -math.inf, 0)
     torch.softmax(z, dim=1, out=z)
-    total = z.sum(dim=1)
-    return peak - (z.amax(dim=1) / total).log(), total
+    total = torch.sum(z, dim=1, out=total)
+    return torch.sub(peak, z.amax(dim=1).div_(total).log_(), out=lse), total
 
 
 def _local_stats(

@@ -29,8 +29,11 @@ def row_terms(
     shard: VocabShard,
     dead: Tensor | None,
     backend: str,
+    *,
+    checked: bool = False,
 ) -> RowTerms:
-    """mean_logit: this rank's share of it. dead: rows without any weight, None where all have one.
+    """mean_logit: this rank's share of it. dead: rows without any weight, None where all have one. checked: every label
+    is known to be in the vocabulary.
 
     Where ranks share the vocabulary their sums meet in between, and sums in float64 have no kernel: in torch then.
     """
@@ -44,12 +47,12 @@ def row_terms(
         )  # fmt: skip
         parts = [made.weighted_ce] if made.weighted_kl is None else [made.weighted_ce, made.weighted_kl]
         return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const))
-    stats = combined(sums, mean_logit, rows.labels, objective, shard)
+    stats = combined(sums, mean_logit, rows.labels, objective, shard, checked=checked)
     ce, kl, factors = terms_and_factors(stats, rows, objective, shard, dead)
-    parts = [scaled_weight(rows.ce_weight, ce)]
-    if rows.kl_weight is not None:
-        parts.append(scaled_weight(rows.kl_weight, kl))
-    return RowTerms(ce, kl, parts, factors)
+    if rows.kl_weight is None:  # every row without a weight is dead, and its cross-entropy 0
+        return RowTerms(ce, kl, [rows.ce_weight * ce], factors)
+    # A row without a KL weight has a KL term of 0, but its cross-entropy may be infinite where that has no weight.
+    return RowTerms(ce, kl, [scaled_weight(rows.ce_weight, ce), rows.kl_weight * kl], factors)
 
 
 def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:

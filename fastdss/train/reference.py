@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdss.console.voice import progress_bar
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.models.batching import length_batches
-from fastdss.models.inputs import input_names
+from fastdss.models.inputs import as_tensor, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
@@ -111,6 +111,11 @@ def add_reference_logprobs(
     require("add_reference_logprobs", "train", "datasets")
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+    if not isinstance(dataset, Dataset):  # before hours of work
+        raise UserTypeError(
+            f"dataset: expected a datasets.Dataset, got {type(dataset).__name__}: Dataset.from_list(list(rows)) makes "
+            "one; reference_logprobs takes any sequence of rows"
+        )
     options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
     answers = _answers(model, dataset, "reference" if forward_kl else "logprobs", options)
     kinds = {"ref_logprobs": "float32"}
@@ -194,7 +199,7 @@ def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_An
 
 def _counting(row: Mapping[str, Any]) -> int:
     """How many labels count, the first of a document too, which no token predicts."""
-    return int((torch.as_tensor(row["labels"]) != IGNORED).sum())
+    return int((as_tensor(row["labels"]) != IGNORED).sum())
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int, ask: str) -> list[_Answers]:
