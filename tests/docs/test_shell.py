@@ -36,6 +36,8 @@ NOT_RUN = {  # what a command begins with -> why it is not run here
     "make dist": "fetches tools; docs/releasing.md says when",
     "pip install": "needs a network; make test begins with it",
     ".venv/bin/pre-commit": "changes the repository's hooks",
+    "python -m training.smollm2_guard": "trains a model for 9 minutes on two cores",
+    "python benchmarks/bench_probe.py": "measures with the guard that the line before trains",
     "swift": "another package, not installed here",
 }
 HUB_GUARDS = ("meta-llama/Llama-Guard-3-1B", "meta-llama/Llama-Guard-3-8B", "ibm-granite/granite-guardian-3.1-2b")
