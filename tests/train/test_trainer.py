@@ -153,6 +153,21 @@ def test_entropy_and_accuracy_in_evaluation(tmp_path, kl):
         assert metrics["eval_mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
+def test_what_a_forward_says_of_its_labels():
+    """Entropy and correctness stand where the labels do, and are there only where they are asked for."""
+    model, batch = enable_dss(tiny_model()), DSSCollator(0)(rows(4))
+    found = model(**batch, token_stats=True)
+    labels = batch["labels"]
+    p = own_logits(tiny_model(), batch).double().softmax(-1)[:, :-1]
+    counts = torch.nn.functional.pad(labels[:, 1:] != -100, (1, 0))
+    entropy = torch.nn.functional.pad(torch.special.entr(p).sum(-1), (1, 0)).masked_fill(~counts, 0)
+    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.correct, torch.nn.functional.pad(p.argmax(-1) == labels[:, 1:], (1, 0)) & counts)
+    assert model(**batch).entropy is None
+    with pytest.raises(ValueError, match="token_stats given without token_weights"):
+        model(batch["input_ids"], labels=labels, token_stats=True)
+
+
 def test_tokens_that_no_loss_computes_are_in_no_mean(tmp_path):
     """Without a KL term words of weight 0 cost nothing, and nothing is known of them."""
     data = rows(2)
