@@ -327,7 +327,9 @@ def main() -> None:
     parser.add_argument("--tokens-only", type=float, default=0.75, help="share of them from which no verdict is learnt")
     parser.add_argument("--layers", type=int, default=10, help="how many of the upper layers learn")
     parser.add_argument("--branches", type=int, default=2, help="verdicts of a conversation; three where it discloses")
-    parser.add_argument("--rows", type=int, default=2, help="conversations in a part of a step; half where verdicts are read")
+    parser.add_argument(
+        "--rows", type=int, default=2, help="conversations in a part of a step; half where verdicts are read"
+    )
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--processes", type=int, default=2, help=f"a divisor of {PARTS}, the parts of a step")
     args = parser.parse_args()
