@@ -247,7 +247,10 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
     if not understood.conversations:
         kind = next(iter((understood.reasons or understood.left_out_reasons).most_common(1)))[0]
         what = "is a conversation" if understood.failed else "has an answer to train"
-        raise UserError(f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; {NAMING}")
+        raise UserError(
+            f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; "
+            f"fastdss check shows what was found; {NAMING}"
+        )
     return Plan(names, sizes)
 
 

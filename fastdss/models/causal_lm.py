@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream.deepspeed import is_engine
 from fastdss.upstream.transformers import attention_of
 
 from .probes import evaluating, some_tokens
@@ -138,7 +139,9 @@ def ignores_softcap(model: Any) -> bool:
 
 
 def _unwrap(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    """The transformers model within DeepSpeed's engine, whose own ``config`` is DeepSpeed's, and within PEFT."""
+    model = model.module if is_engine(model) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _logit_scale(config: Any) -> float:

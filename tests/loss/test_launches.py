@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # keeps the functions of torch that it finds when it is imported: not those that stand in below
 from fastdss.kernels.row_terms import RowTerms
 from torch.utils._python_dispatch import TorchDispatchMode
 
