@@ -157,7 +157,7 @@ class _Run:
         missing = {number for number in mine if shards.valid(plan.names[number]) is None}
         if missing:
             write_manifest(self.folder, manifest)
-            if self.engine == "local":  # elsewhere each worker settles for itself
+            if self.engine == "local":  # with the other engines each worker settles for itself
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(self.folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), self.progress) as report:
@@ -238,7 +238,7 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
     """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
     names, sizes = [], []
     understood = understood or Understood()
-    with closing(sqlite3.connect("")) as seen:  # a temporary file that nobody else sees
+    with closing(sqlite3.connect("")) as seen:  # "" makes a temporary file that nobody else sees
         for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))

@@ -145,7 +145,7 @@ class GuardModel:
         """The longest rendering that the model was made for."""
         config = self.model.config.get_text_config(decoder=not self.bidirectional)
         longest = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        if self.bidirectional:  # RoBERTa's kind counts positions from its padding id on
+        if self.bidirectional:  # RoBERTa and its kin count positions from the padding's id on
             table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
             padding = getattr(table, "padding_idx", None)
             longest -= 0 if padding is None else padding + 1
@@ -251,7 +251,8 @@ class GuardModel:
             raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
     def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
-        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+        # So that there are several forward passes, and the second needs what the first left in the store.
+        budget = max(longest // 2, 1)
         try:
             check_supported(self.model, longest)
             return tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)

@@ -191,6 +191,6 @@ def _weight(
     if last == len(judged.ends):
         if not judged.complete:
             return 0.0
-        last -= 1  # whitespace after the last boundary
+        last -= 1  # the token is whitespace after the last boundary
     first = min(bisect_right(judged.ends, begin), last)
     return pick(scores[first : last + 1])

@@ -124,7 +124,7 @@ class Settled(NamedTuple):
 class ScoreGate(Gate, Protocol):
     """A gate that knows scores without their branches."""
 
-    withdrawn: bool  # what was approximated must be computed after all
+    withdrawn: bool  # the audit spoke against the probe: what was approximated must be computed after all
 
     def settle(self, scores: Tensor) -> list[Settled]:
         """Fill in what was not computed, and say of every response what was."""
@@ -160,7 +160,8 @@ def score_turns(
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
     slices = [turns] if approx else cut_in_slices(turns)
     if len(slices) > 1:
-        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))  # the same for every slice
+        # Decided once, so that it is the same for every slice.
+        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []

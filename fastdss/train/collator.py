@@ -24,7 +24,7 @@ from fastdss.models.inputs import (
 )
 
 IGNORED = -100
-_ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
+_ROUNDING = 0.5  # by so much may rounded 16-bit logits lift a log-probability above 0
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
 COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "input_ids": (torch.long, 0),
@@ -240,7 +240,8 @@ def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
         if [name for name in COLUMNS if name in example] != names:
             raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
-        if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
+        # Null is what a table holds for a row without the column.
+        if absent := [name for name in names if example[name] is None]:
             raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
     return names
 
@@ -280,7 +281,7 @@ def _column(index: int, name: str, values: Any) -> Tensor:
         return _vectors(index, name, values)
     try:
         tensor = as_tensor(values)
-    except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
+    except (RuntimeError, TypeError, ValueError) as error:  # null, text, or lists of several lengths
         raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
     if tensor.dim() != 1:
         raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")

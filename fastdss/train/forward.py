@@ -23,7 +23,7 @@ from .collator import COLUMNS
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
-NEEDED = "_dss_needed"  # an input without which the class reads what follows
+NEEDED = "_dss_needed"  # an input without which tokens of this class would see those after them
 _ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
