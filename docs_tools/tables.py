@@ -1,4 +1,4 @@
-"""The README's two tables, from committed rows; they stand between marks, so that text around them is free."""
+"""Tables of README and docs, from committed rows; they stand between marks, so that text around them is free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import rows
+from . import evidence, rows
 
 
 def speed() -> str:
@@ -71,7 +71,16 @@ def safety() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed, "safety": safety}
+PAGES = ("README.md", "docs/safety.md", "docs/guards.md")  # that have such tables
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "safety": safety,
+    "demo": evidence.demo,
+    "demo expectations": evidence.demo_expectations,
+    "embedded": evidence.embedded,
+    "styles": evidence.styles,
+    "misses": evidence.misses,
+}
 
 
 def filled(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from docs_tools.__main__ import PICTURES
 from docs_tools.rows import interval, one
-from docs_tools.tables import filled
+from docs_tools.tables import PAGES, TABLES, filled
 
 from .blocks import ROOT
 
@@ -23,9 +23,12 @@ def test_the_picture_is_current(name):
 
 
 def test_the_tables_are_current():
-    readme = (ROOT / "README.md").read_text()
-    assert filled(readme) == readme, "run make pictures"
-    assert readme.count(": make pictures -->\n| ") == 2
+    pages = {name: (ROOT / name).read_text() for name in PAGES}
+    for name, text in pages.items():
+        assert filled(text) == text, f"{name}: run make pictures"
+    marked = [text.count(f"<!-- table {name}: make pictures -->\n| ") for name in TABLES for text in pages.values()]
+    assert sum(marked) == len(TABLES)
+    readme = pages["README.md"]
     stale = readme.replace("| plain SFT | ", "| plain SFT | 1")
     assert stale != readme
     assert filled(stale) == readme
