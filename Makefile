@@ -49,11 +49,11 @@ test: lint  ## lint, types and all tests that need no GPU
 	$(PYTEST) tests/compiled $(SKIPS)
 
 # As CI does it: with everything that has tests, the vendors' tokenizers too, so that nothing may be skipped but what needs
-# a GPU; and Ray clusters.
+# a GPU; then Ray clusters, and every shell command of the documentation as it is typed.
 test-ci: SKIPS = --only-gpu-skips
-test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and Ray
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(RAY)
-RAY = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py
+test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; Ray; every command of the docs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(MINUTES)
+MINUTES = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py tests/docs/test_shell.py
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
 	tests/chat tests/star/test_scored.py tests/train/test_config.py

@@ -21,6 +21,8 @@ _HOME = {
     "live_rows": "loss.functional",
     "token_logprobs": "loss.functional",
     "weighted_ce": "loss.functional",
+    "weighted_ce_stats": "loss.functional",
+    "WeightedCEOutput": "loss.functional",
     "AnswerField": "guards.spec",
     "GuardSpec": "guards.spec",
     "Flag": "star.scored",
@@ -66,11 +68,13 @@ if TYPE_CHECKING:
     from .guards.spec import GuardSpec as GuardSpec
     from .loss.functional import DSSLossOutput as DSSLossOutput
     from .loss.functional import ForwardReference as ForwardReference
+    from .loss.functional import WeightedCEOutput as WeightedCEOutput
     from .loss.functional import dss_loss as dss_loss
     from .loss.functional import forward_reference as forward_reference
     from .loss.functional import live_rows as live_rows
     from .loss.functional import token_logprobs as token_logprobs
     from .loss.functional import weighted_ce as weighted_ce
+    from .loss.functional import weighted_ce_stats as weighted_ce_stats
     from .loss.objective import KL as KL
     from .models.causal_lm import backbone as backbone
     from .models.causal_lm import lm_head as lm_head

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from .console.completion import SHELLS, PrintCompletion
 from .console.threads import wait_without_spinning
 from .console.voice import add_voice
 from .errors import UserError
@@ -31,6 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="fastdss", description="Dynamic safety shaping made cheap.")
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print what makes the Tab key complete commands and options: for bash, zsh or fish",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in (add_demo, add_check, add_score, add_report, add_merge, add_guards, add_train):
         add(commands)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import row_pass_config
-from .primitives import load_logits, on_device_of
+from .primitives import entropy_of, load_logits, log_weighted, on_device_of
 from .row_pass import interpreted, label_logit_of
 
 ROOM = tl.constexpr(16.0)  # nats above the label's logit
@@ -26,10 +26,14 @@ LARGEST = tl.constexpr(
 @triton.jit
 def store_exponentials(
     row_ptr, bias_ptr, out_ptr, width, local_label, offset,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, SPREAD: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """(sum of the exponentials, largest logit) of the row without its label; E times the softcap's slope is stored."""
+    """(sum of the exponentials, largest logit, with SPREAD sum of E log E) of the row without its label.
+
+    E times the softcap's slope is stored.
+    """
     total = tl.zeros((), ACC)
+    spread = tl.zeros((), ACC)
     peak = tl.full((), float("-inf"), ACC)
     for start in range(0, width, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)  # [BLOCK_V]
@@ -39,12 +43,14 @@ def store_exponentials(
         peak = tl.maximum(peak, tl.max(tl.where(other, logits, float("-inf")), axis=0))
         exponential = tl.where(other, tl.exp(logits - offset), 0.0)
         total += tl.sum(exponential, axis=0)
+        if SPREAD:
+            spread += tl.sum(log_weighted(exponential, logits - offset), axis=0)
         if SOFTCAP is not None:
             slope = logits / SOFTCAP
             exponential *= tl.where(mask, 1.0 - slope * slope, 0.0)
         if out_ptr is not None:
             tl.store(out_ptr + columns, exponential.to(out_ptr.dtype.element_ty), mask=mask)
-    return total, peak
+    return total, peak, spread
 
 
 @triton.jit
@@ -65,7 +71,7 @@ def largest_other(
 @triton.jit
 def exponentials_fwd_kernel(
     logits_ptr, out_ptr, bias_ptr, label_ptr, label_logit_ptr, others_ptr, total_ptr, cap_slope_ptr,
-    width, stride_logits, stride_out,
+    entropy_ptr, rival_ptr, width, stride_logits, stride_out,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, IN_PLACE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = others_ptr.dtype.element_ty
@@ -84,16 +90,22 @@ def exponentials_fwd_kernel(
         first = tl.max(load_logits(row_ptr, bias_ptr, columns, columns < width, SCALE, SOFTCAP, ACC), axis=0)
         offset = tl.where(mine & (label_logit > float("-inf")), label_logit + ROOM, first)
     offset = tl.where(offset > float("-inf"), offset, 0.0)
-    total, peak = store_exponentials(row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, ACC, BLOCK_V)
+    SPREAD: tl.constexpr = entropy_ptr is not None
+    total, peak, spread = store_exponentials(
+        row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, SPREAD, ACC, BLOCK_V
+    )
     if not IN_PLACE:  # noqa: SIM102  # known when compiled; what follows only when the row is read
         if not (total <= LARGEST):
             offset = tl.where(peak > float("-inf"), peak, 0.0)
-            total, peak = store_exponentials(
-                row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, ACC, BLOCK_V
+            total, peak, spread = store_exponentials(
+                row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, SPREAD, ACC, BLOCK_V
             )
     tl.store(label_logit_ptr + row, label_logit)
     tl.store(others_ptr + row, offset + tl.log(total))
     tl.store(total_ptr + row, total)
+    if entropy_ptr is not None:
+        tl.store(entropy_ptr + row, entropy_of(total, spread))
+        tl.store(rival_ptr + row, peak)
     if SOFTCAP is not None:
         slope = label_logit / SOFTCAP
         tl.store(cap_slope_ptr + row, 1.0 - slope * slope)
@@ -107,13 +119,16 @@ def launch_exponentials_fwd(
     others: Tensor,
     total: Tensor,
     cap_slope: Tensor | None,
+    entropy: Tensor | None = None,
+    rival: Tensor | None = None,
     *,
     bias: Tensor | None,
     scale: float,
     softcap: float | None,
     config: tuple[int, int] | None = None,
 ) -> None:
-    """``out`` becomes E; label_logit, others, total and cap_slope (with a softcap) are filled.
+    """``out`` becomes E; label_logit, others, total and cap_slope (with a softcap) are filled, and if given entropy, of
+    the words but the label among themselves, and rival, their largest logit.
 
     logits: [c, V] fp32 or fp64. out: [c, V] logits itself, or apart from it in the products' dtype; None: not needed.
     local_labels: [c] int64, outside of [0, V) where another rank holds the label.
@@ -124,7 +139,8 @@ def launch_exponentials_fwd(
     if count:
         with on_device_of(logits):
             exponentials_fwd_kernel[(count,)](
-                logits, out, bias, local_labels, label_logit, others, total, cap_slope, width, logits.stride(0),
+                logits, out, bias, local_labels, label_logit, others, total, cap_slope, entropy, rival,
+                width, logits.stride(0),
                 0 if out is None else out.stride(0), scale, softcap, out is logits,
                 BLOCK_V=block_v, num_warps=num_warps,
             )  # fmt: skip

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import HEAD_EXPONENTIALS, HEAD_EXPONENTIALS_BY_DEFAULT, HeadConfig
 from .exponentials import LARGEST, ROOM
-from .primitives import on_device_of
+from .primitives import entropy_of, log_weighted, on_device_of
 from .row_pass import interpreted
 
 BLOCK_D = 1024  # of the labels' dot products
@@ -114,10 +114,12 @@ def tile_product(
 @triton.jit
 def store_tile(
     raw, out, bias_ptr, offset, label, inside, row, column, width, stride_out,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr, SPREAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """(sum of the exponentials, largest logit) of each row of a tile of products without its label; E is stored.
+    """(sum of the exponentials, largest logit, with SPREAD sum of E log E) of each row of a tile, without its label.
+
+    E is stored.
 
     offset, label (-1: another rank's), inside: [BLOCK_M].
     """
@@ -130,6 +132,9 @@ def store_tile(
     peak = tl.max(logits, axis=1)
     exponential = tl.exp(logits - offset[:, None])
     total = tl.sum(exponential, axis=1)
+    spread = total
+    if SPREAD:
+        spread = tl.sum(log_weighted(exponential, logits - offset[:, None]), axis=1)
     if STORE:
         if SOFTCAP is not None:
             slope = logits * (1.0 / SOFTCAP)
@@ -140,12 +145,12 @@ def store_tile(
             lane_m = tl.arange(0, BLOCK_M)
             there = out + (row * stride_out + column) + lane_m[:, None] * stride_out + lanes[None, :]
             tl.store(there, exponential.to(out.dtype.element_ty), mask=inside[:, None] & here[None, :])
-    return total, peak
+    return total, peak, spread
 
 
 @triton.jit
 def head_exponentials_fwd_kernel(
-    x, head, out, bias_ptr, label_ptr, offset_ptr, again_ptr, sum_ptr, peak_ptr,
+    x, head, out, bias_ptr, label_ptr, offset_ptr, again_ptr, sum_ptr, peak_ptr, spread_ptr,
     rows, width, depth, stride_x, stride_head, stride_out,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr, AGAIN: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_K: tl.constexpr, HALVES: tl.constexpr,
@@ -153,8 +158,10 @@ def head_exponentials_fwd_kernel(
 ):  # fmt: skip
     """x [rows, depth], head [width, depth], out [rows, width]: pointers, or descriptors of their tiles.
 
-    sum_ptr, peak_ptr: [tiles of columns, rows]. AGAIN: of the row blocks only those that hold a marked row.
+    sum_ptr, peak_ptr, spread_ptr (None: not needed): [tiles of columns, rows]. AGAIN: of the row blocks only those that
+    hold a marked row.
     """
+    SPREAD: tl.constexpr = spread_ptr is not None
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n = tl.cdiv(width, BLOCK_N)
     tiles = tiles_m * tiles_n
@@ -179,28 +186,30 @@ def head_exponentials_fwd_kernel(
             label = tl.where((label >= 0) & (label < width), label, -1).to(tl.int32)
             if HALVES:
                 first, second = tl.split(tl.permute(tl.reshape(raw, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
-                total, peak = store_tile(
+                total, peak, spread = store_tile(
                     first, out, bias_ptr, offset, label, inside, row, column, width, stride_out,
-                    SCALE, SOFTCAP, STORE, DESCRIPTORS, BLOCK_M, BLOCK_N // 2,
+                    SCALE, SOFTCAP, STORE, SPREAD, DESCRIPTORS, BLOCK_M, BLOCK_N // 2,
                 )  # fmt: skip
-                more, higher = store_tile(
+                more, higher, wider = store_tile(
                     second, out, bias_ptr, offset, label, inside, row, column + BLOCK_N // 2, width,
-                    stride_out, SCALE, SOFTCAP, STORE, DESCRIPTORS, BLOCK_M, BLOCK_N // 2,
+                    stride_out, SCALE, SOFTCAP, STORE, SPREAD, DESCRIPTORS, BLOCK_M, BLOCK_N // 2,
                 )  # fmt: skip
-                total, peak = total + more, tl.maximum(peak, higher)
+                total, peak, spread = total + more, tl.maximum(peak, higher), spread + wider
             else:
-                total, peak = store_tile(
+                total, peak, spread = store_tile(
                     raw, out, bias_ptr, offset, label, inside, row, column, width, stride_out,
-                    SCALE, SOFTCAP, STORE, DESCRIPTORS, BLOCK_M, BLOCK_N,
+                    SCALE, SOFTCAP, STORE, SPREAD, DESCRIPTORS, BLOCK_M, BLOCK_N,
                 )  # fmt: skip
             at = block_n * rows + row
             tl.store(sum_ptr + at + tl.arange(0, BLOCK_M), total, mask=inside)
             tl.store(peak_ptr + at + tl.arange(0, BLOCK_M), peak, mask=inside)
+            if spread_ptr is not None:
+                tl.store(spread_ptr + at + tl.arange(0, BLOCK_M), spread, mask=inside)
 
 
 @triton.jit
 def row_sums_fwd_kernel(
-    sum_ptr, peak_ptr, offset_ptr, again_ptr, others_ptr, total_ptr, rows, tiles,
+    sum_ptr, peak_ptr, spread_ptr, offset_ptr, again_ptr, others_ptr, total_ptr, entropy_ptr, rival_ptr, rows, tiles,
     AGAIN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
     """Adds the tiles' sums up. A row whose guess was too low is marked, and its largest logit becomes its offset."""
@@ -212,15 +221,21 @@ def row_sums_fwd_kernel(
         inside = inside & (end > 0)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     peak = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
+    spread = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, end, BLOCK_TILES):
         tile = start + tl.arange(0, BLOCK_TILES)
         mask = (tile < tiles)[:, None] & inside[None, :]
         at = tile.to(tl.int64)[:, None] * rows + lanes[None, :]
         total += tl.sum(tl.load(sum_ptr + at, mask=mask, other=0.0), axis=0)
         peak = tl.maximum(peak, tl.max(tl.load(peak_ptr + at, mask=mask, other=float("-inf")), axis=0))
+        if spread_ptr is not None:
+            spread += tl.sum(tl.load(spread_ptr + at, mask=mask, other=0.0), axis=0)
     offset = tl.load(offset_ptr + lanes, mask=inside, other=0.0)
     tl.store(others_ptr + lanes, offset + tl.log(total), mask=inside)
     tl.store(total_ptr + lanes, total, mask=inside)
+    if spread_ptr is not None:
+        tl.store(entropy_ptr + lanes, entropy_of(total, spread), mask=inside)
+        tl.store(rival_ptr + lanes, peak, mask=inside)
     if not AGAIN:
         low = inside & ~(total <= LARGEST)
         tl.store(offset_ptr + lanes, tl.where(peak > float("-inf"), peak, 0.0), mask=low)
@@ -238,6 +253,8 @@ def launch_head_exponentials_fwd(
     others: Tensor,
     total: Tensor,
     cap_slope: Tensor | None,
+    entropy: Tensor | None = None,
+    rival: Tensor | None = None,
     *,
     bias: Tensor | None,
     scale: float,
@@ -245,7 +262,8 @@ def launch_head_exponentials_fwd(
     config: HeadConfig | None = None,
     programs: int = 0,
 ) -> None:
-    """``out`` becomes E of ``x @ head.T``; label_logit, others, total and cap_slope (with a softcap) are filled.
+    """``out`` becomes E of ``x @ head.T``; label_logit, others, total and cap_slope (with a softcap) are filled, and if
+    given entropy, of the words but the label among themselves, and rival, their largest logit.
 
     x: [c, D], head: [V, D], in one dtype of at most 32 bit; ``takes`` says whether head will do. out: [c, V]; None: not
     needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
@@ -258,7 +276,9 @@ def launch_head_exponentials_fwd(
     if not count:
         return
     tiles = triton.cdiv(width, config.block_n)
-    offset, sums, peaks = x.new_empty((1 + 2 * tiles) * count, dtype=torch.float32).split([count] + 2 * [tiles * count])
+    parts = [count] + (2 if entropy is None else 3) * [tiles * count]
+    offset, sums, peaks, *more = x.new_empty(sum(parts), dtype=torch.float32).split(parts)
+    spreads = more[0] if more else None
     again = x.new_empty(1 + count, dtype=torch.int32)  # whether any row is marked, and each row's mark
     rows_in, head_in, rows_out = x, head, out
     if config.descriptors:
@@ -275,7 +295,7 @@ def launch_head_exponentials_fwd(
         )  # fmt: skip
         for once_more in (False, True):
             head_exponentials_fwd_kernel[grid](
-                rows_in, head_in, rows_out, bias, local_labels, offset, again, sums, peaks,
+                rows_in, head_in, rows_out, bias, local_labels, offset, again, sums, peaks, spreads,
                 count, width, depth, x.stride(0), head.stride(0), 0 if out is None else out.stride(0),
                 SCALE=scale, SOFTCAP=softcap, STORE=out is not None, AGAIN=once_more,
                 DESCRIPTORS=config.descriptors, EVEN_K=depth % config.block_k == 0, HALVES=config.halves,
@@ -283,7 +303,7 @@ def launch_head_exponentials_fwd(
                 num_warps=config.num_warps, num_stages=config.num_stages,
             )  # fmt: skip
             row_sums_fwd_kernel[(triton.cdiv(count, BLOCK_ROWS),)](
-                sums, peaks, offset, again, others, total, count, tiles,
+                sums, peaks, spreads, offset, again, others, total, entropy, rival, count, tiles,
                 AGAIN=once_more, BLOCK_ROWS=BLOCK_ROWS, BLOCK_TILES=BLOCK_TILES, num_warps=4,
             )  # fmt: skip
 

@@ -31,6 +31,19 @@ def expm1(x):
 
 
 @triton.jit
+def log_weighted(exponential, logarithm):
+    """E log E; 0 where E is, however far below it the logarithm says that it would be."""
+    return tl.where(exponential == 0.0, 0.0, exponential * logarithm)
+
+
+@triton.jit
+def entropy_of(total, spread):
+    """Entropy of E / T from T, the sum of E, and the sum of E log E; 0 where nothing is left of E."""
+    entropy = tl.log(total) - spread / total
+    return tl.where(total == 0.0, 0.0, entropy)
+
+
+@triton.jit
 def load_logits(row_ptr, bias_ptr, columns, mask, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr):
     """Logits from raw ones: bias, scale, softcap; -inf outside ``mask``. bias_ptr and SOFTCAP may be None."""
     logits = tl.load(row_ptr + columns, mask=mask, other=0.0).to(ACC)

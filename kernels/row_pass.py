@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from .configs import row_pass_config
-from .primitives import expm1, load_logits, on_device_of
+from .primitives import entropy_of, expm1, load_logits, log_weighted, on_device_of
 
 # Codes of the KL forms, as the callers count them: 0 is none, then k1, k2, k3. A test holds them against fastdss.KL.
 REVERSE = tl.constexpr(4)
@@ -23,17 +23,20 @@ FORWARD = tl.constexpr(5)
 
 @triton.jit
 def row_sums(
-    row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width,
-    KL: tl.constexpr, WITH_MEAN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
+    row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width, local_label,
+    KL: tl.constexpr, WITH_MEAN: tl.constexpr, STATS: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """(lse, sum of logits, reference's lse, E[z - z_ref] under p or q) of one row, online."""
+    """(lse, sum of logits, reference's lse, E[z - z_ref] under p or q) of one row, online; with STATS also its entropy
+    and the largest logit but the label's."""
     peak = tl.full((), -1e30, ACC)
     ref_peak = tl.full((), -1e30, ACC)
     total = tl.zeros((), ACC)
     ref_total = tl.zeros((), ACC)
     logit_sum = tl.zeros((), ACC)
     diff_sum = tl.zeros((), ACC)
+    spread = tl.zeros((), ACC)  # sum of exp(z - peak) * (z - peak)
+    rival = tl.full((), float("-inf"), ACC)
     for start in range(0, width, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)  # [BLOCK_V]
         mask = columns < width
@@ -41,6 +44,11 @@ def row_sums(
         new_peak = tl.maximum(peak, tl.max(logits, axis=0))
         shrink = tl.exp(peak - new_peak)
         weight = tl.exp(logits - new_peak)
+        if STATS:
+            spread = shrink * (spread + total * (peak - new_peak)) + tl.sum(
+                log_weighted(weight, logits - new_peak), axis=0
+            )
+            rival = tl.maximum(rival, tl.max(tl.where(columns == local_label, float("-inf"), logits), axis=0))
         total = total * shrink + tl.sum(weight, axis=0)
         peak = new_peak
         if WITH_MEAN:
@@ -65,7 +73,7 @@ def row_sums(
         ref_lse = ref_peak + tl.log(ref_total)
         drawn = total if KL == REVERSE else ref_total
         mean_diff = diff_sum / tl.where(drawn == 0.0, 1.0, drawn)  # every token of this rank's slice may be impossible
-    return lse, logit_sum, ref_lse, mean_diff
+    return lse, logit_sum, ref_lse, mean_diff, entropy_of(total, spread), rival
 
 
 @triton.jit
@@ -156,7 +164,7 @@ def label_logit_of(
 @triton.jit
 def row_pass_fwd_kernel(
     logits_ptr, ref_logits_ptr, out_ptr, bias_ptr, ref_bias_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr,
-    ref_logprob_ptr, token_ce_ptr, token_kl_ptr, lost_ptr,
+    ref_logprob_ptr, token_ce_ptr, token_kl_ptr, lost_ptr, entropy_ptr, correct_ptr,
     width, stride_logits, stride_ref, stride_out,
     KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, GRAD: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -177,9 +185,9 @@ def row_pass_fwd_kernel(
         ref_logprob = tl.load(ref_logprob_ptr + row)
     label_logit = label_logit_of(row_ptr, bias_ptr, label, width, SCALE, SOFTCAP, ACC)
     label_logit = tl.where((label >= 0) & (label < width), label_logit, float("nan"))
-    lse, logit_sum, ref_lse, mean_diff = row_sums(
-        row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width,
-        KL, SMOOTHING != 0.0, SCALE, SOFTCAP, REF_SCALE, REF_SOFTCAP, ACC, BLOCK_V,
+    lse, logit_sum, ref_lse, mean_diff, entropy, rival = row_sums(
+        row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width, label,
+        KL, SMOOTHING != 0.0, entropy_ptr is not None, SCALE, SOFTCAP, REF_SCALE, REF_SOFTCAP, ACC, BLOCK_V,
     )  # fmt: skip
     token_ce, token_kl, prob_factor, label_term, const, kl_factor = finish_row(
         lse, label_logit, logit_sum / width, ref_lse, mean_diff, ref_logprob, ce_weight, kl_weight, width,
@@ -187,6 +195,9 @@ def row_pass_fwd_kernel(
     )  # fmt: skip
     tl.store(token_ce_ptr + row, token_ce)
     tl.store(token_kl_ptr + row, token_kl)
+    if entropy_ptr is not None:
+        tl.store(entropy_ptr + row, entropy)
+        tl.store(correct_ptr + row, (label_logit > rival).to(ACC))
     if GRAD:
         lost = write_gradient(
             row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, out_ptr + row * stride_out, width, label,
@@ -200,7 +211,7 @@ def row_pass_fwd_kernel(
 def row_stats_fwd_kernel(
     logits_ptr, ref_logits_ptr, bias_ptr, ref_bias_ptr, label_ptr, stats_ptr,
     width, vocab_start, stride_logits, stride_ref, stride_stats,
-    KL: tl.constexpr, WITH_MEAN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
+    KL: tl.constexpr, WITH_MEAN: tl.constexpr, STATS: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
@@ -211,15 +222,18 @@ def row_stats_fwd_kernel(
         ref_row_ptr = ref_logits_ptr + row * stride_ref
     label = tl.load(label_ptr + row).to(tl.int64) - vocab_start
     label_logit = label_logit_of(row_ptr, bias_ptr, label, width, SCALE, SOFTCAP, ACC)
-    lse, logit_sum, ref_lse, mean_diff = row_sums(
-        row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width,
-        KL, WITH_MEAN, SCALE, SOFTCAP, REF_SCALE, REF_SOFTCAP, ACC, BLOCK_V,
+    lse, logit_sum, ref_lse, mean_diff, entropy, rival = row_sums(
+        row_ptr, ref_row_ptr, bias_ptr, ref_bias_ptr, width, label,
+        KL, WITH_MEAN, STATS, SCALE, SOFTCAP, REF_SCALE, REF_SOFTCAP, ACC, BLOCK_V,
     )  # fmt: skip
     tl.store(stats_ptr + row, lse)
     tl.store(stats_ptr + stride_stats + row, label_logit)
     tl.store(stats_ptr + 2 * stride_stats + row, logit_sum)
     tl.store(stats_ptr + 3 * stride_stats + row, ref_lse)
     tl.store(stats_ptr + 4 * stride_stats + row, mean_diff)
+    if STATS:
+        tl.store(stats_ptr + 5 * stride_stats + row, entropy)
+        tl.store(stats_ptr + 6 * stride_stats + row, rival)
 
 
 @triton.jit
@@ -278,21 +292,24 @@ def launch_row_pass_fwd(
     z_loss: float,
     scales: tuple[float, float | None, float, float | None],
     grad: bool,
+    token_stats: Tensor | None = None,
     config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(token_ce, token_kl, lost)``, each [c]; ``out`` becomes the gradient.
 
     logits, ref_logits: [c, V] fp32 or fp64 raw logits. out: [c, V], logits itself or its memory seen in 16 bit. scales:
     logit scale, softcap, and the reference's. lost: what rounding the label's entry to out's dtype dropped.
+    token_stats: [2, c] becomes the entropies, and 1 where the label is the likeliest word.
     """
     count, width = logits.shape
+    entropy, correct = (None, None) if token_stats is None else token_stats.unbind()
     token_ce, token_kl, lost = (logits.new_empty(count) for _ in range(3))
     if count:
         with on_device_of(logits):
             row_pass_fwd_kernel[(count,)](
                 logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
-                lost, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0), out.stride(0),
-                kl_code, label_smoothing, z_loss, *scales, grad,
+                lost, entropy, correct, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0),
+                out.stride(0), kl_code, label_smoothing, z_loss, *scales, grad,
                 **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return token_ce, token_kl, lost
@@ -308,17 +325,22 @@ def launch_row_stats_fwd(
     vocab_start: int,
     kl_code: int,
     with_mean: bool,
+    token_stats: bool = False,
     scales: tuple[float, float | None, float, float | None],
     config: tuple[int, int] | None = None,
 ) -> Tensor:
-    """[5, c] of one vocabulary slice: lse, label's logit, sum of logits, reference's lse, E[z - z_ref]."""
+    """[5, c] of one vocabulary slice: lse, label's logit, sum of logits, reference's lse, E[z - z_ref].
+
+    With token_stats [7, c]: also its entropy, and the largest logit but the label's.
+    """
     count, width = logits.shape
-    stats = logits.new_empty(5, count)
+    stats = logits.new_empty(7 if token_stats else 5, count)
     if count:
         with on_device_of(logits):
             row_stats_fwd_kernel[(count,)](
                 logits, ref_logits, bias, ref_bias, labels, stats, width, vocab_start, logits.stride(0),
-                0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), kl_code, with_mean, *scales,
+                0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), kl_code, with_mean,
+                token_stats, *scales,
                 **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return stats

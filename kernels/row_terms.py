@@ -44,10 +44,13 @@ def label_kl(nll, ref_logprob, kl_weight, KL: tl.constexpr):
 @triton.jit
 def row_terms_fwd_kernel(
     label_logit_ptr, others_ptr, total_ptr, cap_slope_ptr, mean_logit_ptr,
-    label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, out_ptr, rows, vocab_size,
+    entropy_ptr, rival_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, out_ptr, rows, vocab_size,
     KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """out_ptr: [7, rows]: CE, KL, both times their weights, v, dZ at the label, C. KL: 0 is none."""
+    """out_ptr: [7, rows]: CE, KL, both times their weights, v, dZ at the label, C. KL: 0 is none.
+
+    With entropy_ptr two rows more: entropy, and 1 where the label is the likeliest word.
+    """
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
     inside = lanes < rows
     label_logit = tl.load(label_logit_ptr + lanes, mask=inside, other=0.0)
@@ -61,6 +64,7 @@ def row_terms_fwd_kernel(
     soft = log1p_of_unit(small)
     nll = tl.where(distance > 0.0, distance, 0.0) + soft
     miss = tl.where(distance > 0.0, 1.0, small) / (1.0 + small)
+    hit = tl.where(distance > 0.0, small, 1.0) / (1.0 + small)
     unit = miss / tl.where(total < TINY, TINY, total)
     ce = nll
     prob = weight
@@ -85,6 +89,14 @@ def row_terms_fwd_kernel(
         more = weight * (2.0 * Z_LOSS * lse)
         prob += more
         at_label = weight * SMOOTHING + more - prob * miss
+    if entropy_ptr is not None:
+        others_entropy = tl.load(entropy_ptr + lanes, mask=inside, other=0.0)
+        rival = tl.load(rival_ptr + lanes, mask=inside, other=0.0)
+        away = miss * (others_entropy + tl.where(distance > 0.0, 0.0, -distance) + soft)
+        entropy = tl.where(miss == 0.0, 0.0, away) + tl.where(hit == 0.0, 0.0, hit * nll)
+        tl.store(out_ptr + 7 * rows + lanes, tl.where(dead, 0.0, entropy), mask=inside)
+        correct = (label_logit > rival) & ~dead
+        tl.store(out_ptr + 8 * rows + lanes, correct.to(tl.float32), mask=inside)
     if cap_slope_ptr is not None:
         at_label *= tl.load(cap_slope_ptr + lanes, mask=inside, other=0.0)
     tl.store(out_ptr + lanes, tl.where(dead, 0.0, ce), mask=inside)
@@ -104,6 +116,7 @@ class RowTerms(NamedTuple):
     row: Tensor  # v
     label: Tensor  # dZ_y
     const: Tensor | None  # C
+    told: Tensor | None  # [2, n] entropy, and 1 where the label is the likeliest word
 
 
 def launch_row_terms_fwd(
@@ -111,6 +124,8 @@ def launch_row_terms_fwd(
     others: Tensor,
     total: Tensor,
     cap_slope: Tensor | None,
+    entropy: Tensor | None,
+    rival: Tensor | None,
     mean_logit: Tensor | None,
     labels: Tensor,
     ce_weight: Tensor,
@@ -125,14 +140,15 @@ def launch_row_terms_fwd(
 ) -> RowTerms:
     """Terms of rows [n]; all fp32 but labels, int64 of the whole vocabulary. kl_code: 0 is none."""
     rows = others.shape[0]
-    made = others.new_empty((7, rows))
+    made = others.new_empty((7 if entropy is None else 9, rows))
     if rows:
         with on_device_of(others):
             row_terms_fwd_kernel[(triton.cdiv(rows, BLOCK_ROWS),)](
-                label_logit, others, total, cap_slope, mean_logit, labels, ce_weight, kl_weight, ref_logprobs, made,
-                rows, vocab_size, kl_code, label_smoothing, z_loss, logit_scale, BLOCK_ROWS=BLOCK_ROWS, num_warps=4,
+                label_logit, others, total, cap_slope, mean_logit, entropy, rival, labels, ce_weight, kl_weight,
+                ref_logprobs, made, rows, vocab_size, kl_code, label_smoothing, z_loss, logit_scale,
+                BLOCK_ROWS=BLOCK_ROWS, num_warps=4,
             )  # fmt: skip
-    ce, kl, weighted_ce, weighted_kl, row, label, const = made.unbind()
-    return RowTerms(
-        ce, kl, weighted_ce, None if kl_weight is None else weighted_kl, row, label, const if label_smoothing else None
-    )
+    ce, kl, weighted_ce, weighted_kl, row, label, const = made[:7].unbind()
+    told = None if entropy is None else made[7:]
+    weighted_kl, const = None if kl_weight is None else weighted_kl, const if label_smoothing else None
+    return RowTerms(ce, kl, weighted_ce, weighted_kl, row, label, const, told)

@@ -28,6 +28,7 @@ _OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
 _KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
 _NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)  # the first that says something
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "tool_response", "function_call", "function_response")
 
 
 def read_turn(index: int, message: Any) -> Turn:
@@ -131,6 +132,11 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
         text = part if isinstance(part, str) else _part_text(part) if isinstance(part, Mapping) else None
         if not isinstance(text, str) or kind not in (*_TEXT_PARTS, "thinking", "reasoning"):
+            if kind in _TOOL_PARTS:
+                raise UserError(
+                    f"{place}: part {number} is a call of a tool or its result: expected calls in tool_calls, and "
+                    "each result in a turn of the role 'tool'"
+                )
             raise UserError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)

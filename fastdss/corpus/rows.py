@@ -25,7 +25,7 @@ from .files import Found, Unreadable, too_long, without_text
 from .sources import Source, expand, read_source
 
 MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
-NAMING = "fastdss check shows what was found; --format names a format, --prompt-column and its like name columns"
+NAMING = "--format names a format, --prompt-column and its like name columns"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class LossCall(NamedTuple):
     chunk_bytes: int  # 0: the device's default
     compact: bool
     grad_tol: float  # share of dZ that may be left out of the products; 0: none
+    token_stats: bool  # whether each token's entropy and whether its label was the likeliest are wanted
     group: str  # name of the process group over which the vocabulary is split, or ""
 
     @property
@@ -45,3 +46,4 @@ class LossResult(NamedTuple):
     d_hidden: Tensor | None  # [N, D] in the accumulation dtype
     d_head: Tensor | None  # [V, D]
     d_bias: Tensor | None  # [V]
+    token_stats: Tensor | None  # [2, N] entropies; 1 where the label was the likeliest word, else 0

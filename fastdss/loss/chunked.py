@@ -16,7 +16,7 @@ from .column_filter import ColumnFilter
 from .exp_rows import ExpRows, plan_exponentials
 from .exponentials import ExpGradient, LocalSums, takes_exponentials
 from .gemm import project
-from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
+from .objective import Objective, RowInputs, RowStats, finish_rows, told_of, torch_row_pass
 from .row_gradient import Gradient, RowGradient
 from .row_terms import row_terms
 from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
@@ -60,6 +60,7 @@ class _Run:
         self.token_ce, self.token_kl = (
             call.hidden.new_zeros(call.labels.shape, dtype=self.accumulate) for _ in range(2)
         )
+        self.told = call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
         self.head = call.lm_head.to(call.compute_dtype)
         vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs)
         self.vectors = vectors if self.plan.index is None else vectors.at(self.plan.index)  # once, then slices
@@ -69,18 +70,20 @@ class _Run:
             self.call, self.plan, self.accumulate, head_grad=self.d_head is not None, main_grad=False, may_keep=False
         )
         made = ExpRows(self.call, self.head, self.shard, plan, self.accumulate, store=self.grad)
-        sums = LocalSums.empty(self.call.hidden, min(plan.rows, self.plan.count), self.accumulate, self.objective)
+        sums = LocalSums.empty(
+            self.call.hidden, min(plan.rows, self.plan.count), self.accumulate, self.objective, self.call.token_stats
+        )
         for span, rows, _ in self.plan.chunks(plan.rows):
             inputs = self.vectors.at(span)
             dead = None if self.plan.trusted else without_weight(inputs)
             x = gather(self.call.hidden, rows, dead, self.call.compute_dtype)
             part = sums.at(slice(0, x.shape[0]))
-            local, column = self.shard.columns_of(inputs.labels)
-            e, mean_logit = made.make(x, local, part)
+            labels = self.shard.columns_of(inputs.labels)
+            e, mean_logit = made.make(x, labels, part)
             terms = row_terms(part, mean_logit, inputs, self.objective, self.shard, dead, self.call.backend)
-            self._put(rows, terms.ce, terms.kl)
+            self._put(rows, terms.ce, terms.kl, terms.told)
             if self.grad:
-                self._add(ExpGradient(e, terms.factors, column, self.call.backend), x, rows, span.start == 0)
+                self._add(ExpGradient(e, terms.factors, labels.column, self.call.backend), x, rows, span.start == 0)
 
     def row_pass(self) -> None:
         call = self.call
@@ -96,8 +99,13 @@ class _Run:
             if with_ref:
                 assert call.ref_lm_head is not None
                 project(self._ref_rows(rows, span, with_ref, inputs), call.ref_lm_head, out=ref)
-            gradient, ce, kl = _pass_rows(call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad)
-            self._put(rows, ce if dead is None else ce.masked_fill(dead, 0), kl)
+            told = None if self.told is None else ref.new_empty((2, x.shape[0]))
+            gradient, ce, kl = _pass_rows(
+                call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad, told
+            )
+            if dead is not None:
+                ce, told = ce.masked_fill(dead, 0), None if told is None else told.masked_fill(dead, 0)
+            self._put(rows, ce, kl, told)
             if self.grad:
                 self._add(gradient, x, rows, span.start == 0)
 
@@ -108,9 +116,11 @@ class _Run:
         ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
         return gather(self.call.ref_hidden, ref_rows, unused, self.call.ref_hidden.dtype)
 
-    def _put(self, rows: Tensor | slice, ce: Tensor, kl: Tensor) -> None:
+    def _put(self, rows: Tensor | slice, ce: Tensor, kl: Tensor, told: Tensor | None) -> None:
         self.token_ce[rows] = ce
         self.token_kl[rows] = kl
+        if self.told is not None and told is not None:
+            self.told[:, rows] = told
 
     def _add(self, gradient: Gradient, x: Tensor, rows: Tensor | slice, first: bool) -> None:
         d_x = None if self.d_hidden is None else _rows_to_fill(self.d_hidden, rows)
@@ -130,7 +140,7 @@ class _Run:
         if self.d_hidden is not None and self.call.ref_slope is not None:
             assert self.call.kl_weight is not None
             self.d_hidden.addcmul_(self.call.ref_slope.to(self.accumulate), self.call.kl_weight.unsqueeze(1))
-        return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias)
+        return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias, self.told)
 
 
 def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
@@ -151,8 +161,12 @@ def _pass_rows(
     ref: Tensor,
     inputs: RowInputs,
     grad: bool,
+    told: Tensor | None,
 ) -> tuple[RowGradient, Tensor, Tensor]:
-    """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``."""
+    """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``.
+
+    told: [2, c] as LossResult.token_stats, to be filled.
+    """
     logits, with_ref = slab.logits(count), ref.shape[0]
     dtype = _gradient_dtype(call, logits.dtype)
     out = logits if dtype == logits.dtype else slab.narrow(count, dtype) if call.backend == "triton" else None
@@ -160,10 +174,11 @@ def _pass_rows(
     for part, ref_logits in ((slice(0, with_ref), ref), (slice(with_ref, count), None)):
         if part.start == part.stop:
             continue
-        rows = inputs.at(part)
+        rows, told_here = inputs.at(part), None if told is None else told[:, part]
         if call.backend == "triton":
             assert out is not None
-            parts.append(triton_row_pass(call, objective, shard, logits[part], ref_logits, out[part], rows, grad))
+            given = logits[part], ref_logits, out[part], rows, grad, told_here
+            parts.append(triton_row_pass(call, objective, shard, *given))
         else:
             terms = torch_row_pass(
                 logits[part],
@@ -176,15 +191,18 @@ def _pass_rows(
                 vocab_size=shard.size,
                 combine=shard.combiner(objective),
                 grad=grad,
+                token_stats=told_here,
             )
             parts.append((*terms, terms[0]))  # the third is of use only where a kernel rounds
     ce, kl, lost = parts[0] if len(parts) == 1 else (torch.cat(pair) for pair in zip(*parts, strict=True))
-    local, labels = shard.columns_of(inputs.labels)
+    labels = shard.columns_of(inputs.labels)
     if out is None:
         out = logits.to(dtype)
-        exact, rounded = (t.gather(1, labels.unsqueeze(1)).squeeze(1) for t in (logits, out))
-        lost = torch.where(labels == local, exact - rounded, 0)
-    return RowGradient(out, None if dtype == logits.dtype else lost, labels, call.backend), ce, kl
+        exact, rounded = (t.gather(1, labels.column.unsqueeze(1)).squeeze(1) for t in (logits, out))
+        inside = labels.mine
+        assert inside is not None
+        lost = torch.where(inside, exact - rounded, 0)
+    return RowGradient(out, None if dtype == logits.dtype else lost, labels.column, call.backend), ce, kl
 
 
 def triton_row_pass(
@@ -196,6 +214,7 @@ def triton_row_pass(
     out: Tensor,
     rows: RowInputs,
     grad: bool,
+    told: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(token_ce, token_kl, lost)`` by the kernels: one, or two with the ranks' statistics combined in between."""
     from fastdss.kernels import row_pass as kernels
@@ -210,12 +229,14 @@ def triton_row_pass(
     combine = shard.combiner(o)
     if combine is None:
         smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
-        ce, kl, lost = kernels.launch_row_pass_fwd(logits, ref_logits, out, *rows, grad=grad, **smooth, **common)
+        given = logits, ref_logits, out, *rows
+        ce, kl, lost = kernels.launch_row_pass_fwd(*given, grad=grad, token_stats=told, **smooth, **common)
         return ce, kl, lost
     with_mean = bool(o.label_smoothing)
-    lse, label_logit, logit_sum, ref_lse, mean_diff = kernels.launch_row_stats_fwd(
-        logits, ref_logits, rows.labels, vocab_start=shard.start, with_mean=with_mean, **common
-    )
+    lse, label_logit, logit_sum, ref_lse, mean_diff, *more = kernels.launch_row_stats_fwd(
+        logits, ref_logits, rows.labels, vocab_start=shard.start, with_mean=with_mean,
+        token_stats=told is not None, **common,
+    )  # fmt: skip
     has_ref = ref_logits is not None
     local = RowStats(
         lse,
@@ -223,8 +244,11 @@ def triton_row_pass(
         logit_sum / shard.size if with_mean else None,
         ref_lse if has_ref else None,
         mean_diff if has_ref else None,
+        *more,
     )
     stats = combine(local)
+    if told is not None:
+        told.copy_(told_of(stats.entropy, stats.label_logit, stats.rival))
     ce, kl, coefficients = finish_rows(stats, rows, o, shard.size)
     if not grad:
         return ce, kl, torch.zeros_like(ce)

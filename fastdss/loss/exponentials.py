@@ -17,6 +17,11 @@ with ``v = A sigmoid(d) / T``; at the label
 
 Weights, estimators, the z-loss and any upstream gradient only change v, dZ_y and C. So E may be kept until backward
 brings the upstream gradient: ``reduction="none"`` then computes no logits again, and nothing is rounded twice.
+The entropy of p, where it is asked for, is that of a word that first is the label or not, and if not one of the others,
+whose distribution E / T has the entropy H': no term is negative, so nothing cancels.
+
+    H = (1 - p_y) (H' - log(1 - p_y)) - p_y log p_y         H' = log T - sum_j E_j log(E_j) / T
+
 A softcap's slope multiplies E once T is known; it would multiply C in every column as well, which is no number per row:
 label smoothing with a softcap takes the row pass. So do sums over two vocabularies (the full KL), and fp16, in which
 small exponentials vanish.
@@ -45,9 +50,10 @@ from .objective import (
     label_terms,
     smoothing_term,
     softmax_,
+    told_of,
     transform,
 )
-from .vocab_shard import VocabShard
+from .vocab_shard import Columns, OtherWords, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
 
@@ -65,11 +71,14 @@ class LocalSums(NamedTuple):
     others: Tensor
     total: Tensor  # T
     cap_slope: Tensor | None  # the softcap's at the label
+    entropy: Tensor | None  # H', where it is asked for
+    rival: Tensor | None  # the largest logit but the label's, likewise
 
     @staticmethod
-    def empty(like: Tensor, rows: int, dtype: torch.dtype, objective: Objective) -> LocalSums:
-        label_logit, others, total, slope = like.new_empty((4, rows), dtype=dtype).unbind()
-        return LocalSums(label_logit, others, total, None if objective.softcap is None else slope)
+    def empty(like: Tensor, rows: int, dtype: torch.dtype, objective: Objective, token_stats: bool) -> LocalSums:
+        label_logit, others, total, slope, *told = like.new_empty((6 if token_stats else 4, rows), dtype=dtype).unbind()
+        entropy, rival = told or (None, None)
+        return LocalSums(label_logit, others, total, None if objective.softcap is None else slope, entropy, rival)
 
     def at(self, span: slice) -> LocalSums:
         return LocalSums(*(None if t is None else t[span] for t in self))  # type: ignore[arg-type]
@@ -84,10 +93,11 @@ class ExpStats(NamedTuple):
     lse: Tensor | None  # where the z-loss or smoothing need it
     mean_logit: Tensor | None
     cap_slope: Tensor | None
+    told: Tensor | None  # [2, n] as LossResult.token_stats
 
 
 def torch_exponentials(
-    logits: Tensor, local_labels: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+    logits: Tensor, labels: Columns, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
 ) -> None:
     """Fill ``sums``; ``logits`` [c, V] become E in place, and ``out`` (16 bit) gets a copy, while they are in cache.
 
@@ -95,27 +105,42 @@ def torch_exponentials(
     """
     count, width = logits.shape
     step = max(1, BLOCK_ELEMENTS // width)
+    scratch = None if sums.entropy is None else logits.new_empty((min(step, count), width))
     if count <= step:
-        return _block_exponentials(logits, local_labels, objective, bias, sums, out)
+        return _block_exponentials(logits, labels, objective, bias, sums, out, scratch)
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = None if out is None else out[block]
-        _block_exponentials(logits[block], local_labels[block], objective, bias, sums.at(block), part)
+        _block_exponentials(logits[block], labels.at(block), objective, bias, sums.at(block), part, scratch)
     return None
 
 
 def _block_exponentials(
-    logits: Tensor, label: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+    logits: Tensor,
+    labels: Columns,
+    objective: Objective,
+    bias: Tensor | None,
+    sums: LocalSums,
+    out: Tensor | None,
+    scratch: Tensor | None,
 ) -> None:
     z, cap_slope = transform(logits, bias, objective.logit_scale, objective.softcap, grad=True)
-    columns = label.clamp(0, z.shape[1] - 1)
-    mine, column = columns == label, columns.unsqueeze(1)
+    column = labels.column.unsqueeze(1)
     label_logit = torch.gather(z, 1, column)
-    z.scatter_(1, column, label_logit.masked_fill(mine.unsqueeze(1), -torch.inf))
-    sums.label_logit.copy_(torch.where(mine, label_logit.squeeze(1), 0))
-    others, total = softmax_(z)
-    sums.others.copy_(others)
-    sums.total.copy_(total)
+    inside = labels.mine
+    if inside is None:
+        z.scatter_(1, column, -torch.inf)
+    else:
+        mine = inside.unsqueeze(1)
+        z.scatter_(1, column, label_logit.masked_fill(mine, -torch.inf))
+        label_logit = torch.where(mine, label_logit, 0)
+    sums.label_logit.copy_(label_logit.squeeze(1))
+    found = softmax_(z, scratch)
+    sums.others.copy_(found.lse)
+    sums.total.copy_(found.total)
+    if sums.entropy is not None and sums.rival is not None and found.entropy is not None:
+        sums.entropy.copy_(found.entropy)
+        sums.rival.copy_(found.peak)
     if cap_slope is not None and sums.cap_slope is not None:
         sums.cap_slope.copy_(cap_slope.gather(1, column).squeeze(1))
         z.mul_(cap_slope)
@@ -123,12 +148,16 @@ def _block_exponentials(
         out.copy_(z)
 
 
-def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard) -> ExpStats:
-    """labels: [n] of the whole vocabulary. mean_logit: this rank's share of it."""
-    label_logit, others = sums.label_logit, sums.others
+def combined(
+    sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard, *, checked: bool
+) -> ExpStats:
+    """labels: [n] of the whole vocabulary; checked: known to be in it. mean_logit: this rank's share of it."""
+    words = OtherWords(sums.label_logit, sums.others, sums.entropy, sums.rival)
     if shard.group is not None:
-        label_logit, others, mean_logit = shard.combine_others(label_logit, others, mean_logit)
-    label_logit = in_vocabulary(label_logit, labels, shard.size)
+        words, mean_logit = shard.combine_others(words, mean_logit)
+    label_logit, others = words.label_logit, words.others
+    if not checked:
+        label_logit = in_vocabulary(label_logit, labels, shard.size)
     distance = others - label_logit
     nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
     unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)
@@ -137,7 +166,17 @@ def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Obje
     lse = None
     if o.z_loss or o.label_smoothing:  # o + log of whatever is larger: either may be -inf
         lse = torch.where(distance > 0, others + F.softplus(-distance, threshold=40.0), label_logit + nll)
-    return ExpStats(nll, miss, unit, lse, mean_logit, sums.cap_slope)
+    told = None
+    if words.entropy is not None:
+        told = told_of(_entropy(distance, nll, miss, words.entropy), label_logit, words.rival)
+    return ExpStats(nll, miss, unit, lse, mean_logit, sums.cap_slope, told)
+
+
+def _entropy(distance: Tensor, nll: Tensor, miss: Tensor, others: Tensor) -> Tensor:
+    """H of the module's docstring; what has no probability adds nothing, however little is known of it."""
+    hit = (-nll).exp()
+    away = torch.where(miss == 0, 0, miss * (others + F.softplus(-distance, threshold=40.0)))
+    return away + torch.where(hit == 0, 0, hit * nll)
 
 
 class ExpFactors(NamedTuple):
@@ -221,11 +260,12 @@ class ExpGradient(NamedTuple):
 
             launch_hidden_rows_bwd(product, row, head, label, self.labels, const, out)
             return
-        d_x = product * row.unsqueeze(1)
+        d_x = torch.mul(product, row.unsqueeze(1), out=out if out.dtype == product.dtype else None)
         label_rows(d_x, head, label, self.labels, self.backend, scatter=False)
         if const is not None:
             d_x.addr_(const, head.sum(dim=0, dtype=d_x.dtype))
-        out.copy_(d_x)
+        if d_x is not out:
+            out.copy_(d_x)
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
         """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""

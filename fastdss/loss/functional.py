@@ -24,25 +24,38 @@ __all__ = [
     "DSSLossOutput",
     "ForwardReference",
     "LiveRows",
+    "WeightedCEOutput",
     "dss_loss",
     "forward_reference",
     "live_rows",
     "token_logprobs",
     "weighted_ce",
+    "weighted_ce_stats",
 ]
 
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["auto", "torch", "triton", "fused"]
 
 
+class WeightedCEOutput(NamedTuple):
+    """``loss`` carries the gradient; the other three are detached, and 0 at tokens that do not matter."""
+
+    loss: Tensor  # [] or, with reduction="none", [...]
+    token_ce: Tensor  # [...] per token, without weights
+    token_entropy: Tensor  # [...] of the model's distribution over the vocabulary, in nats
+    token_correct: Tensor  # [...] bool: whether the label is likelier than every other word
+
+
 class DSSLossOutput(NamedTuple):
-    """``loss = ce + kl`` carries the gradient; the other four are detached."""
+    """``loss = ce + kl`` carries the gradient; the others are detached."""
 
     loss: Tensor  # [] or, with reduction="none", [...]
     ce: Tensor  # the cross-entropy part of it, weights included
     kl: Tensor  # the KL part of it, weights included
     token_ce: Tensor  # [...] per token, without weights; 0 at tokens that do not matter
     token_kl: Tensor  # [...] likewise; 0 where (1 - token_weights) * kl_scale = 0
+    token_entropy: Tensor | None = None  # with token_stats=True as in WeightedCEOutput, else None
+    token_correct: Tensor | None = None  # likewise
 
 
 def weighted_ce(
@@ -105,8 +118,47 @@ def weighted_ce(
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol), bias=bias)
-    run = _run(call, batch, reduction, num_items_in_batch, main_grad)
-    return run.loss
+    return _run(call, batch, reduction, num_items_in_batch, main_grad).loss
+
+
+def weighted_ce_stats(
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    reduction: Reduction = "mean",
+    num_items_in_batch: int | Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    rows: LiveRows | Tensor | None = None,
+    compact: bool = True,
+    backend: Backend = "auto",
+    chunk_bytes: int | None = None,
+    grad_tol: float | None = None,
+    group: Any = None,
+    main_grad: Tensor | None = None,
+) -> WeightedCEOutput:
+    """:func:`weighted_ce`, and what the same pass over the logits tells of each token::
+
+        loss    = weighted_ce(...)
+        log_p   = torch.log_softmax(logits, -1)                              # logits as in weighted_ce
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        correct = log_p.argmax(-1) == labels                                 # False where another word is as likely
+
+    Arguments, options and errors are those of weighted_ce. Entropies are in nats, exact as losses are, and of the whole
+    vocabulary also where ``group`` splits it. No product is computed for them, and nothing waits for them.
+    """
+    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
+    batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
+    options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats=True)
+    run = _run(batch.call(spec, options, bias=bias), batch, reduction, num_items_in_batch, main_grad)
+    return WeightedCEOutput(run.loss, run.token_ce.view(batch.shape), *_told(run, batch))
 
 
 def dss_loss(
@@ -139,6 +191,7 @@ def dss_loss(
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
     grad_tol: float | None = None,
+    token_stats: bool = False,
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> DSSLossOutput:
@@ -157,7 +210,8 @@ def dss_loss(
     which ``forward_reference`` makes once: the full KL at the price of cross-entropy. logit_scale and softcap apply to
     the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise. hidden, lm_head and bias get
     gradients; token_weights and everything of the reference are constants. The reference's logits are computed only at
-    rows with (1 - token_weights) * kl_scale > 0. Other options and errors: see :func:`weighted_ce`.
+    rows with (1 - token_weights) * kl_scale > 0. ``token_stats`` also fills token_entropy and token_correct, see
+    :func:`weighted_ce_stats`. Other options and errors: see :func:`weighted_ce`.
 
     Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
     k1 to k3: http://joschu.net/blog/kl-approx.html.
@@ -175,7 +229,7 @@ def dss_loss(
     spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
     placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
-    options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol)
+    options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats)
     reference: LabelReference | HeadReference
     if ref_slope is not None:
         assert batch.kl_weight is not None
@@ -200,7 +254,8 @@ def dss_loss(
         assert isinstance(reference, LabelReference)
         token_kl = -token_kl
         loss = refuse_another_head(loss, run.token_ce, token_kl, reference)
-    return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape))
+    told = _told(run, batch) if token_stats else ()
+    return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape), *told)
 
 
 def token_logprobs(
@@ -281,6 +336,7 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
         rows=call.rows[: call.kl_rows] if call.rows is not None and call.kl_rows >= 0 else call.rows,
         objective=Objective("none", logit_scale=o.ref_logit_scale, softcap=o.ref_softcap).encode(),
         compute_dtype=call.ref_hidden.dtype,
+        token_stats=False,
     )
     return _token_losses(reference)
 
@@ -321,7 +377,14 @@ def _run(
         None if part is None else part.view(batch.shape) if items is None else part / items for part in found[:3]
     )
     assert loss is not None
-    return Evaluated(loss, ce, kl, found.token_ce, found.token_kl)
+    return Evaluated(loss, ce, kl, *found[3:])
+
+
+def _told(run: Evaluated, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Entropies, and whether the label was the likeliest word."""
+    assert run.token_stats is not None
+    entropy, correct = run.token_stats.unbind()
+    return entropy.view(batch.shape), correct.bool().view(batch.shape)
 
 
 def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:

@@ -69,6 +69,7 @@ FULL_KL = (KL.REVERSE, KL.FORWARD)
 # them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows a block, 40 ms in one), and
 # where other processes share the cores every parallel region can cost a scheduler's slice (8 ms).
 BLOCK_ELEMENTS = 1 << 22
+_NEVER = -1e4  # nats below the largest logit: exp of it is 0 in float64 too
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class RowStats(NamedTuple):
     mean_logit: Tensor | None  # sum over the slice / whole vocabulary size
     ref_lse: Tensor | None
     mean_diff: Tensor | None  # E[z - z_ref] under p (reverse) or q (forward)
+    entropy: Tensor | None = None  # where it is asked for
+    rival: Tensor | None = None  # the largest logit but the label's, likewise
 
 
 class RowCoefficients(NamedTuple):
@@ -214,17 +217,20 @@ def torch_row_pass(
     vocab_size: int,
     combine: Callable[[RowStats], RowStats] | None,
     grad: bool,
+    token_stats: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The row pass in plain torch: per-token terms, and ``logits`` overwritten with the loss's gradient.
 
     logits: [c, V] fp32 or fp64 raw logits, overwritten. ref_logits: [c, V], overwritten. ``combine`` joins the
     statistics of a vocabulary split over ranks; without it row blocks run one after the other, while they are in cache.
-    Returns ``(token_ce, token_kl)``, each [c].
+    token_stats [2, c] is filled, if given. Returns ``(token_ce, token_kl)``, each [c].
     """
     count, width = logits.shape
     step = max(1, count if combine else BLOCK_ELEMENTS // width)
     token_ce, token_kl = logits.new_empty(count), logits.new_empty(count)
-    scratch = None if ref_logits is None else logits.new_empty((min(step, count), width))
+    block_shape = (min(step, count), width)
+    scratch = None if ref_logits is None else logits.new_empty(block_shape)
+    below = None if token_stats is None else logits.new_empty(block_shape)
     finite = bias is None and ref_bias is None  # nothing else makes a token impossible
     for start in range(0, count, step):
         block = slice(start, start + step)
@@ -235,9 +241,11 @@ def torch_row_pass(
             z_ref, _ = transform(
                 ref_logits[block], ref_bias, objective.ref_logit_scale, objective.ref_softcap, grad=False
             )
-        local, sums, other = _local_stats(z, z_ref, scratch, part, vocab_start, objective, vocab_size, finite)
+        local, sums, other = _local_stats(z, z_ref, scratch, below, part, vocab_start, objective, vocab_size, finite)
         stats = combine(local) if combine else local
         token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
+        if token_stats is not None:
+            token_stats[:, block] = told_of(stats.entropy, stats.label_logit, stats.rival)
         if grad:
             _write_gradient(z, other, part.labels - vocab_start, local, sums, stats, coefficients, objective)
             if jacobian is not None:
@@ -265,8 +273,17 @@ class _SliceSums(NamedTuple):
     q: Tensor | None
 
 
-def softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
-    """``z`` becomes softmax(z) times a number per row; returns logsumexp(z) and the number.
+class SoftmaxSums(NamedTuple):
+    """What :func:`softmax_` tells of each row; every tensor is [n]."""
+
+    lse: Tensor
+    total: Tensor  # by what the softmax is too large, about 1
+    peak: Tensor  # the largest entry
+    entropy: Tensor | None  # where there is scratch
+
+
+def softmax_(z: Tensor, scratch: Tensor | None = None) -> SoftmaxSums:
+    """``z`` becomes softmax(z) times a number per row; scratch: as large, for the entropies, if they are wanted.
 
     The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
     pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
@@ -274,15 +291,28 @@ def softmax_(z: Tensor) -> tuple[Tensor, Tensor]:
     """
     peak = z.amax(dim=1)
     z[:, 0].masked_fill_(peak == -math.inf, 0)
+    below = None
+    if scratch is not None:  # how far below the largest; an impossible entry, infinitely far, must not meet its p of 0
+        below = torch.sub(z, peak.unsqueeze(1), out=scratch[: z.shape[0]]).clamp_(min=_NEVER)
     torch.softmax(z, dim=1, out=z)
     total = z.sum(dim=1)
-    return peak - (z.amax(dim=1) / total).log(), total
+    lse = peak - (z.amax(dim=1) / total).log()
+    entropy = None if below is None else lse - peak - below.mul_(z).sum(dim=1) / total
+    return SoftmaxSums(lse, total, peak, entropy)
+
+
+def told_of(entropy: Tensor | None, label_logit: Tensor, rival: Tensor | None) -> Tensor:
+    """[2, n] entropies, and 1 where the label was likelier than every other word."""
+    assert entropy is not None
+    assert rival is not None
+    return torch.stack([entropy, (label_logit > rival).to(entropy.dtype)])
 
 
 def _local_stats(
     z: Tensor,
     z_ref: Tensor | None,
     scratch: Tensor | None,
+    below: Tensor | None,
     rows: RowInputs,
     vocab_start: int,
     objective: Objective,
@@ -291,17 +321,18 @@ def _local_stats(
 ) -> tuple[RowStats, _SliceSums, Tensor | None]:
     """Statistics of one vocabulary slice, and z - z_ref (reverse) or q (forward). ``z`` becomes p.
 
-    ``z_ref`` and ``scratch``, at least as large, are overwritten: fresh pages for each block would cost more than the
-    arithmetic. finite: no logit is -inf.
+    ``z_ref``, ``scratch`` and ``below``, at least as large, are overwritten: fresh pages for each block would cost more
+    than the arithmetic. below: entropies are wanted. finite: no logit is -inf.
     """
     local_labels = rows.labels - vocab_start
     mine = (local_labels >= 0) & (local_labels < z.shape[1])
     column = torch.where(mine, local_labels, 0).unsqueeze(1)
     label_logit = z.gather(1, column).squeeze(1).masked_fill(~mine, 0)
     mean_logit = z.sum(dim=1) / vocab_size if objective.label_smoothing else None
+    rival = None if below is None else _largest_but(z, column, mine)
     if z_ref is None or scratch is None:
-        lse, total = softmax_(z)
-        return RowStats(lse, label_logit, mean_logit, None, None), _SliceSums(total, None), None
+        p = softmax_(z, below)
+        return RowStats(p.lse, label_logit, mean_logit, None, None, p.entropy, rival), _SliceSums(p.total, None), None
     reverse = objective.kl == "reverse"
     diff = torch.sub(z, z_ref, out=scratch[: z.shape[0]])
     if not finite:
@@ -309,13 +340,22 @@ def _local_stats(
         if rows.kl_weight is not None:
             silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
         diff.masked_fill_(silent, 0)
-    ref_lse, ref_total = softmax_(z_ref)
-    lse, total = softmax_(z)
+    q, p = softmax_(z_ref), softmax_(z, below)
     if reverse:
-        mean_diff, other = torch.mul(z, diff, out=z_ref).sum(dim=1) / total, diff
+        mean_diff, other = torch.mul(z, diff, out=z_ref).sum(dim=1) / p.total, diff
     else:
-        mean_diff, other = torch.mul(z_ref, diff, out=diff).sum(dim=1) / ref_total, z_ref
-    return RowStats(lse, label_logit, mean_logit, ref_lse, mean_diff), _SliceSums(total, ref_total), other
+        mean_diff, other = torch.mul(z_ref, diff, out=diff).sum(dim=1) / q.total, z_ref
+    stats = RowStats(p.lse, label_logit, mean_logit, q.lse, mean_diff, p.entropy, rival)
+    return stats, _SliceSums(p.total, q.total), other
+
+
+def _largest_but(z: Tensor, column: Tensor, mine: Tensor) -> Tensor:
+    """[n] the largest entry of each row, its column left out where that is ``mine``."""
+    there = z.gather(1, column)
+    z.scatter_(1, column, there.masked_fill(mine.unsqueeze(1), -math.inf))
+    rival = z.amax(dim=1)
+    z.scatter_(1, column, there)
+    return rival
 
 
 def _write_gradient(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
-from .kept import Evaluated, refuse_double_backward
+from .kept import Evaluated, is_one, refuse_double_backward
 from .row_terms import scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
@@ -32,10 +32,21 @@ _SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache wh
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
 
 
-def _or_empty(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ops return tensors only: a gradient nobody asked for is an empty one."""
-    d_hidden, d_head, d_bias = (like.new_empty(0) if t is None else t for t in result[2:])
+def _gradients(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of hidden, lm_head and bias."""
+    d_hidden, d_head, d_bias = (_or_empty(t, like) for t in (result.d_hidden, result.d_head, result.d_bias))
     return d_hidden, d_head, d_bias
+
+
+def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """Ops return tensors only: what nobody asked for is an empty one."""
+    return like.new_empty(0) if tensor is None else tensor
+
+
+def _fake_tokens(call: LossCall) -> tuple[Tensor, ...]:
+    """token_ce, token_kl and token_stats as a tracer sees them."""
+    shapes = [call.labels.shape] * 2 + [(2, *call.labels.shape) if call.token_stats else (0,)]
+    return tuple(call.hidden.new_empty(shape, dtype=call.accumulate) for shape in shapes)
 
 
 def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
@@ -47,32 +58,33 @@ def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
     """The loss by the ops of this file; arguments as in kept.py."""
     if main_grad is not None and not summed:
-        loss, token_ce, token_kl = MainGradLoss.apply(main_grad, *call)  # type: ignore[no-untyped-call]
+        found = MainGradLoss.apply(main_grad, *call)  # type: ignore[no-untyped-call]
     elif main_grad is not None:
-        loss, token_ce, token_kl = MainGradSum.apply(main_grad, needs, *call)  # type: ignore[no-untyped-call]
-    elif not summed:
-        loss, token_ce, token_kl = token_loss(*call)
+        found = MainGradSum.apply(main_grad, needs, *call)  # type: ignore[no-untyped-call]
     else:
-        loss, token_ce, token_kl, *_ = summed_loss(*call, needs)
+        found = summed_loss(*call, needs) if summed else token_loss(*call)
+    loss, token_ce, token_kl, told = found[:4]
+    told = told if call.token_stats else None
     if call.kl_weight is None:
-        return Evaluated(loss, None, None, token_ce, token_kl)
+        return Evaluated(loss, None, None, token_ce, token_kl, told)
     ce, kl = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
     if summed:
         ce, kl = ce.sum(), kl.sum()
-    return Evaluated(loss, ce, kl, token_ce, token_kl)
+    return Evaluated(loss, ce, kl, token_ce, token_kl, told)
 
 
 @torch.library.custom_op(
     "fastdss::summed_loss",
     mutates_args=(),
-    schema=f"({_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def summed_loss(*args: Any) -> tuple[Tensor, ...]:
-    """(sum of the token losses, token_ce, token_kl, and its gradients for hidden, lm_head and bias)"""
+    """(sum of the token losses, token_ce, token_kl, token_stats, and its gradients for hidden, lm_head and bias)"""
     call, needs = LossCall(*args[:-1]), args[-1]
     result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
     total = _weighted(call, result.token_ce, result.token_kl).sum()
-    return total, result.token_ce, result.token_kl, *_or_empty(result, total)
+    told = _or_empty(result.token_stats, total)
+    return total, result.token_ce, result.token_kl, told, *_gradients(result, total)
 
 
 @summed_loss.register_fake
@@ -82,12 +94,12 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     new = call.hidden.new_empty
     shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
     gradients = (new(shape if need else (0,), dtype=dtype) for shape, need in zip(shapes, needs, strict=True))
-    return new((), dtype=dtype), *(new(call.labels.shape, dtype=dtype) for _ in range(2)), *gradients
+    return new((), dtype=dtype), *_fake_tokens(call), *gradients
 
 
 def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = LossCall(*inputs[:-1])
-    ctx.save_for_backward(*output[3:])
+    ctx.save_for_backward(*output[4:])
     ctx.dtypes = tuple(t.dtype for t in call[:3] if t is not None)
     ctx.needs, ctx.backend = inputs[-1], call.backend
     ctx.mark_non_differentiable(*output[1:])
@@ -100,19 +112,12 @@ def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tens
     if grad_total is not None:
         for i, gradient in enumerate(ctx.saved_tensors):
             if ctx.needs[i]:
-                same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
+                same = gradient.dtype == ctx.dtypes[i] and is_one(grad_total)
                 found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.backend)
     return *found, *_NO_GRADIENTS, None
 
 
 summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
-
-
-def _is_one(factor: Tensor) -> bool:
-    """As far as the host can tell without waiting for a GPU, or being traced."""
-    if torch.compiler.is_compiling() or type(factor) is not Tensor:
-        return False
-    return factor.device.type == "cpu" and factor.item() == 1
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())
@@ -136,24 +141,27 @@ def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Ten
     return torch.empty_like(gradient, dtype=dtype)
 
 
-@torch.library.custom_op("fastdss::token_loss", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)")
+@torch.library.custom_op(
+    "fastdss::token_loss", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 def token_loss(*args: Any) -> tuple[Tensor, ...]:
-    """([N] token losses, token_ce, token_kl)"""
+    """([N] token losses, token_ce, token_kl, token_stats)"""
     call = LossCall(*args)
     result = run_chunks(call, hidden_grad=False, head_grad=False, bias_grad=False)
-    return _weighted(call, result.token_ce, result.token_kl), result.token_ce, result.token_kl
+    loss = _weighted(call, result.token_ce, result.token_kl)
+    return loss, result.token_ce, result.token_kl, _or_empty(result.token_stats, loss)
 
 
 @token_loss.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call = LossCall(*args)
-    return tuple(call.hidden.new_empty(call.labels.shape, dtype=call.accumulate) for _ in range(3))
+    return call.hidden.new_empty(call.labels.shape, dtype=call.accumulate), *_fake_tokens(call)
 
 
 def _upstream(call: LossCall, grad: Tensor) -> LossCall:
     """The call whose weights contain the gradient of each token's loss."""
     kl_weight = None if call.kl_weight is None else scaled_weight(call.kl_weight, grad)
-    return call._replace(ce_weight=scaled_weight(call.ce_weight, grad), kl_weight=kl_weight)
+    return call._replace(ce_weight=scaled_weight(call.ce_weight, grad), kl_weight=kl_weight, token_stats=False)
 
 
 @torch.library.custom_op(
@@ -166,7 +174,7 @@ def token_loss_backward(*args: Any) -> tuple[Tensor, ...]:
     grad, call, needs = args[0], LossCall(*args[1:-1]), args[-1]
     result = run_chunks(_upstream(call, grad), hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
     dtypes = (t.dtype if t is not None else grad.dtype for t in call[:3])
-    return tuple(t.to(dtype) for t, dtype in zip(_or_empty(result, grad), dtypes, strict=True))
+    return tuple(t.to(dtype) for t, dtype in zip(_gradients(result, grad), dtypes, strict=True))
 
 
 @token_loss_backward.register_fake
@@ -210,7 +218,7 @@ def token_loss_backward_(*args: Any) -> tuple[Tensor, Tensor]:
     result = run_chunks(
         _upstream(call, grad), hidden_grad=needs[0], head_grad=True, bias_grad=needs[2], main_grad=main_grad
     )
-    d_hidden, _, d_bias = _or_empty(result, grad)
+    d_hidden, _, d_bias = _gradients(result, grad)
     return d_hidden.to(call.hidden.dtype), d_bias if call.bias is None else d_bias.to(call.bias.dtype)
 
 
@@ -231,7 +239,7 @@ class MainGradSum(torch.autograd.Function):
         ctx.main_grad = main_grad  # not saved: other micro-batches write to it before this one's backward
         output: tuple[Tensor, ...] = summed_loss(*args, needs)
         _save_summed(ctx, (*args, [needs[0], False, needs[2]]), output)
-        return output[:3]
+        return output[:4]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -18,6 +18,31 @@ from fastdss.upstream.torch import group_named
 from .objective import Objective, RowStats
 
 
+class Columns(NamedTuple):
+    """Where rows' labels lie in this rank's slice of the vocabulary."""
+
+    local: Tensor  # [n] positions in the slice, outside of it where another rank holds the label or nobody does
+    column: Tensor  # [n] the same, and some column where it is outside; ``local`` itself if all are known to be inside
+
+    @property
+    def mine(self) -> Tensor | None:
+        """[n] where the position is inside; None: everywhere."""
+        return None if self.column is self.local else self.column == self.local
+
+    def at(self, span: slice) -> Columns:
+        local = self.local[span]
+        return Columns(local, local if self.column is self.local else self.column[span])
+
+
+class OtherWords(NamedTuple):
+    """A row's label, and the words that are not it; every tensor is [n]."""
+
+    label_logit: Tensor  # 0 where another rank holds the label
+    others: Tensor  # log-sum-exp
+    entropy: Tensor | None  # of their distribution among themselves, where it is asked for
+    rival: Tensor | None  # their largest logit, likewise
+
+
 class VocabShard(NamedTuple):
     """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
 
@@ -44,10 +69,12 @@ class VocabShard(NamedTuple):
         flaw = torch.zeros((), device=lm_head.device).masked_fill(most != least, math.nan)
         return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
 
-    def columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of ``labels`` in this slice, outside of it where another rank holds them; and some column there."""
+    def columns_of(self, labels: Tensor, *, checked: bool = False) -> Columns:
+        """checked: every label is known to be in the whole vocabulary."""
+        if checked and self.group is None:
+            return Columns(labels, labels)
         local = labels - self.start if self.start else labels
-        return local, local.clamp(0, self.width - 1)
+        return Columns(local, local.clamp(0, self.width - 1))
 
     def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
         return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
@@ -57,30 +84,45 @@ class VocabShard(NamedTuple):
         dist = torch.distributed
         lses = torch.stack([t for t in (local.lse, local.ref_lse) if t is not None])
         lses = lses if self.flaw is None else lses + self.flaw
-        peaks = lses.clone()
-        dist.all_reduce(peaks, dist.ReduceOp.MAX, group=self.group)
+        peaks, rival = self._largest(lses, local.rival)
         shares = (lses - peaks).exp()
         drawn_from = shares[0 if reverse else -1]  # mean_diff is an expectation under p (reverse) or q (forward)
-        optional = [local.mean_logit, None if local.mean_diff is None else drawn_from * local.mean_diff]
-        sums = torch.stack([*shares, local.label_logit, *(t for t in optional if t is not None)])
+        spread = None if local.entropy is None else _spread(local.entropy, shares[0], lses[0] - peaks[0])
+        diff = None if local.mean_diff is None else drawn_from * local.mean_diff
+        sums = torch.stack([*shares, local.label_logit, *_given(local.mean_logit, diff, spread)])
         dist.all_reduce(sums, group=self.group)
         lse, *ref_lse = peaks + sums[: len(shares)].log()
         label_logit, *rest = sums[len(shares) :]
-        mean_logit = rest.pop(0) if local.mean_logit is not None else None
-        if local.mean_diff is None:
-            return RowStats(lse, label_logit, mean_logit, None, None)
-        mean_diff = rest.pop(0) / sums[0 if reverse else 1]
-        return RowStats(lse, label_logit, mean_logit, ref_lse[0], mean_diff)
+        entropy = None if spread is None else rest.pop() / sums[0] + sums[0].log()
+        mean_diff = None if diff is None else rest.pop() / sums[0 if reverse else 1]
+        mean_logit = rest.pop() if rest else None
+        return RowStats(lse, label_logit, mean_logit, ref_lse[0] if ref_lse else None, mean_diff, entropy, rival)
 
-    def combine_others(
-        self, label_logit: Tensor, others: Tensor, mean_logit: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the whole vocabulary: the label's logit, log-sum-exp of the others, mean; from every rank's slice."""
+    def combine_others(self, local: OtherWords, mean_logit: Tensor | None) -> tuple[OtherWords, Tensor | None]:
+        """The same of the whole vocabulary, and the mean; from every rank's slice."""
         dist = torch.distributed
-        others = others if self.flaw is None else others + self.flaw
-        peak = others.clone()
-        dist.all_reduce(peak, dist.ReduceOp.MAX, group=self.group)
-        share = (others - peak.clamp(min=torch.finfo(peak.dtype).min)).exp()
-        sums = torch.stack([share, label_logit, *(() if mean_logit is None else (mean_logit,))])
+        others = local.others if self.flaw is None else local.others + self.flaw
+        peaks, rival = self._largest(others.unsqueeze(0), local.rival)
+        distance = others - peaks[0].clamp(min=torch.finfo(others.dtype).min)
+        share = distance.exp()
+        spread = None if local.entropy is None else _spread(local.entropy, share, distance)
+        sums = torch.stack([share, local.label_logit, *_given(mean_logit, spread)])
         dist.all_reduce(sums, group=self.group)
-        return sums[1], peak + sums[0].log(), None if mean_logit is None else sums[2]
+        entropy = None if spread is None else sums[-1] / sums[0] + sums[0].log()
+        whole = OtherWords(sums[1], peaks[0] + sums[0].log(), entropy, rival)
+        return whole, None if mean_logit is None else sums[2]
+
+    def _largest(self, lses: Tensor, rival: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``lses`` [k, n] and ``rival`` [n], each the largest over the group."""
+        together = lses.clone() if rival is None else torch.cat([lses, rival.unsqueeze(0)])
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX, group=self.group)
+        return together[: lses.shape[0]], None if rival is None else together[-1]
+
+
+def _spread(entropy: Tensor, share: Tensor, log_share: Tensor) -> Tensor:
+    """A slice's part of the sum that makes the whole entropy: ``H = sum(spread) / sum(share) + log(sum(share))``."""
+    return torch.where(share == 0, 0, share * (entropy - log_share))
+
+
+def _given(*optional: Tensor | None) -> list[Tensor]:
+    return [t for t in optional if t is not None]

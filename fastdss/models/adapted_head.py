@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.upstream import bitsandbytes, peft, torchao
+from fastdss.upstream import bitsandbytes, deepspeed, peft, torchao
 
 
 class Applied(NamedTuple):
@@ -38,7 +38,7 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer; what bitsandbytes or torchao keep in fewer bits as they multiply it."""
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or not bitsandbytes.is_matrix(weight):
+    if not isinstance(weight, Tensor) or not (bitsandbytes.is_matrix(weight) or deepspeed.is_empty_share(weight)):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
     if torchao.is_quantised(weight):  # it says that it is floating point, but knows only the operators of its own
         weight = torchao.dequantised(weight)

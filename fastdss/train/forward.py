@@ -192,8 +192,8 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
         options["label_smoothing"] = config.label_smoothing
         if ref_hidden is not None:
-            if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
-                raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+            if ref_lm_head is not None and ref_bias is None and head.bias is not None:
+                raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.batching import add_tensor
-from fastdss.models.inputs import given_inputs, input_names
+from fastdss.models.inputs import as_tensor, given_inputs, input_names
 from fastdss.upstream.deepspeed import is_empty_share, local_share
 from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.transformers import settings_of
@@ -60,7 +60,7 @@ class ReferenceCache:
         for row in rows:
             for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
                 if row.get(name) is not None:
-                    add_tensor(content, name, torch.as_tensor(row[name]))
+                    add_tensor(content, name, as_tensor(row[name]))
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:

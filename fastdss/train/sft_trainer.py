@@ -30,8 +30,7 @@ _AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics,
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
-    All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
-    (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``grad_tol``, ``ref_model``). Data sets may be
+    Data sets may be
 
     - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
       trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;
@@ -45,6 +44,16 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
 
     Ranks may have shaped and unshaped batches at one step: TRL's metrics are means over the unshaped batches of all
     ranks, brought together when they are logged.
+
+    Args:
+        model: as in ``SFTTrainer``.
+        *args: those of ``SFTTrainer``.
+        config: as in ``DSSTrainer``.
+        ref_model: as in ``DSSTrainer``.
+        **kwargs: those of ``SFTTrainer`` (``args``, ``peft_config``, …), and the shortcuts of ``DSSTrainer``.
+
+    Raises:
+        UserError: as ``DSSTrainer``.
     """
 
     def __init__(

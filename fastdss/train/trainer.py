@@ -246,23 +246,29 @@ class ShapedTraining(TrainerSeams):
 class DSSTrainer(ShapedTraining, Trainer):
     """``transformers.Trainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
-    All arguments of ``Trainer``, and by keyword:
-
-    config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
-    ``grad_tol`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
-    said here as well must not differ.
-    ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them: ``ref_logprobs``
-    for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without adapters), ``"adapter"``
-    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
-    of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped
-    batches.
-
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them), or scored
     conversations (``star``), which are prepared with ``processing_class``; without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
     means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
     ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
     shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
+
+    Args:
+        *args: those of ``Trainer``.
+        config: the shaped loss's options, see ``DSSConfig``. A model on which ``enable_dss`` was called has them
+            already: what is said here as well must not differ.
+        ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them:
+            ``ref_logprobs`` for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without
+            adapters), ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter
+            two
+            serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
+            split it, also for unshaped batches.
+        **kwargs: those of ``Trainer``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and ``grad_tol`` are
+            shortcuts to fields of ``config``.
+
+    Raises:
+        UserError: where the model, ``config`` and shortcuts contradict each other, or the trainer's arguments would
+            train another loss.
     """
 
     def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:

@@ -30,6 +30,8 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         elif tag in ("script", "img", "iframe", "source") and given.get("src"):
             self.loaded.append(given["src"])
+        elif tag == "source" and given.get("srcset"):
+            self.loaded.append(given["srcset"])
         elif tag == "link" and given.get("rel") not in ("canonical", "prev", "next", "alternate") and given.get("href"):
             self.loaded.append(given["href"])
 

@@ -19,10 +19,10 @@ SHAPES = [(1, 17, 16), (5, 60, 64), (7, 130, 32), (3, 1000, 256)]
 
 def _run(logits: Tensor, labels: Tensor, out: Tensor | None, block: int, softcap: float | None = None,
          bias: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, ...]:  # fmt: skip
-    sums = torch.full((4, logits.shape[0]), torch.nan, dtype=logits.dtype)
+    sums = torch.full((6, logits.shape[0]), torch.nan, dtype=logits.dtype)
     launch_exponentials_fwd(
-        logits, out, labels, *sums[:3], sums[3] if softcap else None, bias=bias, scale=scale, softcap=softcap,
-        config=(block, 4),
+        logits, out, labels, *sums[:3], sums[3] if softcap else None, *sums[4:], bias=bias, scale=scale,
+        softcap=softcap, config=(block, 4),
     )  # fmt: skip
     return tuple(sums)
 
@@ -34,6 +34,9 @@ def _check(raw: Tensor, labels: Tensor, out: Tensor | None, sums: tuple[Tensor, 
     torch.testing.assert_close(sums[1].double(), without.logsumexp(1), rtol=1e-6, atol=2e-6)
     label_logit = raw.gather(1, labels.clamp(0, raw.shape[1] - 1)[:, None])[:, 0]
     torch.testing.assert_close(sums[0].double(), torch.where(mine, label_logit, 0), rtol=1e-6, atol=1e-6)
+    entropy = torch.special.entr(without.softmax(1)).sum(1)
+    torch.testing.assert_close(sums[4].double(), entropy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums[5].double(), without.amax(1), rtol=1e-6, atol=1e-6)
     if out is not None:
         got = out.double() / sums[2].double()[:, None]
         torch.testing.assert_close(got, without.softmax(1), rtol=tolerance, atol=1e-7)
@@ -72,11 +75,12 @@ def test_impossible_labels_and_tokens() -> None:
     bias = torch.zeros(50)
     bias[9] = -torch.inf
     out = torch.full_like(logits, torch.nan)
-    label_logit, others, total, _ = _run(logits, torch.tensor([9, 3]), out, 16, bias=bias)
+    label_logit, others, total, _, entropy, _ = _run(logits, torch.tensor([9, 3]), out, 16, bias=bias)
     assert label_logit[0] == -torch.inf
     without = (logits + bias).double()
     without[1, 3] = -torch.inf
     torch.testing.assert_close(others.double(), without.logsumexp(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(entropy.double(), torch.special.entr(without.softmax(1)).sum(1), rtol=1e-5, atol=1e-5)
     assert not out[:, 9].any()
     assert bool(total.isfinite().all())
 
@@ -84,10 +88,12 @@ def test_impossible_labels_and_tokens() -> None:
 def test_a_softcap_multiplies_what_is_stored_and_not_the_sum() -> None:
     raw = torch.randn(3, 70, dtype=torch.float64) * 4
     labels, out = torch.tensor([1, 69, 30]), torch.full((3, 70), torch.nan, dtype=torch.float64)
-    _, others, total, slope = _run(raw.clone(), labels, out, 32, softcap=5.0, scale=0.7)
+    _, others, total, slope, entropy, rival = _run(raw.clone(), labels, out, 32, softcap=5.0, scale=0.7)
     z = 5 * torch.tanh(raw * 0.7 / 5)
     without = z.masked_fill(torch.arange(70) == labels[:, None], -torch.inf)
     torch.testing.assert_close(others, without.logsumexp(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(entropy, torch.special.entr(without.softmax(1)).sum(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(rival, without.amax(1), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out / total[:, None], without.softmax(1) * (1 - (z / 5) ** 2), rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(slope, (1 - (z / 5) ** 2).gather(1, labels[:, None])[:, 0], rtol=1e-9, atol=1e-12)
 
@@ -95,7 +101,7 @@ def test_a_softcap_multiplies_what_is_stored_and_not_the_sum() -> None:
 def test_a_nan_is_not_hidden() -> None:
     logits = torch.randn(2, 40)
     logits[0, 20] = torch.nan
-    _, others, _, _ = _run(logits, torch.tensor([1, 1]), torch.empty_like(logits), 16)
+    _, others, *_ = _run(logits, torch.tensor([1, 1]), torch.empty_like(logits), 16)
     assert others.isnan().tolist() == [True, False]
 
 

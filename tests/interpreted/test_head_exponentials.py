@@ -32,12 +32,21 @@ class Made:
         self.labels = labels
         width = head.shape[0]
         self.out = torch.full((x.shape[0], -(-width // 32) * 32), torch.nan, dtype=out_dtype)[:, :width]
-        sums = torch.full((4, x.shape[0]), torch.nan)
-        self.label_logit, self.others, self.total, self.cap_slope = sums
+        sums = torch.full((6, x.shape[0]), torch.nan)
+        self.label_logit, self.others, self.total, self.cap_slope, self.entropy, self.rival = sums
         given = {"bias": None, "scale": 1.0, "softcap": None} | options
         slope = None if given["softcap"] is None else self.cap_slope
         launch_head_exponentials_fwd(
-            x, head, self.out if store else None, labels, *sums[:3], slope, config=config, programs=programs, **given
+            x,
+            head,
+            self.out if store else None,
+            labels,
+            *sums[:3],
+            slope,
+            *sums[4:],
+            config=config,
+            programs=programs,
+            **given,
         )
 
     def check(self, logits: Tensor, slope: Tensor | None = None, stored: float = 1e-5) -> None:
@@ -49,6 +58,9 @@ class Made:
         label_logit = torch.where(mine, logits.gather(1, at)[:, 0], 0)
         torch.testing.assert_close(self.others.double(), without.logsumexp(1), rtol=1e-6, atol=5e-6)
         torch.testing.assert_close(self.label_logit.double(), label_logit, rtol=1e-6, atol=5e-6)
+        entropy = torch.special.entr(without.softmax(1)).sum(1)
+        torch.testing.assert_close(self.entropy.double(), entropy, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(self.rival.double(), without.amax(1), rtol=1e-6, atol=5e-6)
         got = self.out.double() / self.total.double()[:, None]
         expected = without.softmax(1) * (1 if slope is None else slope)
         torch.testing.assert_close(got, expected, rtol=stored, atol=1e-7)

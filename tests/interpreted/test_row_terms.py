@@ -28,8 +28,9 @@ def test_terms_and_factors(kind: str, z_loss: float, smoothing: float) -> None:
     total, slope = torch.linspace(0.5, 1e9, count), torch.linspace(0.1, 1, count)
     weight, kl_weight = torch.linspace(0, 1, count), torch.linspace(0.6, 0, count)
     ref, mean = -torch.linspace(0, 9, count), torch.linspace(-1, 1, count)
+    spread, rival = torch.linspace(0, 4, count), others - torch.linspace(0, 4, count)  # others are exp(spread) words
     made = launch_row_terms_fwd(
-        label_logit, others, total, slope, mean if smoothing else None, torch.arange(count), weight,
+        label_logit, others, total, slope, spread, rival, mean if smoothing else None, torch.arange(count), weight,
         None if kind == "none" else kl_weight, None if kind == "none" else ref,
         vocab_size=words, kl_code=KINDS[kind], label_smoothing=smoothing, z_loss=z_loss, logit_scale=scale,
     )  # fmt: skip
@@ -54,6 +55,10 @@ def test_terms_and_factors(kind: str, z_loss: float, smoothing: float) -> None:
     )
     row = of_pair[:, 1] / total.double() * scale
     torch.testing.assert_close(made.row.double(), row.masked_fill(dead, 0), rtol=1e-4, atol=1e-15)
+    p = pair.detach().softmax(1)
+    entropy = torch.special.entr(p).sum(1) + p[:, 1] * spread
+    torch.testing.assert_close(made.told[0].double(), entropy.masked_fill(dead, 0), rtol=1e-4, atol=1e-30)
+    assert torch.equal(made.told[1] == 1, (label_logit > rival) & ~dead)
     if smoothing:
         torch.testing.assert_close(made.const.double(), -weight.double() * smoothing * scale / words, **near)
 
@@ -62,7 +67,8 @@ def test_a_certain_label_keeps_its_digits() -> None:
     """log(1 + 1e-9) is 1e-9, and fp32's 1 + 1e-9 is 1."""
     others = torch.tensor([-20.7, -10.0, -2.0, -1e-4])
     made = launch_row_terms_fwd(
-        torch.zeros(4), others, torch.ones(4), None, None, torch.zeros(4, dtype=torch.int64), torch.ones(4), None, None,
+        torch.zeros(4), others, torch.ones(4), None, None, None, None, torch.zeros(4, dtype=torch.int64),
+        torch.ones(4), None, None,
         vocab_size=9, kl_code=0, label_smoothing=0.0, z_loss=0.0, logit_scale=1.0,
     )  # fmt: skip
     torch.testing.assert_close(made.ce.double(), torch.log1p(others.double().exp()), rtol=2e-6, atol=0)
@@ -73,11 +79,13 @@ def test_rows_without_weight_and_labels_outside() -> None:
     nan, inf = torch.nan, torch.inf
     others = torch.tensor([nan, inf, 1.0, 1.0, -inf])
     made = launch_row_terms_fwd(
-        torch.zeros(5), others, torch.tensor([nan, inf, 1.0, 1.0, 0.0]), None, None, torch.tensor([0, 1, 9, -1, 3]),
+        torch.zeros(5), others, torch.tensor([nan, inf, 1.0, 1.0, 0.0]), None, torch.tensor([nan, inf, 0.0, 0.0, 0.0]),
+        others, None, torch.tensor([0, 1, 9, -1, 3]),
         torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]), None, None,
         vocab_size=9, kl_code=0, label_smoothing=0.0, z_loss=0.0, logit_scale=1.0,
     )  # fmt: skip
-    for values in (made.ce, made.weighted_ce, made.row, made.label):
+    assert made.told[1].tolist() == [0, 0, 0, 0, 1]
+    for values in (made.ce, made.weighted_ce, made.row, made.label, made.told[0]):
         assert not values[[0, 1]].any()
         assert bool(values[[2, 3]].isnan().all())
         assert values[4] == 0

@@ -262,7 +262,23 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
     weights = (p.star * counts, (1 - p.star) * counts)
     reference = (None, None, p.ref_hidden, p.ref_lm_head, None) if full else (p.ref_logprobs, *[None] * 4)
     spec = Objective(kl).encode()
-    return *leaves, p.labels, *weights, *reference, None, -1, spec, torch.float32, "torch", "vendor", 0, True, 0.1, ""
+    return (
+        *leaves,
+        p.labels,
+        *weights,
+        *reference,
+        None,
+        -1,
+        spec,
+        torch.float32,
+        "torch",
+        "vendor",
+        0,
+        True,
+        0.1,
+        kl == "k3",
+        "",
+    )
 
 
 @pytest.mark.parametrize("kl", ["k3", "reverse"])
@@ -277,14 +293,18 @@ def test_opcheck(kl: str) -> None:
 def test_compile_without_a_graph_break(reduction: str, backend: str) -> None:
     p = make_problem(9, 8, 20, torch.float32)
 
-    def step(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return dss_loss(hidden * 2, head, p.labels, p.star, ref_logprobs=p.ref_logprobs, reduction=reduction).loss.sum()
+    def step(hidden: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"ref_logprobs": p.ref_logprobs, "reduction": reduction, "token_stats": True}
+        found = dss_loss(hidden * 2, head, p.labels, p.star, **options)
+        return found.loss.sum(), torch.stack([found.token_entropy, found.token_correct.float()])
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend=backend)):
         leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
-        function(*leaves).backward()
-        results.append([t.grad for t in leaves])
+        loss, told = function(*leaves)
+        assert told.any()
+        loss.backward()
+        results.append([*(t.grad for t in leaves), told])
     for eager, compiled in zip(*results, strict=True):
         assert_gradient_close(compiled, eager.double(), precision=torch.float32)
 

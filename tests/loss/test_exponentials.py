@@ -12,7 +12,8 @@ from fastdss import dss_loss, token_logprobs, weighted_ce
 from fastdss.loss import exp_rows, gemm, kept
 from fastdss.loss.exponentials import LocalSums, torch_exponentials
 from fastdss.loss.objective import Objective
-from tests.support.loss_cases import make_problem, reference_arguments, run, truth
+from fastdss.loss.vocab_shard import VocabShard
+from tests.support.loss_cases import check_values, make_problem, reference_arguments, run, truth
 from tests.support.numerics import CAST_MARGIN, assert_gradient_close, assert_tokens_close
 
 from .test_engine import Largest, _count_gemm_rows
@@ -30,10 +31,9 @@ def test_kept_and_in_chunks(kl: str, options: dict[str, Any], chunk_bytes: int |
     for dtype in (torch.float64, torch.float32):
         p = make_problem(33, 48, 130, dtype)
         upstream = torch.linspace(-1, 2, 33).to(dtype) if reduction == "none" else torch.tensor(-1.5).to(dtype)
-        actual = run(p, kl, upstream, reduction=reduction, chunk_bytes=chunk_bytes, **options)
+        actual = run(p, kl, upstream, reduction=reduction, chunk_bytes=chunk_bytes, token_stats=True, **options)
         expected = truth(p, kl, upstream=upstream, reduction=reduction, **options)
-        for field in actual.loss._fields:
-            assert_tokens_close(getattr(actual.loss, field).detach(), getattr(expected.loss, field), precision=dtype)
+        check_values(actual.loss, expected.loss, precision=dtype)
         for field in ("d_hidden", "d_head", "d_bias"):
             assert_gradient_close(getattr(actual, field), getattr(expected, field), precision=dtype, name=field)
 
@@ -283,16 +283,19 @@ def test_blocks_of_one_pass_agree_with_one_block(monkeypatch: pytest.MonkeyPatch
     results = []
     for elements in (1 << 22, 80):
         monkeypatch.setattr("fastdss.loss.exponentials.BLOCK_ELEMENTS", elements)
-        e, sums = logits.clone(), LocalSums.empty(logits, 7, torch.float64, Objective("none"))
-        torch_exponentials(e, labels, Objective("none"), None, sums, None)
-        results.append((e, *sums[:3]))
+        e, sums = logits.clone(), LocalSums.empty(logits, 7, torch.float64, Objective("none"), True)
+        columns = VocabShard(0, 40, 40, None, None).columns_of(labels)
+        torch_exponentials(e, columns, Objective("none"), None, sums, None)
+        results.append((e, *sums[:3], *sums[4:]))
     for one, many in zip(*results, strict=True):
         assert torch.equal(one, many)
-    e, label_logit, others, total = results[0]
+    e, label_logit, others, total, entropy, rival = results[0]
     mine = (labels >= 0) & (labels < 40)
     without = logits.masked_fill(torch.arange(40) == labels[:, None], -torch.inf)
     torch.testing.assert_close(others, without.logsumexp(1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(e / total[:, None], without.softmax(1), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(entropy, torch.special.entr(without.softmax(1)).sum(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(rival, without.amax(1))
     assert not label_logit[~mine].any()
 
 
@@ -326,5 +329,6 @@ def test_one_token_without_a_batch_has_a_loss_of_its_labels_shape(reference: str
     if reference is None:
         parts = [weighted_ce(hidden, p.lm_head, label, weight, reduction="none")]
     else:
-        parts = list(dss_loss(hidden, p.lm_head, label, weight, ref_logprobs=torch.tensor(-1.0), reduction="none"))
+        parts = list(dss_loss(hidden, p.lm_head, label, weight, ref_logprobs=torch.tensor(-1.0), reduction="none",
+                              token_stats=True))  # fmt: skip
     assert [part.shape for part in parts] == [()] * len(parts)

@@ -12,7 +12,7 @@ from fastdss import dss_loss, weighted_ce
 from fastdss.loss.functional import DSSLossOutput
 from fastdss.loss.objective import Objective, RowInputs
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
-from tests.support.oracle import oracle_terms
+from tests.support.oracle import oracle_stats, oracle_terms
 
 # (N, D, V): one row, an odd width; a prime vocabulary; several chunks, no power of two; a vocabulary of several blocks.
 SHAPES = [(1, 16, 17), (7, 24, 67), (33, 48, 130), (17, 96, 1000)]
@@ -123,4 +123,18 @@ def truth(
         parts = [part.sum() / items for part in parts]
     loss = parts[0] + parts[1]
     gradients = torch.autograd.grad(loss, leaves, None if upstream is None else upstream.double())
-    return Outcome(DSSLossOutput(loss.detach(), *(t.detach() for t in (*parts, ce, kl_term))), *gradients)
+    told = oracle_stats(raw.detach(), rows, spec)
+    return Outcome(DSSLossOutput(loss.detach(), *(t.detach() for t in (*parts, ce, kl_term)), *told), *gradients)
+
+
+def check_values(actual: DSSLossOutput, expected: DSSLossOutput, *, precision: torch.dtype) -> None:
+    """Every field of a loss, where it is given: what was not asked for is None."""
+    assert (actual.token_entropy is None) == (actual.token_correct is None)
+    for field, got in actual._asdict().items():
+        if field == "token_correct" and got is not None:
+            assert got.dtype == torch.bool
+            assert torch.equal(got, expected.token_correct)
+        elif got is not None:
+            assert_tokens_close(got.detach(), getattr(expected, field), precision=precision, name=field)
+        else:
+            assert field in ("token_entropy", "token_correct")

@@ -39,6 +39,17 @@ def oracle_terms(
     return ce, torch.where(counts & (rows.kl_weight != 0), kl, 0)
 
 
+def oracle_stats(
+    raw: Tensor, rows: RowInputs, objective: Objective, *, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """``(entropy, whether the label is the likeliest word)``, [N], 0 and False where a token has no weight."""
+    log_p = _oracle_log_softmax(raw, objective.logit_scale, objective.softcap)
+    live = (rows.ce_weight != 0) | (_or_zero(rows.kl_weight, rows.ce_weight) != 0)
+    counts = (rows.labels != ignore_index) & live
+    entropy = torch.special.entr(log_p.exp()).sum(dim=1)
+    return torch.where(counts, entropy, 0), counts & (log_p.argmax(dim=1) == rows.labels)
+
+
 def _oracle_log_softmax(raw: Tensor, scale: float, softcap: float | None) -> Tensor:
     z = raw * scale
     return torch.log_softmax(z if softcap is None else softcap * torch.tanh(z / softcap), dim=1)

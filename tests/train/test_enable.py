@@ -315,6 +315,20 @@ def test_errors_say_what_was_expected():
         model(**batch, ref_hidden=torch.zeros(3, 9, 32, dtype=torch.float64))
 
 
+def test_hooks_on_the_head_are_followed_or_refused():
+    """One that changes what the head is given counts; one that would change logits meets none, and must not pass."""
+    model = enable_dss(tiny_model())
+    batch = tiny_batch()
+    with model.lm_head.register_forward_pre_hook(lambda _, given: (given[0] * 2,)):
+        expected = plain_loss(own_logits(model, batch), batch)
+        assert model(**batch).loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for change in (lambda *given: given[2] * 2, lambda *given: given[2][:2], lambda *given: given[2][0]):
+        with model.lm_head.register_forward_hook(change), pytest.raises(TypeError, match="remove the hook"):
+            model(**batch)
+    with model.lm_head.register_forward_hook(lambda *_: None):
+        assert model(**batch).loss.isfinite()
+
+
 def test_unknown_heads_are_refused_and_leave_the_model_alone():
     model = tiny_model()
     original = type(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"unknown setting {name!r}; known are {', '.join(known)}")
+            near = get_close_matches(str(name), known, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"unknown setting {name!r}{meant}")
         values[name] = _typed(name, value, known[name])
     return TrainSettings(**values)
 
