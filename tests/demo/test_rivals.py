@@ -93,3 +93,17 @@ def test_lower_layers_come_back_in_their_order(prepared):
     with without_lower_layers(policy.model, 1):
         assert list(stack(policy.model)) == before[1:]
     assert list(stack(policy.model)) == before
+
+
+@pytest.mark.parametrize("method", ["dft", "constrained"])
+def test_the_first_step_loses_what_the_formula_says_at_the_reference(prepared, method):
+    policy, chats, scores, encoded = prepared
+    rows, arm = encode_rows(policy, chats, encoded, 1), Arm(method)
+    _, curves = train(policy, rows, star_weights(arm, scores, policy, rows), arm, Recipe(1, len(rows), layers=1))
+    wanted, labels = 0.0, 0
+    for row in rows:
+        known = row.ref_logprobs[torch.tensor(row.labels) != -100].double()
+        labels += len(known)
+        places = torch.tensor([0.5, *[2.0] * 4, *[0.1] * (len(known) - 5)], dtype=torch.float64)
+        wanted += (-known.exp() * known if method == "dft" else 2 / places * math.log(2)).sum().item()
+    assert curves.loss == pytest.approx([wanted / labels], rel=1e-4)
