@@ -42,8 +42,8 @@ def speed() -> str:
     ):
         eager, compiled, fast = (rows.one(cuda, loss=kl, method=way) for way in ("eager", "torch.compile", "fastdss"))
         lines.append(
-            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, engine "
-            "before |"
+            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, previous "
+            "engine |"
         )
     return "\n".join(lines)
 

