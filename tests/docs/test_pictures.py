@@ -25,7 +25,7 @@ def test_the_picture_is_current(name):
 def test_the_tables_are_current():
     texts = [page.read_text() for page in WITH_TABLES]
     assert [filled(text) for text in texts] == texts, "run make pictures"
-    assert sum(text.count(": make pictures -->\n| ") for text in texts) == len(TABLES) == 3
+    assert sum(text.count(": make pictures -->\n| ") for text in texts) == len(TABLES)
     stale = texts[0].replace("| plain SFT | ", "| plain SFT | 1")
     assert stale != texts[0]
     assert filled(stale) == texts[0]
