@@ -26,11 +26,11 @@ def loss(narrow: bool = False) -> Drawing:
     """``narrow`` puts a way's name above its two bars, for screens of a hand's width."""
     found = rows.read("loss_cuda")
     shape = rows.one(found, method="fastdss", loss="k2")
-    title = "Time and memory of the loss on an H100, the engine before the present one"
+    title = "Time and memory of the loss on an H100, by the previous engine"
     drawing = Drawing(480, 860, title) if narrow else Drawing(944, 470, title)
     chip, sizes = shape["device"].split()[1], f"{shape['n']} tokens, {shape['d']} hidden, {shape['v']} words"
     first = [f"The loss on one {chip}, bf16"] if narrow else [f"The loss on one {chip}, bf16: {sizes}"]
-    more = ["The engine before the present one, which was", "not measured on a GPU yet. Shorter is better."]
+    more = ["By the previous engine: the present one was not", "measured on a GPU yet. Shorter is better."]
     more = [sizes, *more] if narrow else [" ".join(more)]
     y = drawing.lines(26, 34, first, "ink strong")
     y = drawing.lines(26, y, more, "quiet") + 14

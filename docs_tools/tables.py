@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import rows
+from . import evidence, rows
 
 
 def speed() -> str:
@@ -42,8 +42,8 @@ def speed() -> str:
     ):
         eager, compiled, fast = (rows.one(cuda, loss=kl, method=way) for way in ("eager", "torch.compile", "fastdss"))
         lines.append(
-            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, engine "
-            "before |"
+            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, previous "
+            "engine |"
         )
     return "\n".join(lines)
 
@@ -80,7 +80,16 @@ def safety() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed, "training": training, "safety": safety}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "training": training,
+    "safety": safety,
+    "demo": evidence.demo,
+    "demo expectations": evidence.demo_expectations,
+    "embedded": evidence.embedded,
+    "styles": evidence.styles,
+    "misses": evidence.misses,
+}
 
 
 def filled(text: str) -> str:

@@ -73,6 +73,11 @@ HEAD_EXPONENTIALS: dict[tuple[str, bool], HeadConfig] = {
     ("interpreter", False): HeadConfig(16, 64, 32, 2, 4, 1, descriptors=True, halves=False),
     ("interpreter", True): HeadConfig(16, 64, 32, 2, 4, 1, descriptors=False, halves=True),
 }
+# With a softcap or bias and entropies: the same where it fits; there the whole tile puts 24 to 344 bytes on the stack.
+HEAD_EXPONENTIALS_TOLD: dict[str, HeadConfig] = {
+    "sm_80": HeadConfig(128, 128, 32, 16, 8, 4, descriptors=False, halves=False),
+    "sm_90": HeadConfig(128, 128, 64, 16, 8, 4, descriptors=True, halves=False),
+}
 # Whether backend="auto" takes it: where benchmarks/bench_gpu.py has shown it faster than the vendor's product and a
 # pass over its logits. Until it has been measured, nowhere.
 HEAD_EXPONENTIALS_BY_DEFAULT = {"sm_80": False, "sm_90": False, "sm_100": False, "gfx942": False}

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import HEAD_EXPONENTIALS, HEAD_EXPONENTIALS_BY_DEFAULT, HeadConfig
+from .configs import HEAD_EXPONENTIALS, HEAD_EXPONENTIALS_BY_DEFAULT, HEAD_EXPONENTIALS_TOLD, HeadConfig
 from .exponentials import LARGEST, ROOM
 from .primitives import entropy_of, log_weighted, on_device_of
 from .row_pass import interpreted
@@ -269,7 +269,8 @@ def launch_head_exponentials_fwd(
     needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
     config, programs (of the product): the device's own, if not given.
     """
-    config = config or head_config(x.device, finished=softcap is not None or bias is not None)
+    finished = softcap is not None or bias is not None
+    config = config or head_config(x.device, finished=finished, told=entropy is not None)
     programs = programs or programs_of(x.device)
     x = x if fits(x, config) else x.contiguous()
     count, (width, depth) = x.shape[0], head.shape
@@ -337,13 +338,15 @@ def fits(tensor: Tensor, config: HeadConfig) -> bool:
     return apart and whole and tensor.data_ptr() % 16 == 0
 
 
-def head_config(device: torch.device, finished: bool) -> HeadConfig:
-    """The pinned configuration of the device; ``ValueError`` for chips without one. finished: softcap or bias."""
+def head_config(device: torch.device, finished: bool, told: bool = False) -> HeadConfig:
+    """The pinned configuration of the device; ``ValueError`` for chips without one. finished: softcap or bias; told:
+    entropies."""
     name = head_architecture(device)
     if (name, finished) not in HEAD_EXPONENTIALS:
         known = ", ".join(HEAD_EXPONENTIALS_BY_DEFAULT)
         raise ValueError(f"backend: expected 'triton', since 'fused' has configurations for {known} alone, got {name}")
-    return HEAD_EXPONENTIALS[name, finished]
+    config = HEAD_EXPONENTIALS[name, finished]
+    return HEAD_EXPONENTIALS_TOLD.get(name, config) if finished and told else config
 
 
 def head_architecture(device: torch.device) -> str:

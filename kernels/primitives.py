@@ -32,8 +32,8 @@ def expm1(x):
 
 @triton.jit
 def log_weighted(exponential, logarithm):
-    """E log E; 0 where E is, however far below it the logarithm says that it would be."""
-    return tl.where(exponential == 0.0, 0.0, exponential * logarithm)
+    """E log E; 0 where E is, whose logarithm may be infinite. Below -1e4 E is 0 in fp64 too."""
+    return exponential * tl.maximum(logarithm, -1e4)
 
 
 @triton.jit

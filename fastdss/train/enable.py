@@ -61,16 +61,18 @@ def enable_dss(
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
       reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained, and its
       ``ref_bias: [V]`` where the head has one. ``ref_logit_scale`` and ``ref_softcap`` where they are not the policy's.
-    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head:
-      what ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
+    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head: what
+      ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
     - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
       with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
+    - ``token_stats=True``: the output also holds each token's ``entropy`` and whether its label was ``correct``, the
+      likeliest word, from the same pass.
     - ``dss_ask`` one of "loss" (default), "logprobs", "reference" (``logprobs``, ``ref_slope`` and ``ref_offset``),
       "hidden", "logits": return only that, without a loss.
 
-    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids``
-    and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
+    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids`` and shifted
+    inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
     Args:
         model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
@@ -208,12 +210,13 @@ def _dss_class(original: type) -> type:
         rows: LiveRows | Tensor | None = None,
         kl_rows: int | None = None,
         real_tokens: int | None = None,
+        token_stats: bool = False,
         dss_ask: str | None = None,
         **kwargs: Any,
     ) -> Any:
         stored = ref_logprobs, ref_slope, ref_offset
         reference = *stored, ref_hidden, ref_lm_head, ref_bias, ref_logit_scale, ref_softcap
-        given = Given(token_weights, *reference, live(rows, kl_rows))
+        given = Given(token_weights, *reference, live(rows, kl_rows), token_stats)
         if dss_ask is None and token_weights is None:
             given.refuse_without_weights()
             return original.forward(self, *args, **kwargs)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from .collator import COLUMNS
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
-NEEDED = "_dss_needed"  # an input without which the class reads what follows
+NEEDED = "_dss_needed"  # an input without which tokens of this class would see those after them
 _ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
@@ -33,6 +33,8 @@ class DSSOutput(ModelOutput):
 
     ``loss: []`` carries the gradient and is ``ce + kl`` (plus the MoE auxiliary loss); ``ce: []`` and ``kl: []`` are
     its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts.
+    ``entropy: [B, T]``, in nats, and ``correct: [B, T]``, likewise aligned, are filled where ``token_stats`` asks for
+    them: the policy's entropy where it wrote the label, and whether the label was its likeliest word.
     ``hidden``, ``logits``, and ``ref_slope`` and ``ref_offset`` are filled only where ``dss_ask`` asks for them.
     """
 
@@ -45,6 +47,8 @@ class DSSOutput(ModelOutput):
     logits: Tensor | None = None
     ref_slope: Tensor | None = None
     ref_offset: Tensor | None = None
+    entropy: Tensor | None = None
+    correct: Tensor | None = None
 
 
 class Given(NamedTuple):
@@ -58,6 +62,7 @@ class Given(NamedTuple):
     ref_logit_scale: float | None = None
     ref_softcap: float | Literal["same"] | None = "same"
     rows: LiveRows | Tensor | None = None
+    token_stats: bool = False
 
     def by_slope(self, config: DSSConfig) -> bool:
         """Whether the KL is computed from ``ref_slope``."""
@@ -77,7 +82,7 @@ def shaped_forward(
     if config is None:
         raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {', '.join(_ASK)}, got {ask!r}")
     if len(args) > 1:
         raise UserTypeError(
             f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"
@@ -105,10 +110,12 @@ def shaped_forward(
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
         raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
     operation = _loss(config, labels, given, num_items_in_batch)
-    (loss, ce, kl, logprobs), aux_loss = _run(model, operation, args, kwargs, real_tokens)
+    (loss, ce, kl, logprobs, *told), aux_loss = _run(model, operation, args, kwargs, real_tokens)
+    entropy, correct = told or (None, None)
     if aux_loss is not None:
         loss = loss + coefficient(model) * aux_loss.to(loss.device)
-    return DSSOutput(loss=loss, ce=ce, kl=kl, logprobs=logprobs, aux_loss=aux_loss)
+    parts = {"ce": ce, "kl": kl, "logprobs": logprobs, "entropy": entropy, "correct": correct}
+    return DSSOutput(loss=loss, aux_loss=aux_loss, **parts)
 
 
 def refuse_another_head(model: Any) -> None:
@@ -181,7 +188,8 @@ def head_states(model: Any, *args: Any, **inputs: Any) -> Tensor:
 
 
 def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: Tensor | int | None) -> Operation:
-    """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``."""
+    """The whole DSS loss as an operation on hidden states and head: ``(loss, ce, kl, logprobs)``; with ``token_stats``
+    also ``entropy`` and ``correct``."""
     weights, ref_hidden = given.token_weights, given.ref_hidden
     ref_lm_head, ref_bias = given.ref_lm_head, given.ref_bias
     assert weights is not None
@@ -190,7 +198,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         here = hidden.device
         options = _options(config, head, given.rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
-        options["label_smoothing"] = config.label_smoothing
+        options |= {"label_smoothing": config.label_smoothing, "token_stats": given.token_stats}
         if ref_hidden is not None:
             if ref_lm_head is not None and ref_bias is None and head.bias is not None:
                 raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")
@@ -207,7 +215,8 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         shaped = dss_loss(
             hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
         )
-        return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce)
+        told = [_as_labels(t) for t in shaped[5:] if t is not None]
+        return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce), *told
 
     return operation
 

@@ -22,9 +22,9 @@ from .config import DSSConfig
 from .enable import bare_model
 from .prepare import column_names, pack_dataset, prepare_dss_dataset, truncate_dataset
 from .scored_rows import holds_scores
-from .trainer import ShapedTraining
+from .trainer import SUMS, ShapedTraining
 
-_AVERAGED = ("entropy", "mean_token_accuracy", "aux_loss")  # TRL's own metrics, a value per unshaped batch
+_TOLD = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's own metrics, a value per unshaped batch
 
 
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
@@ -38,12 +38,9 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     - anything else SFTTrainer takes, trained without shaping.
 
     ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
-    aligned columns. Shaped batches log num_tokens as TRL does, and ce, kl, token_weight and share_below_half in place
-    of its entropy and mean_token_accuracy: the loss's op returns neither, and a second product with the head would cost
-    half as much as the loss. They are left out, not zero; ``metric_for_best_model="eval_ce"`` serves instead.
-
-    Ranks may have shaped and unshaped batches at one step: TRL's metrics are means over the unshaped batches of all
-    ranks, brought together when they are logged.
+    aligned columns. Shaped batches log num_tokens, entropy and mean_token_accuracy as TRL does, and ce, kl,
+    token_weight and share_below_half. Ranks may have shaped and unshaped batches at one step: TRL's metrics are means
+    over the batches of either kind on all ranks, brought together when they are logged.
 
     Args:
         model: as in ``SFTTrainer``.
@@ -139,26 +136,27 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             self.count_tokens(torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum())
 
     def _take_metrics(self, training: bool) -> dict[str, float]:
-        self._reduce_metrics("train" if training else "eval")
-        return super()._take_metrics(training)
-
-    def _reduce_metrics(self, mode: str) -> None:
-        """TRL's metrics since the last time, and this rank's count of tokens, become those of all ranks."""
-        mine = self.metrics_of(mode)
-        local = [self.tokens_seen, len(mine["num_tokens"])]
-        local += [number for name in _AVERAGED for number in (sum(mine[name]), len(mine[name]))]
+        """Shaped batches' metrics; those that TRL has of its own batches become all batches', on all ranks."""
+        mine = self.metrics_of("train" if training else "eval")
+        told = torch.zeros(len(SUMS), dtype=torch.float64)
+        for name, place in _TOLD.items():
+            told[SUMS.index(place)] = sum(mine[name])
+        told[SUMS.index("told")] = len(mine["entropy"])
+        local = [self.tokens_seen, len(mine["num_tokens"]), sum(mine["aux_loss"]), len(mine["aux_loss"])]
         sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
-        tokens, counted, *averaged = self.accelerator.reduce(sums, reduction="sum").tolist()
+        tokens, counted, auxiliary, batches = self.accelerator.reduce(sums, reduction="sum").tolist()
         mine.clear()
         if counted:
             mine["num_tokens"] = [int(tokens)]
-        for name, total, batches in zip(_AVERAGED, averaged[::2], averaged[1::2], strict=True):
-            if batches:
-                mine[name] = [total / batches]
+        if batches:
+            mine["aux_loss"] = [auxiliary / batches]
+        self._add_sums(training, told.to(self.args.device))
+        return super()._take_metrics(training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs:  # what came after the last log of a loss
-            self._reduce_metrics("train")
+        if "train_loss" in logs:  # at the end of training: the batches since the last log
+            rest = self._take_metrics(training=True)
+            logs.update({name: rest[name] for name in _TOLD if name in rest})
         super().log(logs, start_time)
 
     def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:

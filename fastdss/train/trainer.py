@@ -37,7 +37,7 @@ _EXACT = (
     "ref_offset",
     "ref_slope",
 )  # float inputs that mixed precision must not round
-_SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches")
+SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches", "entropy", "accuracy", "told")
 
 
 class ShapedTraining(TrainerSeams):
@@ -66,7 +66,7 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
-        divide_by_items(self)  # as the shaped loss does, whatever the class
+        divide_by_items(self)  # whatever the class says, for the shaped loss is divided so
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
@@ -80,7 +80,8 @@ class ShapedTraining(TrainerSeams):
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
                 "leave it unset, got True"
             )
-        accelerate.cast_nothing(self.accelerator)  # tokens in, FSDP2 computes as its parameters are
+        # The inputs are tokens, and FSDP2 computes in the dtype of its parameters.
+        accelerate.cast_nothing(self.accelerator)
         known_reference(self, ref_model)
         self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
@@ -106,7 +107,8 @@ class ShapedTraining(TrainerSeams):
             return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
         # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
         with without_smoother(self):
-            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
+            asked = {**inputs, "token_stats": True}
+            loss, outputs = Trainer.compute_loss(self, model, asked, True, num_items_in_batch)
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
@@ -135,7 +137,7 @@ class ShapedTraining(TrainerSeams):
         Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
         """
         scaled = self.args.average_tokens_across_devices and divides_by_items(self)
-        times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
+        times = self.accelerator.num_processes if scaled else 1  # by which Trainer.compute_loss multiplied the loss
         steps = micro_batches(self) if self.model.training else 1
         return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
@@ -156,6 +158,8 @@ class ShapedTraining(TrainerSeams):
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
         counts = labels != -100
         count = counts.sum()
+        config = dss_config(self.model)
+        told = (counts & ((weights > 0) | (config is not None and config.kl_scale > 0))).sum()  # others aren't computed
         items = count if num_items_in_batch is None else num_items_in_batch  # what the model divided by
         sums = torch.stack(
             [
@@ -166,9 +170,14 @@ class ShapedTraining(TrainerSeams):
                 count.double(),
                 torch.zeros_like(count).double() if outputs.aux_loss is None else outputs.aux_loss.double(),
                 torch.ones_like(count).double(),
+                outputs.entropy.double().sum() / told.clamp(min=1),
+                outputs.correct.double().sum() / told.clamp(min=1),
+                (told > 0).double(),
             ]
         )
-        training = bool(self.model.training)
+        self._add_sums(bool(self.model.training), sums)
+
+    def _add_sums(self: Any, training: bool, sums: Tensor) -> None:
         known = self._dss_sums[training]
         self._dss_sums[training] = sums if known is None else known + sums
 
@@ -178,18 +187,23 @@ class ShapedTraining(TrainerSeams):
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def _take_metrics(self: Any, training: bool) -> dict[str, float]:
-        """Means over labels on all ranks since the last time, and a fresh start; nothing where no weights were seen.
+        """Means on all ranks since the last time, and a fresh start; nothing where no weights were seen.
 
-        A rank that saw none adds zeros: the others wait for it.
+        Over labels; of entropy and accuracy, as TRL has them, over batches of what each batch's mean was. A rank that
+        saw none adds zeros: the others wait for it.
         """
         sums, self._dss_sums[training] = self._dss_sums[training], None
         if sums is None:
-            sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
-        total = dict(zip(_SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+            sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
+        total = dict(zip(SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        found: dict[str, float] = {}
+        if total["told"]:
+            found["entropy"] = total["entropy"] / total["told"]
+            found["mean_token_accuracy"] = total["accuracy"] / total["told"]
         if not total["batches"]:
-            return {}
+            return found
         labels = max(total["labels"], 1.0)
-        found = {
+        found |= {
             "ce": total["ce"] / labels,
             "kl": total["kl"] / labels,
             "token_weight": total["weight"] / labels,
@@ -200,7 +214,7 @@ class ShapedTraining(TrainerSeams):
         return found
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds ce, kl, token_weight and share_below_half to what the trainer logs while it trains."""
+        """Adds ce, kl, token_weight, share_below_half, entropy and mean_token_accuracy to what the trainer logs."""
         if "loss" in logs:
             logs.update(_with_loss(self._take_metrics(training=True)))
         super().log(logs, start_time)  # type: ignore[misc]
@@ -229,12 +243,12 @@ class ShapedTraining(TrainerSeams):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Adds ``eval_ce``, ``eval_kl``, ``eval_token_weight`` and ``eval_share_below_half`` to the metrics.
+        """Adds ``eval_ce``, ``eval_kl`` and what else ``log`` adds to the metrics.
 
         ``compute_metrics`` gets the label's log-probabilities ``[B, T]`` as predictions: there are no logits.
         """
         self._dss_sums[False] = None
-        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss"]
+        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss", "entropy", "correct"]
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
@@ -249,9 +263,10 @@ class DSSTrainer(ShapedTraining, Trainer):
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them), or scored
     conversations (``star``), which are prepared with ``processing_class``; without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
-    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``, and
-    ``aux_loss`` where there are experts, a mean over batches; in evaluation with the prefix ``eval_``. Where a
-    shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
+    means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``; and as means
+    over shaped batches ``entropy`` and ``mean_token_accuracy``, which TRL's trainers log under these names, of the
+    tokens that the loss computes, and ``aux_loss`` where there are experts; in evaluation with the prefix ``eval_``.
+    Where a shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
 
     Args:
         *args: those of ``Trainer``.
@@ -260,8 +275,7 @@ class DSSTrainer(ShapedTraining, Trainer):
         ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them:
             ``ref_logprobs`` for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without
             adapters), ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter
-            two
-            serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
+            two serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
             split it, also for unshaped batches.
         **kwargs: those of ``Trainer``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and ``grad_tol`` are
             shortcuts to fields of ``config``.

@@ -29,7 +29,7 @@ def build(chip: str, dtype: str, out: str | None, in_place: bool, everything: bo
         "bias_ptr": "*bf16" if everything else None,
         "label_ptr": "*i64",
         **{f"{name}_ptr": f"*{dtype}" for name in ("label_logit", "others", "total")},
-        "cap_slope_ptr": f"*{dtype}" if everything else None,
+        **{f"{name}_ptr": f"*{dtype}" if everything else None for name in ("cap_slope", "entropy", "rival")},
         "width": "i32",
         "stride_logits": "i32",
         "stride_out": "i32",

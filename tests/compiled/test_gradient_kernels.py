@@ -51,7 +51,7 @@ def test_scaled_rows(chip: str, label: bool) -> None:
 @pytest.mark.parametrize("chip", TARGETS)
 @pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_row_terms(chip: str, kind: int) -> None:
-    given = ("label_logit", "others", "total", "cap_slope", "mean_logit", "ce_weight", "out")
+    given = ("label_logit", "others", "total", "cap_slope", "mean_logit", "entropy", "rival", "ce_weight", "out")
     arguments: dict[str, str | None] = {f"{name}_ptr": "*fp32" for name in given}
     arguments |= {f"{name}_ptr": "*fp32" if kind else None for name in ("kl_weight", "ref_logprob")}
     arguments |= {"label_ptr": "*i64", "rows": "i32", "vocab_size": "i32"}

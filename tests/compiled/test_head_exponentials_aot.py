@@ -9,6 +9,7 @@ from fastdss.kernels.configs import (
     HEAD_EXPONENTIALS,
     HEAD_EXPONENTIALS_BY_DEFAULT,
     HEAD_EXPONENTIALS_CANDIDATES,
+    HEAD_EXPONENTIALS_TOLD,
     HeadConfig,
 )
 from fastdss.kernels.head_exponentials import (
@@ -28,7 +29,8 @@ CHIPS = list(HEAD_EXPONENTIALS_BY_DEFAULT)
 PRODUCT = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma_f32"}
 VECTORS: dict[str, str | None] = {
     "label_ptr": "*i64",
-    **{f"{name}_ptr": "*fp32" for name in ("label_logit", "offset", "cap_slope", "sum", "peak", "others", "total")},
+    **{f"{name}_ptr": "*fp32" for name in ("label_logit", "offset", "cap_slope", "sum", "peak", "spread")},
+    **{f"{name}_ptr": "*fp32" for name in ("others", "total", "entropy", "rival")},
     "again_ptr": "*i32",
 }
 SIZES: dict[str, str | None] = dict.fromkeys(
@@ -37,7 +39,14 @@ SIZES: dict[str, str | None] = dict.fromkeys(
 
 
 def build(
-    chip: str, config: HeadConfig, *, finished: bool = False, store: bool = True, again: bool = False, even: bool = True
+    chip: str,
+    config: HeadConfig,
+    *,
+    finished: bool = False,
+    store: bool = True,
+    again: bool = False,
+    even: bool = True,
+    told: bool = False,
 ) -> Resources:
     def matrix(rows: int, columns: int) -> str:
         return f"tensordesc<bf16[{rows}, {columns}]>" if config.descriptors else "*bf16"
@@ -49,7 +58,7 @@ def build(
         "out": matrix(config.block_m, stored_n) if store else None,
         "bias_ptr": "*bf16" if finished else None,
     }
-    arguments = matrices | VECTORS | SIZES
+    arguments = matrices | VECTORS | SIZES | {"spread_ptr": "*fp32" if told else None}
     arguments = {name: kind for name, kind in arguments.items() if name in head_exponentials_fwd_kernel.arg_names}
     constants = {"SCALE": 0.5 if finished else 1.0, "SOFTCAP": 30.0 if finished else None}
     constants |= {"STORE": store, "AGAIN": again, "EVEN_K": even}
@@ -78,13 +87,18 @@ FORMS = [
     pytest.param({"store": False}, id="sums alone"),
     pytest.param({"again": True}, id="again"),
     pytest.param({"finished": True, "again": True, "even": False}, id="everything, ragged"),
+    pytest.param({"told": True}, id="entropies"),
+    pytest.param({"told": True, "finished": True, "even": False}, id="everything and entropies"),
 ]
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form(chip: str, form: dict[str, bool]) -> None:
-    made = build(chip, HEAD_EXPONENTIALS[chip, form.get("finished", False)], **form)
+    config = HEAD_EXPONENTIALS[chip, form.get("finished", False)]
+    if form.get("finished") and form.get("told"):
+        config = HEAD_EXPONENTIALS_TOLD.get(chip, config)
+    made = build(chip, config, **form)
     check_product(made, chip)
     if chip == "sm_90":
         assert "tf32" not in made.assembly

@@ -60,6 +60,7 @@ def _pointers(kl: str, dtype: str, out: str, everything: bool) -> dict[str, str 
 def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> None:
     arguments = _pointers(kl, dtype, out, everything)
     arguments |= {name: f"*{dtype}" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr")}
+    arguments |= {name: f"*{dtype}" if everything else None for name in ("entropy_ptr", "correct_ptr")}
     arguments |= {"width": "i32", "stride_logits": "i32", "stride_ref": "i32", "stride_out": "i32"}
     config = row_pass_config(
         128256, 8 if dtype == "fp64" else 4, has_ref=kl in ("reverse", "forward"), backend=TARGETS[chip].backend
@@ -87,7 +88,7 @@ def test_split_over_ranks(chip: str, kl: str) -> None:
     names = ("logits_ptr", "ref_logits_ptr", "bias_ptr", "ref_bias_ptr", "label_ptr")
     stats = {name: pointers[name] for name in names} | {"stats_ptr": "*fp32", "stride_stats": "i32"} | sizes
     made = compile_kernel(
-        row_stats_fwd_kernel, chip, stats, constants | {"WITH_MEAN": True}, num_warps=config.num_warps
+        row_stats_fwd_kernel, chip, stats, constants | {"WITH_MEAN": True, "STATS": True}, num_warps=config.num_warps
     )
     _check(made, chip)
     gradient = {name: pointers[name] for name in (*names, "out_ptr")} | sizes

@@ -11,8 +11,8 @@ import pytest
 
 from .blocks import ROOT
 
-pytest.importorskip("mkdocs", reason="needs fastdss[docs]")
-pytest.importorskip("mkdocstrings", reason="needs fastdss[docs]")
+pytest.importorskip("mkdocs", reason="needs the group docs")
+pytest.importorskip("mkdocstrings", reason="needs the group docs")
 
 
 class Page(HTMLParser):

@@ -58,8 +58,7 @@ COMPACTION_AND_CHUNKS = [
           within="order_rows"),
     Fault("compaction", ROWS_OF, "x if dead is None else x.masked_fill(dead.unsqueeze(1), 0)", "x",
           f"{BAD} -k nan_counts", within="gather"),
-    Fault("compaction", CHUNKED,
-          "ce, told = (ce.masked_fill(dead, 0), None if told is None else told.masked_fill(dead, 0))", "pass",
+    Fault("compaction", CHUNKED, "ce.masked_fill(dead, 0)", "ce",
           f"{ENGINE} -k live_rows_and_no_compaction", within="_Run.row_pass"),
     Fault("compaction", CHUNKED, "call.hidden.new_zeros if self.plan.count == 0 or self.plan.index is not None else "
           "call.hidden.new_empty", "call.hidden.new_empty if self.plan.count else call.hidden.new_empty",

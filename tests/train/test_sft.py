@@ -84,6 +84,38 @@ def test_scored_conversations_are_prepared_as_by_hand(tmp_path, scored, prepared
     assert {"input_ids", "labels", "token_weights"} <= set(made.column_names)
 
 
+@torch.no_grad()
+def told(rows):
+    """Entropy and correctness of each row's labels, in float64 from the model's own logits."""
+    model = policy().double()
+    entropy, correct = [], []
+    for row in rows:
+        labels = torch.tensor(row["labels"])[1:]
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100]
+        entropy.append(torch.special.entr(logits.softmax(-1)).sum(-1))
+        correct.append(logits.argmax(-1) == labels[labels != -100])
+    return entropy, correct
+
+
+@pytest.mark.parametrize("ref", [{"ref_model": "column"}, {"kl": "reverse"}, {"kl_scale": 0.0}], ids=str)
+def test_entropy_and_accuracy_are_those_that_trl_logs(tmp_path, prepared, tokenizer, ref):
+    """The same rows without weights, trained by TRL: step for step, accumulated, and in evaluation."""
+    ref = {"ref_model": policy() if "kl" in ref else None} | {k: v for k, v in ref.items() if k != "ref_model"}
+    rows = prepared.map(lambda row: {"token_weights": [1.0] * len(row["labels"])})
+    plain, histories = prepared.select_columns(["input_ids", "labels"]), []
+    for cls, data, options in ((trl.SFTTrainer, plain, {}), (DSSSFTTrainer, rows, ref)):
+        args = config(tmp_path, learning_rate=1e-2, gradient_accumulation_steps=2, per_device_train_batch_size=1,
+                      eval_strategy="steps", eval_steps=1, max_steps=3, logging_steps=1)  # fmt: skip
+        made = cls(policy(), args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer, **options)
+        made.train()
+        histories.append(made.state.log_history)
+    for name in ("entropy", "mean_token_accuracy", "eval_entropy", "eval_mean_token_accuracy"):
+        trls, ours = ([entry[name] for entry in history if name in entry] for history in histories)
+        assert len(trls) == 3
+        assert ours == pytest.approx(trls, rel=1e-4)
+    assert len({entry["entropy"] for entry in histories[1] if "entropy" in entry}) == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"padding_free": True}, {"packing": True, "max_length": 256}])
 def test_padding_flattening_and_packing_agree(tmp_path, prepared, tokenizer, options):
     made = trainer(tmp_path, prepared, tokenizer, max_steps=3, **options)
@@ -98,9 +130,16 @@ def test_padding_flattening_and_packing_agree(tmp_path, prepared, tokenizer, opt
     made.train()
     entry = made.state.log_history[-2]
     assert entry["ce"] + entry["kl"] == pytest.approx(entry["loss"], abs=1e-3)
-    assert "entropy" not in entry
+    assert entry["entropy"] > 0
+    assert 0 < entry["mean_token_accuracy"] < 1
+    entropy, correct = told(prepared)
     if "packing" not in options:  # three steps of two rows are all of them once
         assert entry["num_tokens"] == sum(map(len, prepared["input_ids"]))
+        pairs = [slice(start, start + 2) for start in range(0, len(prepared), 2)]
+        in_batches = [torch.cat(entropy[pair]).mean().item() for pair in pairs]
+        assert metrics["eval_entropy"] == pytest.approx(sum(in_batches) / len(in_batches), rel=1e-5)
+        in_batches = [torch.cat(correct[pair]).float().mean().item() for pair in pairs]
+        assert metrics["eval_mean_token_accuracy"] == pytest.approx(sum(in_batches) / len(in_batches), rel=1e-5)
 
 
 def test_truncation_cuts_all_columns(tmp_path, prepared, tokenizer):
@@ -188,8 +227,8 @@ def test_compute_metrics_gets_the_labels_logprobs(tmp_path, prepared, tokenizer)
     assert metrics["eval_tokens"] == (batch["labels"] != -100).sum()
 
 
-def test_metrics_that_need_logits_are_logged_where_they_exist_and_nowhere_else(tmp_path, prepared, tokenizer):
-    """Shaped and plain data in turn: neither zeros nor the other's values, and an error where one is depended on."""
+def test_shaped_and_plain_data_in_turn_log_their_own(tmp_path, prepared, tokenizer):
+    """Neither zeros nor the other's values; and the best model can be chosen by accuracy."""
     plain = prepared.select_columns(["input_ids", "labels"])
     made = DSSSFTTrainer(
         policy(),
@@ -199,19 +238,24 @@ def test_metrics_that_need_logits_are_logged_where_they_exist_and_nowhere_else(t
         processing_class=tokenizer,
     )
     made.train()
-    history, needs_logits = made.state.log_history, ("entropy", "mean_token_accuracy")
-    for prefix, expected in (("eval_plain", True), ("eval_shaped", False), ("", False)):
-        entries = [entry for entry in history if (f"{prefix}_loss" if prefix else "loss") in entry]
+    history = made.state.log_history
+    for prefix, shaped in (("eval_plain_", False), ("eval_shaped_", True), ("", True)):
+        entries = [entry for entry in history if f"{prefix}loss" in entry]
         assert len(entries) == 2
         for entry in entries:
-            logged = [name for name in needs_logits if any(name in key for key in entry)]
-            assert logged == (list(needs_logits) if expected else []), (prefix, entry)
-            assert ("ce" in entry or f"{prefix}_ce" in entry) == (not expected)
+            assert entry[f"{prefix}entropy"] > 0
+            assert 0 <= entry[f"{prefix}mean_token_accuracy"] < 1
+            assert (f"{prefix}ce" in entry) == shaped
+    of_plain, of_shaped = ([e[f"eval_{kind}_entropy"] for e in history if f"eval_{kind}_entropy" in e]
+                           for kind in ("plain", "shaped"))  # fmt: skip
+    assert of_plain == pytest.approx(of_shaped, rel=1e-4)  # one model, the same rows
     args = config(tmp_path, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, save_strategy="best")
     args.metric_for_best_model = "eval_mean_token_accuracy"
     made = DSSSFTTrainer(policy(), args=args, train_dataset=prepared, eval_dataset=prepared, processing_class=tokenizer)
-    with pytest.raises(KeyError, match="eval_mean_token_accuracy"):
-        made.train()
+    made.train()
+    assert made.state.best_metric == max(
+        e["eval_mean_token_accuracy"] for e in made.state.log_history if "eval_loss" in e
+    )
 
 
 def test_trls_coefficient_of_the_auxiliary_loss(tmp_path, prepared, tokenizer):

@@ -125,6 +125,58 @@ def test_logs_are_means_over_labels(tmp_path):
         batch = DSSCollator(0)(part)
         logits = own_logits(tiny_model(), batch)
         assert entry["ce"] == pytest.approx(plain_loss(logits, batch, kl_scale=0.0).item(), abs=1e-6)
+        entropy, accuracy = told(logits, batch)
+        assert entry["entropy"] == pytest.approx(entropy, abs=1e-6)
+        assert entry["mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def told(logits, batch):
+    """Means of entropy and correctness over the labels of a batch, by the model's own logits."""
+    labels = batch["labels"][:, 1:]
+    counts = labels != -100
+    p = logits[:, :-1].double().softmax(-1)[counts]
+    return torch.special.entr(p).sum(-1).mean().item(), (p.argmax(-1) == labels[counts]).double().mean().item()
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+def test_entropy_and_accuracy_in_evaluation(tmp_path, kl):
+    """Padded and packed, with stored columns and a live reference, for all ranks' batches at once."""
+    data, model = rows(6), tiny_model()
+    reference = {"ref_model": tiny_model(seed=1)} if kl == "reverse" else {}
+    batch = DSSCollator(0)(data)
+    entropy, accuracy = told(own_logits(tiny_model(), batch), batch)
+    assert 0 < accuracy < 1
+    for given in (data, list(pack(data, 100))):
+        args = arguments(tmp_path, per_device_eval_batch_size=6)
+        metrics = DSSTrainer(model=model, args=args, eval_dataset=given, kl=kl, **reference).evaluate()
+        assert metrics["eval_entropy"] == pytest.approx(entropy, abs=1e-6)
+        assert metrics["eval_mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_what_a_forward_says_of_its_labels():
+    """Entropy and correctness stand where the labels do, and are there only where they are asked for."""
+    model, batch = enable_dss(tiny_model()), DSSCollator(0)(rows(4))
+    found = model(**batch, token_stats=True)
+    labels = batch["labels"]
+    p = own_logits(tiny_model(), batch).double().softmax(-1)[:, :-1]
+    counts = torch.nn.functional.pad(labels[:, 1:] != -100, (1, 0))
+    entropy = torch.nn.functional.pad(torch.special.entr(p).sum(-1), (1, 0)).masked_fill(~counts, 0)
+    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.correct, torch.nn.functional.pad(p.argmax(-1) == labels[:, 1:], (1, 0)) & counts)
+    assert model(**batch).entropy is None
+    with pytest.raises(ValueError, match="token_stats given without token_weights"):
+        model(batch["input_ids"], labels=labels, token_stats=True)
+
+
+def test_tokens_that_no_loss_computes_are_in_no_mean(tmp_path):
+    """Without a KL term words of weight 0 cost nothing, and nothing is known of them."""
+    data = rows(2)
+    metrics = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), eval_dataset=data, kl_scale=0.0).evaluate()
+    batch = DSSCollator(0)(data)
+    live = batch["labels"].masked_fill(batch["token_weights"] == 0, -100)
+    entropy, accuracy = told(own_logits(tiny_model(), batch), batch | {"labels": live})
+    assert metrics["eval_entropy"] == pytest.approx(entropy, abs=1e-6)
+    assert metrics["eval_mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_logs_of_a_run_know_nothing_of_an_earlier_one(tmp_path):
