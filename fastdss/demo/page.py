@@ -155,10 +155,10 @@ def _expectations(demo: Demo) -> str:
     rows = []
     for expectation in check(demo):
         verdict = report.chip(expectation.verdict, TONES[expectation.verdict])
-        rows.append([escape(expectation.claim), escape(expectation.measured), verdict])
+        rows.append([f"{escape(expectation.claim)}<br>{verdict}", escape(expectation.measured)])
     if not rows:
         return ""
-    return "<h2>What the paper leads one to expect</h2>" + report.table(["expected", "measured", ""], rows)
+    return "<h2>What the paper leads one to expect</h2>" + report.table(["expected", "measured"], rows)
 
 
 def _results(demo: Demo) -> str:
