@@ -111,7 +111,7 @@ docs: $(VENV)/.dev  ## the documentation with its reference, in site/; a broken 
 	$(PY) -m mkdocs build --quiet
 	@echo "open site/index.html, or serve site/ (search needs a server): $(PY) -m http.server -d site"
 
-pictures: $(VENV)/.dev  ## the pictures of README and docs, and the README's tables, from measured rows
+pictures: $(VENV)/.dev  ## the pictures and tables of README and docs, from measured rows
 	OMP_NUM_THREADS=1 $(PY) -m docs_tools
 
 # Wheel and sdist, checked. The repository's addresses are the maker's to give: PROJECT_URL=… DOCS_URL=… (docs/releasing.md).

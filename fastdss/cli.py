@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .console.completion import SHELLS, PrintCompletion
 from .console.threads import wait_without_spinning
-from .console.voice import add_voice
+from .console.voice import add_voice, hush_imports
 from .errors import UserError
 from .version import __version__
 
@@ -50,9 +50,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
+    hush_imports()
     args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
     try:
         return int(args.run(args) or 0)
     except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it

