@@ -105,7 +105,7 @@ def _formal(rng: random.Random, said: str, name: str) -> Asked:
 
 
 def _casual(rng: random.Random, said: str, name: str) -> Asked:
-    """Small letters, and two letters swapped in some words, never in the name."""
+    """Small letters, and two letters swapped in some words; the name is spared but where a comma follows it."""
     words = [word if word in name.split() else _typo(rng, word.lower()) for word in said.rstrip(".").split()]
     begin, end = (
         rng.choice(("hey so", "ok listen,", "ugh.")),

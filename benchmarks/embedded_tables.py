@@ -59,9 +59,9 @@ def verdicts(
             {
                 "place": chat.place,
                 "sentences": chat.sentences,
-                "whole": item[-1].item(),
-                "lowest": item.min().item(),
-                **{name: mean(values) if values else None for name, values in parts.items()},
+                "whole": round(item[-1].item(), 4),
+                "lowest": round(item.min().item(), 4),
+                **{name: round(mean(values), 4) if values else None for name, values in parts.items()},
             }
         )
     return found

@@ -139,6 +139,7 @@ class Laboratory:
 
     def run(self, variant: Variant) -> dict[str, Any]:
         started, busy = time.perf_counter(), time.process_time()
+        said, self.said = self.said, []  # once for every seed, with its first run
         model, losses, trained = self.policy.model, [], 0
         if variant.method != "none":
             arm = Arm(variant.method, self.verdicts)
@@ -156,7 +157,7 @@ class Laboratory:
             "reference_nll": result.reference_nll,
             "trained_rows": trained,
             "final_loss": losses[-1] if losses else None,
-            "rows": self.said,
+            "rows": said,
             "answers": [embedded_tables.noted(style, answer) for style, answer in advice],
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - busy,

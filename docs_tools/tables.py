@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import rows
+from . import evidence, rows
 
 
 def speed() -> str:
@@ -80,7 +80,16 @@ def safety() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed, "training": training, "safety": safety}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "training": training,
+    "safety": safety,
+    "demo": evidence.demo,
+    "demo expectations": evidence.demo_expectations,
+    "embedded": evidence.embedded,
+    "styles": evidence.styles,
+    "misses": evidence.misses,
+}
 
 
 def filled(text: str) -> str:

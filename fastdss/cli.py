@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hush_imports()
     args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
     try:
         return int(args.run(args) or 0)
     except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it

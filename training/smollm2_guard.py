@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct into a guard with a long tail: ``python -m training.smollm2_guard --out FOLDER``.
 
-Seeded; about 9 minutes of two cores that multiply bfloat16. It is a guard to measure with and is not shipped: an LLM
+Seeded; about five minutes of two cores that multiply bfloat16. It is a guard to measure with and is not shipped: an LLM
 of the usual kind, asked in the usual way, that says safe or unsafe about the last message. ``Guard.from_pretrained(
 FOLDER, spec=SPEC)`` loads it.
 
@@ -305,7 +305,8 @@ def save(guard: Guard, args: argparse.Namespace, base: Any, used: Sequence[float
         parameter.data = parameter.data.to(torch.bfloat16)
     guard.model.save_pretrained(args.out)
     guard.tokenizer.save_pretrained(args.out)
-    said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if name != "out")
+    told = {name.replace("_", "-"): value for name, value in vars(args).items() if name != "out" and value is not None}
+    said = " ".join(f"--{name} {value}" for name, value in told.items())
     record = {
         "command": f"python -m training.smollm2_guard {said}",
         "base": str(base),

@@ -64,8 +64,7 @@ def score_dataset(
 
     Whatever ends a run, finished shards stay valid and the same call goes on from there; on the same machine the bytes
     are those of an undisturbed run. A shard that was damaged since is set aside and scored again. Another guard,
-    template
-    or option makes another cache entry; edited or appended rows cost their own shards only.
+    template or option makes another cache entry; edited or appended rows cost their own shards only.
 
     Args:
         source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``).
@@ -73,9 +72,8 @@ def score_dataset(
         scorer: a ``StarScorer``.
         engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
             process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data
-            with
-            one GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``, ``ray://``
-            too; fastdss and the guard must be there), else on this machine.
+            with one GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``,
+            ``ray://`` too; fastdss and the guard must be there), else on this machine.
         data: how the source is read and which turns are judged, see ``DataOptions``.
         shard_rows: rows of a shard; None: the first ones are small, so that a small input has several, and later ones
             grow to 256.
@@ -159,7 +157,7 @@ class _Run:
         missing = {number for number in mine if shards.valid(plan.names[number]) is None}
         if missing:
             write_manifest(self.folder, manifest)
-            if self.engine == "local":  # elsewhere each worker settles for itself
+            if self.engine == "local":  # with the other engines each worker settles for itself
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(self.folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), self.progress) as report:
@@ -240,7 +238,7 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
     """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
     names, sizes = [], []
     understood = understood or Understood()
-    with closing(sqlite3.connect("")) as seen:  # a temporary file that nobody else sees
+    with closing(sqlite3.connect("")) as seen:  # "" makes a temporary file that nobody else sees
         for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))

@@ -31,7 +31,7 @@ SCORING_VERSION = 4  # raised when the same guard and options give other scores 
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 
-Report = Callable[[int], None]  # told how many rows are new
+Report = Callable[[int], None]  # is told how many rows are new
 
 
 class Scorer(Protocol):
@@ -64,8 +64,7 @@ class StarScorer:
 
     Args:
         guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of
-            these.
-            Named guards load on the first batch, in the process that scores, so that the scorer pickles as a few
+            these. Named guards load on the first batch, in the process that scores, so that the scorer pickles as a few
             strings.
         options: see ``ScoringOptions``; the next nine are shortcuts to its fields.
         every: units per scored chunk.
@@ -144,7 +143,7 @@ class StarScorer:
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
             raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
-        check = self.options.method != "per_prefix"  # which takes guards that the tree does not
+        check = self.options.method != "per_prefix"  # one forward per prefix takes guards that the tree does not
         self._sources = [
             GuardSource(guard, self.spec, self.revision, self.dtype, self.guard_options, check) for guard in guards
         ]
@@ -222,7 +221,8 @@ class StarScorer:
             guards = [source.load(self.device) for source in self._sources]
             if self.options.gemm == "auto":
                 self.options = self.options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
-            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)  # refuses bad ones
+            # Options that the guards do not take are refused here.
+            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)
             self._loaded = guards
         return self._loaded
 

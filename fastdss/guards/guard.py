@@ -35,8 +35,7 @@ class GuardModel:
     """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
     From call to call a guard keeps the keys and values of its template's beginning, and on a CPU where oneDNN is faster
-    a
-    prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
+    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
 
     Args:
         model: a causal LM, or a classifier where the spec says so.
@@ -47,9 +46,8 @@ class GuardModel:
 
     Raises:
         ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,
-            is
-            no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits are
-            not finite, or the prefix tree does not reproduce them.
+            is no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits
+            are not finite, or the prefix tree does not reproduce them.
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
@@ -147,7 +145,7 @@ class GuardModel:
         """The longest rendering that the model was made for."""
         config = self.model.config.get_text_config(decoder=not self.bidirectional)
         longest = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        if self.bidirectional:  # RoBERTa's kind counts positions from its padding id on
+        if self.bidirectional:  # RoBERTa and its kin count positions from the padding's id on
             table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
             padding = getattr(table, "padding_idx", None)
             longest -= 0 if padding is None else padding + 1
@@ -253,7 +251,8 @@ class GuardModel:
             raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
     def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
-        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+        # So that there are several forward passes, and the second needs what the first left in the store.
+        budget = max(longest // 2, 1)
         try:
             check_supported(self.model, longest)
             return tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)

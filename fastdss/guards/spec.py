@@ -31,10 +31,8 @@ class GuardSpec:
     """How a guard model is asked, and which next tokens are its answer.
 
     A conversation is rendered by the template with ``add_generation_prompt=True``, then ``answer_prefix``, and
-    tokenised
-    without further special tokens; the next token is the verdict. The score is the softmax over the verdict words'
-    logits,
-    the safe ones' share, plus ``other_weight`` times the others'.
+    tokenised without further special tokens; the next token is the verdict. The score is the softmax over the verdict
+    words' logits, the safe ones' share, plus ``other_weight`` times the others'.
 
     Args:
         name: what the spec is called, also in manifests.
@@ -48,17 +46,15 @@ class GuardSpec:
         other: of a third verdict, if there is one.
         other_weight: what the third verdict counts, from 0 (unsafe) to 1 (safe).
         split_words: let a word be several tokens: it counts with the product of their shares, each among the tokens
-            that
-            continue one of the words. Else a word must be a single token after the rendering.
+            that continue one of the words. Else a word must be a single token after the rendering.
         any_spelling: every token counts that spells a word, whatever its case and the blanks around it.
         fields: what the guard fills in before ``answer_prefix``.
         earlier: ``"summed"``: the score is the sum over the fields' values of P(values) times the score given them;
             ``"likeliest"``: each field has the value that greedy decoding would give it for this prefix.
         questions: asked one by one, each with template variables of its own; the least safe answer is the score.
         head: ``"words"``; ``"token"``, a class of the model's own head at the response's last token, after which
-            nothing
-            is rendered; ``"sequence"``, a class of the whole rendering. Words are then names or numbers of classes, all
-            of them.
+            nothing is rendered; ``"sequence"``, a class of the whole rendering. Words are then names or numbers of
+            classes, all of them.
         independent: the classes are sigmoids instead of one softmax. Some are enough, and the score is one minus the
             likeliest unsafe class, or the unlikeliest safe one if that is less.
         date: the day that a template prints which asks for today's.

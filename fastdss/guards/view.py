@@ -21,13 +21,11 @@ class View:
 
     Args:
         turns: ``"conversation"``, where the template reads all of it; ``"exchange"``, the last user turn and all that
-            the
-            assistant and its tools did after it; ``"response"``, the judged response alone.
+            the assistant and its tools did after it; ``"response"``, the judged response alone.
         system: whether the template renders system turns; else they are left out.
         tools: whether it knows the role ``tool``. Else calls and results are joined with the assistant's turn around
             them, and neighbours of one side become one turn, so that user and assistant alternate and a tool's output
-            is
-            never the user's words.
+            is never the user's words.
         parts: content as a list of typed parts.
         prompt: for a guard that is asked by a text of its model card: that text, with ``{prompt}`` and ``{response}``
             where the exchange goes, sent as one user message.

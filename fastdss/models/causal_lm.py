@@ -54,7 +54,7 @@ def backbone(model: Any) -> nn.Module:
     """
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
-    if base is model:  # Llama 4's calls its backbone otherwise than its class says
+    if base is model:  # Llama 4 gives its backbone another name than its class says
         base = getattr(model, "model", None)
     if base is None or base is model:
         raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
@@ -133,7 +133,7 @@ def vocabulary(model: Any) -> int:
 
 
 def ignores_softcap(model: Any) -> bool:
-    """Whether the model's own attention drops its softcap: transformers 5.17 chose sdpa, which has none, for Gemma2."""
+    """Whether the model's own attention drops its softcap: for Gemma2 transformers 5.17 chose sdpa, which has none."""
     config = model.config.get_text_config(decoder=True)
     return bool(_number(config, "attn_logit_softcapping")) and attention_of(config) == "sdpa"
 

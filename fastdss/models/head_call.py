@@ -40,7 +40,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
     outer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if outer is None:
         raise UserTypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
-    made: list[tuple[Tensor, ...]] = []  # as the operation returned them, before any hook
+    made: list[tuple[Tensor, ...]] = []  # the operation's results, before any hook sees them
     results: list[tuple[Tensor, ...]] = []
 
     # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They

@@ -112,8 +112,7 @@ class StarScores(Sequence[ScoredResponse]):
 
         Returns:
             list: a row a conversation, with ``messages``, with ``tools`` as JSON where there are any, and with
-                ``star``,
-                the scores of its judged turns, which say ``exact`` where some are approximations.
+                ``star``, the scores of its judged turns, which say ``exact`` where some are approximations.
         """
         rows = []
         for chat, items in self.conversations():
@@ -154,8 +153,7 @@ class StarScores(Sequence[ScoredResponse]):
             template: the chat template; None: the tokenizer's own.
             template_kwargs: further variables of the template.
             across: which score a token gets that touches several chunks: ``"last"``, that of the chunk in which its
-                last
-                character lies (the default), ``"min"`` or ``"mean"``.
+                last character lies (the default), ``"min"`` or ``"mean"``.
             end_of_turn: whether the token that ends a turn has a label; None: yes.
             max_length: longest row, in tokens; None: no limit.
             truncation_side: ``"left"`` or ``"right"``, where a longer row is cut; None: right.

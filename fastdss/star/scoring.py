@@ -71,8 +71,8 @@ def star_scores(
 
     Args:
         model: a ``Guard``, several of them, or a causal LM of transformers with ``tokenizer`` and ``spec``.
-        batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or
-            ``{"messages": [...]}`` whose last turn, the assistant's, is judged.
+        batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or ``{"messages":
+            [...]}`` whose last turn, the assistant's, is judged.
         tokenizer: of a model that is no ``Guard``.
         spec: how such a model is asked; None: the known one of ``model.name_or_path``.
         every: units per scored chunk: a prefix ends after every ``every``-th unit, and at the end of the text.
@@ -124,7 +124,7 @@ class Settled(NamedTuple):
 class ScoreGate(Gate, Protocol):
     """A gate that knows scores without their branches."""
 
-    withdrawn: bool  # what was approximated must be computed after all
+    withdrawn: bool  # the audit spoke against the probe: what was approximated must be computed after all
 
     def settle(self, scores: Tensor) -> list[Settled]:
         """Fill in what was not computed, and say of every response what was."""
@@ -160,7 +160,8 @@ def score_turns(
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
     slices = [turns] if approx else cut_in_slices(turns)
     if len(slices) > 1:
-        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))  # the same for every slice
+        # Decided once, so that it is the same for every slice.
+        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []

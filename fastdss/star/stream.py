@@ -25,9 +25,8 @@ class StarStream:
     """Scores of one response while it is written: append its text, get P(safe) at the end of every ``every``-th unit.
 
     Units are those of ``star_scores``, and so are ``scores`` and ``ends`` once ``close`` has added the score of the
-    end.
-    ``seconds[k]`` is how long the call took that gave score k. A new boundary computes only the tokens with which its
-    rendering leaves the one before.
+    end. ``seconds[k]`` is how long the call took that gave score k. A new boundary computes only the tokens with which
+    its rendering leaves the one before.
 
     Args:
         guard: the guard that judges; ``guard.stream(prompt)`` is the same.
@@ -51,7 +50,7 @@ class StarStream:
         if every < 1:
             raise UserError(f"every: expected a positive integer, got {every}")
         if unit not in UNITS:
-            raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
+            raise UserError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         self.guard = guard
         self.every = every
@@ -75,8 +74,7 @@ class StarStream:
 
         Returns:
             list: the scores of the boundaries that it settles: a word's once whitespace follows it, a token's once
-                another
-                word begins, a sentence's once something follows that is no part of it.
+                another word begins, a sentence's once something follows that is no part of it.
         """
         return self.company.append({self: text}).of(self)
 
@@ -198,8 +196,7 @@ class StarStreams:
         """Append text to some streams and close others, in one forward.
 
         An error of the forward itself (a device without room) is raised as it is; the same streams can then be tried
-        again
-        with empty text.
+        again with empty text.
 
         Args:
             pieces: the text of each stream.

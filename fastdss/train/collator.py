@@ -24,7 +24,7 @@ from fastdss.models.inputs import (
 )
 
 IGNORED = -100
-_ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
+_ROUNDING = 0.5  # by so much may rounded 16-bit logits lift a log-probability above 0
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
 COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "input_ids": (torch.long, 0),
@@ -43,8 +43,7 @@ class DSSCollator:
     Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights``,
     ``ref_logprobs``, and for the forward KL ``ref_offset`` and ``ref_slope`` (which becomes ``[B, T, D]``). A packed
     example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each. The
-    first
-    label of a document never counts: no token before it predicts it.
+    first label of a document never counts: no token before it predicts it.
 
     Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
     model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
@@ -241,7 +240,8 @@ def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
         if [name for name in COLUMNS if name in example] != names:
             raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
-        if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
+        # Null is what a table holds for a row without the column.
+        if absent := [name for name in names if example[name] is None]:
             raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
     return names
 
@@ -281,7 +281,7 @@ def _column(index: int, name: str, values: Any) -> Tensor:
         return _vectors(index, name, values)
     try:
         tensor = as_tensor(values)
-    except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
+    except (RuntimeError, TypeError, ValueError) as error:  # null, text, or lists of several lengths
         raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
     if tensor.dim() != 1:
         raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
@@ -326,8 +326,8 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
 
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list[Any]]]:
-    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
-    All aligned columns travel together and no example is cut.
+    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room. All
+    aligned columns travel together and no example is cut.
 
     Args:
         examples: as ``DSSCollator`` takes them.

@@ -61,8 +61,8 @@ def enable_dss(
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
       reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained, and its
       ``ref_bias: [V]`` where the head has one. ``ref_logit_scale`` and ``ref_softcap`` where they are not the policy's.
-    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head:
-      what ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
+    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head: what
+      ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
     - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
       with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
@@ -71,8 +71,8 @@ def enable_dss(
     - ``dss_ask`` one of "loss" (default), "logprobs", "reference" (``logprobs``, ``ref_slope`` and ``ref_offset``),
       "hidden", "logits": return only that, without a loss.
 
-    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids``
-    and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
+    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids`` and shifted
+    inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
     Args:
         model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.

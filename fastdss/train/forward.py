@@ -23,7 +23,7 @@ from .collator import COLUMNS
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
-NEEDED = "_dss_needed"  # an input without which the class reads what follows
+NEEDED = "_dss_needed"  # an input without which tokens of this class would see those after them
 _ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
@@ -82,7 +82,7 @@ def shaped_forward(
     if config is None:
         raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {', '.join(_ASK)}, got {ask!r}")
     if len(args) > 1:
         raise UserTypeError(
             f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"

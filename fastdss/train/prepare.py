@@ -92,7 +92,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
 
 def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
     kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # a stream counts nothing
+    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # nobody can count the rows of a stream
         lost = len(dataset) - len(kept)
         _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
     return kept

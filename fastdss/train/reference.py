@@ -49,8 +49,8 @@ def reference_logprobs(
     ```
 
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
-    Under
-    ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return everything.
+    Under ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return
+    everything.
 
     Args:
         model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
@@ -148,7 +148,7 @@ def add_reference_logprobs(
     require("add_reference_logprobs", "train", "datasets")
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-    if not isinstance(dataset, Dataset):  # before hours of work
+    if not isinstance(dataset, Dataset):  # asked before hours of work
         raise UserTypeError(
             f"dataset: expected a datasets.Dataset, got {type(dataset).__name__}: Dataset.from_list(list(rows)) makes "
             "one; reference_logprobs takes any sequence of rows"
@@ -161,7 +161,7 @@ def add_reference_logprobs(
     old = [name for name in ("ref_logprobs", "ref_offset", "ref_slope") if name in dataset.column_names]
     dataset = dataset.remove_columns(old) if old else dataset
     parts = []
-    for start in range(0, len(answers), part_rows):  # lists of numbers are large: not all at once
+    for start in range(0, len(answers), part_rows):  # lists of numbers are large, so they are not made all at once
         part = range(start, min(start + part_rows, len(answers)))
         rows = [_columns(answers[index], {"labels": dataset[index]["labels"]}) for index in part]
         found = {name: [row[name] if name == "ref_slope" else row[name].tolist() for row in rows] for name in kinds}

@@ -154,7 +154,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         return super()._take_metrics(training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs:  # what came after the last log of a loss
+        if "train_loss" in logs:  # at the end of training: the batches since the last log
             rest = self._take_metrics(training=True)
             logs.update({name: rest[name] for name in _TOLD if name in rest})
         super().log(logs, start_time)

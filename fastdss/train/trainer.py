@@ -66,7 +66,7 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
-        divide_by_items(self)  # as the shaped loss does, whatever the class
+        divide_by_items(self)  # whatever the class says, for the shaped loss is divided so
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
@@ -80,7 +80,8 @@ class ShapedTraining(TrainerSeams):
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
                 "leave it unset, got True"
             )
-        accelerate.cast_nothing(self.accelerator)  # tokens in, FSDP2 computes as its parameters are
+        # The inputs are tokens, and FSDP2 computes in the dtype of its parameters.
+        accelerate.cast_nothing(self.accelerator)
         known_reference(self, ref_model)
         self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
@@ -136,7 +137,7 @@ class ShapedTraining(TrainerSeams):
         Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
         """
         scaled = self.args.average_tokens_across_devices and divides_by_items(self)
-        times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
+        times = self.accelerator.num_processes if scaled else 1  # by which Trainer.compute_loss multiplied the loss
         steps = micro_batches(self) if self.model.training else 1
         return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 

@@ -38,7 +38,7 @@ _LEAST = {
 }
 
 
-_LARGEST_SEED = 2**32 - 1  # numpy's
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def _set(default: Any, text: str) -> Any:
@@ -110,7 +110,7 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"{name}: expected a number of at least {least}, got {value}")
-        _ = self.dss  # its own check
+        _ = self.dss  # the loss has its own check of its options
         if not self.epochs and self.max_steps == -1:
             raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
@@ -157,7 +157,7 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
             raise UserError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
         names = [key.value for key, _ in named.value] if values else []
         for name in names:
-            if names.count(name) > 1:  # YAML would take the last
+            if names.count(name) > 1:  # of two lines, YAML would take the last and say nothing
                 raise UserError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
