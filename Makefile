@@ -59,7 +59,8 @@ test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests
 MINUTES = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py tests/docs/test_shell.py
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
-	tests/chat tests/star/test_scored.py tests/train/test_config.py
+	tests/chat tests/star/test_scored.py tests/train/test_config.py \
+	tests/docs/test_docstrings.py tests/mutation/test_mutation.py::test_every_fault_still_has_its_place
 check: lint  ## lint, types and the quick tests: before each commit
 	$(PYTEST) $(QUICK)
 
