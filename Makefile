@@ -8,7 +8,7 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: help check unit install install-dev install-ci demo test test-ci test-guards test-axolotl test-slow mutation matrix oldest lint docs \
+.PHONY: help check unit install install-dev install-ci demo test test-ci test-pages test-guards test-axolotl test-slow mutation matrix oldest lint docs \
 	pictures dist vendors fuzz sanitize lock sbom bench bench-gpu clean
 
 OLDEST = .tools/bin/uv pip install --quiet --python .oldest
@@ -52,14 +52,19 @@ test: lint  ## lint, types and all tests that need no GPU
 	$(PYTEST) tests/compiled $(SKIPS)
 
 # As CI does it: with everything that has tests, the vendors' tokenizers too, so that nothing may be skipped but what needs
-# a GPU; then Ray clusters, and every shell command of the documentation as it is typed.
+# a GPU; then Ray clusters.
 test-ci: SKIPS = --only-gpu-skips
-test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; Ray; every command of the docs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(MINUTES)
-MINUTES = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py tests/docs/test_shell.py
+test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and Ray
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(RAY)
+RAY = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py
+
+# Minutes: one process a command, a real model on one page.
+test-pages: install-ci  ## every shell command of README and docs, typed in an empty folder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" --only-gpu-skips tests/docs/test_shell.py
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
-	tests/chat tests/star/test_scored.py tests/train/test_config.py
+	tests/chat tests/star/test_scored.py tests/train/test_config.py \
+	tests/docs/test_docstrings.py tests/mutation/test_mutation.py::test_every_fault_still_has_its_place
 check: lint  ## lint, types and the quick tests: before each commit
 	$(PYTEST) $(QUICK)
 
