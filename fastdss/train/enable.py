@@ -45,6 +45,7 @@ def enable_dss(
     chunk_bytes: int | None = None,
     label_smoothing: float | None = None,
     grad_tol: float | None = None,
+    dft: bool | None = None,
     check: bool = True,
 ) -> Model:
     """``model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss`` becomes the DSS loss of ``dss_loss``.
@@ -71,7 +72,8 @@ def enable_dss(
 
     model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
     returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
-    ``chunk_bytes``, ``label_smoothing`` and ``grad_tol`` are shortcuts to its fields. Calling again sets all anew.
+    ``chunk_bytes``, ``label_smoothing``, ``grad_tol`` and ``dft`` are shortcuts to its fields. Calling again sets
+    all anew.
     check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
@@ -84,6 +86,7 @@ def enable_dss(
         chunk_bytes=chunk_bytes,
         grad_tol=grad_tol,
         label_smoothing=label_smoothing,
+        dft=dft,
     )
     bare = bare_model(model)
     if is_engine(bare):

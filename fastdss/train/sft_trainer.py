@@ -31,7 +31,8 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
     All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
-    (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``grad_tol``, ``ref_model``). Data sets may be
+    (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``grad_tol``, ``dft``, ``ref_model``). Data
+    sets may be
 
     - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
       trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;

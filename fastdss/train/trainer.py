@@ -261,9 +261,9 @@ class DSSTrainer(ShapedTraining, Trainer):
 
     All arguments of ``Trainer``, and by keyword:
 
-    config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and
-    ``grad_tol`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already: what is
-    said here as well must not differ.
+    config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``,
+    ``grad_tol`` and ``dft`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already:
+    what is said here as well must not differ.
     ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them: ``ref_logprobs``
     for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without adapters), ``"adapter"``
     for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
