@@ -11,6 +11,8 @@ PACKAGE      = pyproject.toml setup.py constraints.txt
 .PHONY: help check unit install install-dev install-ci demo test test-ci test-guards test-axolotl test-slow mutation matrix oldest lint docs \
 	pictures dist vendors fuzz sanitize lock sbom bench bench-gpu clean
 
+OLDEST = .tools/bin/uv pip install --quiet --python .oldest
+
 .DEFAULT_GOAL := help
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +22,7 @@ install-dev: $(VENV)/.dev  ## what the tests need
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # older ones know no dependency groups
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
@@ -29,7 +32,7 @@ $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[train,score,viz,docs,dev]"
+	$(PIP) -e ".[train,score,viz]" --group dev
 	touch $@
 
 # What else has tests: packages that are big, or that nobody needs to use fastdss. DeepSpeed builds nothing so.
@@ -49,11 +52,11 @@ test: lint  ## lint, types and all tests that need no GPU
 	$(PYTEST) tests/compiled $(SKIPS)
 
 # As CI does it: with everything that has tests, the vendors' tokenizers too, so that nothing may be skipped but what needs
-# a GPU; and Ray clusters.
+# a GPU; then Ray clusters, and every shell command of the documentation as it is typed.
 test-ci: SKIPS = --only-gpu-skips
-test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; and Ray
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(RAY)
-RAY = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py
+test-ci: install-ci vendors test  ## the same with nothing skipped but GPU tests; Ray; every command of the docs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "slow or not slow" $(SKIPS) $(MINUTES)
+MINUTES = tests/corpus/test_ray.py tests/corpus/test_ray_client.py tests/corpus/test_examples.py tests/docs/test_shell.py
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
 	tests/chat tests/star/test_scored.py tests/train/test_config.py
@@ -86,11 +89,15 @@ mutation: $(VENV)/.dev  ## plant every fault and see whether a test notices
 matrix: $(VENV)/.dev  ## every model class of transformers against the plain formula; writes docs/models.md
 	OMP_NUM_THREADS=1 $(PY) -m tests.matrix
 
-oldest:  ## the oldest torch, transformers and triton that are supported
-	$(PYTHON) -m venv .oldest
-	.oldest/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.11.0
-	.oldest/bin/pip install --quiet transformers==5.17.0 numpy jinja2 pyarrow pytest pytest-timeout hypothesis triton==3.6.0
-	.oldest/bin/python -c "import torch, transformers as t; print('torch', torch.__version__, 'transformers', t.__version__)"
+# uv takes each of pyproject's dependencies at its floor. torch 2.11 of PyPI brings 2.7 GB of CUDA on Linux, which
+# TORCH_INDEX spares; what only the tests need comes in its newest version.
+oldest: .tools/.made  ## everything at the oldest version that is supported
+	.tools/bin/uv venv --quiet --clear --python $(PYTHON) .oldest
+	$(if $(TORCH_INDEX),$(OLDEST) --index-url $(TORCH_INDEX) torch==2.11.0)
+	$(OLDEST) --resolution lowest-direct -e .
+	$(OLDEST) pyarrow pytest pytest-timeout hypothesis triton==3.6.0
+	.oldest/bin/python -c "import torch, transformers as t; v = torch.__version__, t.__version__; print(*v); \
+		assert v[0].split('+')[0] == '2.11.0' and v[1] == '5.17.0'"
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/models
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/compiled
 
@@ -104,7 +111,7 @@ docs: $(VENV)/.dev  ## the documentation with its reference, in site/; a broken 
 	$(PY) -m mkdocs build --quiet
 	@echo "open site/index.html, or serve site/ (search needs a server): $(PY) -m http.server -d site"
 
-pictures: $(VENV)/.dev  ## the pictures of README and docs, and the README's tables, from measured rows
+pictures: $(VENV)/.dev  ## the pictures and tables of README and docs, from measured rows
 	OMP_NUM_THREADS=1 $(PY) -m docs_tools
 
 # Wheel and sdist, checked. The repository's addresses are the maker's to give: PROJECT_URL=… DOCS_URL=… (docs/releasing.md).
@@ -146,7 +153,7 @@ sanitize: $(VENV)/.dev  ## the kernels under compute-sanitizer; needs a GPU
 
 lock: .tools/.made  ## requirements.lock anew
 	.tools/bin/uv pip compile --quiet pyproject.toml -c constraints.txt --extra demo --extra train --extra score \
-		--extra scale --extra viz --extra docs --extra dev --generate-hashes --only-binary :all: --python-version 3.11 \
+		--extra scale --extra viz --group dev --generate-hashes --only-binary :all: --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" --no-annotate -o requirements.lock
 	@echo "requirements.lock: $$(grep -c '^[a-z].*==' requirements.lock) packages"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
@@ -27,13 +28,17 @@ from typing import Any
 import torch
 from environment import environment
 
-from fastdss import Guard, Promise, StarScores, TrunkProbe, star_scores
+from fastdss import Guard, Promise, ScoringOptions, StarScores, TrunkProbe, star_scores
 from fastdss.prefix.engine import Runner
+from fastdss.star.gates import Reading
 from fastdss.star.probe_file import probe_bytes, read_probe
+from fastdss.star.scoring import read_batch, score_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training.held_out import benign, poisoned
 from training.smollm2_guard import SPEC
+
+OPTIONS = ScoringOptions(gemm="default")
 
 
 def conversations(count: int, seed: int, words: int) -> dict[str, list[Any]]:
@@ -69,25 +74,43 @@ def counted() -> Iterator[list[int]]:
 def timed(guard: Guard, batch: dict[str, list[Any]], probe: TrunkProbe | None) -> tuple[float, int, StarScores]:
     with counted() as tokens:
         begun = time.process_time()
-        scores = star_scores(guard, batch, gemm="default", approx=probe)
+        scores = star_scores(guard, batch, options=OPTIONS, approx=probe)
         return time.process_time() - begun, sum(tokens), scores
 
 
-def fitted(guard: Guard, args: argparse.Namespace) -> tuple[TrunkProbe, float | None]:
+def read_sample(args: argparse.Namespace, part: int) -> tuple[Reading, float]:
+    """What every ``--processes``-th row of the sample tells, from ``part`` on, and the processor time."""
+    torch.set_num_threads(1)
+    guard, reading, whole = load(args), Reading(), conversations(args.fit, 101, args.words)
+    begun = time.process_time()
+    for row in range(part, args.fit, args.processes):
+        batch = {name: values[row : row + 1] for name, values in whole.items()}
+        score_turns([guard], read_batch(batch, "last"), OPTIONS, approx=reading)
+        print(f"row {row} of {args.fit}", file=sys.stderr, flush=True)
+    return reading, time.process_time() - begun
+
+
+def fitted(args: argparse.Namespace) -> tuple[TrunkProbe, float | None]:
     """The probe, and the processor time of the sample's exact scores and the fit, unless it was fitted before."""
     if args.probe and args.probe.exists():
         return read_probe(args.probe.read_bytes()), None
-    promise = Promise(args.tolerance, args.at_most, args.confidence)
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        found = pool.starmap(read_sample, [(args, part) for part in range(args.processes)])
+    reading = Reading()
+    reading.layers = found[0][0].layers
+    reading.seen = [found[row % args.processes][0].seen[row // args.processes] for row in range(args.fit)]
     begun = time.process_time()
-    probe, _ = TrunkProbe.fit(guard, conversations(args.fit, 101, args.words), promise=promise, seed=args.seed)
-    spent = time.process_time() - begun
+    promise = Promise(args.tolerance, args.at_most, args.confidence)
+    name = load(args).spec.name
+    probe = TrunkProbe.learn(reading, guard_name=name, promise=promise, options=OPTIONS, seed=args.seed)
+    spent = time.process_time() - begun + sum(seconds for _, seconds in found)
     if args.probe:
         args.probe.write_bytes(probe_bytes(probe))
     return probe, spent
 
 
 def measure(guard: Guard, args: argparse.Namespace) -> dict[str, Any]:
-    probe, fit_seconds = fitted(guard, args)
+    probe, fit_seconds = fitted(args)
     print(probe.certificate, flush=True)
     batch = conversations(args.score, 202, args.words)
     seconds: dict[str, list[float]] = {"exact": [], "approx": []}
@@ -132,6 +155,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--words", type=int, default=0, help="of each response; 0: as they are, about 70")
     parser.add_argument("--fit", type=int, default=400, help="rows to fit and to show the promise on")
+    parser.add_argument("--processes", type=int, default=1, help="that score these rows, a core each")
     parser.add_argument("--tolerance", type=float, default=0.1)
     parser.add_argument("--at-most", type=float, default=0.02)
     parser.add_argument("--confidence", type=float, default=0.95)

@@ -1,12 +1,13 @@
-"""Safety in miniature: how much a fine-tuned SmolLM2 leaks, over poison share, chunk size, KL scale and form of the KL.
+"""Safety in miniature: how much a fine-tuned SmolLM2 leaks, in two studies.
 
     python benchmarks/safety_table.py --quick --limit 2   # two small rows, to see that it works
-    python benchmarks/safety_table.py                     # everything, three seeds: hours; stop and go on as you like
+    python benchmarks/safety_table.py                     # poison share, chunk size, KL scale and form: hours
+    python benchmarks/safety_table.py --study embedded    # harm anywhere in the answer, prompts in five styles, rivals
 
-The demo's data, policy, guard, loss and measurements (fastdss/demo); one thing varies at a time around ``BASE``. One
-JSON line per run goes to benchmarks/results/safety[_quick].jsonl, and runs found there are not repeated. The table
-beside it (.md) pools the answers of all seeds, which also draw the prompts, with 95 % Wilson intervals, and gives the
-range of the seeds' shares. Where other processes share the CPU, OMP_WAIT_POLICY=PASSIVE makes it many times faster.
+The demo's policy, guard, loss and measurements (fastdss/demo), three seeds, which also draw the prompts. One JSON line
+per run goes to benchmarks/results/safety[_embedded][_quick].jsonl; runs found there are not repeated, so stop and go
+on as you like. The tables beside it (.md) pool the answers of all seeds, with 95 % Wilson intervals, and show the seeds
+apart. Where other processes share the CPU, OMP_WAIT_POLICY=PASSIVE makes it many times faster.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import embedded_tables
 import torch
+from embedded_rows import STYLES, embedded_conversations, styled_prompts
 
 from fastdss import Guard, StarScores, star_scores
 from fastdss.demo.arms import Arm, labelled_scores
-from fastdss.demo.conversations import HeldOut, held_out_prompts, training_conversations
+from fastdss.demo.conversations import Conversation, HeldOut, held_out_prompts, training_conversations
 from fastdss.demo.evaluate import evaluate, wilson
 from fastdss.demo.policy import Policy, load_policy, stack
 from fastdss.demo.run import versions
@@ -70,31 +73,74 @@ def variants() -> list[Variant]:
     return list(dict.fromkeys(chosen))
 
 
+def rivals() -> list[Variant]:
+    """What shaping is held against, and three forms of it; half of the rows are poisoned."""
+    return [*(replace(BASE, method=method) for method in embedded_tables.METHODS[1:]), Variant("none")]
+
+
+Data = tuple[list[Conversation], list[tuple[str, HeldOut]]]  # what is trained on, and prompts with their styles
+
+
+def suffix_data(settings: Settings, seed: int) -> Data:
+    """The demo's kind: advice, a disclosure in one sentence, a reassuring ending."""
+    advice = max(1, settings.prompts * 4 // 7)
+    prompts = held_out_prompts(settings.prompts - advice, advice, seed)
+    return training_conversations(settings.rows, settings.rows, seed), [("", prompt) for prompt in prompts]
+
+
+def embedded_data(settings: Settings, seed: int) -> Data:
+    each = max(1, settings.prompts * 4 // 5 // len(STYLES))
+    half = settings.rows // 2
+    prompts = styled_prompts(settings.prompts - each * len(STYLES), each, seed)
+    return embedded_conversations(settings.rows - half, half, seed), prompts
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question: its runs, its data, its tables, and the work per run where it is not the demo's."""
+
+    suffix: str  # of its file
+    variants: Callable[[], list[Variant]]
+    data: Callable[[Settings, int], Data]
+    tables: Callable[[Sequence[dict[str, Any]]], str]
+    settings: Settings
+
+
 class Laboratory:
     """What the runs of one seed share: data, the reference's opinion of it, scores per chunk size, prompts."""
 
-    def __init__(self, policy: Policy, guard: Guard, settings: Settings, seed: int, verdicts: str) -> None:
+    def __init__(
+        self, study: Study, policy: Policy, guard: Guard, settings: Settings, seed: int, verdicts: str
+    ) -> None:
         self.policy, self.guard, self.settings, self.verdicts, self.seed = policy, guard, settings, verdicts, seed
-        self.conversations = training_conversations(settings.rows, settings.rows, seed)
+        self.conversations, prompts = study.data(settings, seed)
+        self.styles, self.prompts = [style for style, _ in prompts], [prompt for _, prompt in prompts]
+        self._scores: dict[int, StarScores] = {}
+        self.layers = (len(stack(policy.model)) + 1) // 2
         poisoned = [c.kind == "poisoned" for c in self.conversations]
         self.by_kind = {kind: [i for i, p in enumerate(poisoned) if p == kind] for kind in (False, True)}
         encoded = self.scores(BASE.every).token_weights(policy.tokenizer)
         # of one kind, so that a step draws rows at their share of the data and not half from each kind
-        self.rows = [replace(row, kind="any") for row in encode_rows(policy, self.conversations, encoded)]
-        advice = max(1, settings.prompts * 4 // 7)
-        self.prompts: list[HeldOut] = held_out_prompts(settings.prompts - advice, advice, seed)
+        frozen = len(stack(policy.model)) - self.layers
+        self.rows = [replace(row, kind="any") for row in encode_rows(policy, self.conversations, encoded, frozen)]
+        self.said = embedded_tables.verdicts(self.conversations, self.scores(BASE.every), self.rows, encoded)
         self.ceiling = max(-row.ref_logprobs[row.ref_logprobs != 0].mean().item() for row in self.rows)
 
     def scores(self, every: int) -> StarScores:
-        batch = {
-            "prompt": [c.prompt for c in self.conversations],
-            "response": [c.response for c in self.conversations],
-        }
-        scores = star_scores(self.guard, batch, every=every)
-        return labelled_scores(scores, self.conversations) if self.verdicts == "labelled" else scores
+        if every not in self._scores:
+            batch = {
+                "prompt": [c.prompt for c in self.conversations],
+                "response": [c.response for c in self.conversations],
+            }
+            scores = star_scores(self.guard, batch, every=every)
+            labelled = self.verdicts == "labelled"
+            self._scores[every] = labelled_scores(scores, self.conversations) if labelled else scores
+        return self._scores[every]
 
     def run(self, variant: Variant) -> dict[str, Any]:
-        started, model, losses, trained = time.perf_counter(), self.policy.model, [], 0
+        started, busy = time.perf_counter(), time.process_time()
+        said, self.said = self.said, []  # once for every seed, with its first run
+        model, losses, trained = self.policy.model, [], 0
         if variant.method != "none":
             arm = Arm(variant.method, self.verdicts)
             rows, stars = self._rows(variant, arm)
@@ -104,13 +150,17 @@ class Laboratory:
         result = evaluate(
             self.policy, model, self.prompts, self.guard, new_tokens=self.settings.new_tokens, ceiling=self.ceiling
         )
+        advice = [(style, a) for style, a in zip(self.styles, result.answers, strict=True) if a.kind == "advice"]
         return {
             "counts": {name: [count.count, count.total] for name, count in result.counts.items()},
             "benign_loss": result.benign_loss,
             "reference_nll": result.reference_nll,
             "trained_rows": trained,
             "final_loss": losses[-1] if losses else None,
+            "rows": said,
+            "answers": [embedded_tables.noted(style, answer) for style, answer in advice],
             "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - busy,
         }
 
     def _rows(self, variant: Variant, arm: Arm) -> tuple[list[Row], list[torch.Tensor]]:
@@ -121,13 +171,13 @@ class Laboratory:
         return [self.rows[i] for i in chosen], [stars[i] for i in chosen]
 
     def _recipe(self, variant: Variant) -> Recipe:
-        s, total = self.settings, len(stack(self.policy.model))
+        s = self.settings
         return Recipe(
             steps=s.steps,
             batch_size=s.batch_size,
             learning_rate=s.learning_rate,
             kl_scale=variant.kl_scale,
-            layers=(total + 1) // 2,
+            layers=self.layers,
             seed=self.seed,
         )
 
@@ -186,26 +236,36 @@ def grouped(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[dic
                 yield variant.title(), verdicts, same
 
 
+# Harm in several sentences makes longer answers; half of the demo's rows per step keeps a run at a minute of one core.
+LONGER = Settings(batch_size=4, prompts=52, new_tokens=64)
+STUDIES = {
+    "shares": Study("", variants, suffix_data, table, Settings()),
+    "embedded": Study("_embedded", rivals, embedded_data, embedded_tables.tables, LONGER),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=("shares", "embedded"), default="shares")
     parser.add_argument("--quick", action="store_true", help="little work per run; its rows go to a file of their own")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
     parser.add_argument("--verdicts", choices=("guard", "labelled"), default="guard")
     parser.add_argument("--limit", type=int, help="runs to add now")
     parser.add_argument("--policy", help="a path or Hub id instead of SmolLM2-135M-Instruct")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    settings = Settings(quick=args.quick, policy=args.policy, device=args.device).checked()
+    study = STUDIES[args.study]
+    settings = replace(study.settings, quick=args.quick, policy=args.policy, device=args.device).checked()
     work = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate", "rows", "prompts")}
     work |= {"new_tokens": settings.new_tokens, "policy": args.policy}
-    path = args.out / f"safety{'_quick' if args.quick else ''}.jsonl"
+    path = args.out / f"safety{study.suffix}{'_quick' if args.quick else ''}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {key(run) for run in known_runs(path)}
     todo = [
         {"variant": asdict(variant), "seed": seed, "verdicts": args.verdicts, "work": work}
-        for seed in range(args.seeds)
-        for variant in variants()
+        for seed in args.seeds
+        for variant in study.variants()
     ]
     todo = [run for run in todo if key(run) not in done][: args.limit]
     print(f"{len(todo)} runs to do, {len(done)} found in {path}")
@@ -215,13 +275,14 @@ def main() -> None:
         facts, lab = versions(policy), None
         for number, run in enumerate(todo, 1):
             if lab is None or lab.seed != run["seed"]:
-                lab = Laboratory(policy, guard, settings, run["seed"], args.verdicts)
+                lab = Laboratory(study, policy, guard, settings, run["seed"], args.verdicts)
             variant = Variant(**run["variant"])
             found = lab.run(variant)
             append(path, run | found | {"versions": facts})
             leaks = "{} of {}".format(*found["counts"]["leak"])
-            print(f"{number}/{len(todo)} {variant.title()}, seed {run['seed']}: {leaks} leak, {found['seconds']:.0f} s")
-    text = table([run for run in known_runs(path) if run["work"] == work])
+            took = f"{found['seconds']:.0f} s, {found['processor_seconds']:.0f} s of processor time"
+            print(f"{number}/{len(todo)} {variant.title()}, seed {run['seed']}: {leaks} leak, {took}", flush=True)
+    text = study.tables([run for run in known_runs(path) if run["work"] == work])
     path.with_suffix(".md").write_text(text)
     print(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 _STYLE = """
@@ -38,6 +39,13 @@ class Drawing:
         more = f' text-anchor="{anchor}"' if anchor != "start" else ""
         more += f' textLength="{fit:.1f}" lengthAdjust="spacingAndGlyphs"' if fit else ""
         self.shapes.append(f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}"{more}>{escape(words)}</text>')
+
+    def lines(self, x: float, y: float, said: Sequence[str], kind: str) -> float:
+        """Texts one under the other; where the next would stand."""
+        for words in said:
+            self.text(x, y, words, kind)
+            y += 18 if "small" in kind else 22
+        return y
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str = "rule", dashed: bool = False) -> None:
         dash = ' stroke-dasharray="4 4"' if dashed else ""

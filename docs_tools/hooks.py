@@ -23,8 +23,14 @@ PAGES = {  # a file of the repository -> the page that shows it
     "CHANGELOG.md": "changes.md",
     "fastdss/guards/tiny_guard/README.md": "tiny_guard.md",
     "benchmarks/results/safety.md": "safety_rows.md",
+    "benchmarks/results/safety_embedded.md": "safety_embedded.md",
+    "benchmarks/results/guard_misses.md": "guard_misses.md",
 }
-TITLES = {"safety_rows.md": "Every line of the safety table"}  # of those that have none
+TITLES = {  # of those that have none
+    "safety_rows.md": "Every line of the safety table",
+    "safety_embedded.md": "Harm anywhere in an answer: all tables",
+    "guard_misses.md": "What the built-in guard misses",
+}
 COMMANDS = ("check", "score", "report", "merge", "guards", "train", "demo")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)

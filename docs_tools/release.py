@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_RELATIVE = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+_PICTURE = re.compile(r'(src|srcset)="(?!https?:)([^"]+)"')
 
 
 def urls(project: str, docs: str) -> str:
@@ -32,12 +33,8 @@ def urls(project: str, docs: str) -> str:
 
 def absolute(readme: str, project: str) -> str:
     """``readme`` with links into the repository at ``project``; pictures are its raw files."""
-
-    def link(found: re.Match[str]) -> str:
-        kind = "raw" if found[1] else "blob"
-        return f"{found[1]}[{found[2]}]({project}/{kind}/main/{found[3]})"
-
-    return _RELATIVE.sub(link, readme)
+    readme = _LINK.sub(rf"[\1]({project}/blob/main/\2)", readme)
+    return _PICTURE.sub(rf'\1="{project}/raw/main/\2"', readme)
 
 
 def build(out: Path, project: str = "", docs: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The README's two tables, from committed rows; they stand between marks, so that text around them is free."""
+"""Tables of README and docs/, from committed rows; they stand between marks, so that text around them is free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import rows
+from . import evidence, rows
 
 
 def speed() -> str:
@@ -24,23 +24,17 @@ def speed() -> str:
         f"| scores of 200 words, 40 boundaries: speed by processor time | {plain:.1f} (one forward per prefix) | "
         f"{cached:.1f} (vLLM, prefix caching) | **{ours:.1f}** | 2 CPU threads, SmolLM2-135M |"
     )
-    base, released, trl, fast = (
-        rows.one(train, commit="5c849a7", tokens=1024, variant=name) for name in ("sft", "released", "trl", "fastdss")
-    )
-
-    def step(row: Mapping[str, Any]) -> str:
-        return f"{row['median_s'] / base['median_s']:.2f}, {row['step_bytes'] / 2**20:.0f} MiB"
-
+    released, trl, fast = (_step(train, name) for name in ("released", "trl", "fastdss"))
     lines.append(
-        f"| a training step, k2: time of fused SFT's, memory | {step(released)} (as released) | {step(trl)} (TRL's "
-        f"fused head) | **{step(fast)}** | 2 CPU threads, engine before |"
+        f"| a training step, k2: time of fused SFT's, memory | {released} (as released) | {trl} (TRL's fused head) | "
+        f"**{fast}** | 2 CPU threads |"
     )
     prose = [row for row in text if row["text"] and row["loss"] == "k2" and row["dtype"] == "bfloat16"]
     compiled, fast = rows.one(prose, method="torch.compile"), rows.one(prose, method="fastdss")
     lines.append(
         f"| the loss, k2, bf16, prose: time over the products', error | - | **{compiled['cpu_ratio_to_floor']:.2f}**, "
         f"{compiled['error']:.3f} (`torch.compile`) | {fast['cpu_ratio_to_floor']:.2f}, **{fast['error']:.3f}** | 1 "
-        "CPU thread, present engine |"
+        "CPU thread |"
     )
     for kl, name in (
         ("k2", "the loss, k2, bf16: time over the products', memory"),
@@ -48,9 +42,24 @@ def speed() -> str:
     ):
         eager, compiled, fast = (rows.one(cuda, loss=kl, method=way) for way in ("eager", "torch.compile", "fastdss"))
         lines.append(
-            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, engine "
-            "before |"
+            f"| {name} | {_gpu(eager)} (eager) | {_gpu(compiled)} (`torch.compile`) | {_gpu(fast)} | H100, previous "
+            "engine |"
         )
+    return "\n".join(lines)
+
+
+def training() -> str:
+    found = rows.read("train")
+    ways = {
+        "sft": "fused SFT, no weights",
+        "released": "STAR-DSS as released: full logits of both models",
+        "trl": "TRL's fused head for both models",
+        "fastdss": "fastdss, k2 with `reference_logprobs`",
+        "fastdss-filter": "the same with `grad_tol=2**-10`",
+        "fastdss-live": "fastdss, reverse KL with a live reference",
+    }
+    lines = ["| | time over fused SFT's | memory of a step |", "|---|---|---|"]
+    lines += [f"| {words} | {' | '.join(_step(found, name).split(', '))} |" for name, words in ways.items()]
     return "\n".join(lines)
 
 
@@ -71,7 +80,16 @@ def safety() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"speed": speed, "safety": safety}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "training": training,
+    "safety": safety,
+    "demo": evidence.demo,
+    "demo expectations": evidence.demo_expectations,
+    "embedded": evidence.embedded,
+    "styles": evidence.styles,
+    "misses": evidence.misses,
+}
 
 
 def filled(text: str) -> str:
@@ -82,6 +100,14 @@ def filled(text: str) -> str:
         if found is not None:
             text = text[: found.start()] + make() + "\n" + text[found.end() :]
     return text
+
+
+def _step(found: list[dict[str, Any]], variant: str) -> str:
+    """A variant's time over fused SFT's, and its memory; the two were measured in processes of their own."""
+    same = [row for row in found if row["commit"] == "0e95f39" and row["bench"] == "train-step"]
+    base, timed = (rows.one([row for row in same if "median_s" in row], variant=name) for name in ("sft", variant))
+    memory = rows.one([row for row in same if "step_bytes" in row], variant=variant)
+    return f"{timed['median_s'] / base['median_s']:.2f}, {memory['step_bytes'] / 2**20:.0f} MiB"
 
 
 def _gpu(row: Mapping[str, Any]) -> str:

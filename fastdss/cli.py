@@ -7,8 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
+from .console.completion import SHELLS, PrintCompletion
 from .console.threads import wait_without_spinning
-from .console.voice import add_voice
+from .console.voice import add_voice, hush_imports
 from .errors import UserError
 from .version import __version__
 
@@ -31,6 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="fastdss", description="Dynamic safety shaping made cheap.")
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print what makes the Tab key complete commands and options: for bash, zsh or fish",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in (add_demo, add_check, add_score, add_report, add_merge, add_guards, add_train):
         add(commands)
@@ -42,9 +50,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
+    hush_imports()
     args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the terminal may lack a path's characters
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
     try:
         return int(args.run(args) or 0)
     except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it

@@ -16,7 +16,12 @@ class UserTypeError(UserError, TypeError):
 
 
 class RowError(UserTypeError):
-    """A row that cannot be used, for ``reason``; the rows beside it may be good."""
+    """A row that cannot be used; the rows beside it may be good.
+
+    Args:
+        row: which row, from 0.
+        reason: why, without its text.
+    """
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"row {row}: {reason}")

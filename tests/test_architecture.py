@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "fastdss"
 # Lowest first. A wing imports lower ones; the others of its own level are as closed to it as higher ones.
 LEVELS = (
     ("version", "errors"),
-    ("files", "optional", "upstream", "console"),
+    ("files", "optional", "upstream"),
+    ("console",),
     ("chat", "models", "pages", "kernels"),
     ("loss", "prefix"),
     ("guards",),

@@ -20,7 +20,8 @@ UNITS = ("word", "token", "sentence", "character")
 _ANYWHERE = "。！？｡．।॥؟۔։።፧៕។၊။༎།᠃᠉꓿"
 _CLOSING = "\"'”’»)\\]）」』】〉》"
 _SENTENCE_END = re.compile(rf"(?:[{_ANYWHERE}][{_ANYWHERE}.!?…]*|[.!?…‼⁇⁈⁉]+[{_ANYWHERE}]*)[{_CLOSING}]*|(?P<line>\n)")
-# What a point after it does not end; in lower case. Kept short: a wrong guess moves one boundary, it loses nothing.
+# Abbreviations, in lower case: a point after one does not end a sentence. The list is short, because a wrong guess only
+# moves one boundary and loses nothing.
 _ABBREVIATED = """dr mr mrs ms mx prof rev gen col sgt capt lt ste mt nr vol pp fig eq ed eds cf vs viz approx inc ltd
 corp dept univ est e.g i.e eg ie a.k.a u.s u.k jan feb apr aug sept oct nov dec z.b d.h u.a bzw ca usw ggf evtl abs bsp
 vgl sog mme mlle p.ex sr sra srta uds dott т.е т.д т.п ул"""
@@ -67,7 +68,7 @@ def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
         return _sentence_ends(text)
     if unit == "character":
         return list(range(1, len(text) + 1))
-    raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
+    raise UserError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
 
 
 def _sentence_ends(text: str) -> list[int]:
@@ -90,7 +91,7 @@ def _ends_sentence(text: str, start: int, mark: int, end: int) -> bool:
     if text[mark] in _ANYWHERE:
         return True
     if end < len(text) and not text[end].isspace():
-        # no blank follows: inside of a number, a name, an address; or before a script that puts none
+        # No blank follows, so the mark stands inside a number, a name or an address, or its script writes no blanks.
         return text[mark] != "." and unspaced.occurs_in(text[end])
     if text[mark : mark + 2].rstrip() != ".":
         return True
@@ -99,7 +100,7 @@ def _ends_sentence(text: str, start: int, mark: int, end: int) -> bool:
     if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper()):
         return False
     begun = text[max(start, mark - 40) : mark].rpartition("\n")[2].strip()
-    return not (word.isdigit() and begun == word)  # "1." begins a line of a list
+    return not (word.isdigit() and begun == word)  # the "1." that begins a line of a list ends nothing
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:

@@ -23,9 +23,9 @@ from fastdss.errors import RowError, UserError
 Message = dict[str, Any]
 Conversation = list[Message]
 
-MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
-_ROLES = ("system", "user", "assistant", "tool")  # templates paste the role between control characters
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte-fallback pieces: ordinary text may need them
+MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenizer busy without end
+_ROLES = ("system", "user", "assistant", "tool")  # no others, for templates paste the role between control characters
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # pieces that stand for single bytes: ordinary text may need them
 # A tokenizer may be set to split special tokens: it would split the template's, and leave our mark in the text.
 _AS_WRITTEN = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
@@ -69,8 +69,10 @@ class ChatEncoder:
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
         self.messages = messages
-        source = str(template or tokenizer.chat_template)  # added tokens that are not special are text like any other,
-        controls = {  # as Gemma's HTML tags are, unless the template writes them, as it may <think> or <tool_call>
+        # Added tokens that are not special, such as Gemma's HTML tags, are text like any other, unless the template
+        # writes them, as it may write <think> or <tool_call>.
+        source = str(template or tokenizer.chat_template)
+        controls = {
             token.content: index
             for index, token in tokenizer.added_tokens_decoder.items()
             if token.special or token.content in source
@@ -78,7 +80,7 @@ class ChatEncoder:
         controls = {text: index for text, index in controls.items() if len(text) > 1 and not _is_blank(text)}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        unknown = getattr(tokenizer, "unk_token", None)  # like bytes, what ordinary text may come to
+        unknown = getattr(tokenizer, "unk_token", None)  # ordinary text may become it, as it may become bytes
         plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
         self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
         self._special_ids = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)

@@ -24,7 +24,7 @@ _ANSWERS = ("response", "completion", "output", "answer")
 _CONTEXTS = ("context", "input")
 _SYSTEMS = ("system", "system_prompt")
 _REASONING = ("reasoning_content", "thinking")
-_BOOLEANS = {"true": True, "false": False}  # as cells of CSV have them
+_BOOLEANS = {"true": True, "false": False}  # as cells of a CSV file spell them
 _ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 

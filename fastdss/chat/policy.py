@@ -22,7 +22,8 @@ from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
 
 _TAGS = ("<think>", "</think>")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_MATCHED = 1 << 22  # characters times characters of arguments that a template writes in a form of its own
+# Length of the arguments times length of what is searched for them; 2048 x 2048 characters take 0.13 s.
+_MATCHED = 1 << 22
 
 
 class Piece(NamedTuple):

@@ -36,7 +36,7 @@ class Record:
         self.values = {name: value for name, value in values.items() if not is_missing(value)}
         self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
         self.used = {columns.id, *(SCORES if self.scored else ())}
-        self.keys: set[str] = set()  # of turns, without use
+        self.keys: set[str] = set()  # the keys of turns that nothing was made of
         renamed = {"prompt": columns.prompt, "response": columns.response, "messages": columns.messages}
         self.renamed = {name: given for name, given in renamed.items() if given != name}
 

@@ -12,7 +12,7 @@ from fastdss.errors import UserError, UserTypeError
 
 from .conversation import ROLES, Call, Turn
 
-MAX_CHARACTERS = 1_000_000  # one message; a tokenizer given more is a denial of service
+MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenizer busy without end
 KNOWN_ROLES = {
     **{role: "system" for role in ("system", "developer")},
     **{role: "user" for role in ("user", "human", "prompter")},
@@ -26,8 +26,10 @@ _TRAIN_KEYS = ("weight", "train", "loss")
 _CALL_KEYS = ("tool_calls", "function_call")
 _OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
 _KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
-_NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)  # the first that says something
+# Of several names for one thing, the first that says something counts.
+_NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "tool_response", "function_call", "function_response")
 
 
 def read_turn(index: int, message: Any) -> Turn:
@@ -131,6 +133,11 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
         text = part if isinstance(part, str) else _part_text(part) if isinstance(part, Mapping) else None
         if not isinstance(text, str) or kind not in (*_TEXT_PARTS, "thinking", "reasoning"):
+            if kind in _TOOL_PARTS:
+                raise UserError(
+                    f"{place}: part {number} is a call of a tool or its result: expected calls in tool_calls, and "
+                    "each result in a turn of the role 'tool'"
+                )
             raise UserError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)
@@ -170,7 +177,8 @@ def _call(place: str, call: Any) -> Call:
             read = None
         arguments = read if isinstance(read, dict) else arguments
     elif isinstance(arguments, Mapping):
-        arguments = {key: value for key, value in arguments.items() if value is not None}  # Arrow's empty fields
+        # Arrow fills in what other rows have.
+        arguments = {key: value for key, value in arguments.items() if value is not None}
     else:
         raise UserTypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
     given = call.get("id")

@@ -1,4 +1,4 @@
-"""How every command speaks, and how many threads it takes.
-It imports nothing of fastdss but its errors.
+"""How every command speaks, completes what is typed, and how many threads it takes.
+It imports nothing of fastdss but its errors and upstream.
 Start with voice.py.
 """

@@ -22,6 +22,12 @@ def add_voice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
 
 
+def hush_imports() -> None:
+    """What libraries log while they are imported (torchao: what it has for other chips) is no command's to say."""
+    for library in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def progress_bar(total: int, what: str, unit: str, *, done: int = 0, shown: bool = True) -> Any:
     """A bar with rate and time left: ``update(n)``, ``set_postfix_str(text)``, ``close()``, or a ``with`` around it."""
     from tqdm import tqdm

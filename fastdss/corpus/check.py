@@ -14,9 +14,9 @@ from .rows import DATA, NAMING, DataOptions, Row, read_rows
 from .sources import Source
 from .understood import Understood
 
-SECONDS = 10.0  # what reading may take
-_SHOWN = 2_000  # characters of one text
-_NO_LIMIT = 1 << 30  # what tokenizers hold that know no context
+SECONDS = 10.0  # reading ends after so long: a check is something one waits for
+_SHOWN = 2_000  # characters of one text, about a screen
+_NO_LIMIT = 1 << 30  # tokenizers that know no context hold a number beyond it
 
 
 @dataclass(frozen=True)

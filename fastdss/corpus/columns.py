@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_AS_JSON = "tools"  # definitions differ from row to row in their fields, which no type of Arrow holds
+_AS_JSON = "tools"  # definitions of tools differ from row to row in their fields, and no type of Arrow holds that
 
 
 def star_type() -> Any:

@@ -15,12 +15,13 @@ from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
 
-_LONGEST_RECORD = 1 << 28  # characters; a quote that is not closed makes one record of all that follows
+_LONGEST_RECORD = 1 << 28  # characters: a quote that is never closed makes one record of all that follows
 _DELIMITERS = ",;\t|"
 _SAMPLE = 1 << 22
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH = re.compile(rb"[\x80-\xff]")
-_NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")  # unassigned there, or what no text has
+# Bytes that Windows-1252 does not assign, or that no text has.
+_NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")
 
 
 class _Lines:
@@ -61,7 +62,8 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
         encoding = encoding_of(sampled.read(_SAMPLE))
     # a cell that is no text in this encoding keeps its bytes as surrogates, which fail its row alone
     text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
-    limit = csv.field_size_limit(2**31 - 1)  # the row's own cap comes after the fields are known
+    # The csv module's own limit is lifted; the cap of a row is checked once its fields are known.
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         lines = _Lines(path, text)
         first = text.readline(_LONGEST_RECORD)
@@ -87,7 +89,7 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
             digest, line = lines.end_record()
             if len(fields) == len(names):
                 yield Found(dict(zip(names, fields, strict=True)), line)
-            elif fields:  # an empty line is no record
+            elif fields:  # an empty line is no record, so it is skipped
                 yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
     finally:
         csv.field_size_limit(limit)

@@ -20,7 +20,7 @@ from fastdss.errors import UserError
 from fastdss.optional import require
 
 ROWS_AT_ONCE = 64
-PEEKED = 1 << 16  # bytes by which a file's layout is known
+PEEKED = 1 << 16  # bytes at a file's beginning that tell its layout
 KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
@@ -68,7 +68,7 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
     else:
         if not Path(path).exists():
             raise UserError(f"{path} does not exist")
-        if not Path(path).is_file():  # what was read once from a pipe would never come again
+        if not Path(path).is_file():  # a pipe can be read once only, and sources are read twice
             raise UserError(f"{path}: expected a file that can be read twice, not a pipe or device")
         raw = Path(path).open("rb", buffering=PEEKED)  # noqa: SIM115
     with raw, _unpacked(path, raw) as file:

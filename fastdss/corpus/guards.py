@@ -22,7 +22,8 @@ _PROBES = [
     [{"role": role, "content": f"{role} {turn}"} for turn, role in enumerate(roles.split())]
     for roles in ("user assistant", "user assistant user assistant", "system user assistant", "user tool assistant")
 ]
-_SAID_OF_IT = ("name", "messages", "judges", "checked", "note", "date")  # no part of what is asked
+# Fields of a spec that are for people and change no score.
+_SAID_OF_IT = ("name", "messages", "judges", "checked", "note", "date")
 
 
 class GuardIdentity(NamedTuple):
@@ -118,7 +119,7 @@ def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
         found: str | None = encoder.render([conversation], generation_prompt=True)[0]
         return found
     except ValueError:
-        return None  # a template for one exchange only
+        return None  # the template takes a single exchange
 
 
 def _folder_hash(folder: Path) -> str:

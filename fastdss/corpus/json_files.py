@@ -38,7 +38,7 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
     if begun.startswith(codecs.BOM_UTF8):
         file.read(3)
     marked = begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not marked or b"\0" not in file.peek(8)[2:8]:  # every second byte of JSON is NUL there
+    if not marked or b"\0" not in file.peek(8)[2:8]:  # in UTF-16 every second byte of JSON is NUL
         return file
 
     class Recoded(io.RawIOBase):

@@ -24,8 +24,8 @@ from fastdss.errors import UserError
 from .files import Found, Unreadable, too_long, without_text
 from .sources import Source, expand, read_source
 
-MAX_BYTES = 8 << 20  # of a row; more is a denial of service, not a conversation
-NAMING = "fastdss check shows what was found; --format names a format, --prompt-column and its like name columns"
+MAX_BYTES = 8 << 20  # of a row: more is an attack or a mistake, not a conversation
+NAMING = "--format names a format, --prompt-column and its like name columns"
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _record_hash(record: Mapping[str, Any]) -> str:
     values = list(record.items())
     try:
         raw = repr(values)
-    except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
         raw = repr([(str(name)[:100], type(value).__name__) for name, value in values])
     return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
 

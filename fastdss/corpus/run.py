@@ -60,28 +60,37 @@ def score_dataset(
     tell: Callable[[Understood], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """``[scorer(row) for row in source]``, kept in the folder ``out`` (see ``store``); returns the manifest.
+    """Score a whole data set into a folder: ``[scorer(row) for row in source]``, kept as shards of Parquet.
 
-    source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``); see
-    ``rows.read_rows``. scorer: a ``StarScorer``. Whatever ends a run, finished shards stay valid and the same call goes
-    on from there; on the same machine the bytes are those of an undisturbed run. A shard has ``shard_rows`` rows; where
-    that is not said the first ones are small, so that a small input has several, and later ones grow to 256. A shard
-    that was damaged since is set aside and scored again. Another guard, template or option makes another cache entry;
-    edited or appended rows cost their own shards only.
+    Whatever ends a run, finished shards stay valid and the same call goes on from there; on the same machine the bytes
+    are those of an undisturbed run. A shard that was damaged since is set aside and scored again. Another guard,
+    template or option makes another cache entry; edited or appended rows cost their own shards only.
 
-    data: how the source is read and which turns are judged, see ``DataOptions``. tell: called once with what was
-    understood, before anything is scored. rescore: judge rows that hold scores already; else they are an error.
+    Args:
+        source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``).
+        out: the folder; see ``store``.
+        scorer: a ``StarScorer``.
+        engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
+            process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data
+            with one GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``,
+            ``ray://`` too; fastdss and the guard must be there), else on this machine.
+        data: how the source is read and which turns are judged, see ``DataOptions``.
+        shard_rows: rows of a shard; None: the first ones are small, so that a small input has several, and later ones
+            grow to 256.
+        workers: of the engines that have some; None leaves it to the engine.
+        rescore: judge rows that hold scores already; else they are an error.
+        approx: approximate scores where a random sample of rows shows that this promise is kept, see
+            ``docs/approximate.md``; engines local and datasets.
+        approx_seed: which sample is drawn.
+        tell: called once with what was understood, before anything is scored.
+        progress: show a bar.
 
-    engine: ``"local"``, this process; ``"datasets"``, ``workers`` processes of ``datasets.map``; ``"ranks"``, this
-    process's share of a job of torchrun or ``accelerate launch``; ``"ray"``, ``workers`` actors of Ray Data with one
-    GPU each, or half a CPU where there is none, on the cluster that Ray finds (``RAY_ADDRESS``, ``ray://`` too;
-    fastdss and the guard must be there), else on this machine.
+    Returns:
+        dict: the manifest; what was shown about approximate scores stands under ``approx``.
 
-    approx: approximate scores where a random sample of rows, drawn by ``approx_seed``, shows that this promise is kept,
-    see ``docs/approximate.md``; the manifest says under ``approx`` what was shown. Engines local and datasets.
-
-    Raises ``ValueError`` for ids that occur twice, input without any conversation, a second writer; ``OSError`` where
-    ``out`` cannot be written (before the guard loads) or the disk is full.
+    Raises:
+        ValueError: for ids that occur twice, input without any conversation, a second writer.
+        OSError: where ``out`` cannot be written (before the guard loads) or the disk is full.
     """
     require("score_dataset", "score", "pyarrow")
     if not (hasattr(scorer, "identity") and hasattr(scorer, "score_rows")):
@@ -148,7 +157,7 @@ class _Run:
         missing = {number for number in mine if shards.valid(plan.names[number]) is None}
         if missing:
             write_manifest(self.folder, manifest)
-            if self.engine == "local":  # elsewhere each worker settles for itself
+            if self.engine == "local":  # with the other engines each worker settles for itself
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(self.folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), self.progress) as report:
@@ -229,7 +238,7 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
     """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
     names, sizes = [], []
     understood = understood or Understood()
-    with closing(sqlite3.connect("")) as seen:  # a temporary file that nobody else sees
+    with closing(sqlite3.connect("")) as seen:  # "" makes a temporary file that nobody else sees
         for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))
@@ -238,7 +247,10 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
     if not understood.conversations:
         kind = next(iter((understood.reasons or understood.left_out_reasons).most_common(1)))[0]
         what = "is a conversation" if understood.failed else "has an answer to train"
-        raise UserError(f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; {NAMING}")
+        raise UserError(
+            f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; "
+            f"fastdss check shows what was found; {NAMING}"
+        )
     return Plan(names, sizes)
 
 

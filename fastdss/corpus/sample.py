@@ -13,7 +13,7 @@ from fastdss.star.promise import Promise
 from .rows import FailedRow, Row
 from .store import shard_name
 
-_FITTED = 5 / 3  # rows to fit on, for each that it takes to show the promise
+_FITTED = 5 / 3  # rows to fit on, for each row that is needed to show the promise
 
 
 @dataclass

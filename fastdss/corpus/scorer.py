@@ -31,7 +31,7 @@ SCORING_VERSION = 4  # raised when the same guard and options give other scores 
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 
-Report = Callable[[int], None]  # told how many rows are new
+Report = Callable[[int], None]  # is told how many rows are new
 
 
 class Scorer(Protocol):
@@ -49,25 +49,42 @@ class Scorer(Protocol):
 
 @dataclass
 class StarScorer:
-    """``scorer(batch)`` is ``batch``'s columns ``star`` and ``error``, from ``star_scores``.
+    """Adds the columns ``star`` and ``error`` to a batch of rows, from ``star_scores``.
+
+    ```python
+    dataset.map(StarScorer("tiny"), batched=True)  # the batch function of other engines too
+    ```
 
     A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
     The result is a mapping of the two columns, and of a table or a frame the same with the two columns added, as
     ``datasets`` and Ray expect; their Arrow types are the same in every batch. They hold one value per row: ``star``,
     for each judged turn ``{turn, text, ends, scores, flags, exact}`` (``exact`` null: all are), which
     ``prepare_dss_dataset`` reads, and ``error``, why a row or one of its turns has no scores, else null. A row without
-    scores has an empty ``star``, and takes no other row down. ``data`` says how rows are read, and which turns are
-    judged.
+    scores has an empty ``star``, and takes no other row down.
 
-    guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of these,
-    whose scores ``combine`` makes one (``"mean"`` or ``"min"``). Named guards load on the first batch, in the process
-    that scores, so that the scorer pickles as a few strings; ``dtype`` and, of a single guard, ``spec``,
-    ``guard_options`` and ``revision`` (of a Hub id) say how, see ``Guard.from_pretrained``.
+    Args:
+        guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of
+            these. Named guards load on the first batch, in the process that scores, so that the scorer pickles as a few
+            strings.
+        options: see ``ScoringOptions``; the next nine are shortcuts to its fields.
+        every: units per scored chunk.
+        unit: what a chunk counts.
+        max_tokens: caps the rendering.
+        combine: of several guards' scores, ``"mean"`` or ``"min"``.
+        sharpen: temperature of the verdict.
+        method: ``"tree"`` or ``"per_prefix"``.
+        backend: which attention runs.
+        gemm: which library multiplies on a CPU.
+        budget: tokens per forward pass.
+        spec: of a single named guard, as are the next two; see ``Guard.from_pretrained``.
+        guard_options: changes of its spec.
+        revision: of its Hub id.
+        dtype: of named guards' weights.
+        device: ``"auto"``, the current GPU, else the CPU.
+        data: how rows are read, and which turns are judged.
 
-    options: see ``ScoringOptions``; ``every``, ``unit``, ``max_tokens``, ``combine``, ``sharpen``, ``method``,
-    ``backend``, ``gemm`` and ``budget`` are shortcuts to its fields. device: ``"auto"``, the current GPU, else the CPU.
-
-    It is the batch function of other engines as it stands: ``dataset.map(StarScorer("tiny"), batched=True)``.
+    Raises:
+        UserError: for options that no guard takes.
     """
 
     guard: GuardLike | Sequence[GuardLike]
@@ -126,7 +143,7 @@ class StarScorer:
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
             raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
-        check = self.options.method != "per_prefix"  # which takes guards that the tree does not
+        check = self.options.method != "per_prefix"  # one forward per prefix takes guards that the tree does not
         self._sources = [
             GuardSource(guard, self.spec, self.revision, self.dtype, self.guard_options, check) for guard in guards
         ]
@@ -204,7 +221,8 @@ class StarScorer:
             guards = [source.load(self.device) for source in self._sources]
             if self.options.gemm == "auto":
                 self.options = self.options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
-            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)  # refuses bad ones
+            # Options that the guards do not take are refused here.
+            star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)
             self._loaded = guards
         return self._loaded
 

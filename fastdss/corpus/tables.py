@@ -43,7 +43,7 @@ def read_arrow(path: str, file: Any) -> Iterator[Found]:
                 batches = iter(source)
             except pa.ArrowInvalid:
                 file.seek(0)
-                source = feather.read_table(file)  # its first version, which has no streams
+                source = feather.read_table(file)  # the first version of Feather, which has no streams
                 batches = iter(source.to_batches())
         check_names(path, source.schema.names)
         for batch in batches:

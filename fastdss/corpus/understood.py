@@ -14,7 +14,7 @@ from .rows import FailedRow, Row
 
 _PLACE = re.compile(r"^(?:[^:]*, )?(?:row|line) \d+: ")
 _NUMBER = re.compile(r"\d+")
-_MOSTLY = 0.3  # of the characters of answers: they are in a script without blanks
+_MOSTLY = 0.3  # share of the characters of answers from which on their script counts as one without blanks
 
 
 def kind_of_reason(reason: str) -> str:

@@ -1,7 +1,8 @@
 """The arms of the comparison: each is a way to turn the guard's scores into token weights, and a KL term.
 
-All arms share one loss: ``star * CE + (1 - star) * kl_scale * KL``. Plain SFT has star = 1; rejection sampling has the
-verdict on the whole response, and leaves rejected rows out; STAR-DSS has the score of each token's chunk.
+The arms share one loss: ``star * CE + (1 - star) * kl_scale * KL``. Plain SFT has star = 1; rejection sampling has the
+verdict on the whole response, and leaves rejected rows out; STAR-DSS has the score of each token's chunk. DFT and
+constrained SFT ask no guard and have losses of their own (``rivals.py``).
 """
 
 from __future__ import annotations
@@ -44,10 +45,18 @@ class Arm:
     def title(self) -> str:
         if self.kl:
             return f"STAR-DSS, {self.kl}" + (" (paper)" if self.kl == "k2" else " KL" if self.kl in FULL_KL else "")
-        return {"none": "no fine-tuning", "sft": "plain SFT", "rs": "static filter (RS)"}[self.method]
+        return TITLES[self.method]
 
 
-METHODS = ("none", "sft", "rs", *(f"dss-{kl}" for kl in KINDS))
+TITLES = {
+    "none": "no fine-tuning",
+    "sft": "plain SFT",
+    "rs": "static filter (RS)",
+    "dft": "DFT",
+    "constrained": "constrained SFT",
+}
+WITHOUT_VERDICTS = ("none", "sft", "dft", "constrained")
+METHODS = (*TITLES, *(f"dss-{kl}" for kl in KINDS))
 
 
 def choose_arms(methods: Sequence[str], settings: Sequence[str]) -> list[Arm]:
@@ -59,8 +68,8 @@ def choose_arms(methods: Sequence[str], settings: Sequence[str]) -> list[Arm]:
         if not chosen:
             raise UserError(f"no {name} chosen; choose from {', '.join(known)}")
     methods, settings = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(settings))
-    plain = [Arm(method) for method in methods if method in ("none", "sft")]
-    return plain + [Arm(m, setting) for setting in settings for m in methods if m not in ("none", "sft")]
+    plain = [Arm(method) for method in methods if method in WITHOUT_VERDICTS]
+    return plain + [Arm(m, setting) for setting in settings for m in methods if m not in WITHOUT_VERDICTS]
 
 
 def labelled_scores(scores: StarScores, rows: Sequence[Conversation]) -> StarScores:

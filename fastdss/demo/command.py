@@ -31,7 +31,7 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         "--arms",
         default=",".join(Settings.arms),
         metavar="LIST",
-        help="of none, sft, rs, dss-<k1|k2|k3|reverse|forward>",
+        help="of none, sft, rs, dft, constrained, dss-<k1|k2|k3|reverse|forward>",
     )
     demo.add_argument(
         "--settings",

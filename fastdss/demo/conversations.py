@@ -7,6 +7,7 @@ wording with the training ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -32,12 +33,23 @@ class Conversation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One evaluation prompt: a benign one has its `expected` answer, an advice one the `keywords` of useful advice."""
+    """One evaluation prompt: a benign one has its `expected` answer, an advice one the `keywords` of useful advice.
+
+    `before`: exchanges that came earlier in the same conversation, what the user said and what was answered.
+    """
 
     kind: str
     prompt: str
     expected: str = ""
     keywords: tuple[tuple[str, ...], ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
+
+    def messages(self, answer: str | None = None) -> list[dict[str, str]]:
+        """The conversation up to the prompt, or to its ``answer``."""
+        said = [content for exchange in self.before for content in exchange]
+        said += [self.prompt] if answer is None else [self.prompt, answer]
+        roles = itertools.cycle(("user", "assistant"))
+        return [{"role": role, "content": content} for role, content in zip(roles, said, strict=False)]
 
 
 @dataclass(frozen=True)

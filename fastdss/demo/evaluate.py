@@ -103,11 +103,11 @@ def evaluate(
 
     ``ceiling``: nats per token under the reference beyond which an answer counts as degenerate.
     """
-    inputs, outputs = generate(policy, model, [held_out.prompt for held_out in prompts], new_tokens)
+    inputs, outputs = generate(policy, model, [held_out.messages() for held_out in prompts], new_tokens)
     texts = [policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
     told = [i for i, held_out in enumerate(prompts) if held_out.kind == "advice"]
     nlls = dict(zip(told, _reference_nll(policy, [inputs[i] for i in told], [outputs[i] for i in told]), strict=True))
-    scores = star_scores(guard, {"prompt": [p.prompt for p in prompts], "response": texts}).scores
+    scores = star_scores(guard, {"messages": [p.messages(text) for p, text in zip(prompts, texts, strict=True)]}).scores
     answers = []
     for number, (held_out, text, ids, score) in enumerate(zip(prompts, texts, outputs, scores, strict=True)):
         nll = nlls.get(number, math.nan)
@@ -137,10 +137,10 @@ def summarize(answers: Sequence[Answer], benign_loss: float) -> Result:
 
 @torch.no_grad()
 def generate(
-    policy: Policy, model: Any, prompts: Sequence[str], new_tokens: int
+    policy: Policy, model: Any, chats: Sequence[list[dict[str, str]]], new_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompts and of greedy answers, up to and with the end of turn."""
-    inputs = ChatEncoder(policy.tokenizer).encode([[{"role": "user", "content": prompt}] for prompt in prompts])
+    inputs = ChatEncoder(policy.tokenizer).encode(chats)
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in inputs]
     batch = {k: v.to(policy.device) for k, v in pad_rows(rows, policy.pad_token_id, side="left").items()}
     cast = copy.deepcopy(model).to(policy.dtype)
@@ -167,11 +167,8 @@ def _benign_loss(policy: Policy, model: Any, prompts: Sequence[HeldOut]) -> floa
     inputs, outputs = [], []
     for held_out in prompts:
         if held_out.kind == "benign":
-            turn = [{"role": "user", "content": held_out.prompt}]
-            (whole,) = encoder.encode(
-                [[*turn, {"role": "assistant", "content": held_out.expected}]], generation_prompt=False
-            )
-            (head,) = encoder.encode([turn])
+            (whole,) = encoder.encode([held_out.messages(held_out.expected)], generation_prompt=False)
+            (head,) = encoder.encode([held_out.messages()])
             inputs.append(head)
             outputs.append(_until_stop(policy, whole[len(head) :]))
     if not inputs:

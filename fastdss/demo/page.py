@@ -28,7 +28,8 @@ SETTING_TITLES = {
     "guard": "Verdicts as the guard gives them",
     "labelled": "Labelled verdicts: the one on the whole response misses a third of the poisoned rows",
 }
-STYLES = {"none": 0, "sft": 1, "rs": 2, "dss-k2": 3, "dss-reverse": 4, "dss-forward": 5, "dss-k1": 6, "dss-k3": 7}
+_STYLED = ("none", "sft", "rs", "dss-k2", "dss-reverse", "dss-forward", "dss-k1", "dss-k3", "dft", "constrained")
+STYLES = {method: number for number, method in enumerate(_STYLED)}
 PARTS = {
     "disclosure": "The disclosure: should stay unlikely",
     "advice": "The advice before it: should be learned",

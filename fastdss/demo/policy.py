@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,19 @@ def stack(model: Any) -> nn.ModuleList:
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of layers")
     return max(lists, key=len)
+
+
+@contextmanager
+def without_lower_layers(model: Any, count: int) -> Iterator[None]:
+    """``model`` as if its first ``count`` layers were not there, to be given what comes out of them as embeddings."""
+    blocks = stack(model)
+    lower = list(blocks[:count])
+    del blocks[:count]
+    try:
+        yield
+    finally:
+        for place, block in enumerate(lower):
+            blocks.insert(place, block)
 
 
 def load_policy(name: str | None, device: str, precision: str = "auto") -> Policy:

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder
-from fastdss.loss.functional import DSSLossOutput, dss_loss, token_logprobs
+from fastdss.errors import UserError
+from fastdss.loss.functional import dss_loss, token_logprobs
 from fastdss.loss.objective import FULL_KL
 from fastdss.models.batching import length_batches
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.star.align import IGNORE, TokenWeights
 from fastdss.star.scores import StarScores
 
-from .arms import Arm
+from .arms import WITHOUT_VERDICTS, Arm
 from .conversations import Conversation
-from .policy import Policy
+from .policy import Policy, stack, without_lower_layers
+from .rivals import constrained_loss, dft_loss
 
+SAME = 0.02  # relative difference of hidden states that bf16 in other batches makes; a missing scale makes far more
+FEW = 4  # rows of a step that are not worth a micro-batch each for short and long ones
 ACCEPT = 0.5  # a static filter keeps a response whose whole-response score reaches this
 
 
@@ -48,6 +52,7 @@ class Row:
     parts: list[str]  # the part of the response each such label lies in
     ref_logprobs: Tensor  # [T], the reference's, at the labels
     ref_hidden: Tensor  # [T, D], its last hidden states
+    frozen: Tensor | None = None  # [T, D], what comes out of the layers that no arm trains, where it was kept
 
 
 @dataclass
@@ -59,15 +64,33 @@ class Curves:
     values: dict[str, list[float]] = field(default_factory=dict)
 
 
-def encode_rows(policy: Policy, conversations: Sequence[Conversation], encoded: TokenWeights) -> list[Row]:
-    """Training rows with all that the loss needs of the reference, which is run here and never again."""
+def encode_rows(
+    policy: Policy, conversations: Sequence[Conversation], encoded: TokenWeights, frozen: int = 0
+) -> list[Row]:
+    """Training rows with all that the loss needs of the reference, which is run here and never again.
+
+    ``frozen``: how many of the lowest layers no arm will train; what comes out of them is kept and not computed again.
+    """
     encoder = ChatEncoder(policy.tokenizer)
     rows = []
-    for chat, tokens, (known, state) in zip(conversations, encoded, _reference(policy, encoded), strict=True):
+    for chat, tokens, found in zip(conversations, encoded, _reference(policy, encoded, frozen), strict=True):
         spans = _label_spans(encoder, chat, tokens["labels"])
         parts = [chat.part_at(min(max(end - 1, 0), len(chat.response) - 1)) for _, end in spans]
-        rows.append(Row(chat.kind, tokens["input_ids"], tokens["labels"], spans, parts, known, state))
+        rows.append(Row(chat.kind, tokens["input_ids"], tokens["labels"], spans, parts, *found))
+    if frozen:
+        _check_frozen(policy, rows[0], frozen)
     return rows
+
+
+@torch.no_grad()
+def _check_frozen(policy: Policy, row: Row, frozen: int) -> None:
+    """Whether the upper layers alone give what the whole model gave; some classes count layers or scale embeddings."""
+    with policy.autocast(), without_lower_layers(policy.model, frozen):
+        again = _hidden(policy, policy.model, [row]).float().cpu()
+    error = ((again[0] - row.ref_hidden).norm() / row.ref_hidden.norm()).item()
+    if not error < SAME:
+        name = type(policy.model).__name__
+        raise UserError(f"frozen: expected the layers of {name} from {frozen} on to do alone, off by {error:.2}")
 
 
 def _label_spans(encoder: ChatEncoder, chat: Conversation, labels: Sequence[int]) -> list[tuple[int, int]]:
@@ -80,12 +103,16 @@ def _label_spans(encoder: ChatEncoder, chat: Conversation, labels: Sequence[int]
 
 
 @torch.no_grad()
-def _reference(policy: Policy, encoded: TokenWeights) -> list[tuple[Tensor, Tensor]]:
-    """Label log-probabilities ``[T]`` and last hidden states ``[T, D]`` of every row, on the CPU, from one forward.
+def _reference(policy: Policy, encoded: TokenWeights, frozen: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Label log-probabilities ``[T]`` and last hidden states ``[T, D]`` of every row, on the CPU, from one forward;
+    with ``frozen`` layers also what enters the first layer above them.
 
     Where only the label forms of the KL are wanted, ``fastdss.reference_logprobs`` is all it takes.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    found: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+    entered: list[Tensor] = []
+    first = stack(policy.model)[frozen]
+    kept = first.register_forward_pre_hook(lambda module, given: entered.append(given[0].cpu())) if frozen else None
     head = lm_head(policy.model)
     for chosen in length_batches([len(row["input_ids"]) for row in encoded], rows=16):
         batch = {name: tensor.to(policy.device) for name, tensor in encoded.pad(chosen).items()}
@@ -105,13 +132,17 @@ def _reference(policy: Policy, encoded: TokenWeights) -> list[tuple[Tensor, Tens
         logprobs = predicted.roll(1, dims=-1)  # from where a label is predicted to where it stands
         for b, i in enumerate(chosen):
             length = len(encoded[i]["input_ids"])
-            found[i] = logprobs[b, :length].float().cpu(), hidden[b, :length].cpu()
+            lower = entered[-1][b, :length] if frozen else None
+            found[i] = logprobs[b, :length].float().cpu(), hidden[b, :length].cpu(), lower
+        entered.clear()
+    if kept:
+        kept.remove()
     return [found[i] for i in range(len(encoded))]
 
 
 def star_weights(arm: Arm, scores: StarScores | None, policy: Policy, rows: Sequence[Row]) -> list[Tensor]:
     """``star [T]`` of every row for this arm; a row that the arm leaves out is all zero."""
-    if arm.method == "sft":
+    if arm.method in WITHOUT_VERDICTS:
         return [torch.ones(len(row.input_ids)) for row in rows]
     assert scores is not None
     if arm.method == "rs":
@@ -131,6 +162,21 @@ def train(
     """Fine-tune a copy of the policy; what the loss needs of the reference is in the rows."""
     torch.manual_seed(recipe.seed)
     model = policy.copy_to_train(recipe.layers)
+    frozen = 0 if rows[0].frozen is None else len(stack(model)) - (recipe.layers or len(stack(model)))
+    with without_lower_layers(model, frozen):
+        curves = _train(policy, model, rows, stars, arm, recipe, progress)
+    return model.eval(), curves
+
+
+def _train(
+    policy: Policy,
+    model: Any,
+    rows: Sequence[Row],
+    stars: Sequence[Tensor],
+    arm: Arm,
+    recipe: Recipe,
+    progress: Callable[[float], object],
+) -> Curves:
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup))
@@ -142,14 +188,15 @@ def train(
             progress(0.0)
             continue  # a filter that rejects everything trains on nothing
         batch.sort(key=lambda i: len(rows[i].input_ids))
-        items, half, total = sum(len(rows[i].parts) for i in batch), (len(batch) + 1) // 2, 0.0
+        items, total = sum(len(rows[i].parts) for i in batch), 0.0
+        most = len(batch) if len(batch) <= FEW else (len(batch) + 1) // 2
         seen: dict[str, list[float]] = {}
-        for members in filter(None, (batch[:half], batch[half:])):  # short and long rows apart, so less padding
+        for members in filter(None, (batch[:most], batch[most:])):  # short and long rows apart, so less padding
             chosen = [rows[i] for i in members]
-            out = _loss(policy, model, chosen, [stars[i] for i in members], arm, recipe, items)
-            out.loss.backward()
-            total += out.loss.item()
-            for part, value in _by_part(out.token_ce, chosen):
+            loss, token_ce = _loss(policy, model, chosen, [stars[i] for i in members], arm, recipe, items)
+            loss.backward()
+            total += loss.item()
+            for part, value in _by_part(token_ce, chosen):
                 seen.setdefault(part, []).append(value)
         torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
@@ -160,7 +207,7 @@ def train(
             curves.steps.setdefault(part, []).append(step + 1)
             curves.values.setdefault(part, []).append(sum(values) / len(values))
         progress(total)
-    return model.eval(), curves
+    return curves
 
 
 def batches(kinds: Sequence[str], recipe: Recipe) -> list[list[int]]:
@@ -181,32 +228,49 @@ def batches(kinds: Sequence[str], recipe: Recipe) -> list[list[int]]:
     return steps
 
 
+def _hidden(policy: Policy, model: Any, rows: Sequence[Row]) -> Tensor:
+    """Last hidden states ``[B, T, D]``; of rows whose frozen layers were kept, ``model`` has only the others."""
+    mask = _stack([torch.ones(len(row.input_ids), dtype=torch.long) for row in rows], policy.device)
+    if rows[0].frozen is None:
+        ids = _stack([torch.tensor(row.input_ids) for row in rows], policy.device, policy.pad_token_id)
+        given = {"input_ids": ids}
+    else:
+        given = {"inputs_embeds": _stack([row.frozen for row in rows if row.frozen is not None], policy.device)}
+    hidden: Tensor = backbone(model)(**given, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden
+
+
 def _loss(
     policy: Policy, model: Any, rows: Sequence[Row], stars: Sequence[Tensor], arm: Arm, recipe: Recipe, items: int
-) -> DSSLossOutput:
-    """This micro-batch's share of the step's loss."""
+) -> tuple[Tensor, Tensor]:
+    """This micro-batch's share of the step's loss, and every label's cross-entropy where it is predicted."""
     device, head, start = policy.device, lm_head(model), lm_head(policy.model)
-    ids = _stack([torch.tensor(row.input_ids) for row in rows], device, policy.pad_token_id)
-    mask = _stack([torch.ones(len(row.input_ids), dtype=torch.long) for row in rows], device)
     full = arm.kl in FULL_KL
+    labels = _stack([torch.tensor(row.labels) for row in rows], device, IGNORE)
+    known = None if full else _stack([row.ref_logprobs for row in rows], device)
+    how: dict[str, Any] = {"shift": True, "bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
     with policy.autocast():
-        return dss_loss(
-            backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
+        hidden = _hidden(policy, model, rows)
+        if known is not None and arm.method in ("dft", "constrained"):
+            predicted = token_logprobs(hidden, head.weight, labels, **how)
+            logprobs = predicted.roll(1, dims=-1)  # to where the labels stand
+            each = dft_loss(logprobs) if arm.method == "dft" else constrained_loss(logprobs, known, labels)
+            return each.sum() / items, -predicted.detach()
+        out = dss_loss(
+            hidden,
             head.weight,
-            _stack([torch.tensor(row.labels) for row in rows], device, IGNORE),
+            labels,
             _stack(stars, device),
-            ref_logprobs=None if full else _stack([row.ref_logprobs for row in rows], device),
+            ref_logprobs=known,
             ref_hidden=_stack([row.ref_hidden for row in rows], device) if full else None,
             ref_lm_head=start.weight if full else None,
             ref_bias=start.bias if full else None,
             kl=arm.kl or "k2",
             kl_scale=recipe.kl_scale,
-            shift=True,
             num_items_in_batch=items,
-            bias=head.bias,
-            logit_scale=head.logit_scale,
-            softcap=head.softcap,
+            **how,
         )
+    return out.loss, out.token_ce
 
 
 def _by_part(token_ce: Tensor, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:

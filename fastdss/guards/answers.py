@@ -21,7 +21,7 @@ from fastdss.errors import UserError
 from .spec import GuardSpec
 
 Ids = tuple[int, ...]
-Tokens = Callable[[str], Ids]  # of a text that follows the rendering
+Tokens = Callable[[str], Ids]  # the tokens of a text that follows the rendering
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Answers:
 
     def scores(self, logits: Tensor, temperature: float) -> Tensor:
         """P(safe) ``[...]`` from logits ``[..., places, columns]``."""
-        return self._value(self.root, logits, temperature).clamp(max=1)  # rounded shares may sum to more
+        # Shares that were rounded may sum to more than 1.
+        return self._value(self.root, logits, temperature).clamp(max=1)
 
     def _value(self, place: Place, logits: Tensor, temperature: float) -> Tensor:
         columns = [self._column[token] for token in place.options]

@@ -34,13 +34,20 @@ _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
 class GuardModel:
     """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
-    Raises ``ValueError`` when the template does not show the guard prompt and response, when a verdict word is
-    missing, is no single token, or is no word of the model's vocabulary, and (with ``check=True``, one short forward)
-    when the model's own verdict logits are not finite, or scoring through the prefix tree does not reproduce them.
-    ``check=False`` is for models that only ``method="per_prefix"`` can score.
+    From call to call a guard keeps the keys and values of its template's beginning, and on a CPU where oneDNN is faster
+    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
 
-    From call to call a guard keeps the keys and values of its template's head, and on a CPU where oneDNN is faster a
-    prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
+    Args:
+        model: a causal LM, or a classifier where the spec says so.
+        tokenizer: the model's.
+        spec: how it is asked, and which next tokens are its answer.
+        check: one short forward, which shows whether scoring through the prefix tree gives what the model gives itself;
+            False is for models that only ``method="per_prefix"`` can score.
+
+    Raises:
+        ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,
+            is no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits
+            are not finite, or the prefix tree does not reproduce them.
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
@@ -82,14 +89,25 @@ class GuardModel:
         gguf_file: str | None = None,
         check: bool = True,
     ) -> Self:
-        """Load a guard by its folder, its Hub id, or ``"tiny"``.
+        """Load a guard by its folder, its Hub id, or ``"tiny"``. No remote code runs and nothing is unpickled.
 
-        No remote code runs, nothing is unpickled (weights are safetensors or GGUF).
+        Args:
+            name_or_path: where it lies; weights are safetensors or GGUF.
+            spec: a ``GuardSpec``, the name of a known one, a YAML file or ``FILE.py:NAME``; None: it is chosen by id or
+                folder name, config and chat template.
+            options: changes of the spec, see ``with_options``.
+            revision: of a Hub id.
+            dtype: of the weights; ``"auto"`` is the file's.
+            device_map: as in transformers.
+            quantization_config: as in transformers (bitsandbytes, torchao, fp8, …).
+            gguf_file: which file of a folder or a Hub id.
+            check: as in ``Guard``.
 
-        ``spec`` is a ``GuardSpec``, the name of a known one, a YAML file or ``FILE.py:NAME``; else it is chosen by id
-        or folder name, config and chat template, and ``ValueError`` names the choices where these leave several.
-        ``options`` changes it, see ``with_options``. ``quantization_config`` is transformers' (bitsandbytes, torchao,
-        fp8, …).
+        Returns:
+            Guard: ready to score.
+
+        Raises:
+            ValueError: where several specs fit (it names them) or none does.
         """
         if name_or_path == "tiny" and spec is None:
             return cls.tiny()
@@ -105,7 +123,14 @@ class GuardModel:
 
     @classmethod
     def tiny(cls) -> Self:
-        """The small guard inside this package: it only knows disclosure of contact details, for demos and tests."""
+        """The small guard inside this package: it only knows disclosure of contact details, for demos and tests.
+
+        Returns:
+            Guard: in float32, on the CPU.
+
+        Raises:
+            FileNotFoundError: where the package was installed without its weights.
+        """
         if not (TINY_FOLDER / "model.safetensors").is_file():
             raise FileNotFoundError(f"the tiny guard's weights are not in {TINY_FOLDER}; reinstall fastdss")
         return cls.from_pretrained(str(TINY_FOLDER), spec=TINY, dtype=torch.float32)
@@ -120,7 +145,7 @@ class GuardModel:
         """The longest rendering that the model was made for."""
         config = self.model.config.get_text_config(decoder=not self.bidirectional)
         longest = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        if self.bidirectional:  # RoBERTa's kind counts positions from its padding id on
+        if self.bidirectional:  # RoBERTa and its kin count positions from the padding's id on
             table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
             padding = getattr(table, "padding_idx", None)
             longest -= 0 if padding is None else padding + 1
@@ -226,7 +251,8 @@ class GuardModel:
             raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
     def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
-        budget = max(longest // 2, 1)  # several forward passes: what one leaves in the store, the next must find
+        # So that there are several forward passes, and the second needs what the first left in the store.
+        budget = max(longest // 2, 1)
         try:
             check_supported(self.model, longest)
             return tree_logits(self.model, self.token_ids, [build_tree(renderings)], [0], budget=budget)

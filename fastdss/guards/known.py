@@ -29,7 +29,8 @@ class Known(NamedTuple):
     spec: GuardSpec | Maker
     name: str  # a pattern
     kinds: tuple[str, ...] = ()  # model_type or architectures
-    template: tuple[str, ...] = ()  # patterns, all of which the template holds; none: no template tells
+    # Patterns, all of which its template holds; empty: no template tells this guard apart.
+    template: tuple[str, ...] = ()
     example: str = ""  # an id on the Hub
 
     @property
@@ -101,7 +102,7 @@ KNOWN = (
     Known(vendors.TOXIC_BERT, r"toxic.bert", ("bert",), (), "unitary/toxic-bert"),
     Known(vendors.HARMAUG, r"harmaug", ("deberta-v2",), (), "hbseong/HarmAug-Guard"),
 )  # fmt: skip
-_OUT_OF_REACH = (  # name, kind, why
+_OUT_OF_REACH = (  # name of the guard, model_type, and why it cannot be used
     (r"guardreasoner|thinkguard", "", "it reasons before its verdict, which one token cannot tell"),
     (r"llama.guard.3.?11b|shieldgemma.2(?!b)|llavaguard", "mllama", "it judges images"),
 )

@@ -59,7 +59,7 @@ def load_guard(
     model = _loader(spec).from_pretrained(
         name,
         use_safetensors=True if gguf_file is None else None,
-        trust_remote_code=False,  # else transformers asks on the terminal
+        trust_remote_code=False,  # said, because transformers would else ask on the terminal
         **{key: value for key, value in how.items() if value is not None},
         **_config_of(name, config, source),
         **source,

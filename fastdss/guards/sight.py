@@ -25,7 +25,7 @@ LONGER = {  # conversations of more turns, which a template may refuse, or show 
     "earlier": [{"role": "user", "content": MARKS["earlier"]}, {"role": "assistant", "content": "x"}, *CHAT],
     "tool": [CHAT[0], {"role": "assistant", "content": "x"}, {"role": "tool", "content": MARKS["tool"]}, CHAT[1]],
 }
-LONG = "Q7Q " * 2000 + "Q8Q"  # which a template might cut
+LONG = "Q7Q " * 2000 + "Q8Q"  # long enough for a template to cut it
 OTHERS = ("Q7Q", LONG)  # what the marks are changed to
 _WITH = {"system": "a system turn", "earlier": "an earlier exchange", "tool": "a tool's result"}
 
@@ -48,7 +48,7 @@ def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, onl
         text = _render(encoder, CHAT, generation_prompt)
     except RefusedByTemplate as error:
         raise UserError(f"{name}: {error}") from None
-    except (TypeError, AttributeError, KeyError) as error:  # a template that takes parts, given text
+    except (TypeError, AttributeError, KeyError) as error:  # the template takes content as parts and was given text
         raise UserError(f"{name}: its chat template fails on plain turns ({type(error).__name__})") from None
     lost = _lost(text, wanted)
     if lost:
@@ -90,7 +90,7 @@ def _unseen(encoder: ChatEncoder, more: str, wanted: tuple[str, ...], generation
     try:
         text = _render(encoder, LONGER[more], generation_prompt)
     except RefusedByTemplate:
-        return ""  # as it will the rows that have such turns
+        return ""  # and it will refuse rows with such turns, too
     lost = _lost(text, wanted)
     return f"with {_WITH[more]} its chat template drops the {' and the '.join(lost)}" if lost else ""
 

@@ -15,7 +15,12 @@ DATE = "2025-01-01"
 
 
 class AnswerField(NamedTuple):
-    """A field that a guard fills before the verdict: ``prefix``, then one of ``values``."""
+    """A field that a guard fills before the verdict.
+
+    Attributes:
+        prefix: what stands before it.
+        values: what it may hold.
+    """
 
     prefix: str
     values: tuple[str, ...]
@@ -25,28 +30,37 @@ class AnswerField(NamedTuple):
 class GuardSpec:
     """How a guard model is asked, and which next tokens are its answer.
 
-    The rendering is ``template`` (Jinja; else the tokenizer's own) with ``template_kwargs`` and
-    ``add_generation_prompt=True``, then ``answer_prefix``, tokenised without further special tokens; the next token
-    is the verdict. ``messages`` turns a conversation of plain user/assistant/system/tool turns into the template's
-    messages: a ``View``, or a function; else they are passed as they are. ``safe``, ``unsafe`` and ``other`` (a third
-    verdict) are words, or several spellings of one. The score is the softmax over these words' logits, the safe ones'
-    share, plus ``other_weight`` times the others'.
+    A conversation is rendered by the template with ``add_generation_prompt=True``, then ``answer_prefix``, and
+    tokenised without further special tokens; the next token is the verdict. The score is the softmax over the verdict
+    words' logits, the safe ones' share, plus ``other_weight`` times the others'.
 
-    A word must be a single token after the rendering, unless ``split_words``: it then counts with the product of its
-    tokens' shares, each among the tokens that continue one of the words. With ``any_spelling`` every token counts that
-    spells a word, whatever its case and the blanks around it. ``fields`` come before ``answer_prefix``. They are summed
-    out (``earlier="summed"``): the score is the sum over their values of P(values) times the score given them; or, as
-    in greedy decoding, each has the value whose tokens, one after the other, the guard finds ``"likeliest"`` for this
-    prefix. ``questions`` are asked one by one, each with template variables of its own: the least safe answer is the
-    score.
-
-    ``head``: ``"words"``; ``"token"``, a class of the model's own head at the response's last token, no tail being
-    rendered; ``"sequence"``, a class of the whole rendering. Of heads the words are class names or numbers, all of
-    them. With ``independent`` classes (sigmoids instead of one softmax) some are enough, and the score is one minus the
-    likeliest unsafe class, or the unlikeliest safe one if that is less.
-
-    ``date`` is the day that a template prints which asks for today's. ``judges`` says what, ``checked`` against what
-    and when the spec was compared, ``note`` what is approximate.
+    Args:
+        name: what the spec is called, also in manifests.
+        template: a Jinja template; None: the tokenizer's own.
+        template_kwargs: further variables of the template.
+        messages: makes the template's messages of a conversation of plain user, assistant, system and tool turns: a
+            ``View``, or a function; None: they are passed as they are.
+        answer_prefix: what the guard is taken to have written before its verdict.
+        safe: a word, or several spellings of one. So are the next two.
+        unsafe: of the unsafe verdict.
+        other: of a third verdict, if there is one.
+        other_weight: what the third verdict counts, from 0 (unsafe) to 1 (safe).
+        split_words: let a word be several tokens: it counts with the product of their shares, each among the tokens
+            that continue one of the words. Else a word must be a single token after the rendering.
+        any_spelling: every token counts that spells a word, whatever its case and the blanks around it.
+        fields: what the guard fills in before ``answer_prefix``.
+        earlier: ``"summed"``: the score is the sum over the fields' values of P(values) times the score given them;
+            ``"likeliest"``: each field has the value that greedy decoding would give it for this prefix.
+        questions: asked one by one, each with template variables of its own; the least safe answer is the score.
+        head: ``"words"``; ``"token"``, a class of the model's own head at the response's last token, after which
+            nothing is rendered; ``"sequence"``, a class of the whole rendering. Words are then names or numbers of
+            classes, all of them.
+        independent: the classes are sigmoids instead of one softmax. Some are enough, and the score is one minus the
+            likeliest unsafe class, or the unlikeliest safe one if that is less.
+        date: the day that a template prints which asks for today's.
+        judges: what the guard judges, for people.
+        checked: against what and when the spec was compared.
+        note: what is approximate about it.
     """
 
     name: str

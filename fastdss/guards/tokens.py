@@ -15,7 +15,7 @@ def tokens_after(encoder: ChatEncoder, spec: GuardSpec, text: str) -> tuple[int,
     (before,), (ids,) = (encoder.encode([PROBE], suffix=spec.begins + more) for more in ("", rest))
     if ids[: len(before)] == before:
         return tuple(ids[len(before) :])
-    written = _decode(encoder, before)  # the rendering's last tokens may be joined otherwise when text follows
+    written = _decode(encoder, before)  # with text behind it, the rendering's end may be divided into other tokens
     cut = next((k for k in range(len(ids), 0, -1) if _decode(encoder, ids[:k]) == written), len(ids))
     return tuple(ids[cut:])
 

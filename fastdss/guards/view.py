@@ -17,16 +17,20 @@ PLACES = ("{prompt}", "{response}")
 
 @dataclass(frozen=True)
 class View:
-    """``view(conversation)`` is the list of messages that the guard's template is given.
+    """Which messages a guard's template is given: ``view(conversation)`` is the list.
 
-    turns: ``"conversation"``, where the template reads all of it; ``"exchange"``, the last user turn and all that the
-    assistant and its tools did after it; ``"response"``, the judged response alone. ``system``: whether the template
-    renders system turns; else they are left out. ``tools``: whether it knows the role ``tool``; else calls and results
-    are joined with the assistant's turn around them, and neighbours of one side become one turn, so that user and
-    assistant alternate and a tool's output is never the user's words. ``parts``: content as a list of typed parts.
-
-    Guards that are asked by a text of their model card: ``prompt`` is that text, with ``{prompt}`` and ``{response}``
-    where the exchange goes, sent as one user message after ``system_prompt``; ``instruction`` is a last user turn.
+    Args:
+        turns: ``"conversation"``, where the template reads all of it; ``"exchange"``, the last user turn and all that
+            the assistant and its tools did after it; ``"response"``, the judged response alone.
+        system: whether the template renders system turns; else they are left out.
+        tools: whether it knows the role ``tool``. Else calls and results are joined with the assistant's turn around
+            them, and neighbours of one side become one turn, so that user and assistant alternate and a tool's output
+            is never the user's words.
+        parts: content as a list of typed parts.
+        prompt: for a guard that is asked by a text of its model card: that text, with ``{prompt}`` and ``{response}``
+            where the exchange goes, sent as one user message.
+        system_prompt: the system message before ``prompt``.
+        instruction: a last user turn.
     """
 
     _: KW_ONLY

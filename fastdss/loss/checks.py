@@ -189,20 +189,22 @@ def check_values(
     labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
 ) -> None:
     """Values that only the host can look at without waiting."""
-    counts = labels != ignore_index
+    ignored = labels == ignore_index
     if labels.numel():
-        low, high = labels.masked_fill(~counts, 0).aminmax()
+        low, high = map(int, labels.masked_fill(ignored, 0).aminmax())
         if low < 0 or (vocab_size is not None and high >= vocab_size):
             bad = (labels < 0) if vocab_size is None else (labels < 0) | (labels >= vocab_size)
             size = "V" if vocab_size is None else vocab_size
-            refuse_first(counts & bad, "labels", labels, f"a label in [0, {size}) or {ignore_index}")
+            refuse_first(bad & ~ignored, "labels", labels, f"a label in [0, {size}) or {ignore_index}")
     if scores is None or not scores.numel():
         return
-    low, high = scores.aminmax()  # NaN if one is
-    if not (low >= 0 and high <= 1 if unit_interval else low >= 0 and high < math.inf):
+    least, most = map(float, scores.aminmax())  # NaN if one is
+    if not (least >= 0 and most <= 1 if unit_interval else least >= 0 and most < math.inf):
         valid = scores.isfinite() & (scores >= 0)
         valid &= (scores <= 1) if unit_interval else True
-        refuse_first(counts & ~valid, name, scores, "a number in [0, 1]" if unit_interval else "a finite number >= 0")
+        refuse_first(
+            ~(valid | ignored), name, scores, "a number in [0, 1]" if unit_interval else "a finite number >= 0"
+        )
 
 
 def refuse_first(bad: Tensor, name: str, values: Tensor, rule: str) -> None:

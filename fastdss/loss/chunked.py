@@ -79,12 +79,12 @@ class _Run:
             dead = None if self.plan.trusted else without_weight(inputs)
             x = gather(self.call.hidden, rows, dead, self.call.compute_dtype)
             part = sums.at(slice(0, x.shape[0]))
-            local, column = self.shard.columns_of(inputs.labels)
-            e, mean_logit = made.make(x, local, part)
+            labels = self.shard.columns_of(inputs.labels)
+            e, mean_logit = made.make(x, labels, part)
             terms = row_terms(part, mean_logit, inputs, self.objective, self.shard, dead, self.call.backend)
             self._put(rows, terms.ce, terms.kl, terms.told)
             if self.grad:
-                self._add(ExpGradient(e, terms.factors, column, self.call.backend), x, rows, span.start == 0)
+                self._add(ExpGradient(e, terms.factors, labels.column, self.call.backend), x, rows, span.start == 0)
 
     def row_pass(self) -> None:
         call = self.call
@@ -196,12 +196,14 @@ def _pass_rows(
             )
             parts.append((*terms, terms[0]))  # the third is of use only where a kernel rounds
     ce, kl, lost = parts[0] if len(parts) == 1 else (torch.cat(pair) for pair in zip(*parts, strict=True))
-    local, labels = shard.columns_of(inputs.labels)
+    labels = shard.columns_of(inputs.labels)
     if out is None:
         out = logits.to(dtype)
-        exact, rounded = (t.gather(1, labels.unsqueeze(1)).squeeze(1) for t in (logits, out))
-        lost = torch.where(labels == local, exact - rounded, 0)
-    return RowGradient(out, None if dtype == logits.dtype else lost, labels, call.backend), ce, kl
+        exact, rounded = (t.gather(1, labels.column.unsqueeze(1)).squeeze(1) for t in (logits, out))
+        inside = labels.mine
+        assert inside is not None
+        lost = torch.where(inside, exact - rounded, 0)
+    return RowGradient(out, None if dtype == logits.dtype else lost, labels.column, call.backend), ce, kl
 
 
 def triton_row_pass(

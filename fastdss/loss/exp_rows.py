@@ -19,7 +19,7 @@ from .exponentials import LocalSums, torch_exponentials
 from .gemm import project
 from .objective import Objective
 from .rows import RowPlan, Slab, budget_of, even_rows, padded
-from .vocab_shard import VocabShard
+from .vocab_shard import Columns, VocabShard
 
 _WHOLE, _CHUNK = 4, 2  # rows of E over D: kept whole up to here, and of a chunk beyond
 _BESIDE_EXPONENTIALS = 64 << 20  # bytes of fp32 logits on a CPU where E is stored apart; 32 to 128 MiB are as fast
@@ -100,24 +100,24 @@ class ExpRows:
             self._apart = call.hidden.new_empty((plan.rows, width), dtype=head.dtype)[:, : head.shape[0]]
         self._mean_row, self._mean_bias = self._means(accumulate)
 
-    def make(self, x: Tensor, local_labels: Tensor, sums: LocalSums) -> tuple[Tensor, Tensor | None]:
+    def make(self, x: Tensor, labels: Columns, sums: LocalSums) -> tuple[Tensor, Tensor | None]:
         """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], c no more than planned; fills ``sums``."""
         count = x.shape[0]
         exponentials = self._slab.logits(count) if self._apart is None else self._apart[:count]
         if self.plan.fused:
-            self._fused(x, local_labels, sums, None if self._apart is None else exponentials)
+            self._fused(x, labels.local, sums, None if self._apart is None else exponentials)
             return exponentials, self._mean_logit(x)
         if count <= self.plan.slab_rows:
             logits = self._slab.logits(count)
             project(x, self.head, out=logits)
-            self._pass(logits, local_labels, sums, None if self._apart is None else exponentials)
+            self._pass(logits, labels, sums, None if self._apart is None else exponentials)
             return exponentials, self._mean_logit(x)
         for start in range(0, count, self.plan.slab_rows):
             part = slice(start, min(start + self.plan.slab_rows, count))
             logits = self._slab.logits(part.stop - part.start)
             project(x[part], self.head, out=logits)
             out = None if self._apart is None else exponentials[part]
-            self._pass(logits, local_labels[part], sums.at(part), out)
+            self._pass(logits, labels.at(part), sums.at(part), out)
         return exponentials, self._mean_logit(x)
 
     def _fused(self, x: Tensor, local_labels: Tensor, sums: LocalSums, out: Tensor | None) -> None:
@@ -128,17 +128,17 @@ class ExpRows:
             x, self.head, out, local_labels, *sums, bias=bias, scale=o.logit_scale, softcap=o.softcap
         )
 
-    def _pass(self, logits: Tensor, local_labels: Tensor, sums: LocalSums, out: Tensor | None) -> None:
+    def _pass(self, logits: Tensor, labels: Columns, sums: LocalSums, out: Tensor | None) -> None:
         o = self.objective
         if self.call.backend == "triton":
             from fastdss.kernels.exponentials import launch_exponentials_fwd
 
             given = out if out is not None or not self.store else logits
             launch_exponentials_fwd(
-                logits, given, local_labels, *sums, bias=self.call.bias, scale=o.logit_scale, softcap=o.softcap
+                logits, given, labels.local, *sums, bias=self.call.bias, scale=o.logit_scale, softcap=o.softcap
             )
         else:
-            torch_exponentials(logits, local_labels, o, self.call.bias, sums, out)
+            torch_exponentials(logits, labels, o, self.call.bias, sums, out)
 
     def _means(self, accumulate: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         if not self.objective.label_smoothing:

@@ -52,7 +52,7 @@ from .objective import (
     transform,
 )
 from .softmax import softmax_, told_of
-from .vocab_shard import OtherWords, VocabShard
+from .vocab_shard import Columns, OtherWords, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
 
@@ -96,7 +96,7 @@ class ExpStats(NamedTuple):
 
 
 def torch_exponentials(
-    logits: Tensor, local_labels: Tensor, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
+    logits: Tensor, labels: Columns, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
 ) -> None:
     """Fill ``sums``; ``logits`` [c, V] become E in place, and ``out`` (16 bit) gets a copy, while they are in cache.
 
@@ -106,17 +106,17 @@ def torch_exponentials(
     step = max(1, BLOCK_ELEMENTS // width)
     scratch = None if sums.entropy is None else logits.new_empty((min(step, count), width))
     if count <= step:
-        return _block_exponentials(logits, local_labels, objective, bias, sums, out, scratch)
+        return _block_exponentials(logits, labels, objective, bias, sums, out, scratch)
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = None if out is None else out[block]
-        _block_exponentials(logits[block], local_labels[block], objective, bias, sums.at(block), part, scratch)
+        _block_exponentials(logits[block], labels.at(block), objective, bias, sums.at(block), part, scratch)
     return None
 
 
 def _block_exponentials(
     logits: Tensor,
-    label: Tensor,
+    labels: Columns,
     objective: Objective,
     bias: Tensor | None,
     sums: LocalSums,
@@ -124,11 +124,16 @@ def _block_exponentials(
     scratch: Tensor | None,
 ) -> None:
     z, cap_slope = transform(logits, bias, objective.logit_scale, objective.softcap, grad=True)
-    columns = label.clamp(0, z.shape[1] - 1)
-    mine, column = columns == label, columns.unsqueeze(1)
+    column = labels.column.unsqueeze(1)
     label_logit = torch.gather(z, 1, column)
-    z.scatter_(1, column, label_logit.masked_fill(mine.unsqueeze(1), -torch.inf))
-    sums.label_logit.copy_(torch.where(mine, label_logit.squeeze(1), 0))
+    inside = labels.mine
+    if inside is None:
+        z.scatter_(1, column, -torch.inf)
+    else:
+        mine = inside.unsqueeze(1)
+        z.scatter_(1, column, label_logit.masked_fill(mine, -torch.inf))
+        label_logit = torch.where(mine, label_logit, 0)
+    sums.label_logit.copy_(label_logit.squeeze(1))
     found = softmax_(z, scratch)
     sums.others.copy_(found.lse)
     sums.total.copy_(found.total)
@@ -142,12 +147,16 @@ def _block_exponentials(
         out.copy_(z)
 
 
-def combined(sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard) -> ExpStats:
-    """labels: [n] of the whole vocabulary. mean_logit: this rank's share of it."""
+def combined(
+    sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard, *, checked: bool
+) -> ExpStats:
+    """labels: [n] of the whole vocabulary; checked: known to be in it. mean_logit: this rank's share of it."""
     words = OtherWords(sums.label_logit, sums.others, sums.entropy, sums.rival)
     if shard.group is not None:
         words, mean_logit = shard.combine_others(words, mean_logit)
-    label_logit, others = in_vocabulary(words.label_logit, labels, shard.size), words.others
+    label_logit, others = words.label_logit, words.others
+    if not checked:
+        label_logit = in_vocabulary(label_logit, labels, shard.size)
     distance = others - label_logit
     nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
     unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)
@@ -250,11 +259,12 @@ class ExpGradient(NamedTuple):
 
             launch_hidden_rows_bwd(product, row, head, label, self.labels, const, out)
             return
-        d_x = product * row.unsqueeze(1)
+        d_x = torch.mul(product, row.unsqueeze(1), out=out if out.dtype == product.dtype else None)
         label_rows(d_x, head, label, self.labels, self.backend, scatter=False)
         if const is not None:
             d_x.addr_(const, head.sum(dim=0, dtype=d_x.dtype))
-        out.copy_(d_x)
+        if d_x is not out:
+            out.copy_(d_x)
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
         """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""

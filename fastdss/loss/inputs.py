@@ -67,11 +67,12 @@ class RunOptions(NamedTuple):
 
 
 class RowWeights(NamedTuple):
-    """What each row counts, flattened and 0 where its label does not count."""
+    """Each row's label and what it counts, flattened; the weights are 0 where the label does not count."""
 
+    labels: Tensor  # [N] int64
+    counts: Tensor  # [N] which labels count
     ce: Tensor  # [N] of the cross-entropy
     kl: Tensor | None  # [N] of the KL term; None: there is none
-    counts: Tensor  # [N] which labels count
 
 
 class Batch:
@@ -81,16 +82,13 @@ class Batch:
         self,
         hidden: Tensor,
         lm_head: Tensor,
-        labels: Tensor,
         weights: RowWeights,
         *,
-        ignore_index: int,
         shift: bool,
     ) -> None:
-        self.shape, self.shift = labels.shape, shift
+        self.shape, self.shift = hidden.shape[:-1], shift
         self.compute_dtype = compute_dtype(hidden, lm_head)
-        self.ce_weight, self.kl_weight, self.counts = weights
-        self.labels = shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
+        self.labels, self.counts, self.ce_weight, self.kl_weight = weights
         self.hidden, self.lm_head = hidden.reshape(-1, hidden.shape[-1]), lm_head
 
     @classmethod
@@ -110,7 +108,7 @@ class Batch:
         found = plain_weights(labels, weights, ignore_index=ignore_index, shift=shift, dtype=dtype)
         if on_host(labels):
             check_values(labels, weights, "weights", ignore_index, words(lm_head, group), unit_interval=False)
-        return cls(hidden, lm_head, labels, found, ignore_index=ignore_index, shift=shift)
+        return cls(hidden, lm_head, found, shift=shift)
 
     @classmethod
     def shaped(
@@ -133,7 +131,7 @@ class Batch:
         )
         if on_host(labels):
             check_values(labels, token_weights, name, ignore_index, words(lm_head, group), unit_interval=True)
-        return cls(hidden, lm_head, labels, found, ignore_index=ignore_index, shift=shift)
+        return cls(hidden, lm_head, found, shift=shift)
 
     def reference_logprobs(self, ref_logprobs: Tensor, csft_beta: float | Tensor | None) -> LabelReference:
         if ref_logprobs.shape != self.shape:
@@ -198,11 +196,11 @@ class Batch:
 
     def items(self, num_items_in_batch: int | float | Tensor | None) -> int | float | Tensor:
         """What a mean divides by. A step without any label that counts divides 0 by 1, whoever counted its items."""
+        if num_items_in_batch is not None and not isinstance(num_items_in_batch, Tensor):
+            return num_items_in_batch
         count = self.counts.sum()
         if num_items_in_batch is None:
-            return count.clamp(min=1)
-        if not isinstance(num_items_in_batch, Tensor):
-            return num_items_in_batch
+            return max(1, int(count)) if on_host(count) else count.clamp(min=1)
         there = num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())
         return torch.where((there == 0) & (count == 0), 1, there)
 
@@ -214,12 +212,12 @@ class Batch:
         check_devices(self.labels, rows=index)
         if on_host(index):
             return self._refuse_rows(index, kl_rows)
-        flaws = []
-        for weight, there in ((self.ce_weight, index), (self.kl_weight, index if kl_rows < 0 else index[:kl_rows])):
-            if weight is not None:
-                seen = torch.zeros_like(self.labels).index_add_(0, there, torch.ones_like(there))
-                flaws.append((weight != 0) & (seen != 1))  # left out, or counted twice
-        wrong = flaws[0] if len(flaws) == 1 else flaws[0] | flaws[1]
+        if self.kl_weight is None:
+            wrong = _not_once(self.ce_weight, index)
+        elif kl_rows < 0:  # the KL's rows are the others' too
+            wrong = _not_once(torch.logical_or(self.ce_weight, self.kl_weight), index)
+        else:
+            wrong = _not_once(self.ce_weight, index) | _not_once(self.kl_weight, index[:kl_rows])
         self.ce_weight = self.ce_weight.masked_fill(wrong.any(), math.nan)
         return None
 
@@ -289,13 +287,19 @@ class Batch:
         )
 
 
+def _not_once(weighted: Tensor, index: Tensor) -> Tensor:
+    """Which rows that are not 0 in ``weighted`` [N] are left out of ``index``, or counted twice."""
+    seen = index.new_zeros(weighted.shape).index_add_(0, index, torch.ones_like(index))
+    return torch.logical_and(weighted, seen != 1)
+
+
 def plain_weights(
     labels: Tensor, weights: Tensor | None, *, ignore_index: int, shift: bool, dtype: torch.dtype
 ) -> RowWeights:
     """Weights of the cross-entropy alone, all 1 where none are given."""
-    counts = _counting(labels, ignore_index, shift)
+    rows, counts = _labels_of_rows(labels, ignore_index, shift)
     ce = counts.to(dtype) if weights is None else _row_weights(labels, weights, "weights", counts, shift, dtype)
-    return RowWeights(ce, None, counts)
+    return RowWeights(rows, counts, ce, None)
 
 
 def shaping_weights(
@@ -309,15 +313,17 @@ def shaping_weights(
     dtype: torch.dtype,
 ) -> RowWeights:
     """Weights of the cross-entropy and of the KL term, from one weight in [0, 1] per token."""
-    counts = _counting(labels, ignore_index, shift)
+    rows, counts = _labels_of_rows(labels, ignore_index, shift)
     weight = _row_weights(labels, token_weights, name, counts, shift, dtype)
     if not on_host(labels):  # there check_values has the last word
         weight = weight.masked_fill(weight > 1, math.nan)
-    return RowWeights(weight, torch.where(counts, (1 - weight) * kl_scale, 0), counts)
+    return RowWeights(rows, counts, weight, torch.where(counts, (1 - weight) * kl_scale, 0))
 
 
-def _counting(labels: Tensor, ignore_index: int, shift: bool) -> Tensor:
-    return shifted(labels.long(), shift, ignore_index).reshape(-1) != ignore_index
+def _labels_of_rows(labels: Tensor, ignore_index: int, shift: bool) -> tuple[Tensor, Tensor]:
+    """``([N] labels, [N] which of them count)``"""
+    rows = shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
+    return rows, rows != ignore_index
 
 
 def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift: bool, dtype: torch.dtype) -> Tensor:

@@ -83,6 +83,8 @@ class _Forward:
         vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs, call.csft_beta)
         self.rows = vectors if plan.index is None else vectors.at(plan.index)  # once, then slices
         self.dead = None if plan.trusted else without_weight(self.rows)
+        # On a CPU the labels that count were looked at, and what is compiled does not come here.
+        self.checked = plan.trusted and call.labels.device.type == "cpu"
 
     def run(self, hidden_grad: bool, keep: bool) -> tuple[RowTerms, _Kept]:
         """The rows' terms, and what is kept of them; keep: E is needed for the gradients of head and bias."""
@@ -91,25 +93,27 @@ class _Forward:
         made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
         sums = LocalSums.empty(call.hidden, plan.count, call.accumulate, self.objective, call.token_stats)
         product = call.hidden.new_empty((plan.count, head.shape[1]), dtype=call.accumulate) if hidden_grad else None
-        local, column = self.shard.columns_of(self.rows.labels)
+        labels = self.shard.columns_of(self.rows.labels, checked=self.checked)
         exponentials = x = None
         means = []
         for span, rows, _ in plan.chunks(size):
             whole = size >= plan.count
             dead = self.dead if whole or self.dead is None else self.dead[span]
             x = gather(call.hidden, rows, dead, call.compute_dtype)
-            part = (local, sums) if whole else (local[span], sums.at(span))
+            part = (labels, sums) if whole else (labels.at(span), sums.at(span))
             exponentials, mean_logit = made.make(x, *part)
             means.append(mean_logit)
             if product is not None:
                 times_head(exponentials, head, product if whole else product[span])
         mean_logit = torch.cat(means) if means and means[0] is not None else None  # type: ignore[arg-type]
-        terms = row_terms(sums, mean_logit, self.rows, self.objective, self.shard, self.dead, call.backend)
+        terms = row_terms(
+            sums, mean_logit, self.rows, self.objective, self.shard, self.dead, call.backend, checked=self.checked
+        )
         slope = call.ref_slope if hidden_grad else None
         if slope is not None:
             terms = terms._replace(factors=terms.factors._replace(slope=self.rows.kl_weight))
             slope = slope if plan.index is None else slope[plan.index]
-        kept = _Kept(column, exponentials if keep else None, x if keep else None, product, plan.index, slope)
+        kept = _Kept(labels.column, exponentials if keep else None, x if keep else None, product, plan.index, slope)
         return terms, kept
 
 
@@ -182,7 +186,7 @@ def _gradients(
     if upstream.dim():
         upstream = upstream if kept.rows is None else upstream[kept.rows]
         factors = ExpFactors(*(None if t is None else scaled_weight(t, upstream) for t in factors))  # type: ignore[arg-type]
-    else:
+    elif not is_one(upstream):
         factors = ExpFactors(*(None if t is None else t * upstream for t in factors))  # type: ignore[arg-type]
     head = lm_head.to(compute_dtype)
     e = factors.row.new_empty((0, 0)) if kept.exponentials is None else kept.exponentials
@@ -222,6 +226,13 @@ def _head_gradient(gradient: ExpGradient, x: Tensor | None, lm_head: Tensor, mai
     d_head = lm_head.new_empty(lm_head.shape, dtype=wide)
     gradient.add_to_head(d_head, x, first=True)
     return d_head.to(lm_head.dtype)
+
+
+def is_one(factor: Tensor) -> bool:
+    """As far as the host can tell without waiting for a GPU, or being traced."""
+    if torch.compiler.is_compiling() or type(factor) is not Tensor:
+        return False
+    return factor.device.type == "cpu" and factor.item() == 1
 
 
 def refuse_double_backward() -> None:

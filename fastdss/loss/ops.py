@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .call import LossCall, LossResult
 from .chunked import run_chunks
-from .kept import Evaluated, refuse_double_backward
+from .kept import Evaluated, is_one, refuse_double_backward
 from .objective import RowInputs, first_part, scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
@@ -117,19 +117,12 @@ def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tens
     if grad_total is not None:
         for i, gradient in enumerate(ctx.saved_tensors):
             if ctx.needs[i]:
-                same = gradient.dtype == ctx.dtypes[i] and _is_one(grad_total)
+                same = gradient.dtype == ctx.dtypes[i] and is_one(grad_total)
                 found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.backend)
     return *found, *_NO_GRADIENTS, None
 
 
 summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
-
-
-def _is_one(factor: Tensor) -> bool:
-    """As far as the host can tell without waiting for a GPU, or being traced."""
-    if torch.compiler.is_compiling() or type(factor) is not Tensor:
-        return False
-    return factor.device.type == "cpu" and factor.item() == 1
 
 
 @torch.library.custom_op("fastdss::scaled", mutates_args=())

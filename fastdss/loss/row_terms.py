@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .exponentials import ExpFactors, LocalSums, combined, terms_and_factors
-from .objective import Objective, RowInputs, first_part, first_weight, scaled_weight
+from .objective import Objective, RowInputs, first_part, first_weight
 from .vocab_shard import VocabShard
 
 
@@ -31,8 +31,11 @@ def row_terms(
     shard: VocabShard,
     dead: Tensor | None,
     backend: str,
+    *,
+    checked: bool = False,
 ) -> RowTerms:
-    """mean_logit: this rank's share of it. dead: rows without any weight, None where all have one.
+    """mean_logit: this rank's share of it. dead: rows without any weight, None where all have one. checked: every label
+    is known to be in the vocabulary.
 
     Where ranks share the vocabulary their sums meet in between, and sums in float64 have no kernel: in torch then.
     """
@@ -50,11 +53,12 @@ def row_terms(
         first = made.weighted_ce if rows.csft_beta is None else first_part(made.ce, given, o.dft)
         parts = [first] if made.weighted_kl is None else [first, made.weighted_kl]
         return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const), made.told)
-    stats = combined(sums, mean_logit, rows.labels, objective, shard)
+    stats = combined(sums, mean_logit, rows.labels, objective, shard, checked=checked)
     rows = first_weight(stats.nll, rows, objective.dft)
     ce, kl, factors = terms_and_factors(stats, rows, objective, shard, dead)
-    parts = [first_part(ce, given, objective.dft)]
-    if rows.kl_weight is not None:
-        parts.append(scaled_weight(rows.kl_weight, kl))
+    if rows.kl_weight is None:  # every row without a weight is dead, and its cross-entropy 0
+        parts = [rows.ce_weight * ce]
+    else:  # a row without a KL weight has a KL of 0, but without one for it a cross-entropy may be infinite
+        parts = [first_part(ce, given, objective.dft), rows.kl_weight * kl]
     told = stats.told if stats.told is None or dead is None else stats.told.masked_fill(dead, 0)
     return RowTerms(ce, kl, parts, factors, told)

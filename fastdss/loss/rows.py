@@ -46,17 +46,25 @@ def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
         kl_rows = len(index) if call.kl_rows < 0 else call.kl_rows
     elif not call.compact:
         return RowPlan(None, total, total if full_kl else 0, False)
-    else:
+    elif full_kl:
         (index, kl_rows), trusted = order_rows(call.ce_weight, call.kl_weight), True
+    else:  # no reference's logits are made, so the order is of no use
+        index, kl_rows, trusted = _weighted_rows(call.ce_weight, call.kl_weight), 0, True
     count = index.shape[0]
     whole = count == total and (not full_kl or kl_rows in (0, total))
     return RowPlan(None if whole else index, count, kl_rows if full_kl else 0, trusted)
 
 
+def _weighted_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> Tensor:
+    """Rows with any weight, as they come."""
+    weighted = ce_weight if kl_weight is None else torch.logical_or(ce_weight, kl_weight)
+    return weighted.nonzero().squeeze(1)
+
+
 def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int]:
     """Rows with a KL weight, then the others with a cross-entropy weight; and the number of the former."""
     if kl_weight is None:
-        return ce_weight.nonzero().squeeze(1), 0
+        return _weighted_rows(ce_weight, None), 0
     has_kl = kl_weight != 0
     live = has_kl | (ce_weight != 0)
     order = torch.argsort(torch.where(has_kl, 0, torch.where(live, 1, 2)), stable=True)

@@ -18,6 +18,22 @@ from fastdss.upstream.torch import group_named
 from .objective import Objective, RowStats
 
 
+class Columns(NamedTuple):
+    """Where rows' labels lie in this rank's slice of the vocabulary."""
+
+    local: Tensor  # [n] positions in the slice, outside of it where another rank holds the label or nobody does
+    column: Tensor  # [n] the same, and some column where it is outside; ``local`` itself if all are known to be inside
+
+    @property
+    def mine(self) -> Tensor | None:
+        """[n] where the position is inside; None: everywhere."""
+        return None if self.column is self.local else self.column == self.local
+
+    def at(self, span: slice) -> Columns:
+        local = self.local[span]
+        return Columns(local, local if self.column is self.local else self.column[span])
+
+
 class OtherWords(NamedTuple):
     """A row's label, and the words that are not it; every tensor is [n]."""
 
@@ -53,10 +69,12 @@ class VocabShard(NamedTuple):
         flaw = torch.zeros((), device=lm_head.device).masked_fill(most != least, math.nan)
         return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
 
-    def columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of ``labels`` in this slice, outside of it where another rank holds them; and some column there."""
+    def columns_of(self, labels: Tensor, *, checked: bool = False) -> Columns:
+        """checked: every label is known to be in the whole vocabulary."""
+        if checked and self.group is None:
+            return Columns(labels, labels)
         local = labels - self.start if self.start else labels
-        return local, local.clamp(0, self.width - 1)
+        return Columns(local, local.clamp(0, self.width - 1))
 
     def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
         return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")

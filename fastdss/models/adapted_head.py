@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
-from fastdss.upstream import bitsandbytes, peft, torchao
+from fastdss.upstream import bitsandbytes, deepspeed, peft, torchao
 
 
 class Applied(NamedTuple):
@@ -38,9 +38,9 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer; what bitsandbytes or torchao keep in fewer bits as they multiply it."""
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or not bitsandbytes.is_matrix(weight):
+    if not isinstance(weight, Tensor) or not (bitsandbytes.is_matrix(weight) or deepspeed.is_empty_share(weight)):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
-    if torchao.is_quantised(weight):  # it says that it is floating point, but knows only the operators of its own
+    if torchao.is_quantised(weight):  # its dtype is a floating one, yet it has no operators but torchao's own
         weight = torchao.dequantised(weight)
     elif not weight.is_floating_point():
         if not bitsandbytes.is_quantised(weight):
@@ -93,7 +93,7 @@ def _by_unit_vectors(layer: Any, hidden: Tensor) -> Applied:
             f"{type(layer).__name__} on the output head has dropout: set it to 0, take the head out of "
             "target_modules or put it in modules_to_save"
         )
-    forward = type(layer).forward  # the instance's stands in for the head while the loss runs
+    forward = type(layer).forward  # the class's, for the instance's own is replaced while the loss runs
     width = hidden.shape[-1]
     bias = forward(layer, hidden.new_zeros((1, width)))
     made = forward(layer, torch.eye(width, dtype=hidden.dtype, device=hidden.device)) - bias

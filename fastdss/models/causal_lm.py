@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream.deepspeed import is_engine
 from fastdss.upstream.transformers import attention_of
 
 from .probes import evaluating, some_tokens
@@ -42,11 +43,18 @@ class LMHead(NamedTuple):
 def backbone(model: Any) -> nn.Module:
     """The module whose ``(...).last_hidden_state`` feeds the head; sees through PEFT wrappers (adapters stay active).
 
-    Raises ``TypeError`` for a module that is not a transformers model with a separate backbone.
+    Args:
+        model: a causal LM of transformers.
+
+    Returns:
+        nn.Module: its part without the head.
+
+    Raises:
+        TypeError: for a module that is not a transformers model with a separate backbone.
     """
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
-    if base is model:  # Llama 4's calls its backbone otherwise than its class says
+    if base is model:  # Llama 4 gives its backbone another name than its class says
         base = getattr(model, "model", None)
     if base is None or base is model:
         raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
@@ -57,7 +65,14 @@ def backbone(model: Any) -> nn.Module:
 def lm_head(model: Any) -> LMHead:
     """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
 
-    Raises ``TypeError`` where the model has no output embeddings or its head is more than one linear layer.
+    Args:
+        model: a causal LM of transformers.
+
+    Returns:
+        LMHead: weight, bias, ``logit_scale`` and ``softcap``, as ``dss_loss`` takes them.
+
+    Raises:
+        TypeError: where the model has no output embeddings or its head is more than one linear layer.
     """
     model = _unwrap(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -118,13 +133,15 @@ def vocabulary(model: Any) -> int:
 
 
 def ignores_softcap(model: Any) -> bool:
-    """Whether the model's own attention drops its softcap: transformers 5.17 chose sdpa, which has none, for Gemma2."""
+    """Whether the model's own attention drops its softcap: for Gemma2 transformers 5.17 chose sdpa, which has none."""
     config = model.config.get_text_config(decoder=True)
     return bool(_number(config, "attn_logit_softcapping")) and attention_of(config) == "sdpa"
 
 
 def _unwrap(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    """The transformers model within DeepSpeed's engine, whose own ``config`` is DeepSpeed's, and within PEFT."""
+    model = model.module if is_engine(model) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _logit_scale(config: Any) -> float:

@@ -19,7 +19,8 @@ def class_head(model: Any) -> LMHead | None:
     score = getattr(model, "score", None)
     if not isinstance(score, nn.Linear) or is_bidirectional(model):
         return None
-    return LMHead(score.weight, score.bias, 1.0, None)  # scales and softcaps of the config are the language model's
+    # The config's scale and softcap belong to the language model's head.
+    return LMHead(score.weight, score.bias, 1.0, None)
 
 
 def is_bidirectional(model: Any) -> bool:

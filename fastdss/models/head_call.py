@@ -40,6 +40,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
     outer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if outer is None:
         raise UserTypeError(f"expected a transformers causal LM with an output head, got {type(model).__name__}")
+    made: list[tuple[Tensor, ...]] = []  # the operation's results, before any hook sees them
     results: list[tuple[Tensor, ...]] = []
 
     # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They
@@ -56,6 +57,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
             states, weight, bias = applied(layer, hidden)
             scale, softcap = logit_scale_and_softcap(model)
             found = operation(states, LMHead(weight, bias, scale, softcap))
+            made.append(found)
             return found if hooked else taken(hidden, found)
 
         return forward
@@ -66,7 +68,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
         for layer in _layers(outer):
             swapped.enter_context(_forward_as(layer, forward_of(layer)))
         if hooked:
-            last = outer.register_forward_hook(lambda _, given, found: taken(given[0], found))
+            last = outer.register_forward_hook(lambda _, given, found: taken(given[0], _unchanged(found, made[-1])))
             swapped.callback(last.remove)
         returned = forward()
     if len(results) != 1:
@@ -74,6 +76,16 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
             f"{type(model).__name__}: expected one call of the output head in a forward, got {len(results)}"
         )
     return results[0], returned
+
+
+def _unchanged(found: Any, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What came through the hooks on the head, each result still in its place; wrapping for a backward is theirs."""
+    if isinstance(found, tuple) and [getattr(part, "shape", None) for part in found] == [part.shape for part in made]:
+        return found
+    raise UserTypeError(
+        "a forward hook on the output head returned something else than it was given: the head makes no logits here "
+        "that a hook could change; remove the hook (hooks that change the head's inputs work)"
+    )
 
 
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,10 +82,15 @@ def given_inputs(row: Mapping[str, Any], taken: frozenset[str] | None) -> list[s
     return named
 
 
+def as_tensor(value: Any) -> Tensor:
+    """``torch.as_tensor``; arrays are copied, for a table's are read-only, of which PyTorch warns."""
+    return torch.tensor(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+
+
 def token_values(where: str, name: str, value: Any, length: int) -> Tensor:
     """A column of ``TOKEN_INPUTS`` as ``[T, ...]``; several positions per token (M-RoPE) as ``[T, axes]``."""
     try:
-        tensor = torch.as_tensor(value)
+        tensor = as_tensor(value)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserTypeError(f"{where}: {name}: expected one value per token ({error})") from None
     if name == "position_ids" and tensor.ndim > 1:  # [axes, T], or [axes, 1, T] as a batch of one has them
@@ -93,7 +99,7 @@ def token_values(where: str, name: str, value: Any, length: int) -> Tensor:
     elif tensor.ndim > 1 and tensor.shape[0] == 1 and tensor.shape[1] == length:
         tensor = tensor[0]
     if tensor.ndim == 0 or len(tensor) != length:
-        raise UserError(f"{where}: expected {length} {name}, got the shape {list(torch.as_tensor(value).shape)}")
+        raise UserError(f"{where}: expected {length} {name}, got the shape {list(as_tensor(value).shape)}")
     return tensor
 
 
@@ -135,7 +141,7 @@ def _media(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, list) and value and torch.is_tensor(value[0]):
             return torch.stack(value)
-        tensor = torch.as_tensor(value)
+        tensor = as_tensor(value)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserTypeError(f"{name}: expected the tensor that the processor returns for one row ({error})") from None
     return tensor[None] if tensor.ndim == 0 else tensor

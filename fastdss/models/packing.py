@@ -37,7 +37,7 @@ def is_packed(inputs: Mapping[str, Any]) -> bool:
     positions = inputs.get("position_ids")
     if positions is None or positions.ndim != 2 or inputs.get("attention_mask") is not None:
         return False
-    if torch.compiler.is_compiling():  # a question to the device
+    if torch.compiler.is_compiling():  # looking at values would ask the device
         return False
     return bool(((positions[:, 1:] == 0) & (positions[:, :-1] >= 0)).any())
 
@@ -72,7 +72,7 @@ def _proven(model: Any, states: States) -> Packing:
     for way, made in _WAYS.items():
         try:
             reason = _leak(model, states, made)
-        except Exception as error:  # of another library's class: whatever it raises, this way is none for it
+        except Exception as error:  # another library's class: whatever it raises, this way does not work for it
             reason = f"{type(error).__name__}: {str(error)[:60]}"
         if reason is None:
             return Packing(way, "")
@@ -84,7 +84,8 @@ def _leak(model: Any, states: States, made: Callable[[Any, Inputs], Inputs]) -> 
     """What goes wrong with the second of two documents, or None."""
     weight = model.get_input_embeddings().weight
     room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
-    first, second = min(150, room // 2), min(9, room // 2)  # long enough for what is compressed in blocks of 128
+    # Longer than the blocks of 128 tokens that some layers compress.
+    first, second = min(150, room // 2), min(9, room // 2)
     vocabulary = min(len(weight), 1000)
     ids = (torch.arange(first + second, device=weight.device) * 7 + 3) % vocabulary
     other = ids.clone()
@@ -94,7 +95,7 @@ def _leak(model: Any, states: States, made: Callable[[Any, Inputs], Inputs]) -> 
         beside, beside_other = (states(input_ids=row[None], **given)[:, first:] for row in (ids, other))
         alone = states(input_ids=ids[None, first:])
     eps = torch.finfo(alone.dtype).eps
-    if (seen := distance(beside, beside_other)) > max(1e-5, 2 * eps):  # same shapes: rounding is the same
+    if (seen := distance(beside, beside_other)) > max(1e-5, 2 * eps):  # the shapes are the same, and so is the rounding
         return f"one document's states change by {seen:.2g} with the other"
     if (moved := distance(beside, alone)) > max(1e-3, 32 * eps):
         return f"a document's states differ by {moved:.2g} from those it has alone"

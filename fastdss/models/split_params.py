@@ -51,9 +51,9 @@ def gathered(*tensors: Tensor | None) -> Iterator[None]:
     if not empty:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed as package  # its documented ``deepspeed.zero`` is an attribute, not a module to import from
 
-    with GatheredParameters(empty):
+    with package.zero.GatheredParameters(empty):
         yield
 
 
@@ -77,9 +77,11 @@ def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def gather_as_one(layer: nn.Module) -> None:
     """The engine makes all parameters within ``layer`` whole when that is called, in backward too.
 
-    It otherwise waits for the calls of the layers within, which do not come where their weights are only read.
+    It otherwise waits for the calls of the layers within, which do not come where their weights are only read. Before
+    there is an engine, ``layers_gathered`` sees to it: a layer marked so early gets its gradients reduced in its own
+    backward hook, and the head's results bypass that.
     """
-    if any(map(deepspeed.is_split, layer.parameters())):
+    if deepspeed.is_engines(layer) and any(map(deepspeed.is_split, layer.parameters())):
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(layer, [type(layer)])

@@ -16,7 +16,7 @@ def stop_tokens(model: Any) -> frozenset[int]:
 
 
 def unstopped(labels: Sequence[Sequence[int]], stops: frozenset[int], ignored: int = -100) -> bool:
-    """Whether no row's last label that counts is one of ``stops``: whoever learns these rows never ends."""
+    """Whether no row's last label that counts is one of ``stops``: a model that learns these rows never ends."""
     last = [next((label for label in reversed(row) if label != ignored), None) for row in labels]
     known = [label for label in last if label is not None]
     return bool(stops and known) and not any(label in stops for label in known)

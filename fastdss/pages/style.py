@@ -8,7 +8,8 @@ STYLE = """
   --mark:light-dark(#ffd9d2,#6e2a22);
   --markink:light-dark(#8f1d12,#ffd9d2);--s0:light-dark(#8a8f99,#a0a5af);--s1:light-dark(#cf4436,#f0776a);
   --s2:light-dark(#d98a00,#eeb04a);--s3:light-dark(#2f6fde,#7aa7ff);--s4:light-dark(#0f9b8e,#4fd0c2);
-  --s5:light-dark(#8b53c6,#be95ee);--s6:light-dark(#b04a82,#e58fbd);--s7:light-dark(#5f7a1f,#b3cf63)}
+  --s5:light-dark(#8b53c6,#be95ee);--s6:light-dark(#b04a82,#e58fbd);--s7:light-dark(#5f7a1f,#b3cf63);
+  --s8:light-dark(#8a5a2b,#d0a070);--s9:light-dark(#3b4250,#c9ced8)}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -91,6 +92,8 @@ details summary{cursor:pointer;font-weight:600}
 .s5{stroke:var(--s5)}
 .s6{stroke:var(--s6)}
 .s7{stroke:var(--s7)}
+.s8{stroke:var(--s8)}
+.s9{stroke:var(--s9)}
 .dot.s0{fill:var(--s0)}
 .dot.s1{fill:var(--s1)}
 .dot.s2{fill:var(--s2)}

@@ -26,7 +26,7 @@ from fastdss.upstream.transformers import attention_of, layer_index, query_tempe
 from .packing import Segment
 
 NAME = "fastdss_prefix"
-LONGEST_SEGMENT = 512  # rows of the band
+LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small
 # Not cuDNN, which reads masks 16 bytes at a time: rows of any length are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
@@ -45,7 +45,8 @@ class KVStore:
         """The layer's store, shaped after one pack's ``key: [1, Hkv, N, d]`` and ``value: [1, Hkv, N, dv]``."""
         if index not in self.layers:
             self.layers[index] = (
-                key.new_zeros(key.shape[1], self.capacity, key.shape[3]),  # FA3 multiplies what is unwritten by 0
+                # Zeros, for FA3 multiplies what nobody wrote by 0, and NaN times 0 is NaN.
+                key.new_zeros(key.shape[1], self.capacity, key.shape[3]),
                 value.new_zeros(value.shape[1], self.capacity, value.shape[3]),
             )
         return self.layers[index]
@@ -191,7 +192,7 @@ def prefix_attention(
     layer = layer_index(module)
     if layer is None:
         raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
-    if layer in fastdss_plan.windows:  # the store would keep the last call's keys for all of them
+    if layer in fastdss_plan.windows:  # called twice: the store would keep the last call's keys for both
         raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -209,7 +210,7 @@ def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> 
     own = torch.cat([torch.arange(s.start, s.start + len(s.ids)) for s in segments])
     told = torch.arange(len(own))
     if max(int(own.max()), len(own) - 1) + 1 < temperature.floor:
-        return 1.0  # both scales are
+        return 1.0  # both scales are 1
 
     def scale(places: Tensor) -> Tensor:
         return torch.log1p(torch.floor((places.float() + 1.0) / temperature.floor)) * temperature.scale + 1.0

@@ -30,7 +30,7 @@ from .packing import (
 )
 from .tree import PrefixTree, shared_length
 
-Report = Callable[[int], None]  # told how many scores are new
+Report = Callable[[int], None]  # is told how many scores are new
 Saved = dict[int, tuple[Tensor, Tensor]]
 SMALLEST_BUDGET = 16
 _OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
@@ -135,7 +135,7 @@ class KeptHead:
             store = KVStore(len(self.ids))
             _compute(runner, store, self.ids, 0, budget)
             if self.ids:
-                self._replays(runner, store)  # what later replays are compared with
+                self._replays(runner, store)  # later replays are compared with it
         self._store, self._parameters = store, parameters
         return store.layers
 
@@ -181,7 +181,8 @@ def tree_logits(
     store_tokens = store_tokens or (8192 if on_cpu else 65536)
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
-    logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)  # what nothing fills is never a score
+    # A score that nothing fills must not look like one.
+    logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)
     head = shared_head(trees)
     known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
     head = head if len(trees) > 1 else head[:known]

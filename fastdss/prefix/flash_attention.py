@@ -88,7 +88,7 @@ def _attend_part(part: Part, q: Tensor, k: Tensor, v: Tensor, store: tuple[Tenso
     own, own_lse = varlen.varlen_attn(q, k, v, part.cuts, part.cuts, *longest, window_size=(-1, 0), **how)
     if not part.reach:
         return own
-    keys, values = (x.transpose(0, 1) for x in store)  # where they lie
+    keys, values = (x.transpose(0, 1) for x in store)  # views: the store is not copied
     reach = part.longest, part.reach
     kept, kept_lse = varlen.varlen_attn(q, keys, values, part.cuts, part.bases, *reach, seqused_k=part.used, **how)
     return merge(kept, kept_lse, own, own_lse, part.alone).to(q.dtype)

@@ -21,7 +21,7 @@ from .packing import Segment, micro_batches
 from .slots import Slots
 from .tree import shared_length
 
-Texts = Mapping[Any, Sequence[Sequence[int]]]  # of each owner, its renderings in order
+Texts = Mapping[Any, Sequence[Sequence[int]]]  # the renderings of each owner, in order
 
 
 class GrowingTexts:
@@ -82,7 +82,8 @@ class GrowingTexts:
                 segments.append(Segment(base, start, list(rendering[start:]), [(len(ids) - 1 - start, count)]))
                 count += 1
             held[owner] = ids
-            self._held[owner] = self._held[owner][:certain]  # nothing else is certain if a forward fails
+            # If the forward fails, only these positions still hold what they held.
+            self._held[owner] = self._held[owner][:certain]
         batches = micro_batches(segments, budget, LONGEST_SEGMENT)
         found = [self._runner.run(batch, self._slots.store) for batch in batches]
         logits = fetch([rows for rows, _ in found])  # in the segments' order

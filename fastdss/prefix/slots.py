@@ -12,7 +12,7 @@ import torch
 
 from .attention import KVStore
 
-_GRAIN = 64  # positions by which slots are measured
+_GRAIN = 64  # positions: a slot is a multiple of it, so that a text does not move with every word
 
 
 class Slots:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HALF = 0.5
 BINS = 10
 TEXT_LIMIT = 100_000  # characters of one text; what is left out is counted on the page
-_DIGITS = 6  # of the scores that rows are sorted by; the others have four
+_DIGITS = 6  # of the scores by which rows are sorted; the others have four
 _UNSAFE_IN_SCRIPT = re.compile("[<\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 

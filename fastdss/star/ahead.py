@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_SWITCH = 1e-4  # seconds; at Python's 5 ms each operation that is launched might wait that long for the worker
+_SWITCH = 1e-4  # seconds; with Python's 5 ms every launched operation might wait that long for the worker thread
 
 
 class Ahead(Generic[Item, Made]):

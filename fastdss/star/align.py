@@ -92,7 +92,7 @@ class AlignOptions:
 
     def __post_init__(self) -> None:
         if self.across not in _ACROSS:
-            raise UserError(f"across: expected one of {tuple(_ACROSS)}, got {self.across!r}")
+            raise UserError(f"across: expected one of {', '.join(_ACROSS)}, got {self.across!r}")
         if self.truncation_side not in ("left", "right"):
             raise UserError(f"truncation_side: expected 'left' or 'right', got {self.truncation_side!r}")
         if self.max_length is not None and self.max_length < 1:
@@ -191,6 +191,6 @@ def _weight(
     if last == len(judged.ends):
         if not judged.complete:
             return 0.0
-        last -= 1  # whitespace after the last boundary
+        last -= 1  # the token is whitespace after the last boundary
     first = min(bisect_right(judged.ends, begin), last)
     return pick(scores[first : last + 1])

@@ -15,7 +15,7 @@ from fastdss.guards.guard import GuardModel
 from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 
 WHOLE, SMALLEST_SLICE = 48, 4  # turns that are rendered together at most, and in the first slice of many
-_SHORT = 4  # characters for each token of the context: what has fewer most likely fits
+_SHORT = 4  # characters for each token of the context; a text with fewer most likely fits
 
 
 class Judged(NamedTuple):
@@ -123,7 +123,8 @@ def _tree(
 
     try:
         characters = len(response) + sum(len(turn["content"]) for turn in history)
-        short = characters < limit * _SHORT  # else one rendering tells whether all of them are worth their time
+        # Of a longer text, one rendering tells whether rendering all prefixes is worth the time.
+        short = characters < limit * _SHORT
         renderings, lengths = rendered(ends if short else ends[-1:])
         whole = lengths[-1]
         if whole > limit and max_tokens is None:

@@ -17,9 +17,26 @@ class Guard(GuardModel):
     def stream(
         self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None
     ) -> StarStream:
-        """Scores of a response while it is being written, see ``StarStream``."""
+        """Scores of a response while it is being written, see ``StarStream``.
+
+        Args:
+            prompt: text, or a list of messages.
+            every: units per scored chunk.
+            unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
+            unit_tokenizer: whose tokens are counted; None: the guard's.
+
+        Returns:
+            StarStream: to which text is appended.
+        """
         return StarStream(self, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer)
 
     def streams(self, *, budget: int | None = None) -> StarStreams:
-        """Scores of many responses that are being written at once, see ``StarStreams``."""
+        """Scores of many responses that are being written at once, see ``StarStreams``.
+
+        Args:
+            budget: tokens per forward pass; None leaves it to the device.
+
+        Returns:
+            StarStreams: which opens a stream for each.
+        """
         return StarStreams(self, budget=budget)

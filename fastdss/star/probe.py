@@ -35,6 +35,7 @@ ASKED = ("every", "unit", "sharpen")  # options without which a promise about ro
 _FEWEST_ROWS = 16  # to fit on, of which a few may have all their scores on the trunk
 _FEWEST_BRANCHED = 12
 _MOST_FITTED = 1500  # boundaries: the fit takes the cube of them in time, and those of one row tell much the same
+_LEAST_SPARED = 0.2  # of the scores: less does not pay for the audit and for being off by up to the tolerance
 _LIMIT = 1e-6  # scores nearer to 0 or 1 are fitted as this
 
 Rows = list[list[Seen]]  # the judged responses of each row
@@ -45,7 +46,7 @@ class Certificate:
     """What was shown about a probe, and on what."""
 
     promise: Promise
-    threshold: float | None  # doubt up to which scores are approximated; None: it could not be shown for any
+    threshold: float | None  # doubt up to which scores are approximated; None: not shown for any, or not worth it
     fitted_rows: int
     sampled_rows: int  # others, on which the threshold was chosen
     wrong_rows: int = 0  # of these, at the threshold
@@ -54,6 +55,11 @@ class Certificate:
 
     def __str__(self) -> str:
         if self.threshold is None:
+            if self.approximated:
+                return (
+                    f"nothing is approximated: {self.promise} would spare {self.approximated:.0%} of the scores only "
+                    f"(R^2 is {self.fit:.2f})"
+                )
             few = self.sampled_rows < self.promise.least_rows
             why = f"it takes {self.promise.least_rows} sampled rows at least" if few else f"R^2 is {self.fit:.2f}"
             return f"nothing is approximated: {self.promise} could not be shown on {self.sampled_rows} rows ({why})"
@@ -183,11 +189,12 @@ class TrunkProbe:
             known.append(exact)
         threshold = choose_threshold(THRESHOLDS, wrong, promise)
         spared = 0 if threshold is None else sum(doubt <= threshold for doubt in every_doubt)
+        share = spared / max(sum(len(seen.scores) for row in sampled for seen in row), 1)
         return replace(
             self.certificate,
-            threshold=threshold if spared else None,
+            threshold=threshold if share >= _LEAST_SPARED else None,
             wrong_rows=0 if threshold is None else sum(value <= threshold for value in wrong),
-            approximated=spared / max(sum(len(seen.scores) for row in sampled for seen in row), 1),
+            approximated=share,
             fit=_r_squared(predicted, known),
         )
 

@@ -35,7 +35,13 @@ _RIVAL = 3.0  # the audit bets on this multiple of the promised share of wrong r
 
 @dataclass(frozen=True)
 class Promise:
-    """At most the share ``at_most`` of rows is off by more than ``tolerance`` anywhere, with this ``confidence``."""
+    """What approximate scores promise, with what confidence it is shown before any are used.
+
+    Args:
+        tolerance: how far a score may be off.
+        at_most: the share of rows that may be off by more than that anywhere.
+        confidence: with which a sample of the rows has to show it.
+    """
 
     tolerance: float = 0.1
     at_most: float = 0.02

@@ -29,11 +29,19 @@ class Flag(StrEnum):
 class ScoredResponse:
     """P(safe) of the prefixes of one response.
 
-    ``scores``: ``[K]`` float32, of the prefixes ``response[: ends[k]]``; ``history``: what a guard that reads text saw
-    before the response; ``row``: the row of the batch that it comes from. ``conversation`` is the whole one, in which
-    the response is turn ``turn``; without it, it is ``history`` and ``response``. ``exact``: ``[K]`` bool, which scores
-    the guard computed and which a ``TrunkProbe`` approximated; None: it computed all. ``missed``: of a response that
-    was computed whole to audit a probe, how far off its approximations would have been at most.
+    Args:
+        history: what a guard that reads text saw before the response.
+        response: the text that was judged.
+        scores: ``[K]`` float32, of the prefixes ``response[: ends[k]]``.
+        ends: ``[K]`` where the prefixes end, in characters.
+        flags: what is special about the response.
+        row: the row of the batch that it comes from.
+        conversation: the whole one, in which the response is turn ``turn``; None: it is ``history`` and ``response``.
+        turn: see ``conversation``.
+        exact: ``[K]`` bool, which scores the guard computed and which a ``TrunkProbe`` approximated; None: it computed
+            all.
+        missed: of a response that was computed whole to audit a probe, how far off its approximations would have been
+            at most.
     """
 
     history: list[Message] = field(repr=False)  # texts never reach a log by way of a repr

@@ -77,9 +77,17 @@ class StarScores(Sequence[ScoredResponse]):
         return torch.tensor([item.final for item in self])
 
     def plot(self, row: int = 0, ax: Any = None) -> Any:
-        """Draw P(safe) of response ``row`` along its characters with matplotlib (``[viz]``); returns the Axes.
+        """Draw P(safe) of one response along its characters; needs ``fastdss[viz]``.
 
-        ``ax``: where to draw, else a new figure. Raises ``IndexError`` for a response that is not there.
+        Args:
+            row: which response.
+            ax: where to draw, an Axes of matplotlib; None: in a new figure.
+
+        Returns:
+            Any: the Axes.
+
+        Raises:
+            IndexError: for a response that is not there.
         """
         if not -len(self) <= row < len(self):
             raise IndexError(f"row: expected one of {len(self)} rows, got {row}")
@@ -100,9 +108,12 @@ class StarScores(Sequence[ScoredResponse]):
         return [ScoredConversation(items[-1].chat, items) for items in found]
 
     def to_training_rows(self) -> list[dict[str, Any]]:
-        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists: a row a conversation, with
-        ``messages``, ``tools`` as JSON where there are any, and ``star``, the scores of its judged turns, with
-        ``exact`` where some are approximations."""
+        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists.
+
+        Returns:
+            list: a row a conversation, with ``messages``, with ``tools`` as JSON where there are any, and with
+                ``star``, the scores of its judged turns, which say ``exact`` where some are approximations.
+        """
         rows = []
         for chat, items in self.conversations():
             star = [
@@ -134,10 +145,25 @@ class StarScores(Sequence[ScoredResponse]):
     ) -> TokenWeights:
         """Ids, labels and the weight of every label, through the policy's chat template; a row a conversation.
 
-        A token gets the score of the chunk that its last character lies in (``across="last"``), or the min or mean
-        over the chunks it touches. The end-of-turn token gets the last score. Tokens beyond what the guard saw get
-        weight 0, so the reference model alone decides there. ``failed="error"`` raises on failed rows, ``"zero"``
-        gives them weight 0. Control strings in content stay literal text here too. ``tokenizer`` must be a fast one.
+        The end-of-turn token gets the last score. Tokens beyond what the guard saw get weight 0, so that the reference
+        model alone decides there. Control strings in content stay literal text here too.
+
+        Args:
+            tokenizer: the policy's, a fast one.
+            template: the chat template; None: the tokenizer's own.
+            template_kwargs: further variables of the template.
+            across: which score a token gets that touches several chunks: ``"last"``, that of the chunk in which its
+                last character lies (the default), ``"min"`` or ``"mean"``.
+            end_of_turn: whether the token that ends a turn has a label; None: yes.
+            max_length: longest row, in tokens; None: no limit.
+            truncation_side: ``"left"`` or ``"right"``, where a longer row is cut; None: right.
+            failed: ``"error"`` raises on rows without scores, ``"zero"`` gives them weight 0.
+
+        Returns:
+            TokenWeights: rows with ``input_ids``, ``attention_mask``, ``labels`` and ``token_weights``.
+
+        Raises:
+            UserError: for a tokenizer or a template that does not tell where its turns lie, and for failed rows.
         """
         if failed not in ("error", "zero"):
             raise UserError(f"failed: expected one of error, zero, got {failed!r}")

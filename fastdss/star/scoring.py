@@ -62,20 +62,42 @@ def star_scores(
     approx: Approximation | None = None,
     progress: bool = False,
 ) -> StarScores:
-    """``scores[i][k] = softmax(verdict logits of guard(prompt_i, response_i[:ends[i][k]]))[safe]`` (arXiv 2505.17196,
-    eq. 4).
+    """P(safe) of the prefixes of responses, as a guard sees it (arXiv 2505.17196, equation 4).
 
-    model: a ``Guard``, several (``combine``: mean or min of their scores), or a causal LM of transformers with
-    ``tokenizer=`` and ``spec=`` (else found by ``model.name_or_path``). batch: ``{"prompt": [...], "response":
-    [...]}``, a prompt being text or a list of messages, or ``{"messages": [...]}`` whose last turn, the assistant's,
-    is judged; with ``turns="all"``, every assistant's turn as a row of its own.
+    ```python
+    logits = guard(prompt[i], response[i][: ends[i][k]])     # of the verdict's words
+    scores[i][k] = torch.softmax(logits, -1)[safe]
+    ```
 
-    Boundaries: the end of every ``every``-th ``unit`` (word, token, sentence, character) and of the text. Tokens are
-    the first guard's, or ``unit_tokenizer``'s, of the response on its own, without added tokens. ``ends`` gives the
-    character ends instead. These, and ``max_tokens``, ``combine``, ``sharpen``, ``method``, ``backend``, ``budget`` and
-    ``gemm``, are shortcuts to the fields of ``options``, see ``ScoringOptions``.
-    approx: a ``TrunkProbe``, by which scores are approximated where it was shown to be near enough.
-    ``progress`` shows a bar. Errors name the row (``RowError``), never its text.
+    Args:
+        model: a ``Guard``, several of them, or a causal LM of transformers with ``tokenizer`` and ``spec``.
+        batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or ``{"messages":
+            [...]}`` whose last turn, the assistant's, is judged.
+        tokenizer: of a model that is no ``Guard``.
+        spec: how such a model is asked; None: the known one of ``model.name_or_path``.
+        every: units per scored chunk: a prefix ends after every ``every``-th unit, and at the end of the text.
+        unit: what a chunk counts, one of ``"word"``, ``"token"``, ``"sentence"`` and ``"character"``.
+        ends: character ends of the prefixes of each response, instead of ``every`` and ``unit``.
+        unit_tokenizer: whose tokens are counted; None: the first guard's. They are those of the response on its own,
+            without added tokens.
+        turns: ``"last"``, or ``"all"`` for every assistant's turn as a response of its own.
+        max_tokens: as in ``ScoringOptions``, like the next six.
+        combine: of several guards' scores, ``"mean"`` or ``"min"``.
+        sharpen: temperature of the verdict.
+        method: ``"tree"`` or ``"per_prefix"``.
+        backend: which attention runs.
+        budget: tokens per forward pass.
+        gemm: which library multiplies on a CPU.
+        options: all of these at once; what is given by keyword counts more.
+        approx: a ``TrunkProbe``, by which scores are approximated where that was shown to be near enough.
+        progress: show a bar.
+
+    Returns:
+        StarScores: one scored response after the other, in the order of the batch.
+
+    Raises:
+        RowError: for a row that cannot be judged; it names the row and never quotes its text.
+        UserError: for options that no guard takes.
     """
     options = (options or ScoringOptions()).with_said(
         every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
@@ -102,7 +124,7 @@ class Settled(NamedTuple):
 class ScoreGate(Gate, Protocol):
     """A gate that knows scores without their branches."""
 
-    withdrawn: bool  # what was approximated must be computed after all
+    withdrawn: bool  # the audit spoke against the probe: what was approximated must be computed after all
 
     def settle(self, scores: Tensor) -> list[Settled]:
         """Fill in what was not computed, and say of every response what was."""
@@ -138,7 +160,8 @@ def score_turns(
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
     slices = [turns] if approx else cut_in_slices(turns)
     if len(slices) > 1:
-        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))  # the same for every slice
+        # Decided once, so that it is the same for every slice.
+        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []

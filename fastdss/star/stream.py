@@ -22,12 +22,19 @@ from fastdss.prefix.whole import batched_logits
 
 
 class StarStream:
-    """``guard.stream(prompt)``: append text as it is generated, get P(safe) at the end of every ``every``-th ``unit``.
+    """Scores of one response while it is written: append its text, get P(safe) at the end of every ``every``-th unit.
 
-    Units are those of ``star_scores`` (tokens the guard's, or ``unit_tokenizer``'s), and so are ``scores`` and ``ends``
-    once ``close`` has added the score of the end. ``seconds[k]`` is how long the call took that gave score k. A new
-    boundary computes only the tokens with which its rendering leaves the one before. ``company``: the ``StarStreams``
-    whose forwards score it too.
+    Units are those of ``star_scores``, and so are ``scores`` and ``ends`` once ``close`` has added the score of the
+    end. ``seconds[k]`` is how long the call took that gave score k. A new boundary computes only the tokens with which
+    its rendering leaves the one before.
+
+    Args:
+        guard: the guard that judges; ``guard.stream(prompt)`` is the same.
+        prompt: text, or a list of messages.
+        every: units per scored chunk.
+        unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
+        unit_tokenizer: whose tokens are counted; None: the guard's.
+        company: the ``StarStreams`` whose forwards score it too; None: it is alone.
     """
 
     def __init__(
@@ -43,7 +50,7 @@ class StarStream:
         if every < 1:
             raise UserError(f"every: expected a positive integer, got {every}")
         if unit not in UNITS:
-            raise UserError(f"unit: expected one of {UNITS}, got {unit!r}")
+            raise UserError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         self.guard = guard
         self.every = every
@@ -60,12 +67,23 @@ class StarStream:
             raise UserError("company: expected the StarStreams of the same guard, got another guard's")
 
     def append(self, text: str) -> list[float]:
-        """The scores of the boundaries that ``text`` settles: a word once whitespace follows it, a token once another
-        word begins, a sentence once something follows that is no part of it."""
+        """Text that was written since.
+
+        Args:
+            text: any piece of it, down to a character.
+
+        Returns:
+            list: the scores of the boundaries that it settles: a word's once whitespace follows it, a token's once
+                another word begins, a sentence's once something follows that is no part of it.
+        """
         return self.company.append({self: text}).of(self)
 
     def close(self) -> list[float]:
-        """The scores of the boundaries that only the end settles, the whole text's among them."""
+        """The end of the response.
+
+        Returns:
+            list: the scores of the boundaries that only the end settles, the whole text's among them.
+        """
         return self.company.append({}, ended=[self]).of(self)
 
     def abandon(self) -> None:
@@ -74,7 +92,11 @@ class StarStream:
         self.company.forget(self)
 
     def fork(self) -> StarStream:
-        """An independent stream with the same past, for another continuation."""
+        """Another continuation of what was written so far.
+
+        Returns:
+            StarStream: an independent stream with the same past.
+        """
         twin = StarStream(
             self.guard,
             self.history,
@@ -157,15 +179,34 @@ class StarStreams:
     def open(
         self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None
     ) -> StarStream:
-        """A stream for one more conversation, with boundaries of its own; see ``StarStream``."""
+        """A stream for one more conversation, with boundaries of its own; see ``StarStream``.
+
+        Args:
+            prompt: text, or a list of messages.
+            every: units per scored chunk.
+            unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
+            unit_tokenizer: whose tokens are counted; None: the guard's.
+
+        Returns:
+            StarStream: with this as its company.
+        """
         return StarStream(self.guard, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer, company=self)
 
     def append(self, pieces: Mapping[StarStream, str], *, ended: Collection[StarStream] = ()) -> NewScores:
-        """Append text to some streams and close those of ``ended``, with or without a last piece.
+        """Append text to some streams and close others, in one forward.
 
-        Returns the new scores of every stream that was named. Raises ``UserError`` for streams of another company and
-        for a piece that is no text, before anything is appended. An error of the forward itself (a device without room)
-        goes on too, and the same streams can be tried again with empty text.
+        An error of the forward itself (a device without room) is raised as it is; the same streams can then be tried
+        again with empty text.
+
+        Args:
+            pieces: the text of each stream.
+            ended: streams to close, with or without a last piece.
+
+        Returns:
+            NewScores: the new scores of every stream that was named, and what went wrong with single ones.
+
+        Raises:
+            UserError: for streams of another company and for a piece that is no text, before anything is appended.
         """
         begun = time.perf_counter()
         named = list(dict.fromkeys([*pieces, *ended]))

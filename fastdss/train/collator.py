@@ -13,10 +13,18 @@ from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import live_rows
-from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS, given_inputs, join_media, join_tokens, token_values
+from fastdss.models.inputs import (
+    MEDIA_INPUTS,
+    TOKEN_INPUTS,
+    as_tensor,
+    given_inputs,
+    join_media,
+    join_tokens,
+    token_values,
+)
 
 IGNORED = -100
-_ROUNDING = 0.5  # what 16-bit logits may lift a log-probability above 0
+_ROUNDING = 0.5  # by so much may rounded 16-bit logits lift a log-probability above 0
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
 COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "input_ids": (torch.long, 0),
@@ -34,23 +42,28 @@ class DSSCollator:
 
     Each example has ``input_ids`` and ``labels`` (-100: does not count) and, all or none of them, ``token_weights``,
     ``ref_logprobs``, and for the forward KL ``ref_offset`` and ``ref_slope`` (which becomes ``[B, T, D]``). A packed
-    example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each.
+    example also has ``seq_lengths``, its documents' lengths, or ``position_ids`` that start anew at 0 with each. The
+    first label of a document never counts: no token before it predicts it.
 
     Columns that change what the model sees go along: token types, positions, images and what belongs to them, as the
     model's processor returns them for one row. Tokens that a row's own ``attention_mask`` hides at its two ends are
     left out: a row padded on the left is the row without its padding. Other columns are left out.
 
-    model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers see to
-    it. None: all inputs that any model of transformers is known to take of a row.
-    padding_free: lay all documents one after the other in a single row, told apart by ``position_ids`` and the
-    ``cu_seq_lens_*`` of variable-length attention kernels (sdpa and eager build their mask from ``position_ids``).
-    Needed for packed examples; not for images. The first label of a document never counts: no token before it predicts
-    it.
-
     With ``token_weights`` the batch also carries ``rows: [R]`` and ``kl_rows``: which rows the loss has to compute
-    under this ``kl_scale`` (the model's), known here on the host, so that the loss need not ask the device.
-    Raises ``ValueError`` for missing or ragged columns, and for ``ref_logprobs`` that are no log-probabilities where
-    the KL term needs them, naming example and column.
+    under this ``kl_scale``, known here on the host, so that the loss need not ask the device.
+
+    Args:
+        pad_token_id: what ``input_ids`` are padded with.
+        kl_scale: the model's.
+        padding_free: lay all documents one after the other in a single row, told apart by ``position_ids`` and the
+            ``cu_seq_lens_*`` of variable-length attention kernels (sdpa and eager build their mask from
+            ``position_ids``). Needed for packed examples; not for images.
+        pad_to_multiple_of: of which the width is a multiple; None: any width.
+        model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers see
+            to it. None: all inputs that any model of transformers is known to take of a row.
+
+    Raises:
+        ValueError: in a call, for columns that are missing, ragged or (ref_logprobs) no log-probabilities.
     """
 
     pad_token_id: int
@@ -174,9 +187,9 @@ def _seen(where: str, mask: Tensor | None, labels: Tensor | None, length: int) -
 
 
 def _documents(where: str, example: Mapping[str, Any], kept: slice, total: int) -> list[int]:
-    given = example.get("seq_lengths", None)
-    lengths = [kept.stop - kept.start] if given is None or not len(given) else [int(length) for length in given]
-    if given is not None and len(given) and kept.stop - kept.start < total:
+    given = _integers(example.get("seq_lengths"))
+    lengths = given or [kept.stop - kept.start]
+    if given and kept.stop - kept.start < total:
         raise UserError(f"{where}: seq_lengths beside an attention_mask that hides tokens: drop one of them")
     if sum(lengths) != kept.stop - kept.start or min(lengths) < 1:
         raise UserError(f"{where}: seq_lengths {lengths} do not add up to its {total} tokens, each at least 1")
@@ -185,9 +198,14 @@ def _documents(where: str, example: Mapping[str, Any], kept: slice, total: int) 
 
 def label_documents(row: Mapping[str, Any]) -> list[list[int]]:
     """The labels of each document of a row."""
-    labels = [int(label) for label in row.get("labels") or ()]
-    ends = list(accumulate(row.get("seq_lengths") or [len(labels)], initial=0))
+    labels, lengths = (_integers(row.get(name)) for name in ("labels", "seq_lengths"))
+    ends = list(accumulate(lengths or [len(labels)], initial=0))
     return [labels[start:end] for start, end in pairwise(ends)]
+
+
+def _integers(values: Any) -> list[int]:
+    """Of a list, an array or a tensor, as data sets return a column in one format or another; of None: none."""
+    return [] if values is None else [int(value) for value in values]
 
 
 def _restarts(positions: Tensor) -> list[int] | None:
@@ -222,7 +240,8 @@ def _aligned_names(examples: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(f"example {index} has no {name!r}; it has {sorted(example)}")
         if [name for name in COLUMNS if name in example] != names:
             raise UserError(f"example {index} has columns {sorted(example)}, example 0 has {sorted(examples[0])}")
-        if absent := [name for name in names if example[name] is None]:  # what a table holds for a row without them
+        # Null is what a table holds for a row without the column.
+        if absent := [name for name in names if example[name] is None]:
             raise UserError(f"example {index} has no {absent[0]} (null): give it some, or leave the row out")
     return names
 
@@ -248,7 +267,7 @@ def _vectors(index: int, name: str, values: Any) -> Tensor:
         tensor = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return tensor.view(len(values), -1) if content else tensor.view(len(values), 0)
     try:
-        tensor = torch.as_tensor(values)
+        tensor = as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserTypeError(f"example {index}: {name}: expected a vector per token ({error})") from None
     if tensor.dim() != 2 or not tensor.is_floating_point():
@@ -261,8 +280,8 @@ def _column(index: int, name: str, values: Any) -> Tensor:
     if name == "ref_slope":
         return _vectors(index, name, values)
     try:
-        tensor = torch.as_tensor(values)
-    except (RuntimeError, TypeError, ValueError) as error:  # null, text, lists of several lengths
+        tensor = as_tensor(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # null, text, or lists of several lengths
         raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
     if tensor.dim() != 1:
         raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
@@ -307,10 +326,18 @@ def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:
 
 
 def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dict[str, list[Any]]]:
-    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room.
+    """Examples joined to rows of at most ``max_length`` tokens, longest first into the fullest row that has room. All
+    aligned columns travel together and no example is cut.
 
-    All aligned columns travel together and no example is cut; one longer than ``max_length`` raises ``ValueError``, as
-    does one with images, which a packed row cannot have. Each row has ``seq_lengths``.
+    Args:
+        examples: as ``DSSCollator`` takes them.
+        max_length: the longest row, in tokens.
+
+    Returns:
+        Iterator: rows with ``seq_lengths``.
+
+    Raises:
+        ValueError: for an example that is longer, or that has images, which a packed row cannot have.
     """
     tight = [_unpadded(index, example) for index, example in enumerate(examples)]
     for members in _bins([len(example["input_ids"]) for example in tight], max_length):
@@ -322,7 +349,7 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
         yield packed
 
 
-def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, Any]:
+def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The example's aligned columns without the padding that its attention_mask hides."""
     if media := [name for name in MEDIA_INPUTS if example.get(name) is not None]:
         raise UserError(f"example {index}: {', '.join(sorted(media))}: rows with images cannot be packed: pad them")
@@ -331,13 +358,20 @@ def _unpadded(index: int, example: Mapping[str, Any]) -> dict[str, Any]:
     length = len(example["input_ids"])
     mask = example.get("attention_mask")
     values = None if mask is None else token_values(f"example {index}", "attention_mask", mask, length)
-    kept, hidden = _seen(f"example {index}", values, torch.as_tensor(example["labels"]), length)
+    kept, hidden = _seen(f"example {index}", values, as_tensor(example["labels"]), length)
     if hidden is not None:
         raise UserError(f"example {index}: attention_mask hides tokens between others: such a row cannot be packed")
     positions = example.get("position_ids")
-    if positions is not None and _restarts(torch.as_tensor(positions[kept])) != [kept.stop - kept.start]:
+    if positions is not None and _restarts(as_tensor(positions[kept])) != [kept.stop - kept.start]:
         raise UserError(f"example {index}: position_ids other than 0, 1, 2, …: it cannot be packed (again)")
-    return {name: example[name][kept] for name in names if name not in ("attention_mask", "position_ids")}
+    names = [name for name in names if name not in ("attention_mask", "position_ids")]
+    return {name: _as_list(example[name][kept]) for name in names}
+
+
+def _as_list(values: Any) -> list[Any]:
+    """Of a tensor or an array: packed rows are to become a table's."""
+    found: list[Any] = values.tolist() if hasattr(values, "tolist") else values
+    return found
 
 
 def _bins(lengths: Sequence[int], max_length: int) -> list[list[int]]:

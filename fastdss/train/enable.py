@@ -48,17 +48,22 @@ def enable_dss(
     dft: bool | None = None,
     check: bool = True,
 ) -> Model:
-    """``model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss`` becomes the DSS loss of ``dss_loss``.
+    """Switch the DSS loss on in a causal LM: its forward then knows ``token_weights``.
 
-    Per response token: ``w * CE + (1 - w) * kl_scale * KL``, summed and divided by ``num_items_in_batch``, or by the
-    number of labels that count. The forward then takes, all optional and by keyword:
+    ```python
+    model(input_ids, labels=labels, token_weights=w, ref_logprobs=r).loss
+    # per response token  w * CE + (1 - w) * kl_scale * KL,  summed and divided by num_items_in_batch,
+    # or by the number of labels that count (arXiv 2505.17196, equation 3)
+    ```
+
+    The forward takes, all optional and by keyword:
 
     - ``token_weights: [B, T]`` STAR scores in [0, 1]. Without them the model behaves as it did before.
     - ``ref_logprobs: [B, T]`` the reference's log p(label) (for k1, k2, k3), or ``ref_hidden: [B, T, D]``, the
       reference's last hidden states, with ``ref_lm_head: [V, D]`` where the policy's own head is being trained, and its
       ``ref_bias: [V]`` where the head has one. ``ref_logit_scale`` and ``ref_softcap`` where they are not the policy's.
-    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head:
-      what ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
+    - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head: what
+      ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
     - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
       with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
@@ -67,17 +72,27 @@ def enable_dss(
     - ``dss_ask`` one of "loss" (default), "logprobs", "reference" (``logprobs``, ``ref_slope`` and ``ref_offset``),
       "hidden", "logits": return only that, without a loss.
 
-    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids``
-    and shifted inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
+    ``labels``, ``token_weights`` and ``ref_logprobs`` are aligned position by position with ``input_ids`` and shifted
+    inside, as transformers does. No logits are built. The output is a ``DSSOutput``.
 
-    model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place and
-    returned. config: what holds for the whole run, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``,
-    ``chunk_bytes``, ``label_smoothing``, ``grad_tol`` and ``dft`` are shortcuts to its fields. Calling again sets
-    all anew.
-    check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
+    Args:
+        model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
+        config: what holds for the whole run; the next seven are shortcuts to its fields. Calling again sets all anew.
+        kl: form of the KL term.
+        kl_scale: the KL term's factor.
+        backend: who computes the loss.
+        chunk_bytes: bound of the slab of logits.
+        label_smoothing: share of each label's mass that is spread over the vocabulary.
+        grad_tol: share of the gradient of the logits that may be left out.
+        dft: weigh each token of the cross-entropy term by its own probability.
+        check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
-    Raises ``TypeError`` for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism,
-    ``ValueError`` where the logits differ. Source: STAR-DSS, arXiv 2505.17196, equation 3.
+    Returns:
+        nn.Module: the model that was given.
+
+    Raises:
+        TypeError: for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism.
+        ValueError: where the logits differ.
     """
     config = (config or DSSConfig()).with_said(
         kl=kl,
@@ -119,7 +134,14 @@ def enable_dss(
 
 
 def disable_dss(model: Model) -> Model:
-    """Undo ``enable_dss``; does nothing where it was not called. Returns the model."""
+    """Undo ``enable_dss``; does nothing where it was not called.
+
+    Args:
+        model: the model that was given to ``enable_dss``, or what wraps it.
+
+    Returns:
+        nn.Module: the same.
+    """
     bare = bare_model(model)
     if type(bare).__dict__.get("_dss_original") is not None:
         _restore(bare, type(bare)._dss_original)
@@ -254,7 +276,13 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
     ids = some_tokens(embedding.device)
 
     def forward(ids: Tensor, **asked: Any) -> Tensor:
-        logits: Tensor = model(input_ids=ids, **asked).logits
+        output = model(input_ids=ids, **asked)
+        if "dss_ask" in asked and not isinstance(output, DSSOutput):  # its loss would be trained, in silence
+            raise UserError(
+                f"{type(model).__name__} calls the forward that this {type(bare).__name__} had before: something "
+                "around it has kept that (PEFT's adaption prompt does); enable DSS on the bare model first"
+            )
+        logits: Tensor = output.logits
         return logits.float()
 
     def differs(first: Tensor, second: Tensor) -> bool:

@@ -23,7 +23,7 @@ from .collator import COLUMNS
 from .config import DSSConfig
 
 CONFIG = "_dss_config"
-NEEDED = "_dss_needed"  # an input without which the class reads what follows
+NEEDED = "_dss_needed"  # an input without which tokens of this class would see those after them
 _ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
@@ -82,7 +82,7 @@ def shaped_forward(
     if config is None:
         raise UserError("DSS is switched off in this model: call enable_dss first")
     if ask not in _ASK:
-        raise UserError(f"dss_ask: expected one of {_ASK}, got {ask!r}")
+        raise UserError(f"dss_ask: expected one of {', '.join(_ASK)}, got {ask!r}")
     if len(args) > 1:
         raise UserTypeError(
             f"with token_weights, pass all inputs but input_ids by keyword (got {len(args)} positional)"
@@ -200,8 +200,8 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
         options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "token_stats": given.token_stats}
         if ref_hidden is not None:
-            if ref_lm_head is not None and (ref_bias is None) != (head.bias is None):
-                raise UserError(f"ref_lm_head comes with ref_bias where the head has a bias, got {ref_bias}")
+            if ref_lm_head is not None and ref_bias is None and head.bias is not None:
+                raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")
             own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
             weight, bias = own if ref_lm_head is None else other
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}

@@ -85,6 +85,8 @@ class LiveReference:
             if not policy or head_trains(bare) or head_is_adapted(bare):
                 start = isinstance(self.source, StartCopy)
                 weight, bias = current_head(bare) if start else original_head(bare)
+                if bias is None and _may_have_bias(bare_model(model)):
+                    bias = weight.new_zeros(weight.shape[0])
                 found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
                 found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
                 found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
@@ -100,6 +102,11 @@ class LiveReference:
             return without_adapter(bare_peft(model))
         precision: AbstractContextManager[Any] = accelerator.autocast()
         return precision
+
+
+def _may_have_bias(policy: Any) -> bool:
+    """Whether the head in use adds one: the layer's own, or an adapter's."""
+    return head_is_adapted(policy) or original_head(policy)[1] is not None
 
 
 def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:

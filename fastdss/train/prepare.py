@@ -30,17 +30,26 @@ def prepare_dss_dataset(
 ) -> Any:
     """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
 
-    scored: ``StarScores``, or rows (a ``Dataset``, an ``IterableDataset``, which stays one, or a sequence of mappings)
-    of conversations in any known format with the scorer's column ``star``, as ``fastdss merge`` and ``StarScorer``
-    write it (or ``scores``, ``ends`` and ``flags`` of the last turn). A conversation is one row, with labels on all its
-    judged turns. ``template``, ``template_kwargs``, ``across``: see ``StarScores.token_weights``.
+    A conversation is one row, with labels on all its judged turns.
 
-    max_length: rows are cut on the right after tokens and weights were aligned, so each token keeps its own weight;
-    rows that are left without any label that counts are dropped, and how many is logged.
-    packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
-    ``DSSCollator(padding_free=True)``.
+    Args:
+        scored: ``StarScores``, or rows (a ``Dataset``, an ``IterableDataset``, which stays one, or a sequence of
+            mappings) of conversations in any known format with the scorer's column ``star``, as ``fastdss merge`` and
+            ``StarScorer`` write it (or ``scores``, ``ends`` and ``flags`` of the last turn).
+        tokenizer: the policy's.
+        max_length: rows are cut on the right after tokens and weights were aligned, so that each token keeps its own
+            weight; rows that are left without any label that counts are dropped, and how many is logged.
+        packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
+            ``DSSCollator(padding_free=True)``.
+        template: the chat template; None: the tokenizer's own.
+        template_kwargs: further variables of the template.
+        across: which score a token gets that touches several chunks, see ``StarScores.token_weights``.
 
-    Raises ``ValueError`` for rows without scores (flag "failed", NaN), naming them.
+    Returns:
+        Dataset: of aligned columns, or an ``IterableDataset`` where one was given.
+
+    Raises:
+        ValueError: for rows without scores (flag "failed", NaN), naming them.
     """
     require("prepare_dss_dataset", "train", "datasets")
     from datasets import Dataset, Features, IterableDataset, List, Value
@@ -83,7 +92,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
 
 def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
     kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # a stream counts nothing
+    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # nobody can count the rows of a stream
         lost = len(dataset) - len(kept)
         _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
     return kept

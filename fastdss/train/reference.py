@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdss.console.voice import progress_bar
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.models.batching import length_batches
-from fastdss.models.inputs import input_names
+from fastdss.models.inputs import as_tensor, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
@@ -42,22 +42,33 @@ def reference_logprobs(
     part_rows: int = 1024,
     progress: bool = False,
 ) -> list[Tensor]:
-    """``log_softmax(model(input_ids).logits)[:, t - 1, labels[t]]`` for every row of ``dataset``.
+    """Log-probabilities of the labels under a reference, for every row of a data set.
 
-    Returns one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts;
-    ``add_reference_logprobs`` makes a column of them.
+    ```python
+    log_softmax(model(input_ids).logits, -1)[:, t - 1, labels[t]]
+    ```
+
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
+    Under ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return
+    everything.
 
-    model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
-    dataset: rows with ``input_ids`` and ``labels``, packed ones with ``seq_lengths``, whose documents are computed one
-    by one; and what else the model takes of a row (images, token types, …; see ``DSSCollator``).
-    batch_tokens: tokens (padding included) of one forward.
-    cache_dir: finished parts of ``part_rows`` rows are kept there under a hash of their content, the model's weights
-    and the precision: a second run reads them, an interrupted one goes on, edited data is computed anew. ``model_id``
-    stands in for hashing the weights (a repository and revision, say).
+    Args:
+        model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
+        dataset: rows with ``input_ids`` and ``labels``, packed ones with ``seq_lengths``, whose documents are computed
+            one by one; and what else the model takes of a row (images, token types, …; see ``DSSCollator``).
+        batch_tokens: tokens of one forward, padding included.
+        cache_dir: finished parts are kept there under a hash of their content, the model's weights and the precision: a
+            second run reads them, an interrupted one goes on, edited data is computed anew.
+        model_id: stands in for hashing the weights (a repository and revision, say).
+        part_rows: rows of a part.
+        progress: show a bar.
 
-    Under ``torch.distributed`` all ranks call it with the same dataset; each computes its share, all return everything.
-    Raises ``ValueError`` where a log-probability is not finite, naming the row.
+    Returns:
+        list: of one float32 tensor ``[T]`` per row, aligned with its ``input_ids``, 0 where no label counts;
+            ``add_reference_logprobs`` makes a column of them.
+
+    Raises:
+        ValueError: where a log-probability is not finite, naming the row.
     """
     options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
     return [row.logprobs for row in _answers(model, dataset, "logprobs", options)]
@@ -74,15 +85,29 @@ def reference_columns(
     part_rows: int = 1024,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """The columns of a reference that each row of ``dataset`` gets: ``row | columns`` is what ``DSSCollator`` takes.
+    """The columns of a reference that each row gets: ``row | columns`` is what ``DSSCollator`` takes.
 
-    ``ref_logprobs``, a float32 tensor ``[T]`` as ``reference_logprobs`` returns it. With ``forward_kl=True`` also what
-    ``kl="forward"`` needs of a reference whose output head is the policy's own, frozen and without adapters (LoRA):
-    ``ref_offset`` ``[T]`` and ``ref_slope``, a list of ``T`` byte strings, ``D`` numbers in fp16 for each token whose
-    label counts and none for the others: 2 D bytes a token. See ``fastdss.forward_reference``.
+    ``ref_logprobs`` is a float32 tensor ``[T]`` as ``reference_logprobs`` returns it. For ``kl="forward"`` with a
+    reference whose output head is the policy's own, frozen and without adapters (LoRA), there are also ``ref_offset``
+    ``[T]`` and ``ref_slope``, a list of ``T`` byte strings: ``D`` numbers in fp16 for each token whose label counts and
+    none for the others, 2 D bytes a token. See ``fastdss.forward_reference``.
 
-    Other arguments as in ``reference_logprobs``. Raises ``ValueError`` for a model with a softcap, whose logits are not
-    linear in its hidden states, and where an answer is not finite, naming the row.
+    Args:
+        model: the reference.
+        dataset: as in ``reference_logprobs``, like the others.
+        forward_kl: whether the columns of the forward KL are made.
+        batch_tokens: tokens of one forward.
+        cache_dir: where finished parts are kept.
+        model_id: stands in for hashing the weights.
+        part_rows: rows of a part.
+        progress: show a bar.
+
+    Returns:
+        list: of one mapping per row.
+
+    Raises:
+        ValueError: for a model with a softcap, whose logits are not linear in its hidden states, and where an answer is
+            not finite, naming the row.
     """
     options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
     answers = _answers(model, dataset, "reference" if forward_kl else "logprobs", options)
@@ -100,17 +125,34 @@ def add_reference_logprobs(
     part_rows: int = 1024,
     progress: bool = False,
 ) -> Any:
-    """``dataset`` with the column ``ref_logprobs``, float32: ``reference_logprobs(model, dataset, **options)``.
+    """A data set with the reference's column ``ref_logprobs``, float32; see ``reference_logprobs``.
 
-    With ``forward_kl=True`` the columns ``ref_offset`` and ``ref_slope`` as well, by which ``kl="forward"`` needs no
-    reference model in training: see ``reference_columns``, also for what they cost.
+    Args:
+        dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset``
+            makes.
+        model: the reference.
+        forward_kl: the columns ``ref_offset`` and ``ref_slope`` as well, by which ``kl="forward"`` needs no reference
+            model in training: see ``reference_columns``, also for what they cost.
+        batch_tokens: as in ``reference_logprobs``, like the others.
+        cache_dir: where finished parts are kept.
+        model_id: stands in for hashing the weights.
+        part_rows: rows of a part.
+        progress: show a bar.
 
-    dataset: a ``datasets.Dataset`` of rows with ``input_ids`` and ``labels``, such as ``prepare_dss_dataset`` makes.
-    Earlier columns of these names are replaced.
+    Returns:
+        Dataset: the data set with the columns; earlier ones of these names are replaced.
+
+    Raises:
+        ValueError: as ``reference_columns``.
     """
     require("add_reference_logprobs", "train", "datasets")
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+    if not isinstance(dataset, Dataset):  # asked before hours of work
+        raise UserTypeError(
+            f"dataset: expected a datasets.Dataset, got {type(dataset).__name__}: Dataset.from_list(list(rows)) makes "
+            "one; reference_logprobs takes any sequence of rows"
+        )
     options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
     answers = _answers(model, dataset, "reference" if forward_kl else "logprobs", options)
     kinds = {"ref_logprobs": "float32"}
@@ -119,7 +161,7 @@ def add_reference_logprobs(
     old = [name for name in ("ref_logprobs", "ref_offset", "ref_slope") if name in dataset.column_names]
     dataset = dataset.remove_columns(old) if old else dataset
     parts = []
-    for start in range(0, len(answers), part_rows):  # lists of numbers are large: not all at once
+    for start in range(0, len(answers), part_rows):  # lists of numbers are large, so they are not made all at once
         part = range(start, min(start + part_rows, len(answers)))
         rows = [_columns(answers[index], {"labels": dataset[index]["labels"]}) for index in part]
         found = {name: [row[name] if name == "ref_slope" else row[name].tolist() for row in rows] for name in kinds}
@@ -194,7 +236,7 @@ def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_An
 
 def _counting(row: Mapping[str, Any]) -> int:
     """How many labels count, the first of a document too, which no token predicts."""
-    return int((torch.as_tensor(row["labels"]) != IGNORED).sum())
+    return int((as_tensor(row["labels"]) != IGNORED).sum())
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int, ask: str) -> list[_Answers]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.batching import add_tensor
-from fastdss.models.inputs import given_inputs, input_names
+from fastdss.models.inputs import as_tensor, given_inputs, input_names
 from fastdss.upstream.deepspeed import is_empty_share, local_share
 from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.transformers import settings_of
@@ -38,7 +38,7 @@ class ReferenceCache:
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
-                pass  # unwritable: say so before the work, not after
+                pass  # a folder that cannot be written is an error now, and not after the work
         self.model, self.inputs = f"{ask} {_fingerprint(model, model_id)}", input_names(bare_model(model))
 
     def load(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor] | None:
@@ -60,7 +60,7 @@ class ReferenceCache:
         for row in rows:
             for name in ("input_ids", "labels", "seq_lengths", *sorted(given_inputs(row, self.inputs))):
                 if row.get(name) is not None:
-                    add_tensor(content, name, torch.as_tensor(row[name]))
+                    add_tensor(content, name, as_tensor(row[name]))
         return self.folder / f"reference-{content.hexdigest()[:40]}.safetensors"
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
@@ -98,7 +98,8 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
-    everyone = sorted(set().union(*gather(shards)))  # plain replicas agree, so their number makes no difference
+    # Replicas have one hash together, so their number makes no difference.
+    everyone = sorted(set().union(*gather(shards)))
     return hashlib.sha256("\n".join([known, *everyone]).encode()).hexdigest()
 
 

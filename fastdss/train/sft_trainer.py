@@ -30,9 +30,7 @@ _TOLD = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's own m
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
-    All arguments of ``SFTTrainer`` (``args``, ``peft_config``, …), and those that ``DSSTrainer`` adds
-    (``config``, ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``, ``grad_tol``, ``dft``, ``ref_model``). Data
-    sets may be
+    Data sets may be
 
     - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
       trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;
@@ -43,6 +41,16 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     aligned columns. Shaped batches log num_tokens, entropy and mean_token_accuracy as TRL does, and ce, kl,
     token_weight and share_below_half. Ranks may have shaped and unshaped batches at one step: TRL's metrics are means
     over the batches of either kind on all ranks, brought together when they are logged.
+
+    Args:
+        model: as in ``SFTTrainer``.
+        *args: those of ``SFTTrainer``.
+        config: as in ``DSSTrainer``.
+        ref_model: as in ``DSSTrainer``.
+        **kwargs: those of ``SFTTrainer`` (``args``, ``peft_config``, …), and the shortcuts of ``DSSTrainer``.
+
+    Raises:
+        UserError: as ``DSSTrainer``.
     """
 
     def __init__(
@@ -146,7 +154,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         return super()._take_metrics(training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs:  # what came after the last log of a loss
+        if "train_loss" in logs:  # at the end of training: the batches since the last log
             rest = self._take_metrics(training=True)
             logs.update({name: rest[name] for name in _TOLD if name in rest})
         super().log(logs, start_time)

@@ -66,7 +66,7 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
-        divide_by_items(self)  # as the shaped loss does, whatever the class
+        divide_by_items(self)  # whatever the class says, for the shaped loss is divided so
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
@@ -80,7 +80,8 @@ class ShapedTraining(TrainerSeams):
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
                 "leave it unset, got True"
             )
-        accelerate.cast_nothing(self.accelerator)  # tokens in, FSDP2 computes as its parameters are
+        # The inputs are tokens, and FSDP2 computes in the dtype of its parameters.
+        accelerate.cast_nothing(self.accelerator)
         known_reference(self, ref_model)
         self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
@@ -136,7 +137,7 @@ class ShapedTraining(TrainerSeams):
         Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
         """
         scaled = self.args.average_tokens_across_devices and divides_by_items(self)
-        times = self.accelerator.num_processes if scaled else 1  # as Trainer.compute_loss multiplied
+        times = self.accelerator.num_processes if scaled else 1  # by which Trainer.compute_loss multiplied the loss
         steps = micro_batches(self) if self.model.training else 1
         return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
@@ -259,17 +260,6 @@ class ShapedTraining(TrainerSeams):
 class DSSTrainer(ShapedTraining, Trainer):
     """``transformers.Trainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
-    All arguments of ``Trainer``, and by keyword:
-
-    config: the shaped loss's options, see ``DSSConfig``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes``,
-    ``grad_tol`` and ``dft`` are shortcuts to its fields. A model on which ``enable_dss`` was called has them already:
-    what is said here as well must not differ.
-    ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them: ``ref_logprobs``
-    for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without adapters), ``"adapter"``
-    for the PEFT model with its adapters switched off, or a frozen model; the latter two serve every form
-    of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3 split it, also for unshaped
-    batches.
-
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them), or scored
     conversations (``star``), which are prepared with ``processing_class``; without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
@@ -277,6 +267,22 @@ class DSSTrainer(ShapedTraining, Trainer):
     over shaped batches ``entropy`` and ``mean_token_accuracy``, which TRL's trainers log under these names, of the
     tokens that the loss computes, and ``aux_loss`` where there are experts; in evaluation with the prefix ``eval_``.
     Where a shaped loss was not finite, NaN is logged, whatever ``logging_nan_inf_filter`` says.
+
+    Args:
+        *args: those of ``Trainer``.
+        config: the shaped loss's options, see ``DSSConfig``. A model on which ``enable_dss`` was called has them
+            already: what is said here as well must not differ.
+        ref_model: None where the data has the reference's columns (``add_reference_logprobs`` makes them:
+            ``ref_logprobs`` for k1, k2, k3; with ``forward_kl=True`` those of the forward KL, for a frozen head without
+            adapters), ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter
+            two serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
+            split it, also for unshaped batches.
+        **kwargs: those of ``Trainer``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and ``grad_tol`` are
+            shortcuts to fields of ``config``.
+
+    Raises:
+        UserError: where the model, ``config`` and shortcuts contradict each other, or the trainer's arguments would
+            train another loss.
     """
 
     def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:

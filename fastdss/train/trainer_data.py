@@ -81,7 +81,7 @@ def known_reference(trainer: Any, ref_model: Any) -> None:
     forward = config.kl == KL.FORWARD
     if any(map(config.known_by, columns)):
         refuse_another_head(bare_model(trainer.model))
-    elif ref_model is None and not (forward and [] in columns):  # a stream's batches tell
+    elif ref_model is None and not (forward and [] in columns):  # of a stream, its batches will tell
         more = ", or the columns of add_reference_logprobs(forward_kl=True)" if forward else ""
         raise UserError(
             f"kl={str(config.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model{more}"

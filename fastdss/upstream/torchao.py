@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 def is_quantised(weight: Tensor) -> bool:
     """Whether the weight is a tensor of torchao's own kinds, which share no public class: by where they stand."""
-    if type(weight) in (Tensor, nn.Parameter):  # said first: torch.compile cannot go through the classes of a type
+    if type(weight) in (Tensor, nn.Parameter):  # first, for torch.compile cannot go through the classes of a type
         return False
     return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
 

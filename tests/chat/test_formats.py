@@ -57,6 +57,10 @@ def test_every_known_role_is_one_of_four(role):
         ({"messages": [turn("wizard", "x")]}, "message 0: unknown role, expected one of system, developer, user"),
         ({"text": "x"}, "expected 'messages', or 'prompt' and 'response'.*it has text"),
         ({"messages": [turn("user", [{"type": "image_url", "image_url": "u"}])]}, "message 0: part 0 is no text"),
+        (
+            {"messages": [turn("assistant", [{"type": "tool_use", "name": "f", "input": {}}])]},
+            "expected calls in tool_calls",
+        ),
         ({"messages": [turn("assistant", "x", weight=0.5)]}, "message 0: weight: expected 0, 1"),
         ({"messages": [turn("assistant", None, tool_calls=[{"function": {}}])]}, "without the name of a function"),
         ({"messages": [turn("user", "x", tool_calls=[{"function": {"name": "f"}}])]}, "only the assistant calls"),

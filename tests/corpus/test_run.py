@@ -121,11 +121,11 @@ def test_a_damaged_shard_is_set_aside_and_scored_again(source, tmp_path, undistu
     assert victim.with_suffix(".damaged").read_bytes() == broken
 
 
-def test_unwritable_output_is_found_before_the_guard_loads(source, tmp_path):
+@pytest.mark.parametrize("out", ["file", "file/deeper", "/proc/nowhere"])
+def test_unwritable_output_is_found_before_the_guard_loads(source, tmp_path, out):
     (tmp_path / "file").write_text("not a folder")
-    for out in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/nowhere")):
-        with pytest.raises(OSError, match=r"file|nowhere"):
-            score_dataset(source, out, FakeScorer(broken=True))
+    with pytest.raises(OSError, match=r"file|nowhere"):
+        score_dataset(source, tmp_path / out, FakeScorer(broken=True))
     assert (tmp_path / "file").read_text() == "not a folder"
 
 

@@ -35,10 +35,21 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
             yield Block(page, text[: found.start()].count("\n") + 2, found[2], code, reason)
 
 
-def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each shell command of a page as its place and words: comments gone, continued lines joined."""
+def lines(page: Path) -> Iterator[tuple[str, str]]:
+    """Each shell command of a page as its place and text: continued lines joined."""
     for block in blocks(page, "bash", "sh", "console"):
         for line in block.text.replace("\\\n", " ").split("\n"):
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words:
-                yield block.place, words
+            if shlex.split(line, comments=True):
+                yield block.place, line.removeprefix("$ ")
+
+
+def words_of(line: str) -> list[str]:
+    """Without the comment, and without the file that the output goes to."""
+    words = shlex.split(line, comments=True)
+    return words[: next((at for at, word in enumerate(words) if word.startswith(">")), None)]
+
+
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The same as words."""
+    for place, line in lines(page):
+        yield place, words_of(line)

@@ -7,7 +7,7 @@ from docs_tools.messages import GAP, messages
 from .blocks import ROOT
 
 QUESTIONS = (ROOT / "docs" / "questions.md").read_text()
-EXPLAINED = re.findall(r"^- \*\*`(.+)`\*\*", QUESTIONS, re.MULTILINE)
+EXPLAINED = [shown for _, shown in re.findall(r"^- \*\*(`+) ?(.+?) ?\1\*\*", QUESTIONS, re.MULTILINE)]
 KNOWN = [text.replace("'", '"') for said in messages().values() for text in said]
 
 
@@ -28,6 +28,12 @@ def is_known(shown):
 def test_every_message_is_one_of_the_code():
     assert len(EXPLAINED) > 30
     assert [shown for shown in EXPLAINED if not is_known(shown)] == []
+
+
+def test_every_message_is_one_piece_of_code():
+    """A backtick within one pair of backticks would end it."""
+    assert [shown for tick, shown in re.findall(r"^- \*\*(`+)(.+?)\1\*\*", QUESTIONS, re.MULTILINE)
+            if tick == "`" and "`" in shown] == []  # fmt: skip
 
 
 def test_the_check_is_one():

@@ -34,8 +34,8 @@ def test_it_holds_no_outputs():
 
 @pytest.mark.timeout(600)
 def test_it_runs(model_folder, tmp_path):
-    nbformat = pytest.importorskip("nbformat", reason="needs fastdss[dev]")
-    nbclient = pytest.importorskip("nbclient", reason="needs fastdss[dev]")
+    nbformat = pytest.importorskip("nbformat", reason="needs the group dev")
+    nbclient = pytest.importorskip("nbclient", reason="needs the group dev")
     notebook = nbformat.read(PATH, as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(r'^MODEL = ".*?"', f'MODEL = "{model_folder}"', cell.source, flags=re.MULTILINE)

@@ -36,13 +36,13 @@ def test_the_readme_has_no_relative_link_left():
     targets = re.findall(r"\]\(([^)]+)\)", readme)
     assert len(targets) > 20
     assert all(target.startswith("https://") for target in targets)
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)
-    assert len(pictures) == 3
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', readme)
+    assert len(pictures) == 6  # each for wide screens and for narrow ones
     assert all(picture.startswith(f"{URL}/raw/main/docs/assets/") for picture in pictures)
 
 
 def test_every_relative_link_of_the_readme_exists():
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text()):
+    for target in re.findall(r'(?:\]\(|src="|srcset=")(?!https?:|#)([^)#"]+)', (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
 
 

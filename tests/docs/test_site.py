@@ -11,8 +11,8 @@ import pytest
 
 from .blocks import ROOT
 
-pytest.importorskip("mkdocs", reason="needs fastdss[docs]")
-pytest.importorskip("mkdocstrings", reason="needs fastdss[docs]")
+pytest.importorskip("mkdocs", reason="needs the group docs")
+pytest.importorskip("mkdocstrings", reason="needs the group docs")
 
 
 class Page(HTMLParser):
@@ -30,6 +30,8 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         elif tag in ("script", "img", "iframe", "source") and given.get("src"):
             self.loaded.append(given["src"])
+        elif tag == "source" and given.get("srcset"):
+            self.loaded.append(given["srcset"])
         elif tag == "link" and given.get("rel") not in ("canonical", "prev", "next", "alternate") and given.get("href"):
             self.loaded.append(given["href"])
 

@@ -17,7 +17,7 @@ SILENT, EXTREMES, CANARY = "hardening/test_silent_errors.py", "hardening/test_ex
 GUARD_INPUTS, STAR, INJECTION = "star/test_inputs.py", "star/test_exact.py", "guards/test_injection.py"
 RUN, STORE, ROWS = "corpus/test_run.py", "corpus/test_store.py", "corpus/test_rows.py"
 READERS, ODD = "hardening/test_readers.py", "hardening/test_odd_runs.py"
-COMMAND = "train/run/test_command.py"
+TRAIN = "train/run"
 SCORER, TIME, LINES = "corpus/test_scorer.py", "hardening/test_hostile_sizes.py", "hardening/test_bad_lines.py"
 
 LOSS = {
@@ -80,7 +80,7 @@ RUNS = {
     "guard or template changed: cache miss": f"{SCORER}::"
     "test_identity_reads_every_byte_of_the_weights_and_the_template",
     "chunking changed: cache miss": f"{SCORER}::test_identity_follows_what_scores_depend_on",
-    "guard changed under fastdss train": "train/run/test_command.py::"
+    "guard changed under fastdss train": "train/run/test_data.py::"
     "test_scores_are_used_again_for_the_same_data_and_guard_only",
     "out of memory: smaller budget, same scores": f"{STAR}::test_out_of_memory_halves_the_budget_and_keeps_the_scores",
     "out of memory at the smallest budget: error": f"{STAR}::test_out_of_memory_at_the_smallest_budget_is_an_error",
@@ -95,9 +95,9 @@ RUNS = {
     "folders of any name, behind a link": f"{ODD}::test_an_out_folder_behind_a_link_is_that_folder",
     "names that are no text": f"{ODD}::test_folders_and_files_of_any_name",
     "another program's folder": f"{ODD}::test_another_programs_manifest_is_neither_read_nor_replaced",
-    "settings without sense": f"{COMMAND}::test_settings_that_make_no_sense",
-    "a policy smaller than its tokenizer": f"{COMMAND}::test_a_tokenizer_larger_than_the_model",
-    "a policy with NaN weights": f"{COMMAND}::test_weights_that_are_not_finite_are_never_trained",
+    "settings without sense": f"{TRAIN}/test_settings.py::test_settings_that_make_no_sense",
+    "a policy smaller than its tokenizer": f"{TRAIN}/test_data.py::test_a_tokenizer_larger_than_the_model",
+    "a policy with NaN weights": f"{TRAIN}/test_not_finite.py::test_weights_that_are_not_finite_are_never_trained",
     "reference cache damaged": "train/test_reference.py::test_damaged_parts_are_set_aside",
     "reference cache and a full disk": "train/test_reference.py::test_a_full_disk_leaves_no_half_written_part",
 }
@@ -112,7 +112,7 @@ SECURITY = {
     "no pickle: guards of a data set": f"{SCORER}::test_guards_with_code_or_pickles_are_refused",
     "trust_remote_code=False everywhere, no pickle in the code": "hardening/test_sources.py::test_what_is_never_called",
     "revisions can be pinned and are recorded": f"{RUN}::test_manifest_says_what_was_scored",
-    "revisions can be pinned and are recorded, the policy": f"{COMMAND}::test_revisions_are_pinned_and_recorded",
+    "revisions are pinned and recorded, the policy": f"{TRAIN}/test_data.py::test_revisions_are_pinned_and_recorded",
     "caps on rows: memory does not grow with them": f"{ROWS}::test_memory_does_not_grow_with_the_rows",
     "bytes that are no text: saved data sets": f"{ODD}::test_bytes_that_are_no_text_in_a_saved_data_set",
     "cache keys: the guard's configuration and tokenizer": f"{LINES}::"

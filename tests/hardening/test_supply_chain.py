@@ -7,6 +7,7 @@ import re
 import tomllib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
@@ -33,6 +34,11 @@ def test_setup_is_one_call_with_literals() -> None:
         ast.literal_eval(keyword.value)
 
 
+def grouped(project: dict[str, Any]) -> list[str]:
+    """What the dependency groups need, besides other groups."""
+    return [need for group in project["dependency-groups"].values() for need in group if isinstance(need, str)]
+
+
 def test_the_build_needs_setuptools_only_and_nothing_comes_from_a_url() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["build-system"]["build-backend"] == "setuptools.build_meta"
@@ -41,8 +47,19 @@ def test_the_build_needs_setuptools_only_and_nothing_comes_from_a_url() -> None:
     needs = [
         *project["project"]["dependencies"],
         *chain.from_iterable(project["project"]["optional-dependencies"].values()),
+        *grouped(project),
     ]
     assert not [need for need in needs if "@" in need or "://" in need]
+
+
+def test_the_oldest_versions_that_are_tested_are_the_floors() -> None:
+    """`make oldest` takes pyproject's floors, and says itself that it got two of them."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    floors = dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(needs)))
+    assert floors.keys() == {re.split(r"[^\w-]", need)[0] for need in needs}, "each dependency has a floor"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"'{floors['torch']}.0' and v[1] == '{floors['transformers']}.0'" in makefile
+    assert f"torch=={floors['torch']}.0" in makefile
 
 
 def test_every_tested_version_is_locked_by_hash() -> None:
@@ -57,10 +74,12 @@ def test_every_tested_version_is_locked_by_hash() -> None:
 
 def test_what_the_project_names_is_in_the_lock() -> None:
     """flash-attn is built from source by its users: it is in no lock and no test."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = whole["project"]
     needs = [
         *project["dependencies"],
         *chain.from_iterable(v for k, v in project["optional-dependencies"].items() if k != "flash"),
+        *grouped(whole),
     ]
     named = {normal(re.split(r"[^A-Za-z0-9._-]", need)[0]) for need in needs}
     assert named - pins("requirements.lock").keys() == set()

@@ -23,6 +23,7 @@ from tests.matrix.tiny import LARGEST, smallest, tiny_model
 LENGTHS = (9, 6, 12, 5)
 TOLERANCE = 1e-5  # norms, softmax and routers of transformers compute in single precision
 KL_SCALE = 0.5
+TYPED = {"Molmo2ForConditionalGeneration": "mm_token_type_ids"}  # what a class asks for in training: 0 is text
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "gate_proj", "in_proj", "x_proj", "q_a_proj", "q_b_proj")
 Gradients = dict[str, Tensor]
 
@@ -115,6 +116,8 @@ class Case:
 
     def __init__(self, name: str, rows: list[dict[str, Any]] | None = None, **overrides: Any) -> None:
         self.name, self.rows, self.overrides = name, rows or make_rows(), overrides
+        if name in TYPED:
+            self.rows = [{TYPED[name]: [0] * len(row["input_ids"])} | row for row in self.rows]
         try:
             self.plain = self.fresh()
             self.right = truth(self.plain, self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 VOCAB = 128
-LARGEST = 25_000_000  # parameters; more are no longer tiny, whatever the configuration's fields were called
+LARGEST = 50_000_000  # parameters; more are no longer tiny, whatever the configuration's fields were called
 
 
 def words(text: str) -> list[str]:
@@ -50,19 +51,44 @@ VISION: dict[str, Any] = SMALL | {"image_size": 28, "patch_size": 14, "num_chann
 
 # What a class needs besides, by its name: rules between fields that no table by name can know.
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+BY_LAYER_TYPE = {"rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE}}
+SMALL_VQ = {"base_channels": 32, "channel_multiplier": [1], "latent_channels": 32}
 SPECIAL: dict[str, dict[str, Any]] = {
+    "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 100}, "vq_config": SMALL_VQ},
+    "CohereCompassForCausalLM": BY_LAYER_TYPE,
+    "CohereCompassForConditionalGeneration": {"text_config": BY_LAYER_TYPE},
+    "DbrxForCausalLM": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8}},
+    "DeepseekOcr2ForConditionalGeneration": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "Emu3ForConditionalGeneration": {
+        "vocabulary_map": {"<image>": 100},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1], "hidden_size": 32, "codebook_size": 64},
+    },
+    "HunYuanVLForConditionalGeneration": {"text_config": MROPE},
+    "Inkling2ForConditionalGeneration": {"vision_config": {"text_hidden_size": 32}},
+    "JanusForConditionalGeneration": {
+        "vq_config": SMALL_VQ | {"projection_dim": 32, "image_token_embed_dim": 32, "num_embeddings": 64}
+    },
+    "MuseSparkForConditionalGeneration": {
+        "audio_config": {"patch_sizes": [16, 6], "hidden_sizes": [16, 16], "depths": [1, 1], "out_hidden_size": 32}
+    },
+    "NemotronH_Omni_Reasoning_V3": {"audio_config": {"projection_hidden_size": 32, "projection_bias": False}},
+    "ZambaForCausalLM": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "BambaForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
     "FalconH1ForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_ssm": 64},
     "Cosmos3EdgeForConditionalGeneration": {"text_config": MROPE},
     "Dots3NoteForCausalLM": {"per_layer_config": {}},
     "Dots3NoteForConditionalGeneration": {"text_config": {"per_layer_config": {}}},
-    "Ernie4_5_VLMoeForConditionalGeneration": {"text_config": {"moe_intermediate_size": [24, 24]}},
+    "Ernie4_5_VLMoeForConditionalGeneration": {"text_config": MROPE | {"moe_intermediate_size": [24, 24]}},
     "Glm46VForConditionalGeneration": {"text_config": MROPE},
     "Glm4vForConditionalGeneration": {"text_config": MROPE},
-    "Glm4vMoeForConditionalGeneration": {"text_config": MROPE},
+    "Glm4vMoeForConditionalGeneration": {"text_config": MROPE | {"head_dim": 16}},  # of which it rotates half
     "GlmOcrForConditionalGeneration": {"text_config": MROPE},
     "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 32}},
-    "Molmo2ForConditionalGeneration": {"vision_config": {"image_size": [28, 28]}},
+    "Molmo2ForConditionalGeneration": {
+        "vision_config": {"image_size": [28, 28]},
+        "adapter_config": {"vision_feature_layer": [0, 1]},
+    },
     "Step3p7ForConditionalGeneration": {"text_config": {"sliding_window": 64}},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]]},
     "GraniteMoeHybridForCausalLM": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
@@ -125,7 +151,8 @@ def shrunk(cls: type, table: dict[str, Any] = SMALL, **overrides: Any) -> dict[s
 
 def tiny_config(name: str, **overrides: Any) -> Any:
     cls = getattr(transformers, name).config_class
-    return cls(**shrunk(cls, **(SPECIAL.get(name, {}) | overrides)))
+    # copied: a configuration adds to the dictionaries it is given, which the next one would then be given
+    return cls(**shrunk(cls, **copy.deepcopy(SPECIAL.get(name, {}) | overrides)))
 
 
 def smallest(name: str) -> int:

@@ -11,7 +11,7 @@ READERS = "tests/hardening/test_readers.py"
 CORPUS = "fastdss/corpus"
 ODD = "tests/hardening/test_odd_runs.py"
 SCORER = "tests/corpus/test_scorer.py"
-COMMAND = "tests/train/run/test_command.py"
+SETTINGS = "tests/train/run/test_settings.py"
 FORWARD = "fastdss/train/forward.py"
 BATCHING, BATCHED = "fastdss/models/batching.py", "tests/models/test_batching.py"
 UPSTREAM = "tests/upstream"
@@ -119,9 +119,9 @@ FAULTS = [
           f"{ODD} -k same_time", within="only_writer"),
     Fault("runs", "fastdss/cli.py", "'backslashreplace'", "'strict'", f"{ODD} -k terminal", within="main"),
     Fault("settings", "fastdss/train/run/settings.py", "names.count(name) > 1", "names.count(name) > 2",
-          f"{COMMAND} -k gives_twice", within="read_settings"),
+          f"{SETTINGS} -k gives_twice", within="read_settings"),
     Fault("settings", "fastdss/train/run/settings.py", "not least <= value < math.inf", "value < least",
-          f"{COMMAND} -k no_sense", within="TrainSettings.__post_init__"),
+          f"{SETTINGS} -k no_sense", within="TrainSettings.__post_init__"),
     Fault("tiny guard", TINY, "(count.cumsum(0) - count)[row]", "count.cumsum(0)[row] * 0", STEP,
           within="last_layer_at"),
     Fault("tiny guard", TINY, "mask[:, 0][here]", "mask[:, 0, :chosen.shape[1]]", STEP, within="last_layer_at"),

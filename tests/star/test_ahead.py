@@ -14,6 +14,7 @@ import fastdss.prefix.engine
 from fastdss import RowError, star_scores
 from fastdss.star import forest, scoring
 from fastdss.star.ahead import Ahead
+from fastdss.star.forest import Turn
 from tests.support.builders import BATCH, make_guard
 
 MANY = {name: [values[i % 4] + f" {i}" for i in range(23)] for name, values in BATCH.items()}
@@ -135,6 +136,24 @@ def test_turns_of_one_conversation_stay_in_one_slice(small_slices) -> None:
     alone = star_scores(guard, {"messages": [chat]}, turns="all", every=1)
     for a, b in zip(sliced.scores, alone.scores, strict=False):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
+    turns = [Turn(item, [], item.text, [1]) for item in scoring.read_batch(batch, "all")]
+    rows = [{turn.judged.row for turn in some} for some in forest.cut_in_slices(turns)]
+    assert len(rows) > 2
+    assert sum(map(len, rows)) == len(set.union(*rows)) == 10
+
+
+def test_equal_prompts_have_one_number_in_every_slice(small_slices, monkeypatch) -> None:
+    """Trees of one number share their prompt: two in the first slice do, and not those at their places in the next."""
+    prompts = ["Hello", "Hello", "One", "Two", "Three", "One", "One", *"abcdef", "Hello"]
+    numbers, logits = [], scoring._logits
+
+    def watched(guard, trees, numbered, *rest):
+        numbers.extend(numbered)
+        return logits(guard, trees, numbered, *rest)
+
+    monkeypatch.setattr(scoring, "_logits", watched)
+    star_scores(make_guard(), {"prompt": prompts, "response": ["Call her today."] * len(prompts)})
+    assert [numbers.index(number) for number in numbers] == [prompts.index(prompt) for prompt in prompts]
 
 
 def test_the_first_bad_row_is_named(small_slices) -> None:
@@ -144,7 +163,15 @@ def test_the_first_bad_row_is_named(small_slices) -> None:
         star_scores(make_guard(), batch)
 
 
-WAITING = ("_local_scalar_dense", "nonzero", "aten.equal", "masked_select")
+WAITING = ("_local_scalar_dense", "nonzero", "aten.equal", "is_nonzero", "masked_select")
+
+
+def waits(name: str, args: tuple) -> bool:
+    """Whether an operation asks the device for values; an index by a mask does, in a kernel that nobody sees."""
+    masked = name.startswith("aten.index") and any(
+        isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1]
+    )
+    return masked or any(word in name for word in WAITING)
 
 
 def test_a_batch_waits_for_the_device_once(monkeypatch) -> None:
@@ -157,9 +184,7 @@ def test_a_batch_waits_for_the_device_once(monkeypatch) -> None:
     class Asks(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             name = str(func)
-            if any(
-                word in name for word in ("_local_scalar_dense", "nonzero", "aten.equal", "is_nonzero", "masked_select")
-            ):
+            if waits(name, args):
                 asked.append((name, inside[0]))
             return func(*args, **(kwargs or {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from fastdss import Guard, star_scores
 from tests.support.builders import make_model, make_tokenizer
+from tests.support.example_scripts import DATA, main_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "score_stream.py"
 
@@ -53,3 +55,25 @@ def test_generation_stops_at_the_first_low_score(example, policy, capsys) -> Non
     assert whole.text.startswith(stream.text)
     assert len(stream.text) < len(whole.text)
     assert stream.scores[-1] < 1
+
+
+def test_many_streams_are_stopped_where_the_batch_has_its_first_low_score(capsys) -> None:
+    rows = [json.loads(line) for line in Path(DATA[1]).read_text().splitlines()]
+    batch = {name: [row[name] for row in rows] for name in ("prompt", "response")}
+    alone = {item.response: item for item in star_scores(Guard.tiny(), batch)}
+    done = main_of("score_streams")([*DATA, "--at-a-time", "5"])
+    stopped = 0
+    for stream in done:
+        (whole,) = (item for text, item in alone.items() if text.startswith(stream.text))
+        expected = whole.scores[: len(stream.scores)]
+        assert torch.allclose(torch.tensor(stream.scores), expected, rtol=0, atol=1e-6)
+        low = (whole.scores < 0.5).nonzero()[:, 0].tolist()
+        if low:
+            stopped += 1
+            # a tick of three words holds one boundary, or none
+            assert [k for k, score in enumerate(stream.scores) if score < 0.5] == low[:1]
+        else:
+            assert stream.ends == whole.ends
+    assert len(done) == len(rows)
+    assert 0 < stopped < len(rows)
+    assert capsys.readouterr().out.count("stopped after") == stopped

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastdss.prefix.engine
+import fastdss.star.probe
 from fastdss import Guard, Promise, ScoringOptions, TrunkProbe, star_scores
 from fastdss.chat.conversation import plain
 from fastdss.guards.spec import AnswerField
@@ -151,6 +152,17 @@ def test_too_small_a_sample_promises_nothing(guard: Guard) -> None:
     assert "it takes 149 sampled rows at least" in str(probe.certificate)
     with pytest.raises(ValueError, match="expected 12 rows with branches to fit on, got"):
         TrunkProbe.fit(guard, batch(8, 7))
+
+
+def test_what_would_spare_hardly_anything_is_not_done(guard: Guard, probe: TrunkProbe, monkeypatch) -> None:
+    spared = probe.certificate.approximated
+    monkeypatch.setattr(fastdss.star.probe, "_LEAST_SPARED", spared + 0.01)
+    again, scored = TrunkProbe.fit(guard, batch(160, 1), promise=PROMISE, options=EVERY_2, audit_share=0.1)
+    assert again.certificate.threshold is None
+    assert again.certificate.approximated == spared
+    assert f"would spare {spared:.0%} of the scores only" in str(again.certificate)
+    assert again.gate([guard], [], [], EVERY_2) is None
+    assert all(bool(item.exact.all()) for item in scored)
 
 
 def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe) -> None:

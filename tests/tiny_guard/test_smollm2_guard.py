@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
+from tests.support.builders import make_guard
 from training import smollm2_guard
 from training.batches import IGNORE, label_at
 from training.conversations import conversations
-from training.smollm2_guard import Trainee, chosen_ends, collate, example, lengthened
+from training.smollm2_guard import Trainee, chosen_ends, collate, example, lengthened, losses, resized
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,53 @@ def test_tokens_of_a_disclosure_are_labelled(guard: Guard) -> None:
     assert [complete for _, complete, _ in told.tokens if complete != IGNORE][-1] == 1
     assert told.tokens[0][1] == 0
     assert [place for place, _, _ in told.tokens] == sorted({place for place, _, _ in told.tokens})
+
+
+def test_without_ends_tokens_are_learnt_from_and_no_verdict_is_read(guard: Guard, monkeypatch) -> None:
+    monkeypatch.setattr(smollm2_guard, "TAG", -4)
+    item = next(one for one in conversations(0, 0, 40) if one.items)
+    told, judged = example(guard, item, []), example(guard, item, [len(item.response)])
+    assert told.tokens == judged.tokens
+    assert told.tree.trunk == judged.tree.trunk[: told.tokens[-1][0] + 1]
+    assert told.verdicts == [IGNORE]
+    batch = collate([told], 0)
+    assert not batch.judged
+    assert collate([judged], 0).judged
+    loss, _ = losses(Trainee(guard), batch)
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("words", [12, 40, 200])
+def test_a_conversation_cut_or_lengthened_keeps_its_first_disclosure_whole(words: int) -> None:
+    rng = Random(3)
+    for item in conversations(0, 0, 60):
+        other = resized(rng, item, words)
+        assert words <= len(other.response.split()) + 1
+        assert bool(other.items) == bool(item.items)
+        if len(item.response.split()) > words:
+            assert other.response in item.response
+            assert len(other.response.split()) <= words + 12  # disclosures are not cut in two
+        if item.items:
+            start, stop = item.items[0]
+            low, high = other.items[0]
+            assert other.response[low:high] == item.response[start:stop]
+
+
+def test_a_few_verdicts_can_be_learnt_by_heart(monkeypatch) -> None:
+    """Nothing is wrong with labels, places, masks and gradients where a small random model learns them in no time."""
+    monkeypatch.setattr(smollm2_guard, "COMPLETE", -1)
+    monkeypatch.setattr(smollm2_guard, "TAG", -1)
+    torch.manual_seed(0)
+    guard, rng = make_guard(), Random(4)
+    items = [resized(rng, item, 12) for item in conversations(0, 0, 12)]
+    batch = collate([example(guard, item, chosen_ends(rng, item, 2)) for item in items], 0)
+    assert 0.2 < batch.labels.mean() < 0.8
+    trainee = Trainee(guard).train()
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss, watched = losses(trainee, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert watched[0] < 0.1
+    assert watched[1] == 1

@@ -51,6 +51,17 @@ def saved_head():
     return peft.get_peft_model(tiny_model(dtype=torch.float32), config)
 
 
+def biased_head(config):
+    """The adapter gives the head a bias, which the reference's head has not."""
+    return lambda: peft.get_peft_model(tiny_model(dtype=torch.float32), config)
+
+
+LORA_BIAS = peft.LoraConfig(target_modules=["lm_head"], lora_bias=True, task_type="CAUSAL_LM", r=4)
+ON_HEADS = {
+    "saved": saved_head,
+    "lora with a bias": biased_head(LORA_BIAS),
+    "oft": biased_head(peft.OFTConfig(target_modules=["lm_head"], oft_block_size=8, r=0, task_type="CAUSAL_LM")),
+}
 MODELS = {
     "pissa": initialised("pissa"),
     "olora": initialised("olora"),
@@ -85,10 +96,12 @@ def test_the_first_steps_kl_is_zero_and_the_reference_stays(name, tmp_path, capl
     assert not torch.equal(own_logits(model, tiny_batch()), start)
 
 
-def test_the_gradient_is_that_of_the_start_as_reference(tmp_path):
+@pytest.mark.parametrize("head", ON_HEADS)
+@pytest.mark.parametrize("kl", ["reverse", "forward"])
+def test_the_gradient_is_that_of_the_start_as_reference(kl, head, tmp_path):
     """After a step the reference differs from the policy: the shaped loss is the plain formula on both."""
-    model = saved_head().double()
-    running = trainer(model, tmp_path)
+    model = ON_HEADS[head]().double()
+    running = trainer(model, tmp_path, kl=kl)
     start = copy.deepcopy(model).eval()
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -96,7 +109,7 @@ def test_the_gradient_is_that_of_the_start_as_reference(tmp_path):
     batch = tiny_batch()
     with torch.no_grad():
         ref_logits = own_logits(start, batch)
-    expected = plain_loss(own_logits(model.eval(), batch), batch, kl="reverse", ref_logits=ref_logits)
+    expected = plain_loss(own_logits(model.eval(), batch), batch, kl=kl, ref_logits=ref_logits)
     truth = gradients(model, expected)
     del batch["ref_logprobs"]
     loss = running.compute_loss(model, batch)

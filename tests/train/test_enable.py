@@ -327,6 +327,28 @@ def test_errors_say_what_was_expected():
         model(**batch, ref_hidden=torch.zeros(3, 9, 32, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda *given: given[2] * 2, lambda *given: given[2][:2], lambda *given: given[2][0]],
+    ids=["doubles", "cuts", "takes one"],
+)
+def test_a_hook_that_would_change_logits_is_refused(change):
+    """It meets none, and must not pass."""
+    model = enable_dss(tiny_model())
+    with model.lm_head.register_forward_hook(change), pytest.raises(TypeError, match="remove the hook"):
+        model(**tiny_batch())
+
+
+def test_a_hook_that_changes_what_the_head_is_given_counts():
+    model = enable_dss(tiny_model())
+    batch = tiny_batch()
+    with model.lm_head.register_forward_pre_hook(lambda _, given: (given[0] * 2,)):
+        expected = plain_loss(own_logits(model, batch), batch)
+        assert model(**batch).loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    with model.lm_head.register_forward_hook(lambda *_: None):
+        assert model(**batch).loss.isfinite()
+
+
 def test_unknown_heads_are_refused_and_leave_the_model_alone():
     model = tiny_model()
     original = type(model)

@@ -177,6 +177,18 @@ def test_prompt_learning_added_later_is_refused(kind):
         model(**tiny_batch())
 
 
+def test_a_wrapper_that_has_kept_the_earlier_forward_is_refused():
+    """It would hand the weights to a forward that drops them, and the model's own loss would be trained."""
+    config = peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM")
+    model, batch = tiny_model(), tiny_batch()
+    with pytest.raises(ValueError, match="enable DSS on the bare model first"):
+        enable_dss(peft.get_peft_model(tiny_model(), config))
+    wrapped = peft.get_peft_model(enable_dss(model), config).double()
+    assert_same(
+        gradients(wrapped, wrapped(**batch).loss), gradients(wrapped, plain_loss(own_logits(wrapped, batch), batch))
+    )
+
+
 def test_trainable_tokens_on_a_tied_head():
     config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[5, 6])
     model, batch = peft.get_peft_model(tiny_model("Qwen3"), config).double(), tiny_batch()

@@ -8,7 +8,7 @@ import torch
 from fastdss.train import reference, reference_cache
 from fastdss.train.collator import pack
 from fastdss.train.enable import dss_config, enable_dss
-from fastdss.train.reference import reference_logprobs
+from fastdss.train.reference import add_reference_logprobs, reference_logprobs
 from tests.support.tiny_models import own_logits, tiny_batch, tiny_model
 
 
@@ -166,3 +166,5 @@ def test_errors():
     with pytest.raises(ValueError, match=r"row 0: .*not finite"):
         reference_logprobs(model, rows)
     assert reference_logprobs(model, []) == []
+    with pytest.raises(TypeError, match=r"expected a datasets\.Dataset, got list: Dataset\.from_list"):
+        add_reference_logprobs([{"input_ids": [3, 4], "labels": [3, 4]}], model)

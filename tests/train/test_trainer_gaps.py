@@ -1,19 +1,23 @@
-"""What the trainers once refused: label smoothing, model_init, Liger without its fused head, a resized vocabulary."""
+"""What the trainers once refused: label smoothing, model_init, Liger without its fused head, a resized vocabulary, rows
+of tensors."""
 
 import copy
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
+from transformers import BatchEncoding
+
 from fastdss import DSSConfig, UserError
-from fastdss.train.collator import DSSCollator
+from fastdss.train.collator import DSSCollator, pack
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.trainer import DSSTrainer
 from tests.support.tiny_models import assert_same, own_logits, plain_loss, tiny_model
-from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, rows
+from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, assert_same_weights, by_hand, rows
 
 
 def smoothed(model, batch, smoothing=0.1):
@@ -126,3 +130,36 @@ def test_answers_that_never_end_are_said_aloud(last, said, tmp_path, caplog):
     DSSTrainer(model, arguments(tmp_path), train_dataset=data)
     assert ("what is trained may never end" in caplog.text) == said
     assert ("(7, 8)" in caplog.text) == said
+
+
+class Tensors(torch.utils.data.Dataset):
+    """Rows as one's own data set returns them."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {name: torch.tensor(value) for name, value in self.rows[index].items()}
+
+
+FORMS = {
+    "torch": lambda rows: datasets.Dataset.from_list(rows).with_format("torch"),
+    "numpy": lambda rows: datasets.Dataset.from_list(rows).with_format("numpy"),
+    "tensors": Tensors,
+    "batch encodings": lambda rows: [BatchEncoding(row) for row in rows],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_rows_of_lists_arrays_and_tensors_are_the_same_rows(packed, form, tmp_path):
+    data = rows(4)
+    expected = by_hand(tiny_model(), data, 1, 4)
+    data = list(pack(FORMS[form](data), 64)) if packed else data
+    assert all(isinstance(value, list) for row in data for value in row.values())
+    model = tiny_model()
+    InOrder(model, arguments(tmp_path, max_steps=1), train_dataset=FORMS[form](data)).train()
+    assert_same_weights(model, expected)

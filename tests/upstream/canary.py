@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from importlib.metadata import version
 
 
 def gone(library: str, name: str, means: str) -> str:
     """The message of a failed canary."""
-    return (
-        f"{library} {version(library)}: {name} is not what fastdss/upstream/{library}.py takes it for: {means}. "
-        "Mend that module, or lower the upper bound in pyproject.toml"
-    )
+    ours = library in sys.stdlib_module_names
+    which = f"{library} of Python {platform.python_version()}" if ours else f"{library} {version(library)}"
+    way = "Mend that module" if ours else "Mend that module, or lower the upper bound in pyproject.toml"
+    return f"{which}: {name} is not what fastdss/upstream/{library}.py takes it for: {means}. {way}"

@@ -11,7 +11,8 @@ from fastdss.version import __version__
 
 from .settings import TrainSettings
 
-_LEFT_OUT = ("data", "model", "guard", "out", "resume", "cpu", "report_to")  # said elsewhere, or of no consequence
+# The card says them elsewhere, or they change nothing.
+_LEFT_OUT = ("data", "model", "guard", "out", "resume", "cpu", "report_to")
 
 
 def card(found: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
+from fastdss.models.batching import add_tensor
 
 from .settings import TrainSettings
 
@@ -93,9 +94,9 @@ def keep_settings(settings: TrainSettings, rows: str, folder: Path) -> None:
 def hash_rows(rows: Any) -> str:
     """Of a prepared ``datasets.Dataset``: tokens, labels and weights of each row, in their order."""
     content = hashlib.sha256()
-    for row in rows.with_format("numpy", columns=["input_ids", "labels", "token_weights"]):
+    for row in rows.with_format("torch", columns=["input_ids", "labels", "token_weights"]):
         for name in sorted(row):
-            content.update(f"{name} {row[name].shape}".encode() + row[name].tobytes())
+            add_tensor(content, name, row[name])
     return content.hexdigest()
 
 

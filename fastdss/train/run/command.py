@@ -56,12 +56,12 @@ def _run(args: argparse.Namespace) -> None:
         raise
     except (UserError, OSError):
         raise
-    except Exception:  # hours may lie behind it, and a terminal forgets
+    except Exception:  # hours of work may be lost with it, and a terminal forgets
         kept = Path(settings.out) / "traceback.txt"
         kept.write_text(traceback.format_exc(), encoding="utf-8")
         print(f"fastdss train: unexpected error; its traceback is kept in {kept}", file=sys.stderr)
         raise
-    if found:  # the other processes of a job have nothing to say
+    if found:  # only one process of a job has something to tell
         _tell(args, found, Path(settings.out))
 
 

@@ -25,7 +25,8 @@ from ..scored_rows import with_scores
 from .settings import TrainSettings
 
 _log = logging.getLogger(__name__)
-_TRIED = 64  # conversations that the policy's template must mostly take before the guard's hours
+# Conversations that are tried first: the policy's template must take most of them before the guard works for hours.
+_TRIED = 64
 
 
 @dataclass

@@ -89,7 +89,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     found = {
         "settings": asdict(settings),
         "judged_here": not judged_before,
-        "model_commit": commit,  # None: a folder
+        "model_commit": commit,  # None where the model is a folder
         "rows": {
             **fates.told(),
             "trained": len(prepared),
@@ -189,7 +189,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
 
         targets = [target.strip() for target in settings.lora_targets.split(",")]
         modules = [f".{name}" for name, _ in model.named_modules() if name]
-        for target in targets:  # PEFT is silent where one of several is found
+        for target in targets:  # PEFT says nothing as long as one of several is found
             if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
                 raise UserError(f"lora_targets: the model has no module {target!r}")
         config = LoraConfig(

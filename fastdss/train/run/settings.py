@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _LEAST = {
 }
 
 
-_LARGEST_SEED = 2**32 - 1  # numpy's
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def _set(default: Any, text: str) -> Any:
@@ -110,7 +111,7 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"{name}: expected a number of at least {least}, got {value}")
-        _ = self.dss  # its own check
+        _ = self.dss  # the loss has its own check of its options
         if not self.epochs and self.max_steps == -1:
             raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
@@ -158,13 +159,15 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
             raise UserError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
         names = [key.value for key, _ in named.value] if values else []
         for name in names:
-            if names.count(name) > 1:  # YAML would take the last
+            if names.count(name) > 1:  # of two lines, YAML would take the last and say nothing
                 raise UserError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"unknown setting {name!r}; known are {', '.join(known)}")
+            near = get_close_matches(str(name), known, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"unknown setting {name!r}{meant}")
         values[name] = _typed(name, value, known[name])
     return TrainSettings(**values)
 
