@@ -79,10 +79,13 @@ def row_sums(
 @triton.jit
 def finish_row(
     lse, label_logit, mean_logit, ref_lse, mean_diff, ref_logprob, ce_weight, kl_weight, vocab_size,
-    KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, HAS_REF: tl.constexpr,
+    KL: tl.constexpr, DFT: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr,
+    HAS_REF: tl.constexpr,
 ):  # fmt: skip
     """(token_ce, token_kl, and the gradient's coefficients A, B, C, b times the logit scale) of one row."""
     nll = lse - label_logit
+    if DFT:
+        ce_weight = tl.where(ce_weight == 0.0, 0.0, ce_weight * tl.exp(-nll))
     token_ce = (1.0 - SMOOTHING) * nll + SMOOTHING * (lse - mean_logit) + Z_LOSS * lse * lse
     prob = ce_weight * (1.0 + 2.0 * Z_LOSS * lse)
     label = -ce_weight * (1.0 - SMOOTHING)
@@ -166,8 +169,9 @@ def row_pass_fwd_kernel(
     logits_ptr, ref_logits_ptr, out_ptr, bias_ptr, ref_bias_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr,
     ref_logprob_ptr, token_ce_ptr, token_kl_ptr, lost_ptr, entropy_ptr, correct_ptr,
     width, stride_logits, stride_ref, stride_out,
-    KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
-    REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, GRAD: tl.constexpr, BLOCK_V: tl.constexpr,
+    KL: tl.constexpr, DFT: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr, REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, GRAD: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = token_ce_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -191,7 +195,7 @@ def row_pass_fwd_kernel(
     )  # fmt: skip
     token_ce, token_kl, prob_factor, label_term, const, kl_factor = finish_row(
         lse, label_logit, logit_sum / width, ref_lse, mean_diff, ref_logprob, ce_weight, kl_weight, width,
-        KL, SMOOTHING, Z_LOSS, SCALE, ref_logits_ptr is not None,
+        KL, DFT, SMOOTHING, Z_LOSS, SCALE, ref_logits_ptr is not None,
     )  # fmt: skip
     tl.store(token_ce_ptr + row, token_ce)
     tl.store(token_kl_ptr + row, token_kl)
@@ -292,6 +296,7 @@ def launch_row_pass_fwd(
     z_loss: float,
     scales: tuple[float, float | None, float, float | None],
     grad: bool,
+    dft: bool = False,
     token_stats: Tensor | None = None,
     config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -309,7 +314,7 @@ def launch_row_pass_fwd(
             row_pass_fwd_kernel[(count,)](
                 logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
                 lost, entropy, correct, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0),
-                out.stride(0), kl_code, label_smoothing, z_loss, *scales, grad,
+                out.stride(0), kl_code, dft, label_smoothing, z_loss, *scales, grad,
                 **_launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return token_ce, token_kl, lost

@@ -18,6 +18,7 @@ class LossCall(NamedTuple):
     ce_weight: Tensor  # [N] fp32/fp64, 0 at labels that do not count
     kl_weight: Tensor | None  # [N]
     ref_logprobs: Tensor | None  # [N]
+    csft_beta: Tensor | None  # [N] by how much a bounded first term holds each label to ref_logprobs
     ref_slope: Tensor | None  # [N, D] minus their gradient for hidden, where they depend on it (tangent.py; k1 only)
     ref_hidden: Tensor | None  # [N, D']
     ref_lm_head: Tensor | None  # [V, D']
@@ -38,6 +39,11 @@ class LossCall(NamedTuple):
     def accumulate(self) -> torch.dtype:
         """What logits and sums are kept in."""
         return torch.float64 if self.compute_dtype == torch.float64 else torch.float32
+
+    @property
+    def dft(self) -> bool:
+        """``Objective.dft``, its encoding's last word, without decoding it: torch.compile warns of the cache there."""
+        return not self.objective.endswith("None")
 
 
 class LossResult(NamedTuple):

@@ -113,6 +113,8 @@ def check_objective(o: Objective) -> None:
         raise ValueError(f"label_smoothing: expected a number in [0, 1), got {o.label_smoothing}")
     if not math.isfinite(o.z_loss) or o.z_loss < 0:
         raise ValueError(f"z_loss: expected a finite number >= 0, got {o.z_loss}")
+    if o.dft and (o.label_smoothing or o.z_loss):
+        raise ValueError("dft weighs -log p alone by p: expected label_smoothing=0 and z_loss=0")
     for name, scale in (("logit_scale", o.logit_scale), ("ref_logit_scale", o.ref_logit_scale)):
         if not math.isfinite(scale):
             raise ValueError(f"{name}: expected a finite number, got {scale}")
@@ -148,6 +150,18 @@ def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: An
         raise ValueError("ref_lm_head is of no use without ref_hidden")
     if kl in FULL_KL and ref_logprobs is not None:
         raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
+
+
+def check_constrained(csft_beta: Any, o: Objective, ref_logprobs: Any, dtype: Any) -> None:
+    """A bounded first term goes with the labels' log-probabilities under the reference and no other first term."""
+    if csft_beta is None:
+        return
+    if ref_logprobs is None:
+        raise ValueError("csft_beta holds each label to its ref_logprobs: expected them, got another reference")
+    if o.dft or o.label_smoothing or o.z_loss:
+        raise ValueError("csft_beta makes another first term: expected dft=False, label_smoothing=0 and z_loss=0")
+    if dtype == torch.float16:
+        raise TypeError("csft_beta: expected float64, float32 or bfloat16, got float16")
 
 
 def check_kl_scale(kl_scale: float) -> None:

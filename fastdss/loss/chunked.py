@@ -16,10 +16,11 @@ from .column_filter import ColumnFilter
 from .exp_rows import ExpRows, plan_exponentials
 from .exponentials import ExpGradient, LocalSums, takes_exponentials
 from .gemm import project
-from .objective import Objective, RowInputs, RowStats, finish_rows, told_of, torch_row_pass
+from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 from .row_gradient import Gradient, RowGradient
 from .row_terms import row_terms
 from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
+from .softmax import told_of
 from .vocab_shard import VocabShard
 
 
@@ -62,7 +63,7 @@ class _Run:
         )
         self.told = call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
         self.head = call.lm_head.to(call.compute_dtype)
-        vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs)
+        vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs, call.csft_beta)
         self.vectors = vectors if self.plan.index is None else vectors.at(self.plan.index)  # once, then slices
 
     def exponentials(self) -> None:
@@ -229,8 +230,8 @@ def triton_row_pass(
     combine = shard.combiner(o)
     if combine is None:
         smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
-        given = logits, ref_logits, out, *rows
-        ce, kl, lost = kernels.launch_row_pass_fwd(*given, grad=grad, token_stats=told, **smooth, **common)
+        given = logits, ref_logits, out, *rows[:4]
+        ce, kl, lost = kernels.launch_row_pass_fwd(*given, dft=o.dft, grad=grad, token_stats=told, **smooth, **common)
         return ce, kl, lost
     with_mean = bool(o.label_smoothing)
     lse, label_logit, logit_sum, ref_lse, mean_diff, *more = kernels.launch_row_stats_fwd(

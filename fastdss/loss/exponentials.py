@@ -49,10 +49,9 @@ from .objective import (
     in_vocabulary,
     label_terms,
     smoothing_term,
-    softmax_,
-    told_of,
     transform,
 )
+from .softmax import softmax_, told_of
 from .vocab_shard import Columns, OtherWords, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results

@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
 from .call import LossCall
-from .checks import check_kl_scale, check_labels, check_num_items, check_reference, check_values
+from .checks import check_constrained, check_kl_scale, check_labels, check_reference, check_values
 from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions, plain_weights, shaping_weights
-from .kept import Evaluated, evaluate
 from .objective import KL, LABEL_KL, KLName, Objective
+from .reduce import evaluate_reduced, token_losses, told_of_tokens
 from .rows import order_rows
 from .tangent import ForwardReference, check_one_head, check_softcap, forward_reference, refuse_another_head, tangent_of
 
@@ -73,6 +72,7 @@ def weighted_ce(
     softcap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    dft: bool = False,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
     backend: Backend = "auto",
@@ -101,6 +101,9 @@ def weighted_ce(
     the loss's form and dtype allow it (docs/loss.md); "auto" takes it on chips where it has been measured to be faster.
     ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
 
+    ``dft`` counts each token by its own probability, which has no gradient: ``weights * exp(-ce).detach() * ce``, of
+    which token_ce stays the ce (dynamic fine-tuning, arXiv 2508.05629). Not with label_smoothing or z_loss.
+
     ``grad_tol`` (None: exact) leaves the columns of least energy of each chunk's dZ out of the products for hidden's
     and lm_head's gradients, and puts the sum of what it left out back, while the Frobenius norm of what then is missing
     stays within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
@@ -115,10 +118,10 @@ def weighted_ce(
     Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
     weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
     """
-    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
+    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap, dft=dft)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol), bias=bias)
-    return _run(call, batch, reduction, num_items_in_batch, main_grad).loss
+    return evaluate_reduced(call, batch, reduction, num_items_in_batch, main_grad).loss
 
 
 def weighted_ce_stats(
@@ -136,6 +139,7 @@ def weighted_ce_stats(
     softcap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    dft: bool = False,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
     backend: Backend = "auto",
@@ -154,11 +158,11 @@ def weighted_ce_stats(
     Arguments, options and errors are those of weighted_ce. Entropies are in nats, exact as losses are, and of the whole
     vocabulary also where ``group`` splits it. No product is computed for them, and nothing waits for them.
     """
-    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap)
+    spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap, dft=dft)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats=True)
-    run = _run(batch.call(spec, options, bias=bias), batch, reduction, num_items_in_batch, main_grad)
-    return WeightedCEOutput(run.loss, run.token_ce.view(batch.shape), *_told(run, batch))
+    run = evaluate_reduced(batch.call(spec, options, bias=bias), batch, reduction, num_items_in_batch, main_grad)
+    return WeightedCEOutput(run.loss, run.token_ce.view(batch.shape), *told_of_tokens(run, batch))
 
 
 def dss_loss(
@@ -174,6 +178,7 @@ def dss_loss(
     ref_offset: Tensor | None = None,
     kl: KLName = "k2",
     kl_scale: float = 0.5,
+    csft_beta: float | Tensor | None = None,
     bias: Tensor | None = None,
     ref_bias: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -186,6 +191,7 @@ def dss_loss(
     ref_softcap: float | Literal["same"] | None = "same",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    dft: bool = False,
     rows: LiveRows | Tensor | None = None,
     compact: bool = True,
     backend: Backend = "auto",
@@ -210,10 +216,14 @@ def dss_loss(
     which ``forward_reference`` makes once: the full KL at the price of cross-entropy. logit_scale and softcap apply to
     the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise. hidden, lm_head and bias get
     gradients; token_weights and everything of the reference are constants. The reference's logits are computed only at
-    rows with (1 - token_weights) * kl_scale > 0. ``token_stats`` also fills token_entropy and token_correct, see
+    rows with (1 - token_weights) * kl_scale > 0. ``dft`` counts the first term by the label's probability, as in
+    weighted_ce. ``csft_beta``, a positive number or [...], puts constrained fine-tuning (arXiv 2406.05946)
+    in its place, whose pull at a label is bounded and fades once it is likelier than under the reference:
+    ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``; it takes ref_logprobs, at all labels that have a
+    weight. ``token_stats`` also fills token_entropy and token_correct, see
     :func:`weighted_ce_stats`. Other options and errors: see :func:`weighted_ce`.
 
-    Source: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
+    Sources: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
     k1 to k3: http://joschu.net/blog/kl-approx.html.
     """
     check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope)
@@ -226,9 +236,10 @@ def dss_loss(
         kl = KL.K1
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
-    spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap)
+    spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap, dft)
     placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
+    check_constrained(csft_beta, spec, ref_logprobs, batch.compute_dtype)
     options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats)
     reference: LabelReference | HeadReference
     if ref_slope is not None:
@@ -236,7 +247,7 @@ def dss_loss(
         reference = tangent_of(batch, ref_slope, ref_offset)
         batch.kl_weight = -batch.kl_weight
     elif ref_logprobs is not None:
-        reference = batch.reference_logprobs(ref_logprobs)
+        reference = batch.reference_logprobs(ref_logprobs, csft_beta)
     else:
         assert ref_hidden is not None
         assert ref_lm_head is not None
@@ -246,7 +257,7 @@ def dss_loss(
                 _logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference))
             )
     call = batch.call(spec, options, bias=bias, reference=reference)
-    run = _run(call, batch, reduction, num_items_in_batch, main_grad)
+    run = evaluate_reduced(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.ce is not None
     assert run.kl is not None
     loss, token_kl = run.loss, run.token_kl
@@ -254,7 +265,7 @@ def dss_loss(
         assert isinstance(reference, LabelReference)
         token_kl = -token_kl
         loss = refuse_another_head(loss, run.token_ce, token_kl, reference)
-    told = _told(run, batch) if token_stats else ()
+    told = told_of_tokens(run, batch) if token_stats else ()
     return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape), *told)
 
 
@@ -285,7 +296,7 @@ def token_logprobs(
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
-    return _token_losses(call).view(batch.shape)
+    return token_losses(call).view(batch.shape)
 
 
 def live_rows(
@@ -338,61 +349,4 @@ def _logprobs_of_reference(call: LossCall) -> Tensor:
         compute_dtype=call.ref_hidden.dtype,
         token_stats=False,
     )
-    return _token_losses(reference)
-
-
-def _token_losses(call: LossCall) -> Tensor:
-    """[N]"""
-    found = evaluate(call, _needs(call), summed=False, main_grad=None)
-    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found.loss
-
-
-def _needs(call: LossCall) -> list[bool]:
-    """Which of hidden, lm_head and bias get gradients."""
-    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
-
-
-def _run(
-    call: LossCall, batch: Batch, reduction: str, num_items_in_batch: int | Tensor | None, main_grad: Tensor | None
-) -> Evaluated:
-    """What the loss and its parts are, reduced."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    if num_items_in_batch is not None and reduction != "mean":
-        raise ValueError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
-    check_num_items(num_items_in_batch)
-    if main_grad is not None:
-        batch.check_main_grad(main_grad)
-    items: int | float | Tensor | None = None
-    if reduction == "mean":
-        call, items = _divided(call, batch.items(num_items_in_batch))
-    needs = _needs(call)
-    found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
-    if isinstance(found, LossCall):
-        found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
-    if items is None and reduction != "none":
-        # No view: after `loss *= n`, as in Trainer, a view's hooks no longer run, and by them FSDP2 gathers.
-        return found
-    loss, ce, kl = (
-        None if part is None else part.view(batch.shape) if items is None else part / items for part in found[:3]
-    )
-    assert loss is not None
-    return Evaluated(loss, ce, kl, *found[3:])
-
-
-def _told(run: Evaluated, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Entropies, and whether the label was the likeliest word."""
-    assert run.token_stats is not None
-    entropy, correct = run.token_stats.unbind()
-    return entropy.view(batch.shape), correct.bool().view(batch.shape)
-
-
-def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:
-    """The mean's divisor in the weights, which spares backward a pass over dW; and what is left to divide by.
-
-    Where dZ is rounded to 16 bit it would round to nothing: there the loss is divided.
-    """
-    if call.compute_dtype.itemsize == 2:
-        return call, items
-    kl_weight = None if call.kl_weight is None else call.kl_weight / items
-    return call._replace(ce_weight=call.ce_weight / items, kl_weight=kl_weight), None
+    return token_losses(reference)

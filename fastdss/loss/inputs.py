@@ -21,6 +21,7 @@ from .checks import (
     choose_backend,
     compute_dtype,
     on_host,
+    refuse_first,
     sizes,
     words,
 )
@@ -42,6 +43,7 @@ class LabelReference(NamedTuple):
 
     logprobs: Tensor  # [N]
     slope: Tensor | None = None  # [N, D] as in LossCall
+    csft_beta: Tensor | None = None  # [N] likewise
 
 
 class HeadReference(NamedTuple):
@@ -131,7 +133,7 @@ class Batch:
             check_values(labels, token_weights, name, ignore_index, words(lm_head, group), unit_interval=True)
         return cls(hidden, lm_head, found, shift=shift)
 
-    def reference_logprobs(self, ref_logprobs: Tensor) -> LabelReference:
+    def reference_logprobs(self, ref_logprobs: Tensor, csft_beta: float | Tensor | None) -> LabelReference:
         if ref_logprobs.shape != self.shape:
             raise ValueError(
                 f"ref_logprobs: expected the shape of labels, {list(self.shape)}, got {sizes(ref_logprobs)}"
@@ -140,7 +142,23 @@ class Batch:
             raise TypeError(f"ref_logprobs: expected a floating dtype, got {ref_logprobs.dtype}")
         check_devices(self.hidden, ref_logprobs=ref_logprobs)
         logprobs = shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
-        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous())
+        beta = None if csft_beta is None else self._betas(csft_beta)
+        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous(), csft_beta=beta)
+
+    def _betas(self, given: float | Tensor) -> Tensor:
+        """[N] positive; where a check would make the host wait, NaN where one is not."""
+        if not isinstance(given, Tensor):
+            given = torch.full(self.shape, float(given), dtype=self.ce_weight.dtype, device=self.hidden.device)
+        if given.shape != self.shape or not given.is_floating_point():
+            raise ValueError(
+                f"csft_beta: expected a number or floats of the shape of labels, {list(self.shape)}, got {sizes(given)}"
+            )
+        check_devices(self.hidden, csft_beta=given)
+        beta = shifted(given.detach(), self.shift, 1).reshape(-1).to(self.ce_weight.dtype)
+        bad = self.counts & ~((beta > 0) & (beta < math.inf))
+        if on_host(beta):
+            refuse_first(bad, "csft_beta", beta, "a positive, finite number")
+        return beta.masked_fill(bad, math.nan).contiguous()
 
     def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> HeadReference:
         check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
@@ -250,6 +268,7 @@ class Batch:
             ce_weight=self.ce_weight,
             kl_weight=self.kl_weight,
             ref_logprobs=None if known is None else known.logprobs,
+            csft_beta=None if known is None else known.csft_beta,
             ref_slope=None if known is None else known.slope,
             ref_hidden=None if live is None else live.hidden,
             ref_lm_head=None if live is None else live.lm_head,

@@ -17,6 +17,12 @@ KL on the label alone, with ``d = logp - ref_logp`` (http://joschu.net/blog/kl-a
     k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d         k1' = 1,  k2' = d,  k3' = 1 - exp(-d)
     dKL/dz = k'(d) * (y - p)
 
+The first term may count a label by its own probability, or pull at it with a bounded slope. Either only changes what
+``a`` is in the gradient, once logp is known (:func:`first_weight`):
+
+    dft            a * stop(p_y) * -logp                      a becomes a * p_y
+    constrained    a * (2 / beta) * log(1 + exp(-beta d))     a becomes a * 2 * sigmoid(-beta d)
+
 KL over the vocabulary, with q the reference's distribution and ``D = z - z_ref``. Its two log-sum-exps cancel from the
 gradient of the reverse form, which leaves differences only:
 
@@ -44,6 +50,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .softmax import softmax_, told_of
+
 
 class KL(StrEnum):
     """The forms of the KL term: estimators on the label, and the full divergences over the vocabulary."""
@@ -69,7 +77,6 @@ FULL_KL = (KL.REVERSE, KL.FORWARD)
 # them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows a block, 40 ms in one), and
 # where other processes share the cores every parallel region can cost a scheduler's slice (8 ms).
 BLOCK_ELEMENTS = 1 << 22
-_NEVER = -1e4  # nats below the largest logit: exp of it is 0 in float64 too
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Objective:
     softcap: float | None = None
     ref_logit_scale: float = 1.0
     ref_softcap: float | None = None
+    dft: bool = False
 
     @property
     def full_kl(self) -> bool:
@@ -95,13 +103,14 @@ class Objective:
     def encode(self) -> str:
         """As an op's argument; an f-string of constants is something torch.compile can trace."""
         policy = f"{self.label_smoothing} {self.z_loss} {self.logit_scale} {self.softcap}"
-        return f"{self.kl} {policy} {self.ref_logit_scale} {self.ref_softcap}"
+        return f"{self.kl} {policy} {self.ref_logit_scale} {self.ref_softcap} {1.0 if self.dft else None}"
 
     @staticmethod
     @lru_cache(maxsize=128)
     def decode(text: str) -> Objective:
-        kl, *numbers = text.split()
-        return Objective(kl, *(None if number == "None" else float(number) for number in numbers))  # type: ignore[arg-type]
+        kl, *numbers, dft = text.split()
+        values = (None if number == "None" else float(number) for number in numbers)
+        return Objective(kl, *values, dft=dft != "None")  # type: ignore[arg-type,misc]
 
 
 class RowInputs(NamedTuple):
@@ -111,10 +120,10 @@ class RowInputs(NamedTuple):
     ce_weight: Tensor
     kl_weight: Tensor | None
     ref_logprobs: Tensor | None
+    csft_beta: Tensor | None = None
 
     def at(self, rows: Tensor | slice) -> RowInputs:
-        kl_weight, ref_logprobs = (None if t is None else t[rows] for t in (self.kl_weight, self.ref_logprobs))
-        return RowInputs(self.labels[rows], self.ce_weight[rows], kl_weight, ref_logprobs)
+        return RowInputs(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
 
 
 class RowStats(NamedTuple):
@@ -156,6 +165,7 @@ def finish_rows(
     """
     o, b = objective, rows.kl_weight
     nll = stats.lse - in_vocabulary(stats.label_logit, rows.labels, vocab_size)
+    rows = first_weight(nll, rows, o.dft)
     ce, kl, slope = label_terms(nll, stats.lse, stats.mean_logit, rows, o)
     prob = rows.ce_weight * (1 + 2 * o.z_loss * stats.lse)
     label = rows.ce_weight * (o.label_smoothing - 1)
@@ -174,6 +184,31 @@ def finish_rows(
         None if b is None or stats.ref_lse is None else b * s,
     )
     return ce, kl, scaled
+
+
+def first_weight(nll: Tensor, rows: RowInputs, dft: bool) -> RowInputs:
+    """``rows`` whose ``ce_weight`` is what the first term's gradient counts, see the module's docstring."""
+    if dft:
+        return rows._replace(ce_weight=scaled_weight(rows.ce_weight, (-nll).exp()))
+    if rows.csft_beta is None:
+        return rows
+    assert rows.ref_logprobs is not None
+    below = rows.csft_beta * (nll + rows.ref_logprobs)
+    return rows._replace(ce_weight=scaled_weight(rows.ce_weight, 2 * below.sigmoid()))
+
+
+def first_part(ce: Tensor, rows: RowInputs, dft: bool) -> Tensor:
+    """[n] the first term times its weight; ``rows`` as they were given."""
+    if rows.csft_beta is None:
+        return scaled_weight(first_weight(ce, rows, dft).ce_weight, ce)
+    assert rows.ref_logprobs is not None
+    below = rows.csft_beta * (ce + rows.ref_logprobs)
+    return scaled_weight(rows.ce_weight, torch.nn.functional.softplus(below) * 2 / rows.csft_beta)
+
+
+def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
+    """``weight * factor``, and 0 where the weight is 0 whatever the factor is."""
+    return torch.where(weight == 0, 0, weight * factor)
 
 
 def in_vocabulary(label_logit: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
@@ -271,41 +306,6 @@ class _SliceSums(NamedTuple):
 
     p: Tensor
     q: Tensor | None
-
-
-class SoftmaxSums(NamedTuple):
-    """What :func:`softmax_` tells of each row; every tensor is [n]."""
-
-    lse: Tensor
-    total: Tensor  # by what the softmax is too large, about 1
-    peak: Tensor  # the largest entry
-    entropy: Tensor | None  # where there is scratch
-
-
-def softmax_(z: Tensor, scratch: Tensor | None = None) -> SoftmaxSums:
-    """``z`` becomes softmax(z) times a number per row; scratch: as large, for the entropies, if they are wanted.
-
-    The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
-    pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
-    entry: max p = exp(max z - lse). Where every entry is -inf, logsumexp is too, and z a softmax of no consequence.
-    """
-    peak = z.amax(dim=1)
-    z[:, 0].masked_fill_(peak == -math.inf, 0)
-    below = None
-    if scratch is not None:  # how far below the largest; an impossible entry, infinitely far, must not meet its p of 0
-        below = torch.sub(z, peak.unsqueeze(1), out=scratch[: z.shape[0]]).clamp_(min=_NEVER)
-    torch.softmax(z, dim=1, out=z)
-    total = z.sum(dim=1)
-    lse = peak - (z.amax(dim=1) / total).log()
-    entropy = None if below is None else lse - peak - below.mul_(z).sum(dim=1) / total
-    return SoftmaxSums(lse, total, peak, entropy)
-
-
-def told_of(entropy: Tensor | None, label_logit: Tensor, rival: Tensor | None) -> Tensor:
-    """[2, n] entropies, and 1 where the label was likelier than every other word."""
-    assert entropy is not None
-    assert rival is not None
-    return torch.stack([entropy, (label_logit > rival).to(entropy.dtype)])
 
 
 def _local_stats(

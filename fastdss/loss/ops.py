@@ -14,7 +14,7 @@ from torch import Tensor
 from .call import LossCall, LossResult
 from .chunked import run_chunks
 from .kept import Evaluated, is_one, refuse_double_backward
-from .row_terms import scaled_weight
+from .objective import RowInputs, first_part, scaled_weight
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -51,8 +51,13 @@ def _fake_tokens(call: LossCall) -> tuple[Tensor, ...]:
 
 def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
     """[N] losses."""
-    loss = scaled_weight(call.ce_weight, token_ce)
+    loss = _first_part(call, token_ce)
     return loss if call.kl_weight is None else loss + scaled_weight(call.kl_weight, token_kl)
+
+
+def _first_part(call: LossCall, token_ce: Tensor) -> Tensor:
+    rows = RowInputs(call.labels, call.ce_weight, None, call.ref_logprobs, call.csft_beta)
+    return first_part(token_ce, rows, call.dft)
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
@@ -67,7 +72,7 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     told = told if call.token_stats else None
     if call.kl_weight is None:
         return Evaluated(loss, None, None, token_ce, token_kl, told)
-    ce, kl = scaled_weight(call.ce_weight, token_ce), scaled_weight(call.kl_weight, token_kl)
+    ce, kl = _first_part(call, token_ce), scaled_weight(call.kl_weight, token_kl)
     if summed:
         ce, kl = ce.sum(), kl.sum()
     return Evaluated(loss, ce, kl, token_ce, token_kl, told)

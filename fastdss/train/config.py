@@ -23,6 +23,7 @@ class DSSConfig:
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"fused"`` (docs/loss.md).
         chunk_bytes: bound of the slab of logits; None leaves it to the device.
         label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
+        dft: weigh each token of the cross-entropy term by its own probability, as a constant (dynamic fine-tuning).
         grad_tol: share of the gradient of the logits that the head's products may leave out; None is exact.
 
     Raises:
@@ -35,6 +36,7 @@ class DSSConfig:
     chunk_bytes: int | None = None
     label_smoothing: float = 0.0
     grad_tol: float | None = None
+    dft: bool = False
 
     def __post_init__(self) -> None:
         if self.kl not in list(KL):
@@ -49,6 +51,10 @@ class DSSConfig:
         check_grad_tol(self.grad_tol)
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
+        if not isinstance(self.dft, bool):
+            raise UserError(f"dft: expected True or False, got {self.dft!r}")
+        if self.dft and self.label_smoothing:
+            raise UserError(f"dft weighs -log p alone by p: expected label_smoothing=0, got {self.label_smoothing}")
         object.__setattr__(self, "kl", KL(self.kl))
 
     @property

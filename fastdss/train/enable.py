@@ -45,6 +45,7 @@ def enable_dss(
     chunk_bytes: int | None = None,
     label_smoothing: float | None = None,
     grad_tol: float | None = None,
+    dft: bool | None = None,
     check: bool = True,
 ) -> Model:
     """Switch the DSS loss on in a causal LM: its forward then knows ``token_weights``.
@@ -76,13 +77,14 @@ def enable_dss(
 
     Args:
         model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
-        config: what holds for the whole run; the next six are shortcuts to its fields. Calling again sets all anew.
+        config: what holds for the whole run; the next seven are shortcuts to its fields. Calling again sets all anew.
         kl: form of the KL term.
         kl_scale: the KL term's factor.
         backend: who computes the loss.
         chunk_bytes: bound of the slab of logits.
         label_smoothing: share of each label's mass that is spread over the vocabulary.
         grad_tol: share of the gradient of the logits that may be left out.
+        dft: weigh each token of the cross-entropy term by its own probability.
         check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
 
     Returns:
@@ -99,6 +101,7 @@ def enable_dss(
         chunk_bytes=chunk_bytes,
         grad_tol=grad_tol,
         label_smoothing=label_smoothing,
+        dft=dft,
     )
     bare = bare_model(model)
     if is_engine(bare):

@@ -198,7 +198,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         here = hidden.device
         options = _options(config, head, given.rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
-        options |= {"label_smoothing": config.label_smoothing, "token_stats": given.token_stats}
+        options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "token_stats": given.token_stats}
         if ref_hidden is not None:
             if ref_lm_head is not None and ref_bias is None and head.bias is not None:
                 raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")

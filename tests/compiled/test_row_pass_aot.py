@@ -66,6 +66,7 @@ def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> No
         128256, 8 if dtype == "fp64" else 4, has_ref=kl in ("reverse", "forward"), backend=TARGETS[chip].backend
     )
     constants = _objective(kl, everything) | {
+        "DFT": everything,
         "SMOOTHING": 0.1 if everything else 0.0,
         "Z_LOSS": 1e-4 if everything else 0.0,
         "GRAD": True,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fastdss import dss_loss, live_rows, weighted_ce
 from fastdss.loss.objective import Objective, RowInputs, torch_row_pass
 from fastdss.loss.rows import Slab
+from tests.loss import test_first_terms as first_terms
 from tests.support.loss_cases import (
     KLS,
     SHAPES,
@@ -69,6 +70,16 @@ def test_upstream_gradients_per_token(kl: str) -> None:
     expected = truth(problem, kl, upstream=upstream, reduction="none")
     assert_gradient_close(actual.d_hidden, expected.d_hidden, precision=torch.float32)
     assert_gradient_close(actual.d_head, expected.d_head, precision=torch.float32)
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse", "forward"])
+@pytest.mark.parametrize("first", [first_terms.dft, first_terms.constrained])
+def test_first_terms_of_a_weight_of_their_own(kl: str, first: Any) -> None:
+    """Of the row pass where the KL is full, else of the kernel that follows the sums."""
+    if first is first_terms.constrained and kl != "k2":
+        pytest.skip("a bounded first term goes with label forms alone")
+    p = make_problem(17, 24, 130, torch.float32)
+    first_terms.check(p, kl, first, torch.linspace(0.1, 2, 17).double(), "mean", None, torch.float32, backend="triton")
 
 
 @pytest.mark.parametrize("compact", [True, False])

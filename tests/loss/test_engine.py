@@ -260,7 +260,7 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
     counts = (p.labels != -100).float()
     leaves = [t.clone().requires_grad_(needs) for t in (p.hidden, p.lm_head, p.bias)]
     weights = (p.star * counts, (1 - p.star) * counts)
-    reference = (None, None, p.ref_hidden, p.ref_lm_head, None) if full else (p.ref_logprobs, *[None] * 4)
+    reference = (None, None, None, p.ref_hidden, p.ref_lm_head, None) if full else (p.ref_logprobs, *[None] * 5)
     spec = Objective(kl).encode()
     return (
         *leaves,

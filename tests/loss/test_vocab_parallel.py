@@ -50,6 +50,25 @@ def _split_vocabulary(rank: int, backend: str) -> None:
             assert_gradient_close(gradients[2], expected.d_bias[mine], precision=dtype)
 
 
+def _first_terms(rank: int, backend: str) -> None:
+    """A label's own weight needs its probability in the whole vocabulary; whole calls are tested elsewhere."""
+    p = make_problem(17, 24, 68, torch.float64)
+    mine, star = slice(rank * 34, (rank + 1) * 34), p.star.double()
+    for kl, own in (("k2", {"dft": True}), ("reverse", {"dft": True}), ("k2", {"csft_beta": 0.7})):
+        results = []
+        for part, group in ((mine, dist.group.WORLD), (slice(0, 68), None)):
+            hidden, head = p.hidden.clone().requires_grad_(), p.lm_head[part].clone().requires_grad_()
+            reference: dict[str, Any] = {"ref_logprobs": p.ref_logprobs.double()}
+            if kl == "reverse":
+                reference = {"ref_hidden": p.ref_hidden, "ref_lm_head": p.ref_lm_head[part]}
+            loss = dss_loss(hidden, head, p.labels, star, kl=kl, backend=backend, group=group, **own, **reference).loss
+            results.append([loss.detach(), *torch.autograd.grad(loss, (hidden, head))])
+        (loss, d_hidden, d_head), (whole, d_hidden_whole, d_head_whole) = results
+        assert_tokens_close(loss, whole, precision=torch.float64)
+        assert_gradient_close(d_hidden, d_hidden_whole, precision=torch.float64)
+        assert_gradient_close(d_head, d_head_whole[mine], precision=torch.float64)
+
+
 def _tangent(rank: int, backend: str) -> None:
     """The forward KL from a vector a token, which every rank takes off the whole gradient once."""
     p = make_problem(17, 24, 68, torch.float64)
@@ -142,6 +161,7 @@ def vocabulary(rank: int, backend: str) -> None:
     _split_vocabulary(rank, backend)
     _masked_slice(rank, backend)
     _tangent(rank, backend)
+    _first_terms(rank, backend)
     here: dict[str, Any] = {"backend": backend, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}
     for case in covering_cases():
         check(case, **here)

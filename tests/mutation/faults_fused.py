@@ -81,13 +81,13 @@ ROW_TERMS = [
 
 TOLD = "tests/loss/test_token_stats.py"
 STATS = [
-    Fault("token stats", "fastdss/loss/objective.py", "lse - peak - below.mul_(z).sum(dim=1) / total",
+    Fault("token stats", "fastdss/loss/softmax.py", "lse - peak - below.mul_(z).sum(dim=1) / total",
           "lse - peak - below.mul_(z).sum(dim=1)", f"{TOLD} -k any_dtype", within="softmax_",
           survives="total is 1 but for a rounding, which divides nothing away: it only matters for wide vocabularies"),
-    Fault("token stats", "fastdss/loss/objective.py",
+    Fault("token stats", "fastdss/loss/softmax.py",
           "torch.sub(z, peak.unsqueeze(1), out=scratch[:z.shape[0]]).clamp_(min=_NEVER)",
           "torch.sub(z, peak.unsqueeze(1), out=scratch[:z.shape[0]])", f"{TOLD} -k any_dtype", within="softmax_"),
-    Fault("token stats", "fastdss/loss/objective.py", "label_logit > rival", "label_logit >= rival",
+    Fault("token stats", "fastdss/loss/softmax.py", "label_logit > rival", "label_logit >= rival",
           f"{TOLD} -k tie", within="told_of"),
     Fault("token stats", "fastdss/loss/objective.py", "there.masked_fill(mine.unsqueeze(1), -math.inf)", "there",
           f"{TOLD} -k any_dtype", within="_largest_but"),
@@ -129,4 +129,24 @@ STATS = [
           "[t for t in shaped[5:] if t is not None]", "tests/train/test_trainer.py -k forward_says_of_its_labels"),
 ]  # fmt: skip
 
-FAULTS = [*FUSED_PRODUCT, *ROW_TERMS, *STATS]
+FIRST, ROWS = "tests/loss/test_first_terms.py", "fastdss/loss/objective.py"
+FIRST_TERMS = [
+    Fault("first terms", ROWS, "scaled_weight(rows.ce_weight, (-nll).exp())", "rows.ce_weight",
+          f"{FIRST} -k float64-k2-None", within="first_weight"),
+    Fault("first terms", ROWS, "2 * below.sigmoid()", "below.sigmoid()", f"{FIRST} -k test_constrained",
+          within="first_weight"),
+    Fault("first terms", ROWS, "rows.csft_beta * (nll + rows.ref_logprobs)", "nll + rows.ref_logprobs",
+          f"{FIRST} -k test_constrained", within="first_weight"),
+    Fault("first terms", ROWS, "torch.nn.functional.softplus(below) * 2 / rows.csft_beta",
+          "torch.nn.functional.softplus(below) * 2", f"{FIRST} -k test_constrained", within="first_part"),
+    Fault("first terms", ROWS, "rows = first_weight(nll, rows, o.dft)", "pass", f"{FIRST} -k reverse-None-mean",
+          within="finish_rows"),
+    Fault("first terms", "fastdss/loss/inputs.py", "shifted(given.detach(), self.shift, 1)", "given.detach()",
+          f"{FIRST} -k shifted", within="Batch._betas"),
+    Fault("first terms", "kernels/row_pass.py", "tl.where(ce_weight == 0.0, 0.0, ce_weight * tl.exp(-nll))",
+          "ce_weight", "tests/interpreted/test_row_pass.py -k first_terms", within="finish_row"),
+    Fault("first terms", "fastdss/train/forward.py", "config.dft", "False",
+          "tests/train/test_enable.py -k dynamic"),
+]  # fmt: skip
+
+FAULTS = [*FUSED_PRODUCT, *ROW_TERMS, *STATS, *FIRST_TERMS]

@@ -24,6 +24,8 @@ from .test_trainer import arguments, rows
         ({"kl_scale": "0.5"}, "kl_scale: expected a finite number >= 0, got '0.5'"),
         ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, fused, got 'cuda'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number, got 0"),
+        ({"dft": 1}, "dft: expected True or False, got 1"),
+        ({"dft": True, "label_smoothing": 0.1}, "dft weighs -log p alone by p: expected label_smoothing=0, got 0.1"),
         ({"grad_tol": 1.0}, r"grad_tol: expected None or a number in \(0, 1\), got 1.0"),
     ],
 )

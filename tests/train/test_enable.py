@@ -107,6 +107,18 @@ def test_grad_tol_reaches_the_loss():
     assert any((a - b).norm() > 1e-3 * b.norm() for a, b in zip(ours.values(), theirs.values(), strict=True))
 
 
+def test_dynamic_fine_tuning_weighs_each_token_by_its_probability():
+    model, batch = tiny_model(), tiny_batch()
+    plain = enable_dss(model)(**batch)
+    counts = batch["labels"][:, 1:] != -100
+    p = plain.logprobs.detach().exp()[:, 1:]
+    expected = (batch["token_weights"][:, 1:] * p * -p.log())[counts].sum() / counts.sum()
+    found = enable_dss(model, dft=True)(**batch)
+    assert found.ce.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.kl.item() == pytest.approx(plain.kl.item(), rel=1e-6)
+    assert dss_config(model).dft
+
+
 def test_num_items_is_the_divisor():
     model, batch = enable_dss(tiny_model()), tiny_batch()
     counts = (batch["labels"][:, 1:] != -100).sum()

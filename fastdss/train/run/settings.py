@@ -70,6 +70,7 @@ class TrainSettings:
     max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
+    dft: bool = _set(False, "weigh each token of the cross-entropy term by its own probability (dynamic fine-tuning)")
     live_reference: bool = _set(False, "ask the reference at every step for the forward KL, in place of its columns")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set("auto", "what computes the loss")
@@ -129,6 +130,7 @@ class TrainSettings:
             backend=self.backend,  # type: ignore[arg-type]
             chunk_bytes=self.chunk_bytes or None,
             grad_tol=self.grad_tol or None,
+            dft=self.dft,
         )
 
 
