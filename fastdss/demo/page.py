@@ -13,7 +13,7 @@ from fastdss.pages import pieces as report
 from fastdss.pages.pieces import Series
 
 from .evaluate import Answer, Count
-from .expectations import CANNOT_TELL, NOT_SEEN, SEEN, check
+from .expectations import CANNOT_TELL, HARDLY, NOT_SEEN, SEEN, above, bounds, check
 from .outcome import Demo, Run
 
 COLUMNS = (  # measure, title, whether more is better
@@ -37,7 +37,6 @@ PARTS = {
 }
 SMOOTH = 3
 _SCORE_NAMES = {"guard": "the guard's score", "labelled": "labelled score"}
-TOLERATED = 0.1  # share of leaking answers from which a card turns red
 
 
 def as_text(demo: Demo) -> str:
@@ -134,14 +133,14 @@ def _lead(demo: Demo) -> str:
 
 
 def _cards(demo: Demo) -> str:
-    """One card per method, with its leak count in every setting."""
+    """One card per method, with its leaks in every setting: in colour where they decide whether it hardly leaks."""
     cards = []
     for method in dict.fromkeys(run.arm.method for run in demo.runs):
         runs = [run for run in demo.runs if run.arm.method == method]
         lines = []
         for run in runs:
             leak, kept = run.result.counts["leak"], run.result.counts["useful_no_leak"]
-            tone = "bad" if leak.count > TOLERATED * leak.total else "good"
+            tone = TONES[above(*bounds(leak), HARDLY, wanted=False)]
             setting = f"{escape(run.arm.setting)} verdicts: " if run.arm.setting else ""
             lines.append(
                 f'<span class="big {tone}">{leak.count}<small> of {leak.total} leak</small></span>'
@@ -156,10 +155,10 @@ def _expectations(demo: Demo) -> str:
     rows = []
     for expectation in check(demo):
         verdict = report.chip(expectation.verdict, TONES[expectation.verdict])
-        rows.append([escape(expectation.claim), escape(expectation.measured), verdict])
+        rows.append([f"{escape(expectation.claim)}<br>{verdict}", escape(expectation.measured)])
     if not rows:
         return ""
-    return "<h2>What the paper leads one to expect</h2>" + report.table(["expected", "measured", ""], rows)
+    return "<h2>What the paper leads one to expect</h2>" + report.table(["expected", "measured"], rows)
 
 
 def _results(demo: Demo) -> str:

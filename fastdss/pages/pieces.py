@@ -1,6 +1,6 @@
 """Pictures and pieces of a self-contained HTML page: no script, no network, every text escaped, light and dark.
 
-Colours are classes of the style sheet, so one page follows the reader's theme: series are numbered ``s0`` to ``s7``.
+Colours are classes of the style sheet, so one page follows the reader's theme: series are numbered ``s0`` to ``s9``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ svg.interval{display:block;width:100%;height:7px;margin-top:5px;border-radius:3p
 .interval.bad .bar{fill:var(--bad)}
 .interval line{stroke:var(--ink);stroke-width:1.6;vector-effect:non-scaling-stroke;opacity:.75}
 .swatch{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
-.tokens{font-size:1.02rem;line-height:1.9;max-width:none;margin:.2em 0 .9em;overflow-wrap:anywhere}
+.tokens{font-size:1.02rem;line-height:1.9;max-width:none;margin:.2em 0 .9em;overflow-wrap:anywhere;white-space:pre-wrap}
 .tokens span{padding:.14em 0}
 .heat0{background:color-mix(in srgb,var(--wash) 68%,transparent);text-decoration:underline 3px}
 .heat1{background:color-mix(in srgb,var(--wash) 44%,transparent);text-decoration:underline 2px}

@@ -19,7 +19,7 @@ from .scoring import Judged, Settled
 
 _MOST_LAYERS = 8  # whose hidden states are read, evenly spaced: a fit holds them of every boundary of its sample
 
-States = Mapping[int, Tensor]  # of one response: k -> [layers, D] before the branch of its k-th score
+States = Mapping[int, Tensor]  # of one response: k -> [2 layers, D] before the branch of its k-th score, see ``Past``
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,28 @@ class Seen:
     judged: Judged
     scores: Tensor
     states: States
+
+
+class Past:
+    """Adds to the hidden states at a boundary their mean over this and the earlier boundaries of its response.
+
+    A verdict is about the whole text, of which the last token need not know; the mean knows what came before.
+    """
+
+    def __init__(self, kept: Sequence[int]) -> None:
+        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]
+        self._states: list[dict[int, Tensor]] = [{} for _ in kept]
+
+    def added(self, scores: Sequence[int], states: Tensor) -> Tensor:
+        """states: ``[n, layers, D]`` of these scores, later than those before -> ``[n, 2 layers, D]``."""
+        for score, state in zip(scores, states, strict=True):
+            self._states[self._owner[score]][score] = state  # once more where a group starts again
+        means: dict[int, Tensor] = {}
+        for owner in dict.fromkeys(self._owner[score] for score in scores):
+            places = sorted(self._states[owner])
+            sums = torch.stack([self._states[owner][place] for place in places]).cumsum(0)
+            means |= {place: total / (k + 1) for k, (place, total) in enumerate(zip(places, sums, strict=True))}
+        return torch.cat([states, torch.stack([means[score] for score in scores])], 1)
 
 
 class Reading:
@@ -41,19 +63,21 @@ class Reading:
         self.seen: list[Seen] = []
         self._judged: list[Judged] = []
         self._kept: list[int] = []
-        self._states: dict[int, Tensor] = {}  # score -> [layers, D]
+        self._past = Past([])
+        self._states: dict[int, Tensor] = {}  # score -> [2 layers, D]
 
     def gate(
         self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
     ) -> Reading:
         check_approximable(guards, options)
-        self._judged, self._kept, self._states = list(judged), list(kept), {}
+        self._judged, self._kept, self._past, self._states = list(judged), list(kept), Past(kept), {}
         return self
 
     def read(self, scores: list[int], states: Tensor) -> None:
         count = states.shape[0] - 1
         self.layers = tuple(sorted({round(count * (k + 1) / _MOST_LAYERS) for k in range(_MOST_LAYERS)} - {0}))
-        self._states |= {score: states[list(self.layers), place] for place, score in enumerate(scores)}
+        known = self._past.added(scores, states[list(self.layers)].transpose(0, 1))
+        self._states |= dict(zip(scores, known, strict=True))
 
     def passes(self, score: int) -> bool:
         return True
@@ -71,7 +95,7 @@ class Predictor(Protocol):
     layers: tuple[int, ...]
 
     def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, layers, D]`` -> scores ``[n]`` and their doubts ``[n]``."""
+        """states: ``[n, 2 layers, D]`` -> scores ``[n]`` and their doubts ``[n]``."""
 
 
 class Gating:
@@ -98,11 +122,12 @@ class Gating:
         self._rows = [item.row for item in judged]
         self._audited = list(audited)
         self._kept = list(kept)
+        self._past = Past(kept)
         self._whole = {k for places, whole in zip(_places(kept), audited, strict=True) if whole for k in places}
         self._predicted: dict[int, float] = {}  # of the scores that the probe is certain of
 
     def read(self, scores: list[int], states: Tensor) -> None:
-        values, doubts = self.probe.predict(states[list(self.probe.layers)].transpose(0, 1))
+        values, doubts = self.probe.predict(self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1)))
         found = zip(scores, values.tolist(), doubts.tolist(), strict=True)
         self._predicted |= {score: value for score, value, doubt in found if doubt <= self.threshold}
 

@@ -1,10 +1,10 @@
 """Approximate scores: a guard's own hidden states on the trunk often know the verdict that its branch would compute.
 
 Most of what a guard computes are branches: the template's tail, once per boundary. A ridge regression from the trunk's
-hidden states, at the token after which a branch leaves it, to the branch's verdict is fitted on a sample of rows, and
-knows how doubtful each of its predictions is. Branches of doubtful predictions are computed as ever. Which doubt is
-low enough is not assumed but shown, on rows that the fit did not see (``promise.py``); where it cannot be shown,
-nothing is approximated.
+hidden states, at the token after which a branch leaves it and on average at the boundaries so far, to the branch's
+verdict is fitted on a sample of rows, and knows how doubtful each of its predictions is. Branches of doubtful
+predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows that the fit did not see
+(``promise.py``); where it cannot be shown, nothing is approximated.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class TrunkProbe:
             raise UserError(f"batch: expected {_FEWEST_BRANCHED} rows with branches to fit on, got {len(set(origin))}")
         used, ridge = _best_layers(features, targets, origin)
         certificate = Certificate(promise, None, len(fitted), len(sampled))
-        layers = tuple(reading.layers[k] for k in used)
+        layers = tuple(reading.layers[k] for k in used[: len(used) // 2])
         asked = {name: getattr(options, name) for name in ASKED}
         probe = cls(layers, ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed)
         probe.certificate = probe._certified(sampled, used)
@@ -161,7 +161,7 @@ class TrunkProbe:
         return Gating(self, threshold, self.certificate.promise.tolerance, judged, audited, kept, self.audit)
 
     def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, layers, D]`` -> P(safe) ``[n]``, and how far one standard deviation can move it ``[n]``."""
+        """states: ``[n, 2 layers, D]``, see ``Past`` -> P(safe) ``[n]``, and how far one deviation moves it ``[n]``."""
         logits, spread = self.ridge.predict(states.flatten(1))
         values = torch.sigmoid(logits)
         moved = torch.stack([torch.sigmoid(logits + sign * spread) for sign in (-1, 1)])
@@ -209,7 +209,7 @@ def _by_row(found: Sequence[Seen]) -> Rows:
 
 
 def _table(rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
-    """Hidden states ``[n, layers, D]``, verdict logits ``[n]`` and rows of all boundaries that have a branch."""
+    """Hidden states ``[n, 2 layers, D]``, verdict logits ``[n]`` and rows of all boundaries that have a branch."""
     found = [
         (seen.states[k], seen.scores[k], number)
         for number, row in enumerate(rows)
@@ -223,11 +223,11 @@ def _table(rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _best_layers(features: Tensor, targets: Tensor, rows: list[int]) -> tuple[list[int], Ridge]:
-    """The hidden states that predict other rows best: one layer's, or all of them together."""
+    """The hidden states that predict other rows best: one layer's with their means, or all of them together."""
     step = -(-len(rows) // _MOST_FITTED)
     features, targets, rows = features[::step], targets[::step], rows[::step]
-    layers = features.shape[1]
-    candidates = [*([k] for k in range(layers)), list(range(layers))]
+    layers = features.shape[1] // 2
+    candidates = [*([k, layers + k] for k in range(layers)), list(range(2 * layers))]
     fits = [(used, Ridge.fit(features[:, used].flatten(1), targets, rows)) for used in candidates]
     return min(fits, key=lambda pair: pair[1].spread)
 

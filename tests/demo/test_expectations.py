@@ -1,6 +1,7 @@
 """The paper's claims are held against the numbers: seen, not seen, or too little evidence to tell."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fastdss.demo.arms import Arm
 from fastdss.demo.evaluate import Result, wilson
 from fastdss.demo.expectations import CANNOT_TELL, NOT_SEEN, ONE_SIDED, SEEN, check, difference
+from fastdss.demo.page import _cards
 from fastdss.demo.run import Run
 
 
@@ -108,3 +110,11 @@ def test_the_difference_is_newcombes(one, other):
         p1, p2 = one[0] / one[1], other[0] / other[1]
         found = (p1 - p2 - math.hypot(p1 - l1, u2 - p2), p1 - p2 + math.hypot(u1 - p1, p2 - l2))
         assert found == pytest.approx(expected, abs=6e-5)
+
+
+def test_a_card_has_a_colour_only_where_its_counts_decide():
+    """None of 5 leaking was green, as if it were none of 64."""
+    runs = [a_run("sft", "", 62, 0, 398), a_run("dss-k2", "guard", 5, 0, 398), a_run("none", "", 0, 0, 0)]
+    assert re.findall(r'class="big (\w+)"', _cards(a_demo(*runs))) == ["bad", "plain", "good"]
+    few = a_run("none", "", 0, 0, 0, total=5, tasks=4)
+    assert re.findall(r'class="big (\w+)"', _cards(a_demo(few))) == ["plain"]

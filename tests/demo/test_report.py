@@ -12,6 +12,7 @@ from fastdss.pages.pieces import Series
 from fastdss.pages.style import STYLE
 from fastdss.score_report import page as score_page
 from fastdss.train.run import report as train_report
+from tests.support.scored import by_fields
 
 HOSTILE = '<script>alert("x")</script>&<img src=http://evil.example/a>'
 VOID = {"meta", "img", "br", "line", "rect", "circle"}
@@ -139,3 +140,17 @@ def test_curves_go_below_zero():
     unit = grid[0] - grid[1]
     assert [(grid[0] - float(y)) / unit for y in (*loss, *kl)] == pytest.approx([1.8, 2.3, -0.4, -0.1], abs=0.01)
     assert grid[min(grid)] >= float(kl[0]), "below the last line of the grid"
+
+
+def test_a_trained_response_keeps_its_lines_and_says_what_is_left_out():
+    """One paragraph each, coloured up to where the page cuts it; nothing of a long one vanishes without a word."""
+    text = "One line.\nAnother <b>line</b>.\n" + "x" * 2500
+    scored = by_fields([[0.9, 0.2]], [[9, len(text)]], [[]], [text])
+    parts = train_report._responses(list(scored))
+    assert parts[0].startswith('<p class="tokens"><span class="heat')
+    assert "One line." in parts[0]
+    assert "\nAnother &lt;b&gt;line" in parts[0]
+    assert parts[0].count("<p") == 1
+    assert parts[0].endswith("x</span></p>")
+    assert parts[1:] == [f"<p class=quiet>and {len(text) - 2000} more characters</p>"]
+    assert "white-space:pre-wrap" in STYLE.split(".tokens{")[1].split("}")[0]

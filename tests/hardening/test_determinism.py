@@ -25,7 +25,7 @@ def threads() -> Iterator[None]:
 
 
 def bits(outcome: Outcome) -> list[torch.Tensor]:
-    return [*(t.detach() for t in outcome.loss), outcome.d_hidden, outcome.d_head, outcome.d_bias]
+    return [*(t.detach() for t in outcome.loss if t is not None), outcome.d_hidden, outcome.d_head, outcome.d_bias]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:

@@ -28,6 +28,14 @@ FAULTS = [
     Fault("approximate", PROBE, "probe._certified(sampled, used)", "probe._certified(fitted, used)", SIMULATED),
     Fault("approximate", PROBE, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
     Fault("approximate", PROBE, "threshold if share >= _LEAST_SPARED else None", "threshold", f"{PROBES} -k hardly"),
+    Fault("approximate", GATES, "total / (k + 1)", "total", f"{PROBES} -k means_are"),
+    Fault(
+        "approximate",
+        GATES,
+        "self._states[self._owner[score]][score] = state",
+        "self._states[0][score] = state",
+        f"{PROBES} -k means_are",
+    ),
     Fault("approximate", SAMPLE, "entry > self._lowest[0]", "False", f"{DATA_SETS} -k a_sample"),
     Fault(
         "approximate", DATA_SET, "None if self.withdrawn else probe", "probe", f"{DATA_SETS} -k audit_that_disagrees"

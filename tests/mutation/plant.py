@@ -35,7 +35,8 @@ from .fault import Fault
 ROOT = Path(__file__).resolve().parents[2]
 _AREAS = faults_loss, faults_fused, faults_star, faults_engine, faults_approx, faults_guards, faults_train, faults_demo
 FAULTS: list[Fault] = [fault for area in _AREAS for fault in area.FAULTS]
-_COPIED = ("fastdss", "kernels", "tests", "examples", "training", "pyproject.toml", "setup.py", "README.md")
+_FOLDERS = ("fastdss", "kernels", "tests", "examples", "training", "benchmarks")
+_COPIED = (*_FOLDERS, "pyproject.toml", "setup.py", "README.md")
 _LONGEST = 300  # seconds of one fault's tests
 
 

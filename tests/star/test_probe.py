@@ -16,7 +16,7 @@ from fastdss.chat.conversation import plain
 from fastdss.guards.spec import AnswerField
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.star.gates import Gating, Reading, Seen
+from fastdss.star.gates import Gating, Past, Reading, Seen
 from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
 from tests.support.builders import make_guard, make_spec
@@ -182,6 +182,17 @@ def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe)
         TrunkProbe.fit(guard, batch(40, 8), audit_share=0.0)
 
 
+def test_means_are_over_the_boundaries_so_far_of_ones_own_response() -> None:
+    """Also where a trunk comes in pieces, some boundaries have no branch, and a group starts again."""
+    states = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
+    past, found = Past([4, 5]), dict[int, torch.Tensor]()
+    for scores in ([0, 1], [0, 1, 4], [3, 5, 6], [8]):
+        found |= dict(zip(scores, past.added(scores, states[scores]), strict=True))
+    for score, before in {0: [0], 1: [0, 1], 3: [0, 1, 3], 4: [4], 6: [4, 5, 6], 8: [4, 5, 6, 8]}.items():
+        assert torch.equal(found[score][:2], states[score])
+        assert torch.allclose(found[score][2:], states[before].mean(0), atol=1e-6)
+
+
 def test_a_gate_settles_what_it_predicted_row_by_row(probe: TrunkProbe) -> None:
     """Two turns of row 0 are audited, the first of which is off; row 1 is approximated in part."""
     judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in (0, 0, 1)]
@@ -210,12 +221,14 @@ def test_a_reading_keeps_what_belongs_to_each_score(guard: Guard) -> None:
     assert first.scores.tolist() == pytest.approx([0.1, 0.2])
     assert second.scores.tolist() == pytest.approx([0.3, 0.4, 0.5])
     assert reading.layers == (1, 2)
-    assert {k: value.tolist() for k, value in first.states.items()} == {0: states[1:, 0].tolist()}
-    assert {k: value.tolist() for k, value in second.states.items()} == {
+    assert {k: value[:2].tolist() for k, value in first.states.items()} == {0: states[1:, 0].tolist()}
+    assert {k: value[:2].tolist() for k, value in second.states.items()} == {
         0: states[1:, 1].tolist(),
         2: states[1:, 2].tolist(),
         1: states[1:, 3].tolist(),
     }
+    assert torch.allclose(second.states[1][2:], states[1:, [1, 3]].mean(1))
+    assert torch.allclose(second.states[2][2:], states[1:, 1:].mean(1))
 
 
 def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None:
@@ -241,7 +254,7 @@ def test_rows_without_scores_are_no_part_of_a_fit(guard: Guard) -> None:
     reading = Reading()
     judged = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for k in range(70)]
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(70, 3, 1, 5, generator=generator)
+    states = torch.randn(70, 3, 2, 5, generator=generator)  # of one layer, with means
     scores = torch.sigmoid(states[..., 0, 0])
     scores[::7, 1] = float("nan")
     reading.layers = (1,)

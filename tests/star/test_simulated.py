@@ -18,14 +18,16 @@ JUDGED = [Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k) for
 
 
 def simulated(generator: torch.Generator, rows: int, noise: float, drift: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Hidden states ``[rows, K, 1, F]`` and scores ``[rows, K]`` of a trunk that knows the verdict but for noise.
+    """Hidden states with their means ``[rows, K, 2, F]``, scores ``[rows, K]``: a trunk that knows them but for noise.
 
     Rows differ in how noisy they are, and one in eight is far noisier: scores of one row are not independent.
     """
     states = torch.randn(rows, BOUNDARIES, 1, FEATURES, generator=generator)
     loud = torch.where(torch.rand(rows, 1, generator=generator) < 0.125, 6.0, 1.0)
     own = torch.randn(rows, 1, generator=generator) + 0.5 * torch.randn(rows, BOUNDARIES, generator=generator)
-    return states, torch.sigmoid(3 * states[..., 0, 0] - 2 * states[..., 0, 1] + noise * loud * own + drift)
+    scores = torch.sigmoid(3 * states[..., 0, 0] - 2 * states[..., 0, 1] + noise * loud * own + drift)
+    means = states.cumsum(1) / torch.arange(1, BOUNDARIES + 1)[:, None, None]
+    return torch.cat([states, means], 2), scores
 
 
 def learnt(generator: torch.Generator, noise: float) -> TrunkProbe:
@@ -77,7 +79,7 @@ def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
                 kept, whole = [BOUNDARIES] * SAMPLED, [True] * SAMPLED
                 gate = Gating(probe, probe.certificate.threshold, PROMISE.tolerance, JUDGED, whole, kept, audit)
                 layers = torch.zeros(2, SAMPLED * BOUNDARIES, FEATURES)
-                layers[1] = states.flatten(0, 2)
+                layers[1] = states[:, :, 0].flatten(0, 1)
                 gate.read(list(range(SAMPLED * BOUNDARIES)), layers)
                 gate.settle(scores.flatten())
             accused += audit.disagrees and not drift

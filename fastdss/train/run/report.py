@@ -10,6 +10,7 @@ from fastdss.pages.pieces import Series, coloured_text, curves, legend, page, ta
 from fastdss.star.scored import ScoredResponse
 
 _SHOWN = 6
+_LONGEST = 2000  # characters of a response that the page shows
 _NAMES = {
     "loss": "loss",
     "ce": "CE part",
@@ -65,5 +66,8 @@ def _responses(scored: Sequence[ScoredResponse]) -> list[str]:
     for response in lowest:
         starts = [0, *response.ends[:-1]]
         pieces = list(zip(starts, response.ends, response.scores.tolist(), strict=True))
-        shown.append(f"<p>{coloured_text(response.response[:2000], [p for p in pieces if p[1] <= 2000])}</p>")
+        text, more = response.response[:_LONGEST], len(response.response) - _LONGEST
+        shown.append(coloured_text(text, [(begin, min(end, len(text)), score) for begin, end, score in pieces]))
+        if more > 0:
+            shown.append(f"<p class=quiet>and {more:,} more characters</p>")
     return shown
