@@ -202,6 +202,8 @@ class Batch:
         if num_items_in_batch is None:
             return max(1, int(count)) if on_host(count) else count.clamp(min=1)
         there = num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())
+        if on_host(there) and there == 0 and count:
+            raise ValueError(f"num_items_in_batch: expected the number of labels that count, got 0 of {int(count)}")
         return torch.where((there == 0) & (count == 0), 1, there)
 
     def _check_rows(self, index: Tensor, kl_rows: int) -> None:

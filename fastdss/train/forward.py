@@ -32,7 +32,8 @@ class DSSOutput(ModelOutput):
     """What a model with DSS switched on returns when it is given ``token_weights``.
 
     ``loss: []`` carries the gradient and is ``ce + kl`` (plus the MoE auxiliary loss); ``ce: []`` and ``kl: []`` are
-    its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts.
+    its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts. With label
+    smoothing the loss does not know it: None while gradients are on, and a further product with the head without them.
     ``entropy: [B, T]``, in nats, and ``correct: [B, T]``, likewise aligned, are filled where ``token_stats`` asks for
     them: the policy's entropy where it wrote the label, and whether the label was its likeliest word.
     ``hidden``, ``logits``, and ``ref_slope`` and ``ref_offset`` are filled only where ``dss_ask`` asks for them.
@@ -114,7 +115,8 @@ def shaped_forward(
     entropy, correct = told or (None, None)
     if aux_loss is not None:
         loss = loss + coefficient(model) * aux_loss.to(loss.device)
-    parts = {"ce": ce, "kl": kl, "logprobs": logprobs, "entropy": entropy, "correct": correct}
+    unknown = config.label_smoothing and torch.is_grad_enabled()  # the smoothed terms do not tell them
+    parts = {"ce": ce, "kl": kl, "logprobs": None if unknown else logprobs, "entropy": entropy, "correct": correct}
     return DSSOutput(loss=loss, aux_loss=aux_loss, **parts)
 
 
@@ -216,7 +218,10 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
             hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
         )
         told = [_as_labels(t) for t in shaped[5:] if t is not None]
-        return shaped.loss, shaped.ce, shaped.kl, _as_labels(-shaped.token_ce), *told
+        logprobs = _as_labels(-shaped.token_ce)
+        if config.label_smoothing and not torch.is_grad_enabled():
+            logprobs = _logprobs(config, labels, given.rows)(hidden, head)[0]
+        return shaped.loss, shaped.ce, shaped.kl, logprobs, *told
 
     return operation
 

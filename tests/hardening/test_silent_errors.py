@@ -170,8 +170,8 @@ def test_a_step_without_labels_costs_nothing_whoever_counted_its_items() -> None
     loss.backward()
     assert loss == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
-    wrong = weighted_ce(P.hidden, P.lm_head, P.labels, num_items_in_batch=torch.tensor(0))
-    assert not wrong.isfinite(), "a wrong count is not hidden"
+    with pytest.raises(ValueError, match="num_items_in_batch: expected the number of labels that count, got 0 of"):
+        weighted_ce(P.hidden, P.lm_head, P.labels, num_items_in_batch=torch.tensor(0))
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Any) -> None:

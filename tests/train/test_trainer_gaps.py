@@ -110,7 +110,14 @@ def test_smoothing_is_an_option_of_enable_dss():
     model, batch = tiny_model(), DSSCollator(0)(rows(4))
     expected = smoothed(model, batch).item()
     batch = {name: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for name, v in batch.items()}
-    assert enable_dss(model, label_smoothing=0.1)(**batch).loss.item() == pytest.approx(expected, abs=1e-8)
+    output = enable_dss(model, label_smoothing=0.1)(**batch)
+    assert output.loss.item() == pytest.approx(expected, abs=1e-8)
+    assert output.logprobs is None
+    log_p = own_logits(model, batch)[:, :-1].log_softmax(-1)
+    labels = batch["labels"][:, 1:]
+    expected = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0)
+    with torch.no_grad():
+        assert (model(**batch).logprobs[:, 1:] - expected).abs().max() < 1e-9
     with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 1\), got 1"):
         enable_dss(model, label_smoothing=1)
 
