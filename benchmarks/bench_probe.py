@@ -81,7 +81,7 @@ def timed(guard: Guard, batch: dict[str, list[Any]], probe: TrunkProbe | None) -
 def read_sample(args: argparse.Namespace, part: int) -> tuple[Reading, float]:
     """What every ``--processes``-th row of the sample tells, from ``part`` on, and the processor time."""
     torch.set_num_threads(1)
-    guard, reading, whole = load(args), Reading(), conversations(args.fit, 101, args.words)
+    guard, reading, whole = load(args), Reading(), conversations(args.fit, args.sample_seed, args.words)
     begun = time.process_time()
     for row in range(part, args.fit, args.processes):
         batch = {name: values[row : row + 1] for name, values in whole.items()}
@@ -163,6 +163,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--score", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--sample-seed", type=int, default=102, help="of the sample's rows; the probe's form was chosen on 101's"
+    )
     parser.add_argument("--out", type=Path, help="append the line here")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
