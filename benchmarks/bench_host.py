@@ -1,8 +1,9 @@
 """What a call of the loss costs the host beside its products, forward and backward, on a problem too small to matter.
 
-    python benchmarks/bench_host.py              # seconds; appends a row to benchmarks/results/host_cpu.jsonl with --record
+    python benchmarks/bench_host.py              # seconds; --record appends a row to benchmarks/results/host_cpu.jsonl
 
-512 rows of 8 numbers and 16 words, one thread: the three products take 0.03 ms. Each way by turns, processor time, medians.
+512 rows of 8 numbers and 16 words, one thread: the three products take 0.04 ms. Each way by turns, processor time,
+medians.
 """
 
 from __future__ import annotations
