@@ -1,21 +1,17 @@
-"""Token-weighted cross-entropy and KL of a language-model head, without the logits ever existing in full.
-
-This file checks arguments, turns labels and scores into per-row weights, calls one op and reduces.
-"""
+"""Token-weighted cross-entropy and KL of a language-model head, without the logits ever existing in full."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .call import LossCall
-from .checks import check_constrained, check_kl_scale, check_labels, check_reference, check_values
-from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions, plain_weights, shaping_weights
+from .checks import check_constrained, check_kl_scale, check_reference
+from .host_rows import live_rows
+from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions
 from .objective import KL, LABEL_KL, KLName, Objective
 from .reduce import evaluate_reduced, token_losses, told_of_tokens
-from .rows import order_rows
 from .tangent import ForwardReference, check_one_head, check_softcap, forward_reference, refuse_another_head, tangent_of
 
 __all__ = [
@@ -81,42 +77,58 @@ def weighted_ce(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy of a linear head::
+    """Weighted cross-entropy of a linear head.
 
-        logits = F.linear(hidden, lm_head, bias).float() * logit_scale
-        logits = softcap * torch.tanh(logits / softcap)                      # if softcap
-        token  = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        token  = weights * (token + z_loss * logits.logsumexp(-1) ** 2)
-        loss   = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())  # reduction="mean"
+    ```python
+    logits = F.linear(hidden, lm_head, bias).float() * logit_scale
+    logits = softcap * torch.tanh(logits / softcap)                      # if softcap
+    token  = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    token  = weights * (token + z_loss * logits.logsumexp(-1) ** 2)
+    loss   = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())  # reduction="mean"
+    ```
 
-    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; weights: [...] float, >= 0; bias: [V].
-    hidden and lm_head share a dtype (fp64, fp32, bf16, fp16) unless autocast is on. Returns fp32 (fp64 for fp64): a
-    scalar, or [...] with ``reduction="none"``, 0 at ignored labels. hidden, lm_head and bias get gradients, once;
-    weights are constants. Rows with an ignored label or zero weight cost nothing, and a NaN there has no effect.
+    hidden, lm_head and bias get gradients, once; weights are constants. Rows with an ignored label or zero weight cost
+    nothing, and a NaN there has no effect. Out-of-range labels and negative or non-finite weights are errors on a CPU;
+    where a check would need a synchronisation they make the loss NaN instead.
 
-    ``shift=True`` pairs hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
-    ``rows`` (from :func:`live_rows`) spares a GPU the one early synchronisation that counting rows costs;
-    ``compact=False`` computes all rows instead (fixed shapes, CUDA graphs). ``chunk_bytes`` bounds the slab of logits.
-    ``backend="fused"`` is "triton" whose own product of hidden and lm_head writes exponentials instead of logits, where
-    the loss's form and dtype allow it (docs/loss.md); "auto" takes it on chips where it has been measured to be faster.
-    ``group`` is the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
+    Args:
+        hidden: [..., D] fp64, fp32, bf16 or fp16.
+        lm_head: [V, D] of the same dtype, unless autocast is on.
+        labels: [...] integers.
+        weights: [...] float, >= 0; None: all 1.
+        bias: [V].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        num_items_in_batch: what a mean divides by; None: the labels that count.
+        ignore_index: the label that does not count.
+        shift: pair hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
+        logit_scale: of the logits.
+        softcap: of the logits after their scale; None: none.
+        label_smoothing: as in ``torch.nn.functional.cross_entropy``.
+        z_loss: of the squared log-partition.
+        dft: count each token by its own probability, which has no gradient: ``weights * exp(-ce).detach() * ce``
+            (dynamic fine-tuning, arXiv 2508.05629); not with label_smoothing or z_loss.
+        rows: from ``live_rows``: spares a GPU the one early synchronisation that counting rows costs.
+        compact: False computes all rows (fixed shapes, CUDA graphs).
+        backend: ``"auto"``, ``"torch"``, ``"triton"``, or ``"fused"``: Triton with a product of hidden and lm_head that
+            writes exponentials instead of logits, where the loss's form and dtype allow it (docs/loss.md).
+        chunk_bytes: what the slab of logits may take.
+        grad_tol: leave the columns of least energy of each chunk's dZ out of the products for hidden's and lm_head's
+            gradients, and put the sum of what was left out back, while the Frobenius norm of what is then missing stays
+            within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
+            matter: on English text by 2**-9 about as much as cut-cross-entropy's threshold allows. The loss stays
+            exact; the host waits once per chunk for the number of columns. None: exact.
+        group: the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
+        main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
+            gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full
+            precision. The gradient waits for that factor in a [V, D] tensor of its own; with ``reduction="none"`` the
+            logits are computed once more in backward instead, four GEMMs for three.
 
-    ``dft`` counts each token by its own probability, which has no gradient: ``weights * exp(-ce).detach() * ce``, of
-    which token_ce stays the ce (dynamic fine-tuning, arXiv 2508.05629). Not with label_smoothing or z_loss.
+    Returns:
+        Tensor: fp32 (fp64 for fp64), a scalar, or [...] with ``reduction="none"``, 0 at ignored labels.
 
-    ``grad_tol`` (None: exact) leaves the columns of least energy of each chunk's dZ out of the products for hidden's
-    and lm_head's gradients, and puts the sum of what it left out back, while the Frobenius norm of what then is missing
-    stays within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
-    matter: on English text by 2**-9 about as much as cut-cross-entropy's threshold allows. The loss stays exact; the
-    host waits once per chunk for the number of columns.
-
-    ``main_grad`` [V, D] in fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
-    gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full precision. The
-    gradient waits for that factor in a [V, D] tensor of its own. With ``reduction="none"`` no such tensor exists: the
-    logits are computed once more in backward, where the factor is known, four GEMMs instead of three.
-
-    Raises ValueError or TypeError for wrong shapes, dtypes and devices. Out-of-range labels and negative or non-finite
-    weights raise ValueError on a CPU; where a check would need a synchronisation they make the loss NaN instead.
+    Raises:
+        ValueError: for shapes, values and options that do not fit.
+        TypeError: for dtypes that do not.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap, dft=dft)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
@@ -148,15 +160,20 @@ def weighted_ce_stats(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> WeightedCEOutput:
-    """:func:`weighted_ce`, and what the same pass over the logits tells of each token::
+    """``weighted_ce``, and what the same pass over the logits tells of each token.
 
-        loss    = weighted_ce(...)
-        log_p   = torch.log_softmax(logits, -1)                              # logits as in weighted_ce
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        correct = log_p.argmax(-1) == labels                                 # False where another word is as likely
+    ```python
+    loss    = weighted_ce(...)
+    log_p   = torch.log_softmax(logits, -1)                              # logits as in weighted_ce
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    correct = log_p.argmax(-1) == labels                                 # False where another word is as likely
+    ```
 
-    Arguments, options and errors are those of weighted_ce. Entropies are in nats, exact as losses are, and of the whole
-    vocabulary also where ``group`` splits it. No product is computed for them, and nothing waits for them.
+    Takes and raises what ``weighted_ce`` does. Entropies are in nats, and of the whole vocabulary also where ``group``
+    splits it. No product is computed for them, and nothing waits for them.
+
+    Returns:
+        WeightedCEOutput: the loss with its gradient, and three values a token.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap, dft=dft)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
@@ -201,30 +218,67 @@ def dss_loss(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> DSSLossOutput:
-    """Dynamic safety shaping::
+    """Dynamic safety shaping.
 
-        token_ce = as in weighted_ce;   logp = log_softmax(logits)[labels];   d = logp - ref_logprobs
-        token_kl = {"k1": d, "k2": d**2 / 2, "k3": exp(-d) - 1 + d,
-                    "reverse": KL(p || p_ref), "forward": KL(p_ref || p)}[kl]
-        token    = token_weights * token_ce + (1 - token_weights) * kl_scale * token_kl
-        loss     = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())   # reduction="mean"
+    ```python
+    token_ce = ...                                       # as in weighted_ce
+    logp     = log_softmax(logits)[labels]
+    d        = logp - ref_logprobs
+    token_kl = {"k1": d, "k2": d**2 / 2, "k3": exp(-d) - 1 + d,
+                "reverse": KL(p || p_ref), "forward": KL(p_ref || p)}[kl]
+    token    = token_weights * token_ce + (1 - token_weights) * kl_scale * token_kl
+    loss     = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())   # reduction="mean"
+    ```
 
-    hidden: [..., D]; lm_head: [V, D]; labels: [...] int; token_weights: [...] float in [0, 1], the STAR score of each
-    token's chunk. The reference is given by ref_logprobs [...] (label forms only: k1, k2, k3), or by ref_hidden
-    [..., D'] with ref_lm_head [V, D'] and ref_bias [V] (any form; pass lm_head itself if the head is shared and
-    frozen), or, for the forward form with a head that is shared and frozen, by ref_slope [..., D] and ref_offset [...],
-    which ``forward_reference`` makes once: the full KL at the price of cross-entropy. logit_scale and softcap apply to
-    the reference too unless ref_logit_scale, ref_softcap (None: no softcap) say otherwise. hidden, lm_head and bias get
-    gradients; token_weights and everything of the reference are constants. The reference's logits are computed only at
-    rows with (1 - token_weights) * kl_scale > 0. ``dft`` counts the first term by the label's probability, as in
-    weighted_ce. ``csft_beta``, a positive number or [...], puts constrained fine-tuning (arXiv 2406.05946)
-    in its place, whose pull at a label is bounded and fades once it is likelier than under the reference:
-    ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``; it takes ref_logprobs, at all labels that have a
-    weight. ``token_stats`` also fills token_entropy and token_correct, see
-    :func:`weighted_ce_stats`. Other options and errors: see :func:`weighted_ce`.
+    The reference is given by ref_logprobs (k1, k2, k3), by ref_hidden with ref_lm_head (any form), or, for the forward
+    form with a head that is shared and frozen, by ref_slope and ref_offset, which ``forward_reference`` makes once: the
+    full KL at the price of cross-entropy. Its logits are computed only at rows with (1 - token_weights) * kl_scale > 0.
+    hidden, lm_head and bias get gradients; token_weights and everything of the reference are constants. Sources: Peng
+    et al., https://arxiv.org/abs/2505.17196; k1 to k3: http://joschu.net/blog/kl-approx.html.
 
-    Sources: Peng et al., "Shape it Up! Restoring LLM Safety during Finetuning", https://arxiv.org/abs/2505.17196;
-    k1 to k3: http://joschu.net/blog/kl-approx.html.
+    Args:
+        hidden: [..., D] as in ``weighted_ce``.
+        lm_head: [V, D] likewise.
+        labels: [...] likewise.
+        token_weights: [...] float in [0, 1], the STAR score of each token's chunk.
+        ref_logprobs: [...] the reference's log-probabilities of the labels.
+        ref_hidden: [..., D'] the reference's last hidden states.
+        ref_lm_head: [V, D'] its head; lm_head itself if the head is shared and frozen.
+        ref_slope: [..., D] from ``forward_reference``.
+        ref_offset: [...] likewise.
+        kl: which form of the KL.
+        kl_scale: of the KL term.
+        csft_beta: a positive number or [...]: constrained fine-tuning (arXiv 2406.05946) in the cross-entropy's place,
+            ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``, whose pull at a label is bounded and fades
+            once it is likelier than under the reference. Takes ref_logprobs, at all labels that have a weight.
+        bias: [V] as in ``weighted_ce``, like all options below that are not explained here.
+        ref_bias: [V] of ref_lm_head.
+        reduction: as in ``weighted_ce``.
+        num_items_in_batch: likewise.
+        ignore_index: likewise.
+        shift: likewise; the reference's columns are shifted with the labels.
+        logit_scale: likewise, of the reference's logits too.
+        softcap: likewise, of the reference's logits too.
+        ref_logit_scale: the reference's, where it is another.
+        ref_softcap: the reference's, where it is another; None: none.
+        label_smoothing: as in ``weighted_ce``.
+        z_loss: likewise.
+        dft: likewise, of the first term.
+        rows: likewise.
+        compact: likewise.
+        backend: likewise.
+        chunk_bytes: likewise.
+        grad_tol: likewise.
+        token_stats: fill token_entropy and token_correct too, see ``weighted_ce_stats``.
+        group: as in ``weighted_ce``.
+        main_grad: likewise.
+
+    Returns:
+        DSSLossOutput: the loss with its gradient, its two parts, and values a token.
+
+    Raises:
+        ValueError: as ``weighted_ce``, and for a reference that does not go with the form.
+        TypeError: as ``weighted_ce``.
     """
     check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope)
     check_kl_scale(kl_scale)
@@ -285,48 +339,41 @@ def token_logprobs(
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Log-probability of each label::
+    """Log-probability of each label.
 
-        torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]      # logits as in weighted_ce
+    ```python
+    torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]      # logits as in weighted_ce
+    ```
 
-    Returns [...] fp32 (fp64 for fp64), 0 at ignored labels; hidden, lm_head and bias get gradients. One GEMM under
-    ``torch.no_grad()``, which is how a reference's log-probabilities are made. Options and errors: :func:`weighted_ce`.
+    hidden, lm_head and bias get gradients. One GEMM under ``torch.no_grad()``, as for a reference.
+
+    Args:
+        hidden: [..., D], as in ``weighted_ce`` like everything here.
+        lm_head: [V, D].
+        labels: [...] integers.
+        bias: [V].
+        ignore_index: the label that does not count.
+        shift: answer at the position of the hidden state, one before its label.
+        logit_scale: of the logits.
+        softcap: of the logits.
+        rows: from ``live_rows``.
+        compact: leave out rows whose label does not count.
+        backend: which engine.
+        chunk_bytes: what the slab of logits may take.
+        group: of a vocabulary split over ranks.
+
+    Returns:
+        Tensor: [...] fp32 (fp64 for fp64), 0 at ignored labels.
+
+    Raises:
+        ValueError: as ``weighted_ce``.
+        TypeError: as ``weighted_ce``.
     """
     batch = Batch.weighted(hidden, lm_head, labels, None, ignore_index=ignore_index, shift=shift, group=group)
     batch.ce_weight = -batch.ce_weight
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
     return token_losses(call).view(batch.shape)
-
-
-def live_rows(
-    labels: Tensor,
-    weights: Tensor | None = None,
-    *,
-    kl_scale: float = 0.0,
-    ignore_index: int = -100,
-    shift: bool = False,
-    vocab_size: int | None = None,
-) -> LiveRows:
-    """Positions that a loss has to compute, for its ``rows=``::
-
-        kl = (1 - weights) * kl_scale
-        torch.nonzero((labels != ignore_index) & ((weights > 0) | (kl > 0)))      # those with kl > 0 first
-
-    Call it where labels and weights are still on the host (a collator): the loss then never waits for the GPU.
-    labels, weights: [...], whole, as the loss gets them; kl_scale: 0 for weighted_ce, else the same as in dss_loss.
-    """
-    check_labels(labels)
-    check_kl_scale(kl_scale)
-    dtype = torch.float64 if weights is not None and weights.dtype == torch.float64 else torch.float32
-    placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "dtype": dtype}
-    if weights is not None and kl_scale:
-        found = shaping_weights(labels, weights, "weights", kl_scale, **placed)
-    else:
-        found = plain_weights(labels, weights, **placed)
-    if labels.device.type == "cpu":
-        check_values(labels, weights, "weights", ignore_index, vocab_size, unit_interval=kl_scale > 0)
-    return LiveRows(*order_rows(found.ce, found.kl))
 
 
 def _logprobs_of_reference(call: LossCall) -> Tensor:

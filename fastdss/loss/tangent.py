@@ -64,18 +64,38 @@ def forward_reference(
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> ForwardReference:
-    """The reference's part of the forward KL, for ``dss_loss(…, kl="forward", ref_slope=…, ref_offset=…)``::
+    """The reference's part of the forward KL, for ``dss_loss(…, kl="forward", ref_slope=…, ref_offset=…)``.
 
-        nll    = F.cross_entropy(F.linear(hidden, lm_head, bias).float() * logit_scale, labels, reduction="none")
-        slope, = torch.autograd.grad(nll.sum(), hidden)
-        return -nll, slope, (slope * hidden).sum(-1) - nll
+    ```python
+    nll    = F.cross_entropy(F.linear(hidden, lm_head, bias).float() * logit_scale, labels, reduction="none")
+    slope, = torch.autograd.grad(nll.sum(), hidden)
+    return -nll, slope, (slope * hidden).sum(-1) - nll
+    ```
 
-    hidden: [..., D] the reference's last hidden states; lm_head: [V, D], the head that the policy will keep. dtype:
-    what the slope is rounded to, by default fp32 (fp64 for fp64). ``shift=True`` answers at the position of the hidden
-    state, one before its label. Two GEMMs in fp32, for which a 16-bit head is copied; no gradients. Other options and
-    errors: see ``weighted_ce``; a softcap is a ValueError, for it makes the logits no linear function of the states.
+    Two GEMMs in fp32, for which a 16-bit head is copied; no gradients. Source: derived in this file.
 
-    Source: derived in this file.
+    Args:
+        hidden: [..., D] the reference's last hidden states.
+        lm_head: [V, D] the head that the policy will keep.
+        labels: [...] integers.
+        bias: [V].
+        ignore_index: the label that does not count.
+        shift: answer at the position of the hidden state, one before its label.
+        logit_scale: of the logits.
+        softcap: None; a softcap makes the logits no linear function of the states.
+        dtype: what the slope is rounded to; None: fp32 (fp64 for fp64).
+        rows: as in ``weighted_ce``, like the next four.
+        compact: leave out rows whose label does not count.
+        backend: which engine.
+        chunk_bytes: what the slab of logits may take.
+        group: of a vocabulary split over ranks.
+
+    Returns:
+        ForwardReference: log-probabilities of the labels, slopes and offsets, 0 at ignored labels.
+
+    Raises:
+        ValueError: for a softcap, and as ``weighted_ce``.
+        TypeError: as ``weighted_ce``.
     """
     check_softcap(softcap)
     batch = Batch.weighted(

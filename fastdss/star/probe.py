@@ -73,9 +73,18 @@ class Certificate:
 class TrunkProbe:
     """What ``star_scores(guard, batch, approx=probe)`` approximates scores by, and what was shown about it.
 
-    ``audit_share`` of the rows are computed whole and compared. Where they speak against the promise
-    (``audit.disagrees``), a warning says so and everything is computed from then on. Which rows are audited follows
-    from ``seed`` and their texts alone. ``audit`` None: who scores keeps account of them.
+    Some rows are computed whole and compared. Where they speak against the promise (``audit.disagrees``), a warning
+    says so and everything is computed from then on.
+
+    Attributes:
+        layers: whose hidden states are read.
+        ridge: the regression on them.
+        certificate: what was shown on the sample, or that nothing could be.
+        audit: the account of the rows that were compared; None: who scores keeps it.
+        guard_name: of the guard's spec.
+        asked: the options that it was fitted with.
+        audit_share: of the rows, to be compared.
+        seed: by which, and by their texts alone, these rows are chosen.
     """
 
     layers: tuple[int, ...]
@@ -101,11 +110,24 @@ class TrunkProbe:
     ) -> tuple[TrunkProbe, StarScores]:
         """Fit on a random sample of the rows to be scored, and choose from which doubt on to compute.
 
-        Returns the probe and the exact scores of ``batch``, which had to be computed for it. A part of the rows is
-        fitted, the threshold is chosen on the others: ``promise.least_rows`` of them at least (149 by default).
-        ``probe.certificate`` says what was shown; where nothing could be, ``approx=probe`` computes everything.
+        A part of the rows is fitted, the threshold is chosen on the others: ``promise.least_rows`` of them at least
+        (149 by default). ``probe.certificate`` says what was shown; where nothing could be, ``approx=probe`` computes
+        everything.
 
-        Raises ``ValueError`` for several guards, guards whose score takes several readings, and too few rows to fit.
+        Args:
+            guard: whose scores are approximated.
+            batch: the sample, as in ``star_scores``.
+            promise: what is to be shown; None: ``Promise()``.
+            options: with which the rows will be scored.
+            audit_share: of later rows, computed whole and compared.
+            seed: of the parts, and of the rows that are compared.
+            progress: show a bar.
+
+        Returns:
+            tuple: the probe, and the exact ``StarScores`` of ``batch``, which had to be computed for it.
+
+        Raises:
+            UserError: for guards whose score takes several readings, and too few rows to fit.
         """
         options = options or ScoringOptions()
         reading = Reading()

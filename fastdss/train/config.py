@@ -23,8 +23,8 @@ class DSSConfig:
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"fused"`` (docs/loss.md).
         chunk_bytes: bound of the slab of logits; None leaves it to the device.
         label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
-        dft: weigh each token of the cross-entropy term by its own probability, as a constant (dynamic fine-tuning).
         grad_tol: share of the gradient of the logits that the head's products may leave out; None is exact.
+        dft: weigh each token of the cross-entropy term by its own probability, as a constant (dynamic fine-tuning).
 
     Raises:
         ValueError: for a value that is not one of these.
