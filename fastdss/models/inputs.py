@@ -52,7 +52,7 @@ _NOT_OF_ROWS = _names(
     "self args kwargs input_ids labels use_cache return_dict logits_to_keep past_key_values cache_params "
     "cache_position output_attentions output_hidden_states output_router_logits num_items_in_batch "
     "token_weights ref_logprobs ref_slope ref_offset ref_hidden ref_lm_head ref_bias ref_logit_scale ref_softcap "
-    "rows kl_rows real_tokens dss_ask mm_encoder_outputs"
+    "rows kl_rows real_tokens token_stats dss_ask mm_encoder_outputs"
 )
 
 

@@ -85,10 +85,11 @@ class LiveReference:
             if not policy or head_trains(bare) or head_is_adapted(bare):
                 start = isinstance(self.source, StartCopy)
                 weight, bias = current_head(bare) if start else original_head(bare)
-                if bias is None and _may_have_bias(bare_model(model)):
-                    bias = weight.new_zeros(weight.shape[0])
-                found["ref_lm_head"] = whole(weight, hidden.dtype).detach()
-                found["ref_bias"] = None if bias is None else whole(bias, hidden.dtype).detach()
+                found["ref_lm_head"] = weight = whole(weight, hidden.dtype).detach()
+                if bias is not None:
+                    found["ref_bias"] = whole(bias, hidden.dtype).detach()
+                elif _may_have_bias(bare_model(model)):
+                    found["ref_bias"] = weight.new_zeros(weight.shape[0])
                 found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
 
