@@ -62,14 +62,14 @@ def row_pass(kernel: Any, more: dict[str, str], constants: dict[str, Any]) -> st
 
 
 def test_rows_are_found_by_64_bit_addresses() -> None:
-    floats = {name: "*fp32" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr")}
-    options = {"SMOOTHING": 0.1, "Z_LOSS": 1e-4, "GRAD": True}
+    floats = {name: "*fp32" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr", "entropy_ptr", "correct_ptr")}
+    options = {"DFT": True, "SMOOTHING": 0.1, "Z_LOSS": 1e-4, "GRAD": True}
     forms = [
         row_pass(row_pass_fwd_kernel, floats | {"stride_out": "i32"}, options),
         row_pass(
             row_stats_fwd_kernel,
             {"stats_ptr": "*fp32", "stride_stats": "i32", "vocab_start": "i32"},
-            {"WITH_MEAN": True},
+            {"WITH_MEAN": True, "STATS": True},
         ),
         row_pass(
             row_gradient_bwd_kernel,

@@ -102,7 +102,7 @@ def _direct(kl: str, dtype: torch.dtype, block: int, width: int = 300) -> tuple[
     )
     out = slab if dtype == slab.dtype else memory.narrow(count, dtype)
     got_ce, got_kl, lost = launch_row_pass_fwd(
-        slab, ref, out, *rows, kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0,
+        slab, ref, out, *rows[:4], kl_code=Objective(kl).kl_code, label_smoothing=0.0, z_loss=0.0,
         scales=(1.0, None, 1.0, None), grad=True,
         config=(block, 4), **shape,
     )  # fmt: skip
