@@ -122,6 +122,24 @@ def test_a_narrower_gradient_lies_over_its_own_logits(kl: str, block: int) -> No
     torch.testing.assert_close(entry, twin.gather(1, labels[:, None])[:, 0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("block", [16, 64, 512])
+def test_entropies_follow_a_peak_that_moves_from_block_to_block(block: int) -> None:
+    torch.manual_seed(2)
+    count, width = 5, 300
+    slab = Slab(torch.empty(0), count, width, torch.float32).logits(count)
+    slab.copy_(torch.randn(count, width) * 3 + torch.linspace(-4, 4, width))  # each block's peak above the last one's
+    labels = slab.argmax(1)
+    labels[1] = (labels[1] + 1) % width
+    log_p = slab.double().log_softmax(1)
+    told = torch.empty(2, count)
+    launch_row_pass_fwd(
+        slab, None, slab, labels, torch.ones(count), None, None, bias=None, ref_bias=None, kl_code=0, dft=False,
+        label_smoothing=0.0, z_loss=0.0, scales=(1.0, None, 1.0, None), grad=False, token_stats=told, config=(block, 4),
+    )  # fmt: skip
+    torch.testing.assert_close(told[0].double(), -(log_p.exp() * log_p).sum(1), rtol=1e-5, atol=1e-6)
+    assert told[1].tolist() == [1, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("label", [40, 63, 64, -1])
 def test_a_label_of_another_rank_loses_nothing(label: int) -> None:
     """The first labels of the next rank lie where the last block of this slice is padding."""
