@@ -22,7 +22,6 @@ install-dev: $(VENV)/.dev  ## what the tests need
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # older ones know no dependency groups
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
@@ -32,6 +31,7 @@ $(VENV)/.demo: $(VENV)/.python $(PACKAGE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
+	$(PY) -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # older ones know no dependency groups
 	$(PIP) -e ".[train,score,viz]" --group dev
 	touch $@
 
