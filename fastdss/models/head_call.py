@@ -113,6 +113,12 @@ def head_is_adapted(model: Any) -> bool:
     return peft.is_adapted(model.get_output_embeddings())
 
 
+def head_may_have_bias(model: Any) -> bool:
+    """Whether the head in use adds a bias: the layer's own, or an adapter's. Looks at no weight."""
+    layer = model.get_output_embeddings()
+    return peft.is_adapted(layer) or getattr(peft.base_of(peft.original_of(layer)), "bias", None) is not None
+
+
 def _layers(outer: Any) -> list[nn.Module]:
     """The layers of which ``outer`` will call exactly one."""
     return peft.copies_of(outer) if peft.is_copied(outer) else [outer]

@@ -15,7 +15,7 @@ import torch
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
-from fastdss.models.head_call import current_head, head_is_adapted, head_trains, original_head
+from fastdss.models.head_call import current_head, head_is_adapted, head_may_have_bias, head_trains, original_head
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
 from fastdss.upstream.accelerate import splits_weights
@@ -88,7 +88,7 @@ class LiveReference:
                 found["ref_lm_head"] = weight = whole(weight, hidden.dtype).detach()
                 if bias is not None:
                     found["ref_bias"] = whole(bias, hidden.dtype).detach()
-                elif _may_have_bias(bare_model(model)):
+                elif head_may_have_bias(bare_model(model)):
                     found["ref_bias"] = weight.new_zeros(weight.shape[0])
                 found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
         return found
@@ -103,11 +103,6 @@ class LiveReference:
             return without_adapter(bare_peft(model))
         precision: AbstractContextManager[Any] = accelerator.autocast()
         return precision
-
-
-def _may_have_bias(policy: Any) -> bool:
-    """Whether the head in use adds one: the layer's own, or an adapter's."""
-    return head_is_adapted(policy) or original_head(policy)[1] is not None
 
 
 def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:
