@@ -1,7 +1,7 @@
 """fastdss: dynamic safety shaping (STAR-DSS, arXiv 2505.17196) made cheap.
 
-What is named here is the public interface; modules inside may move. Public names load on first use, so that
-``import fastdss`` imports neither triton nor transformers.
+The names listed here are the public interface; the modules that define them may move. A name is imported on its first
+use, so that ``import fastdss`` imports neither triton nor transformers.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ _HOME = {
     "RowError": "errors",
     "UserError": "errors",
 }
-# Packages of their own that users reach into by name
-_WINGS = ("guards",)
+_WINGS = ("guards",)  # subpackages that users reach as attributes, such as fastdss.guards.wildguard
 __all__ = ["__version__", *_HOME, *_WINGS]
 
 if TYPE_CHECKING:

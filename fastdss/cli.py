@@ -8,22 +8,22 @@ import sys
 from collections.abc import Sequence
 
 from .console.completion import SHELLS, PrintCompletion
+from .console.output import add_output_options, silence_import_logs
 from .console.threads import wait_without_spinning
-from .console.voice import add_voice, hush_imports
 from .errors import UserError
 from .version import __version__
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, where there is one and the help does not say it."""
+    """Adds the default to an option's help, unless there is none or the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default is None or action.default is False or "(default" in (action.help or "")
-        return action.help if said else super()._get_help_string(action)
+        nothing_to_add = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if nothing_to_add else super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of the whole command line. Importing the commands loads torch."""
+    """The parser of the whole command line. The commands are imported here, since that loads torch."""
     from .corpus.commands import add_check, add_merge, add_score
     from .demo.command import add_demo
     from .guards.command import add_guards
@@ -44,19 +44,20 @@ def make_parser() -> argparse.ArgumentParser:
         add(commands)
     for command in commands.choices.values():
         command.formatter_class = _Defaults
-        add_voice(command)
+        add_output_options(command)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
-    hush_imports()
+    silence_import_logs()
     args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
+        # As on stderr: the encoding of a terminal may lack characters of a path.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
-    except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it
+    except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
         if args.traceback:
             raise
         print(f"fastdss {args.command}: {error}", file=sys.stderr)

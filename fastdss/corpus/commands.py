@@ -11,8 +11,8 @@ from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
+from fastdss.console.output import print_remark, print_result, quiet_libraries
 from fastdss.console.threads import use_threads
-from fastdss.console.voice import one_voice, remark, tell_result
 from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
@@ -131,7 +131,7 @@ def _check(args: argparse.Namespace) -> int:
         limit=args.rows,
     )
     if args.json:
-        tell_result(args, {"usable": found.usable, "rows": found.understood.rows, "lines": found.lines}, [])
+        print_result(args, {"usable": found.usable, "rows": found.understood.rows, "lines": found.lines}, [])
     else:
         print("\n".join(found.lines))
     return 0 if found.usable else 1
@@ -178,7 +178,7 @@ def _score(args: argparse.Namespace) -> int:
         device=args.device,
     )
     try:
-        with one_voice(quiet=args.quiet):
+        with quiet_libraries(quiet=args.quiet):
             manifest = score_dataset(
                 args.input,
                 args.out,
@@ -190,14 +190,14 @@ def _score(args: argparse.Namespace) -> int:
                 rescore=args.rescore,
                 approx=promise,
                 approx_seed=args.approx_seed or 0,
-                tell=lambda understood: remark(args, "\n".join(understood.lines())),
+                tell=lambda understood: print_remark(args, "\n".join(understood.lines())),
                 progress=not args.quiet,
             )
     except KeyboardInterrupt:
         print(f"\n{finished_parts(args.out)}", file=sys.stderr)
         raise
     if not manifest["finished"]:
-        remark(args, f"{args.out}: this rank is done, others are not yet")
+        print_remark(args, f"{args.out}: this rank is done, others are not yet")
         return 0
     counts = manifest["counts"]
     mostly = why_mostly_failed(counts)
@@ -207,7 +207,7 @@ def _score(args: argparse.Namespace) -> int:
     lines += [("next", f"fastdss report {args.out}, fastdss merge {args.out} --out training.parquet")]
     if "approx" in manifest:
         lines.append(("approximated", manifest["approx"]["words"]))
-    tell_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
+    print_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
     return 0 if mostly is None else 1
 
 
@@ -232,4 +232,4 @@ def _merge(args: argparse.Namespace) -> None:
     left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
     left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
     lines: list[tuple[str, object]] = [("conversations", done.rows), ("left out", ", ".join(left))]
-    tell_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])
+    print_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])

@@ -1,4 +1,5 @@
-"""``score_dataset``: plan the shards, find what is missing, let an engine score it, close with a checked manifest."""
+"""``score_dataset``: plan the shards, find which are missing, let an engine score those, and write the manifest once
+every shard has been read back."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from itertools import islice, repeat, takewhile
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import progress_bar
+from fastdss.console.output import progress_bar
 from fastdss.errors import UserError, UserTypeError
 from fastdss.optional import require
 from fastdss.star.promise import Promise
@@ -32,7 +33,9 @@ from .sources import Source, expand, several
 from .store import ForeignManifestError, ScoredRow, Shards, load_manifest, only_writer, shard_name, write_manifest
 from .understood import Understood, kind_of_reason
 
-SHARD_ROWS = (16, 256)  # of the first shard, and of those of a large input
+# Rows of the first shard, and of the largest: sizes double from one to the other. A choice: an interruption costs one
+# shard, and many small files are slow to read.
+SHARD_ROWS = (16, 256)
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _VERSIONS = ("fastdss", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -60,11 +63,12 @@ def score_dataset(
     tell: Callable[[Understood], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a whole data set into a folder: ``[scorer(row) for row in source]``, kept as shards of Parquet.
+    """Score a whole data set into a folder: ``[scorer(row) for row in source]``, stored as shards of Parquet.
 
-    Whatever ends a run, finished shards stay valid and the same call goes on from there; on the same machine the bytes
-    are those of an undisturbed run. A shard that was damaged since is set aside and scored again. Another guard,
-    template or option makes another cache entry; edited or appended rows cost their own shards only.
+    However a run ends, finished shards stay valid and the same call goes on from there; on the same machine it writes
+    the same bytes as a run that nothing interrupted. A shard that was damaged meanwhile is set aside and scored again.
+    Scores of another guard, template or option are stored apart from these. After rows were edited or appended, only
+    their own shards are scored again.
 
     Args:
         source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``).
@@ -77,16 +81,16 @@ def score_dataset(
         data: how the source is read and which turns are judged, see ``DataOptions``.
         shard_rows: rows of a shard; None: the first ones are small, so that a small input has several, and later ones
             grow to 256.
-        workers: of the engines that have some; None leaves it to the engine.
-        rescore: judge rows that hold scores already; else they are an error.
+        workers: number of processes or actors, of the engines that have them; None leaves it to the engine.
+        rescore: score rows again that already hold scores; otherwise they are an error.
         approx: approximate scores where a random sample of rows shows that this promise is kept, see
             ``docs/approximate.md``; engines local and datasets.
-        approx_seed: which sample is drawn.
-        tell: called once with what was understood, before anything is scored.
+        approx_seed: seed of that sample.
+        tell: called once with what was read, before anything is scored.
         progress: show a bar.
 
     Returns:
-        dict: the manifest; what was shown about approximate scores stands under ``approx``.
+        dict: the manifest; under ``approx`` it says what was found out about approximate scores.
 
     Raises:
         ValueError: for ids that occur twice, input without any conversation, a second writer.
@@ -117,7 +121,7 @@ def score_dataset(
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything about a run but who scores."""
+    """All that a run needs except the scorer."""
 
     folder: Path
     sources: Sequence[Source]
@@ -133,7 +137,7 @@ class _Run:
         return self.folder / _entry(self.whole(identity))
 
     def whole(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """With what scores depend on beside the scorer."""
+        """The scorer's ``identity``, and with it the options of reading on which scores depend."""
         read = {"turns": self.data.turns, "max_bytes": self.data.max_bytes}
         return identity | {"options": identity["options"] | read}
 
@@ -147,7 +151,11 @@ class _Run:
         said: Callable[[], dict[str, Any]] = dict,
         stops: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """The manifest. ``said``: more of it, as known by then; ``stops``: whether to leave the rest alone."""
+        """Score what is missing; returns the manifest.
+
+        said: more entries of the manifest, asked for before and after scoring. stops: asked before each shard; where it
+        returns True, the rest is not scored.
+        """
         identity, plan, (rank, ranks) = self.whole(identity), self.plan, self.place
         manifest = _manifest(self.sources, self.data, identity, plan, self.shard_rows)
         manifest |= {"numerics": _numerics(self.folder, identity), **said()}
@@ -172,7 +180,8 @@ class _Run:
 
 
 def _approximated(run: _Run, scorer: Scorer, identity: dict[str, Any], sample: Sample) -> dict[str, Any]:
-    """As ``run.score``, approximated where the sample shows that it may be, else exact with a word about why."""
+    """As ``run.score``, with approximate scores where the sample allows it; otherwise exact ones, with a warning that
+    says why."""
     from . import approximate
 
     star = approximate.approximable(scorer, run.engine)
@@ -204,7 +213,7 @@ def _said(*facts: Any) -> dict[str, Any]:
 
 
 def finished_parts(out: str | Path) -> str:
-    """What an interrupted run left in ``out``, and how to go on."""
+    """A sentence for the user: what an interrupted run left in ``out``, and how to go on."""
     try:
         manifest = load_manifest(out)
     except UserError:
@@ -235,10 +244,13 @@ def _unscored(rows: Iterable[Row | FailedRow], rescore: bool) -> Iterator[Row | 
 
 
 def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understood: Understood | None = None) -> Plan:
-    """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
+    """Names and sizes of the shards of ``rows``; raises ``ValueError`` where an id occurs twice.
+
+    The ids that were seen are kept in a temporary database on disk, so that memory does not grow with the data.
+    """
     names, sizes = [], []
     understood = understood or Understood()
-    with closing(sqlite3.connect("")) as seen:  # "" makes a temporary file that nobody else sees
+    with closing(sqlite3.connect("")) as seen:  # "" makes a private database in a temporary file
         for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
             names.append(shard_name((row.id, row.content_hash) for row in part))
             sizes.append(len(part))
@@ -255,7 +267,7 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
 
 
 def _once(rows: Iterable[Row | FailedRow], seen: sqlite3.Connection) -> Iterator[Row | FailedRow]:
-    """The same rows; ``ValueError`` at an id that was there before."""
+    """The rows as they are; raises ``ValueError`` at an id that occurred before."""
     seen.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, position INTEGER) WITHOUT ROWID")
     for position, row in enumerate(rows):
         _remember(seen, row.id, position)
@@ -275,8 +287,8 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
 
 
 def _parts(rows: Iterable[Row | FailedRow], shard_rows: int | None) -> Iterator[list[Row | FailedRow]]:
-    """Consecutive rows; how many depends on the place alone, so that rows added at the end leave all others as they
-    are."""
+    """The rows in consecutive groups. A group's size depends on its number alone, so that appended rows do not change
+    the groups before them."""
     rows, sizes = iter(rows), _sizes() if shard_rows is None else repeat(min(shard_rows, sys.maxsize))
     while part := list(islice(rows, next(sizes))):
         yield part
@@ -292,7 +304,7 @@ def _sizes() -> Iterator[int]:
 
 
 def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int | None, missing: set[int]) -> Iterator[Shard]:
-    """The missing shards' rows, checked against the plan."""
+    """The missing shards with their rows; raises ``ValueError`` where the rows are not those of the plan any more."""
     for number, part in enumerate(_parts(rows, shard_rows)):
         if number not in missing:
             continue
@@ -323,13 +335,14 @@ def _manifest(
 
 
 def _entry(identity: dict[str, Any]) -> str:
-    """Name of the cache entry: everything the scores depend on, whatever the guard is called."""
+    """The name of the cache entry: a hash of all that the scores depend on, but not of the guard's name."""
     depends = {name: value for name, value in identity.items() if name != "guard"}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
-    """What an earlier run of the same guard and options settled on, whatever it approximated."""
+    """The choices that alter scores by rounding (see ``Scorer.settle``) of an earlier run with the same guard and
+    options, exact or approximate."""
     try:
         earlier = load_manifest(folder)
     except ForeignManifestError:
@@ -342,7 +355,7 @@ def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
 
 
 def _counts(rows: Iterable[ScoredRow]) -> dict[str, Any]:
-    """Totals over all shards, every one of them read and verified."""
+    """Totals over all rows; the caller reads, and thereby verifies, every shard."""
     counts = dict.fromkeys(("rows", "scored", "failed", "left_out", "turns", "turns_failed"), 0)
     flags, reasons, examples = Counter[str](), Counter[str](), dict[str, str]()
     for row in rows:
@@ -372,7 +385,7 @@ def _version(package: str) -> str | None:
 
 @contextmanager
 def _bar(total: int, missing: int, shown: bool, what: str = "scoring") -> Iterator[Report]:
-    """Rows, rows per second and time left on the terminal."""
+    """A progress bar of rows; ``missing`` of them are still to be scored."""
     if not shown:
         yield lambda done: None
         return

@@ -19,10 +19,11 @@ def holds_scores(names: Sequence[str]) -> bool:
 
 
 def read_scored(index: int, row: Mapping[str, Any]) -> ScoredConversation:
-    """Row ``index``: any known format of conversation, and either ``star``, a list of ``{turn, text, ends, scores,
-    flags}``, or ``scores``, ``ends`` and ``flags`` of the last turn.
+    """The conversation and the scores of row ``index``.
 
-    Raises ``ValueError`` or ``TypeError`` naming the row; a row that was not scored never counts as safe.
+    The row holds a conversation in any known format, and either ``star``, a list of ``{turn, text, ends, scores,
+    flags}``, or ``scores``, ``ends`` and ``flags`` of the last turn. Raises ``RowError`` for a row without usable
+    scores, so that it cannot count as safe.
     """
     try:
         conversation = read_record(row).conversation
@@ -32,7 +33,7 @@ def read_scored(index: int, row: Mapping[str, Any]) -> ScoredConversation:
 
 
 def with_scores(index: int, conversation: Conversation, row: Mapping[str, Any]) -> ScoredConversation:
-    """A conversation that was read, with the scores that its row holds."""
+    """The conversation, which was read from ``row``, with the scores in that row."""
     try:
         star = row.get("star")
         star = parsed(star) if isinstance(star, str) else star
@@ -54,7 +55,7 @@ def with_scores(index: int, conversation: Conversation, row: Mapping[str, Any]) 
 
 
 def scored_rows(scores: Any) -> Iterator[ScoredConversation]:
-    """Conversations of ``StarScores``, one for all judged turns of a conversation, or of rows."""
+    """Scored conversations, from ``StarScores`` or from rows; a conversation with several judged turns is one item."""
     if isinstance(scores, StarScores):
         yield from scores.conversations()
     else:

@@ -1,4 +1,4 @@
-"""What can be set about a run of ``fastdss train``, by flags or in a YAML file."""
+"""The settings of a run of ``fastdss train``, given by flags or in a YAML file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LEAST = {
 }
 
 
-_LARGEST_SEED = 2**32 - 1  # that numpy takes
+_LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
 def _set(default: Any, text: str) -> Any:
@@ -111,7 +111,7 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"{name}: expected a number of at least {least}, got {value}")
-        _ = self.dss  # the loss has its own check of its options
+        _ = self.dss  # making a DSSConfig checks the loss's options
         if not self.epochs and self.max_steps == -1:
             raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
@@ -123,7 +123,7 @@ class TrainSettings:
 
     @property
     def dss(self) -> DSSConfig:
-        """The shaped loss's options; 0 is how a flag says that there is no bound."""
+        """The shaped loss's options. A flag cannot say None, so 0 stands for it."""
         return DSSConfig(
             kl=self.kl,  # type: ignore[arg-type]  # one of CHOICES
             kl_scale=self.kl_scale,
@@ -135,9 +135,10 @@ class TrainSettings:
 
 
 def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainSettings:
-    """Settings from flags (``given``; None where a flag is absent) over those of a YAML file over the defaults.
+    """The settings of a run: a flag (``given``; None where it is absent) wins over the YAML file ``config``, and that
+    over the default.
 
-    Raises ``ValueError`` for names that do not exist and values of the wrong type, naming them.
+    Raises ``ValueError`` for unknown names and values of the wrong type.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -159,7 +160,7 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
             raise UserError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
         names = [key.value for key, _ in named.value] if values else []
         for name in names:
-            if names.count(name) > 1:  # of two lines, YAML would take the last and say nothing
+            if names.count(name) > 1:  # PyYAML would silently take the last
                 raise UserError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}
