@@ -44,7 +44,7 @@ _HOME = {
     "reference_columns": "train.reference",
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
-    "pack": "train.collator",
+    "pack": "train.pack",
     "prepare_dss_dataset": "train.prepare",
     "DSSTrainer": "train.trainer",
     "DSSSFTTrainer": "train.sft_trainer",
@@ -89,10 +89,10 @@ if TYPE_CHECKING:
     from .star.stream import StarStream as StarStream
     from .star.stream import StarStreams as StarStreams
     from .train.collator import DSSCollator as DSSCollator
-    from .train.collator import pack as pack
     from .train.config import DSSConfig as DSSConfig
     from .train.enable import disable_dss as disable_dss
     from .train.enable import enable_dss as enable_dss
+    from .train.pack import pack as pack
     from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import add_reference_logprobs as add_reference_logprobs
     from .train.reference import reference_columns as reference_columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 from fastdss.errors import UserError
@@ -16,6 +17,11 @@ def wait_without_spinning() -> None:
     another number changes the last bits of scores, so two runs would differ.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--threads``."""
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
 
 
 def use_threads(count: int | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from fastdss.console.output import print_result
+from fastdss.console.threads import add_threads
 
 from .settings import Settings
 
@@ -67,7 +68,7 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument(
         "--new-tokens", type=int, default=Settings.new_tokens, help="tokens of the longest generated answer"
     )
-    demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    add_threads(demo)
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
     demo.set_defaults(run=_demo)
 

@@ -17,7 +17,7 @@ EARLY_TOKENS = 5
 
 
 def dft_loss(logprobs: Tensor) -> Tensor:
-    """``-exp(logp) * logp`` per label, without a gradient through ``exp(logp)``. logprobs: [...], 0 at ignored labels."""
+    """``-exp(logp) * logp`` per label, with no gradient through ``exp(logp)``. logprobs: [...], 0 at ignored labels."""
     return -logprobs.exp().detach() * logprobs
 
 

@@ -36,7 +36,7 @@ def add_guards(commands: Any) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="what to do")
     parser.add_argument("guard", nargs="?", metavar="GUARD", help="of show: a Hub id, a folder, or 'tiny'")
     add_guard_options(parser)
-    parser.add_argument("--revision", help="commit, tag or branch of a guard on the Hub")
+    parser.add_argument("--revision", help="commit, tag or branch of the guard on the Hub")
     parser.add_argument("--markdown", action="store_true", help="the list as a table for a page")
     parser.set_defaults(run=_run)
 

@@ -19,8 +19,8 @@ from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
 from fastdss.models.head_call import Operation, head_is_adapted, head_trains, through_head
 from fastdss.models.packing import is_packed, packed_inputs
 
-from .collator import COLUMNS
 from .config import DSSConfig
+from .example import COLUMNS
 
 CONFIG = "_dss_config"
 NEEDED = "_dss_needed"  # the name of an input without which the model's tokens would see later ones

@@ -12,7 +12,8 @@ from fastdss.optional import require
 from fastdss.star.align import AlignOptions, align
 from fastdss.star.scored import ScoredConversation
 
-from .collator import COLUMNS, IGNORED, pack
+from .example import COLUMNS, IGNORED
+from .pack import pack
 from .scored_rows import read_scored, scored_rows
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
 
-from .collator import COLUMNS, IGNORED, DSSCollator, read_row
+from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_config, enable_dss
+from .example import COLUMNS, IGNORED, read_row
 from .reference_cache import ReferenceCache, gather, rank, world_size
 
 
@@ -300,9 +301,9 @@ def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str
     tight = read_row(index, row, ("input_ids", "labels"), taken)
     if len(tight.documents) == 1:
         columns = tight.columns | tight.tokens | tight.media
-        columns |= {} if tight.hidden is None else {"attention_mask": tight.hidden}
+        columns |= {} if tight.mask is None else {"attention_mask": tight.mask}
         return [_Document(columns, at, tight.kept.start, len(tight))]
-    if others := [*tight.tokens, *tight.media, *([] if tight.hidden is None else ["attention_mask"])]:
+    if others := [*tight.tokens, *tight.media, *([] if tight.mask is None else ["attention_mask"])]:
         raise UserError(f"row {index}: {', '.join(others)}: expected none in a row of several documents")
     ends = list(accumulate(tight.documents, initial=0))
     return [

@@ -12,8 +12,9 @@ from fastdss.loss.objective import KL
 from fastdss.models.inputs import input_names
 from fastdss.models.stops import stop_tokens, unstopped
 
-from .collator import DSSCollator, label_documents
+from .collator import DSSCollator
 from .enable import bare_model, dss_config
+from .example import label_documents
 from .forward import refuse_another_head
 from .prepare import prepare_dss_dataset
 from .scored_rows import holds_scores

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
+from fastdss import DSSCollator, Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
 from fastdss.guards.answers import Answers, Place
 from fastdss.loss.functional import live_rows
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.train.collator import DSSCollator
 from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 from tests.support.loss_cases import make_problem, reference_arguments
 from tests.support.scored import by_fields

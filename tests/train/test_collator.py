@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, pack
 from fastdss.train.enable import enable_dss
 from tests.support.tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 

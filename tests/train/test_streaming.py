@@ -10,7 +10,7 @@ pytest.importorskip("datasets", reason="needs the [train] extra")
 
 import datasets
 
-from fastdss.train.collator import pack
+from fastdss import pack
 from fastdss.train.trainer import DSSTrainer
 
 

@@ -10,7 +10,7 @@ from tests.support.tiny_models import VOCAB, own_logits, plain_loss, tiny_batch,
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, pack
 from fastdss.train.config import DSSConfig
 from fastdss.train.enable import disable_dss, dss_config, enable_dss
 from fastdss.train.reference import reference_logprobs

@@ -12,8 +12,7 @@ pytest.importorskip("accelerate", reason="needs the [train] extra")
 
 from transformers import BatchEncoding
 
-from fastdss import DSSConfig, UserError
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, DSSConfig, UserError, pack
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.trainer import DSSTrainer
 from tests.support.tiny_models import assert_same, own_logits, plain_loss, tiny_model

@@ -12,7 +12,7 @@ from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, assert_sam
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator
 
 
 def test_a_loss_that_is_not_finite_is_logged_as_such(tmp_path, monkeypatch):
