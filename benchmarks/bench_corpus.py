@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import StarScorer, score_dataset
 from fastdss.corpus.rows import Row, read_rows
@@ -222,9 +222,7 @@ def main(argv: list[str]) -> list[dict]:
                 rows.append(row | facts)
                 print(json.dumps(rows[-1]), flush=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_rows(args.out, rows)
     return rows
 
 

@@ -118,7 +118,7 @@ def test_an_option_of_several_commands_is_explained_once():
         parser.prog.split()[-1]: {name: action.help for action in options_of(parser) for name in action.option_strings}
         for parser, _ in commands_of(make_parser())
     }
-    apart = {"--guard", "--revision", "--config", "--out", "--help"}  # of another thing in each command
+    apart = {"--guard", "--revision", "--config", "--out", "--method", "--help"}  # of another thing in each command
     of_score = helps["score"].keys() - apart
     shared = [(command, option) for command in ("check", "train") for option in of_score & helps[command].keys()]
     assert len(shared) > 20
