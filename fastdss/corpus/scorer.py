@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastdss.errors import RowError, UserError
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
+from fastdss.star.scored import Flag
 
 from .columns import star_type, with_columns
 from .guards import GuardSource
@@ -302,7 +303,7 @@ def _scored_turn(item: Judged, found: ScoredResponse) -> ScoredTurn:
 
 
 def _failed_turn(item: Judged, reason: str) -> ScoredTurn:
-    return ScoredTurn(item.turn, [], [], ["failed"], reason)
+    return ScoredTurn(item.turn, [], [], [str(Flag.FAILED)], reason)
 
 
 def _reason(error: Exception, item: Judged) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdss.chat import unspaced
+from fastdss.star.scored import Flag
 
 from .rows import FailedRow, Row
 
@@ -135,7 +136,7 @@ def summary(counts: dict[str, Any]) -> str:
     for name, words in (("left_out", "left out, nothing to train"), ("turns_failed", "turns without scores")):
         if counts[name]:
             parts.append(f"{counts[name]} {words}")
-    alone = counts["flags"].get("one_boundary", 0)
+    alone = counts["flags"].get(Flag.ONE_BOUNDARY, 0)
     if alone:
         parts.append(f"{alone} answers with one boundary only")
     return ", ".join(parts)

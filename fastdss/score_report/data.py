@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fastdss.corpus.understood import kind_of_reason
+from fastdss.star.scored import Flag
 
 if TYPE_CHECKING:
     from fastdss.chat.conversation import Message
@@ -67,7 +68,7 @@ class PageRow:
     @property
     def final(self) -> float | None:
         """The verdict on the whole response; None where the guard did not see all of it."""
-        return None if self.failed or "truncated" in self.flags else self.scores[-1]
+        return None if self.failed or Flag.TRUNCATED in self.flags else self.scores[-1]
 
     @property
     def drop(self) -> float | None:
@@ -123,11 +124,11 @@ def page_rows(place: int, row: Row | FailedRow | None, scored: ScoredRow) -> lis
     read = row if row is not None and not hasattr(row, "reason") else None
     line = getattr(row, "line", None)
     if not scored.turns:
-        flags = ("left_out",) if scored.left_out else ("failed",)
+        flags = ("left_out",) if scored.left_out else (str(Flag.FAILED),)
         return [PageRow(scored.id, place, None, line, scored.content_hash, [], None, [], [], flags, scored.error, 0)]
     found = []
     for judged in scored.turns:
-        failed = judged.error is not None or "failed" in judged.flags or not judged.scores
+        failed = judged.error is not None or Flag.FAILED in judged.flags or not judged.scores
         failed = failed or not all(map(math.isfinite, judged.scores))
         response = None if read is None else read.conversation.turns[judged.turn].answer.text
         found.append(

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from fastdss.pages import pieces as report
 from fastdss.pages.charts import STEPS, bars
 from fastdss.pages.style import STYLE
+from fastdss.star.scored import Flag
 
 from .data import PageRow, Summary, columns, detail, script_data, visible
 
@@ -21,12 +22,12 @@ BLOCK = 250  # rows whose texts the script parses together, once one of them is 
 TAGS = {
     "low": "below ½",
     "recovers": "ends at ½ or above",
-    "failed": "failed",
-    "truncated": "truncated",
-    "delimiter": "quotes a delimiter",
-    "control_tokens": "spells control tokens",
-    "empty": "empty",
-    "one_boundary": "one boundary only",
+    Flag.FAILED: "failed",
+    Flag.TRUNCATED: "truncated",
+    Flag.DELIMITER: "quotes a delimiter",
+    Flag.CONTROL_TOKENS: "spells control tokens",
+    Flag.EMPTY: "empty",
+    Flag.ONE_BOUNDARY: "one boundary only",
     "left_out": "nothing to train",
     "approximate": "approximate in part",
 }
@@ -140,9 +141,9 @@ def _cards(summary: Summary) -> str:
         ("scored", summary.scored, "", "plain"),
         ("of these fall below ½", tags["low"], "low", "plain"),
         ("fall below ½, yet end at ½ or above", tags["recovers"], "recovers", "plain"),
-        ("failed: no score, never safe", tags["failed"], "failed", "bad" if tags["failed"] else "plain"),
-        ("truncated: the end was not seen", tags["truncated"], "truncated", "plain"),
-        ("quote a delimiter of the template", tags["delimiter"], "delimiter", "plain"),
+        ("failed: no score, never safe", tags["failed"], Flag.FAILED, "bad" if tags["failed"] else "plain"),
+        ("truncated: the end was not seen", tags["truncated"], Flag.TRUNCATED, "plain"),
+        ("quote a delimiter of the template", tags["delimiter"], Flag.DELIMITER, "plain"),
     ]
     cards = (
         f'<div class="card"><span class="big {tone}">{count:,}</span>'

@@ -12,8 +12,10 @@ from torch import Tensor
 from fastdss.errors import UserError
 from fastdss.loss.functional import live_rows
 from fastdss.models.inputs import join_media, join_tokens
+from fastdss.star.align import IGNORE
 
-from .example import COLUMNS, IGNORED, Row, read_row
+from .config import DSSConfig
+from .example import COLUMNS, Row, read_row
 
 _ROUNDING = 0.5  # a log-probability above 0 by no more than this is the rounding of 16-bit logits
 
@@ -50,7 +52,7 @@ class DSSCollator:
     """
 
     pad_token_id: int
-    kl_scale: float = 0.5
+    kl_scale: float = DSSConfig.kl_scale
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
     model_inputs: frozenset[str] | None = None
@@ -153,7 +155,7 @@ def _refuse_improbable(rows: Sequence[Row]) -> None:
     names = "labels", "token_weights", "ref_logprobs"
     for index, row in enumerate(rows):
         labels, weights, logprobs = (row.columns[name] for name in names)
-        bad = (labels != IGNORED) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
+        bad = (labels != IGNORE) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
         if bad.any():
             at = int(bad.nonzero()[0])
             raise UserError(
@@ -165,7 +167,7 @@ def _refuse_improbable(rows: Sequence[Row]) -> None:
 def _without_firsts(labels: Tensor, lengths: list[int]) -> Tensor:
     """A copy of ``labels`` in which the first label of each document does not count."""
     firsts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    return labels.index_fill(0, firsts, IGNORED)
+    return labels.index_fill(0, firsts, IGNORE)
 
 
 def _flat_attention(lengths: list[int], width: int) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.inputs import TOKEN_INPUTS, as_tensor, given_inputs, token_values
+from fastdss.star.align import IGNORE
 
-IGNORED = -100
 # Columns aligned with input_ids: name -> (dtype, what padding gets)
 COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "input_ids": (torch.long, 0),
-    "labels": (torch.long, IGNORED),
+    "labels": (torch.long, IGNORE),
     "token_weights": (torch.float32, 1.0),
     "ref_logprobs": (torch.float32, 0.0),
     "ref_offset": (torch.float32, 0.0),
@@ -120,10 +120,10 @@ def seen_tokens(where: str, mask: Tensor | None, labels: Tensor | None, length: 
     kept = slice(int(shown[0]), int(shown[-1]) + 1)
     if labels is not None:
         outside = labels.clone()
-        outside[kept] = IGNORED
-        if (outside != IGNORED).any():
-            at = int((outside != IGNORED).nonzero()[0])
-            raise UserError(f"{where}: labels[{at}] counts, but attention_mask hides the token: expected {IGNORED}")
+        outside[kept] = IGNORE
+        if (outside != IGNORE).any():
+            at = int((outside != IGNORE).nonzero()[0])
+            raise UserError(f"{where}: labels[{at}] counts, but attention_mask hides the token: expected {IGNORE}")
     return kept, None if bool(mask[kept].all()) else mask[kept].long()
 
 

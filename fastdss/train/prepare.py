@@ -9,10 +9,10 @@ from typing import Any
 from fastdss.errors import UserError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.optional import require
-from fastdss.star.align import AlignOptions, align
+from fastdss.star.align import IGNORE, AlignOptions, align
 from fastdss.star.scored import ScoredConversation
 
-from .example import COLUMNS, IGNORED
+from .example import COLUMNS
 from .pack import pack
 from .scored_rows import read_scored, scored_rows
 
@@ -27,7 +27,7 @@ def prepare_dss_dataset(
     packing: bool = False,
     template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
-    across: str = "last",
+    across: str = AlignOptions.across,
 ) -> Any:
     """Turn scored conversations into a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
 
@@ -92,7 +92,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
 
 
 def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
-    labelled = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
+    labelled = dataset.filter(lambda labels: any(label != IGNORE for label in labels[1:]), input_columns="labels")
     if isinstance(dataset, Sized) and len(labelled) < len(dataset):  # the rows of a stream cannot be counted
         lost = len(dataset) - len(labelled)
         _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)

@@ -18,10 +18,11 @@ from fastdss.models.inputs import as_tensor, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
+from fastdss.star.align import IGNORE
 
 from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_config, enable_dss
-from .example import COLUMNS, IGNORED, read_row
+from .example import COLUMNS, read_row
 from .reference_cache import ReferenceCache, gather, rank, world_size
 
 
@@ -183,7 +184,7 @@ def _columns(answers: _Answers, row: Mapping[str, Any]) -> dict[str, Any]:
     if answers.slope is None:
         return {"ref_logprobs": answers.logprobs}
     stored = iter(answers.slope)
-    slopes = [b"" if label == IGNORED else next(stored).numpy().tobytes() for label in row["labels"]]
+    slopes = [b"" if label == IGNORE else next(stored).numpy().tobytes() for label in row["labels"]]
     return {"ref_logprobs": answers.logprobs, "ref_offset": answers.offset, "ref_slope": slopes}
 
 
@@ -239,7 +240,7 @@ def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_An
 
 def _counting(row: Mapping[str, Any]) -> int:
     """How many labels are not ignored, those at the beginning of documents included, which no token predicts."""
-    return int((as_tensor(row["labels"]) != IGNORED).sum())
+    return int((as_tensor(row["labels"]) != IGNORE).sum())
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int, ask: str) -> list[_Answers]:
@@ -271,7 +272,7 @@ def _of_document(output: Any, row: int, document: _Document) -> _Answers:
     logprobs = output.logprobs[row, : document.length].float().cpu().clone()
     if output.ref_slope is None:
         return _Answers(logprobs)
-    counts = torch.as_tensor(document.columns["labels"]) != IGNORED
+    counts = torch.as_tensor(document.columns["labels"]) != IGNORE
     slope = output.ref_slope[row, : document.length].cpu()[counts].to(COLUMNS["ref_slope"][0])
     return _Answers(logprobs, slope, output.ref_offset[row, : document.length].float().cpu().clone())
 

@@ -9,7 +9,7 @@ from fastdss.chat.conversation import Conversation
 from fastdss.chat.formats import read_record
 from fastdss.chat.turns import parsed
 from fastdss.errors import RowError, UserError
-from fastdss.star.scored import ScoredConversation, ScoredResponse
+from fastdss.star.scored import Flag, ScoredConversation, ScoredResponse
 from fastdss.star.scores import StarScores
 
 
@@ -88,6 +88,6 @@ def _checked(conversation: Conversation, turn: int, ends: Any, scores: Any, flag
         raise UserError(f"expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}")
     if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
         raise UserError("scores and ends must be numbers: drop the row, or score it anew")
-    if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
+    if Flag.FAILED in flags or any(not 0 <= score <= 1 for score in scores):
         raise UserError(f"it has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
     return ScoredResponse.in_conversation(conversation, turn, scores, ends, flags)

@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from fastdss import DSSCollator, UserError, prepare_dss_dataset
 from tests.support.tiny_models import own_logits, plain_loss, scored_rows, tiny_model, tiny_tokenizer
-from tests.train.test_trainer import arguments
+from tests.support.trainers import arguments
 
 
 class BasePlugin:

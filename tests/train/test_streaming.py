@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.tiny_models import tiny_model
-from tests.train.test_trainer import arguments, assert_same_weights, by_hand, rows
+from tests.support.trainers import arguments, assert_same_weights, by_hand, rows
 
 pytest.importorskip("datasets", reason="needs the [train] extra")
 

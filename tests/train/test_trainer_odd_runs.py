@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from tests.support.tiny_models import own_logits, plain_loss, tiny_model
-from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, assert_same_weights, rows
+from tests.support.trainers import COLUMNS, LR, InOrder, arguments, assert_same_weights, rows
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 

@@ -18,7 +18,7 @@ from fastdss.corpus.scorer import StarScorer
 from fastdss.corpus.store import ScoredRow, joined
 from fastdss.corpus.understood import Understood, kind_of_reason
 from fastdss.errors import RowError, UserError
-from fastdss.star.align import align_conversation
+from fastdss.star.align import IGNORE, align_conversation
 from fastdss.star.scored import ScoredConversation, ScoredResponse
 
 from ..scored_rows import with_scores
@@ -162,7 +162,7 @@ def training_rows(
             continue
         cut = {name: row[name][:max_length] for name in ("input_ids", "labels", "token_weights")}
         row_counts.counts["cut to max_length"] += len(row["input_ids"]) > max_length
-        if any(label != -100 for label in cut["labels"][1:]):
+        if any(label != IGNORE for label in cut["labels"][1:]):
             rows.append(cut)
         else:
             row_counts.lose("without a label within max_length", f"no label within {max_length} tokens")
