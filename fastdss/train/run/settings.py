@@ -34,7 +34,7 @@ _LEAST = {
         ("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps", "max_bytes"), 1
     ),
     **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "seed", "max_tokens"), 0),
-    **dict.fromkeys(("save_steps", "save_minutes", "threads"), 0),
+    **dict.fromkeys(("csft_beta", "save_steps", "save_minutes", "threads"), 0),
 }
 
 
@@ -71,6 +71,9 @@ class TrainSettings:
     kl: str = _set("k2", "form of the KL term")
     kl_scale: float = _set(0.5, "lambda of the loss")
     dft: bool = _set(False, "weigh each token of the cross-entropy term by its own probability (dynamic fine-tuning)")
+    csft_beta: float = _set(
+        0.0, "pull at labels less, the likelier than under the reference (constrained fine-tuning); 0: no"
+    )
     live_reference: bool = _set(False, "ask the reference at every step for the forward KL, in place of its columns")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set("auto", "what computes the loss")
@@ -131,6 +134,7 @@ class TrainSettings:
             chunk_bytes=self.chunk_bytes or None,
             grad_tol=self.grad_tol or None,
             dft=self.dft,
+            csft_beta=self.csft_beta or None,
         )
 
 
