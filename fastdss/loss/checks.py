@@ -152,16 +152,23 @@ def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: An
         raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
 
 
-def check_constrained(csft_beta: Any, o: Objective, ref_logprobs: Any, dtype: Any) -> None:
+def check_constrained(csft_beta: Any, kl: str, o: Objective, dtype: Any) -> None:
     """A bounded first term goes with the labels' log-probabilities under the reference and no other first term."""
     if csft_beta is None:
         return
-    if ref_logprobs is None:
-        raise ValueError("csft_beta holds each label to its ref_logprobs: expected them, got another reference")
+    check_constrained_kl(kl)
     if o.dft or o.label_smoothing or o.z_loss:
         raise ValueError("csft_beta makes another first term: expected dft=False, label_smoothing=0 and z_loss=0")
     if dtype == torch.float16:
         raise TypeError("csft_beta: expected float64, float32 or bfloat16, got float16")
+
+
+def check_constrained_kl(kl: str) -> None:
+    if kl in FULL_KL:
+        raise ValueError(
+            f"csft_beta reads each label's log-probability under the reference alone: expected kl to be one of "
+            f"{', '.join(LABEL_KL)}, got {str(kl)!r}"
+        )
 
 
 def check_kl_scale(kl_scale: float) -> None:

@@ -133,7 +133,7 @@ class Batch:
             check_values(labels, token_weights, name, ignore_index, words(lm_head, group), unit_interval=True)
         return cls(hidden, lm_head, found, shift=shift)
 
-    def reference_logprobs(self, ref_logprobs: Tensor, csft_beta: float | Tensor | None) -> LabelReference:
+    def reference_logprobs(self, ref_logprobs: Tensor) -> LabelReference:
         if ref_logprobs.shape != self.shape:
             raise ValueError(
                 f"ref_logprobs: expected the shape of labels, {list(self.shape)}, got {sizes(ref_logprobs)}"
@@ -142,11 +142,10 @@ class Batch:
             raise TypeError(f"ref_logprobs: expected a floating dtype, got {ref_logprobs.dtype}")
         check_devices(self.hidden, ref_logprobs=ref_logprobs)
         logprobs = shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
-        beta = None if csft_beta is None else self._betas(csft_beta)
-        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous(), csft_beta=beta)
+        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous())
 
-    def _betas(self, given: float | Tensor) -> Tensor:
-        """[N] positive; where a check would make the host wait, NaN where one is not."""
+    def betas(self, given: float | Tensor) -> Tensor:
+        """``csft_beta`` as [N] positive numbers; where a check would make the host wait, NaN where one is not."""
         if not isinstance(given, Tensor):
             given = torch.full(self.shape, float(given), dtype=self.ce_weight.dtype, device=self.hidden.device)
         if given.shape != self.shape or not given.is_floating_point():

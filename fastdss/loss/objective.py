@@ -120,7 +120,7 @@ class RowInputs(NamedTuple):
     ce_weight: Tensor
     kl_weight: Tensor | None
     ref_logprobs: Tensor | None
-    csft_beta: Tensor | None = None
+    csft_beta: Tensor | None = None  # as in LossCall; kernels are given what it makes of ce_weight
 
     def at(self, rows: Tensor | slice) -> RowInputs:
         return RowInputs(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]

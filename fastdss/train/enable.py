@@ -46,6 +46,7 @@ def enable_dss(
     label_smoothing: float | None = None,
     grad_tol: float | None = None,
     dft: bool | None = None,
+    csft_beta: float | None = None,
     check: bool = True,
 ) -> Model:
     """Switch the DSS loss on in a causal LM: its forward then knows ``token_weights``.
@@ -78,7 +79,7 @@ def enable_dss(
 
     Args:
         model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
-        config: the options of the whole run; the next seven are shortcuts to its fields. A second call replaces all
+        config: the options of the whole run; the next eight are shortcuts to its fields. A second call replaces all
             options of the first.
         kl: form of the KL term.
         kl_scale: the KL term's factor.
@@ -87,6 +88,7 @@ def enable_dss(
         label_smoothing: share of each label's mass that is spread over the vocabulary.
         grad_tol: share of the gradient of the logits that may be left out.
         dft: weigh each token of the cross-entropy term by its own probability.
+        csft_beta: bound the pull of that term at a label, and let it fade above the reference's probability.
         check: compare a few tokens' logits, as fastdss computes them, with the model's own. It needs real weights, so
             pass False on the meta device.
 
@@ -105,6 +107,7 @@ def enable_dss(
         grad_tol=grad_tol,
         label_smoothing=label_smoothing,
         dft=dft,
+        csft_beta=csft_beta,
     )
     bare = bare_model(model)
     if is_engine(bare):

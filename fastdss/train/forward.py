@@ -104,7 +104,7 @@ def shaped_forward(
     if ask == "reference":
         logprobs, slope, offset = _run(model, _reference(config, labels, given.rows), args, kwargs)[0]
         return DSSOutput(logprobs=logprobs, ref_slope=slope, ref_offset=offset)
-    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None and given.ref_slope is None:
+    if config.needs_reference and given.ref_logprobs is None and given.ref_hidden is None and given.ref_slope is None:
         raise UserError(
             "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
             "in DSSTrainer a column ref_logprobs or ref_model="
@@ -205,7 +205,8 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         here = hidden.device
         options = _options(config, head, given.rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
-        options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "token_stats": given.token_stats}
+        options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "csft_beta": config.csft_beta}
+        options |= {"token_stats": given.token_stats}
         if ref_hidden is not None:
             if ref_lm_head is not None and ref_bias is None and head.bias is not None:
                 raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")
@@ -214,7 +215,7 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
                 weight, bias = _to(ref_lm_head, here), _to(ref_bias, here)
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
             options |= {"ref_logit_scale": given.ref_logit_scale, "ref_softcap": given.ref_softcap}
-        elif config.kl_scale == 0:  # there is no KL term, but dss_loss wants a reference: any will do
+        elif not config.needs_reference:  # no term compares with one, but dss_loss wants one: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         elif given.by_slope(config):
             options |= {"ref_slope": _slopes(given.ref_slope, hidden), "ref_offset": _to(given.ref_offset, here)}

@@ -283,8 +283,7 @@ class DSSTrainer(ShapedTraining, Trainer):
             adapters), ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter
             two serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
             split it, also for unshaped batches.
-        **kwargs: those of ``Trainer``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and ``grad_tol`` are
-            shortcuts to fields of ``config``.
+        **kwargs: those of ``Trainer``, and fields of ``DSSConfig`` (``kl=``, ``kl_scale=``, ``dft=``, …) as shortcuts.
 
     Raises:
         UserError: where the model, ``config`` and shortcuts contradict each other, or the trainer's arguments would

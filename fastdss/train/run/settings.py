@@ -38,7 +38,7 @@ _LEAST = {
         ("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps", "max_bytes"), 1
     ),
     **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "seed", "max_tokens"), 0),
-    **dict.fromkeys(("save_steps", "save_minutes", "threads"), 0),
+    **dict.fromkeys(("csft_beta", "save_steps", "save_minutes", "threads"), 0),
 }
 
 
@@ -75,6 +75,9 @@ class TrainSettings:
     kl: str = _set(str(DSSConfig.kl), "form of the KL term")
     kl_scale: float = _set(DSSConfig.kl_scale, "factor of the KL term, lambda in the paper")
     dft: bool = _set(DSSConfig.dft, "dynamic fine-tuning: weigh each token of the cross-entropy by its probability")
+    csft_beta: float = _set(
+        0.0, "constrained fine-tuning: bound the cross-entropy's pull at labels likelier than under the reference; 0: no"
+    )
     live_reference: bool = _set(False, "for the forward KL, run the reference at every step instead of once before")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
     backend: str = _set(DSSConfig.backend, "which implementation computes the loss")
@@ -135,6 +138,7 @@ class TrainSettings:
             chunk_bytes=self.chunk_bytes or None,
             grad_tol=self.grad_tol or None,
             dft=self.dft,
+            csft_beta=self.csft_beta or None,
         )
 
 

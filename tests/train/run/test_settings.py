@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fastdss import DSSConfig
 from fastdss.cli import make_parser
 from fastdss.train.run import run as train_run
 from fastdss.train.run.run import load_model, run
@@ -36,6 +37,9 @@ pytest.importorskip("peft", reason="needs the [train] extra")
         ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
         ({"data": "x", "model": "m", "epochs": 0}, "epochs: 0 of them train nothing; expected more, or max_steps"),
         ({"data": "x", "model": "m", "grad_tol": 1}, r"grad_tol: expected None or a number in \(0, 1\), got 1"),
+        ({"data": "x", "model": "m", "csft_beta": -1}, "csft_beta: expected a number of at least 0, got -1"),
+        ({"data": "x", "model": "m", "csft_beta": 1, "dft": True}, "csft_beta makes another first term"),
+        ({"data": "x", "model": "m", "csft_beta": 1, "kl": "reverse"}, "csft_beta .* k1, k2, k3, got 'reverse'"),
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
@@ -45,6 +49,15 @@ pytest.importorskip("peft", reason="needs the [train] extra")
 def test_settings_that_make_no_sense(given, message):
     with pytest.raises(ValueError, match=message):
         read_settings(given)
+
+
+def test_the_losses_options_by_flags(monkeypatch):
+    parser, found = make_parser(), []
+    monkeypatch.setattr(train_run, "run", lambda settings, **_: found.append(settings.dss))
+    for flags in ([], ["--csft-beta", "0.1", "--kl", "k3"], ["--dft", "--grad-tol", "0.01"]):
+        args = parser.parse_args(["train", "some.jsonl", "--model", "m", *flags])
+        args.run(args)
+    assert found == [DSSConfig(), DSSConfig("k3", csft_beta=0.1), DSSConfig(dft=True, grad_tol=0.01)]
 
 
 def test_the_data_without_a_flag(files, monkeypatch):
