@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,15 @@ def markdown_table() -> str:
     rows = ["| guard | judges | you bring | checked against | note |", "|---|---|---|---|---|"]
     for known in KNOWN:
         spec = known.sample()
-        needs = ", ".join(f"`{text}`" for text in known.texts) or "-"
-        rows.append(f"| `{known.example}` | {spec.judges} | {needs} | {spec.checked} | {_note(spec) or '-'} |")
+        needs = ", ".join(f"`{text}`" for text in known.texts)
+        cells = (f"`{known.example}`", spec.judges, needs, spec.checked, _shown_as_text(_note(spec)))
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _shown_as_text(note: str) -> str:
+    """With tags such as ``<score>`` as code, which Markdown would take for HTML and leave out."""
+    return re.sub(r"</?[a-z]+>", r"`\g<0>`", note)
 
 
 def _note(spec: GuardSpec) -> str:

@@ -115,7 +115,7 @@ def weighted_ce(
         grad_tol: leave the columns of least energy of each chunk's dZ out of the products for hidden's and lm_head's
             gradients, and put the sum of what was left out back, while the Frobenius norm of what is then missing stays
             within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
-            matter: on English text by 2**-9 about as much as cut-cross-entropy's threshold allows. The loss stays
+            matter: on English text by ``2**-9`` about as much as cut-cross-entropy's threshold allows. The loss stays
             exact; the host waits once per chunk for the number of columns. None: exact.
         group: the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
         main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
