@@ -76,7 +76,7 @@ class TrainSettings:
     kl_scale: float = _set(DSSConfig.kl_scale, "factor of the KL term, lambda in the paper")
     dft: bool = _set(DSSConfig.dft, "dynamic fine-tuning: weigh each token of the cross-entropy by its probability")
     csft_beta: float = _set(
-        0.0, "constrained fine-tuning: bound the cross-entropy's pull at labels likelier than under the reference; 0: no"
+        0.0, "constrained fine-tuning: bound the pull at labels that the reference finds less likely; 0: no"
     )
     live_reference: bool = _set(False, "for the forward KL, run the reference at every step instead of once before")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
