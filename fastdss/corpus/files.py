@@ -42,6 +42,9 @@ class Found(NamedTuple):
     record: Mapping[str, Any] | Unreadable
     line: int | None = None
 
+    def __repr__(self) -> str:  # never the text
+        return f"Found({type(self.record).__name__}, line={self.line})"
+
 
 def kind_of(name: str) -> str | None:
     """The reader of a file, told by its suffixes in any letter case; None where there is none."""

@@ -63,12 +63,10 @@ METHODS = (*TITLES, *(f"dss-{kl}" for kl in KINDS))
 def choose_arms(methods: Sequence[str], settings: Sequence[str]) -> list[Arm]:
     """The runs: each method without verdicts once, each other one in every setting. Unknown names raise
     ``ValueError``."""
-    for name, chosen, known in (("arm", methods, METHODS), ("setting", settings, SETTINGS)):
-        for value in chosen:
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
-        if not chosen:
-            raise UserError(f"no {name} chosen; choose from {', '.join(known)}")
+    for name, chosen, known in (("arms", methods, METHODS), ("settings", settings, SETTINGS)):
+        unknown = [value for value in chosen if value not in known]
+        if unknown or not chosen:
+            raise UserError(f"{name}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none of them'}")
     methods, settings = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(settings))
     plain = [Arm(method) for method in methods if method in WITHOUT_VERDICTS]
     return plain + [Arm(m, setting) for setting in settings for m in methods if m not in WITHOUT_VERDICTS]

@@ -44,8 +44,8 @@ class Settings:
             chosen = replace(self, **smaller)
         for name, least in LEAST.items():
             value = getattr(chosen, name)
-            if value is not None and not value >= least:
-                raise UserError(f"{name}: expected at least {least}, got {value}")
+            if value is not None and not least <= value < math.inf:
+                raise UserError(f"{name}: expected a number of at least {least}, got {value}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         import torch
@@ -58,6 +58,6 @@ class Settings:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {self.device!r} cannot be used here: {error}") from error
+            raise UserError(f"device: expected one that works here, got {self.device!r}: {error}") from error
         choose_arms(self.arms, self.verdicts)
         return replace(chosen, device=device)

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from fastdss.errors import UserError
+
 from .checks import check_constrained, check_kl_scale, check_reference
 from .host_rows import live_rows
 from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions
@@ -287,7 +289,7 @@ def dss_loss(
         check_one_head(lm_head, bias)
         check_softcap(softcap)
         if ref_logit_scale not in (None, logit_scale) or ref_softcap not in ("same", None):
-            raise ValueError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
+            raise UserError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
     form = kl if ref_slope is None else KL.K1  # of what lies above the tangent: see tangent.py

@@ -43,8 +43,8 @@ class PageRow:
     turn: int | None
     line: int | None
     content_hash: str
-    history: list[Message]
-    response: str | None  # None where the scored text could not be read
+    history: list[Message] = field(repr=False)
+    response: str | None = field(repr=False)  # None where the scored text could not be read
     scores: list[float]
     ends: list[int]
     flags: tuple[str, ...]

@@ -159,8 +159,8 @@ def _refuse_improbable(rows: Sequence[Row]) -> None:
         if bad.any():
             at = int(bad.nonzero()[0])
             raise UserError(
-                f"example {index}: ref_logprobs[{at + row.kept.start}] = {logprobs[at].item()}: must be a "
-                "log-probability, finite and not above 0"
+                f"example {index}: ref_logprobs[{at + row.kept.start}]: expected a log-probability, finite and not "
+                f"above 0, got {logprobs[at].item()}"
             )
 
 

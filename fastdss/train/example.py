@@ -80,11 +80,11 @@ def _column(index: int, name: str, values: Any) -> Tensor:
     try:
         tensor = as_tensor(values)
     except (RuntimeError, TypeError, ValueError) as error:  # null, text, or lists of several lengths
-        raise UserTypeError(f"example {index}: {name} must be one number per token ({error})") from None
+        raise UserTypeError(f"example {index}: {name}: expected one number per token ({error})") from None
     if tensor.dim() != 1:
-        raise UserError(f"example {index}: {name} must be one number per token, got the shape {list(tensor.shape)}")
+        raise UserError(f"example {index}: {name}: expected one number per token, got the shape {list(tensor.shape)}")
     if dtype == torch.long and tensor.is_floating_point() and tensor.numel():
-        raise UserTypeError(f"example {index}: {name} must be integers, got {tensor.dtype}")
+        raise UserTypeError(f"example {index}: {name}: expected integers, got {tensor.dtype}")
     return tensor.to(dtype)
 
 

@@ -75,7 +75,7 @@ def _turn(conversation: Conversation, judged: Any) -> ScoredResponse:
         raise UserError("star: expected turn, ends and scores in each of its entries")
     t = judged["turn"]
     if not isinstance(t, int) or not 0 <= t < len(conversation.turns) or conversation.turns[t].role != "assistant":
-        raise UserError(f"star: turn {t} is no turn of the assistant among {len(conversation.turns)} messages")
+        raise UserError(f"star: expected turns of the assistant, got turn {t} of {len(conversation.turns)} messages")
     text = judged.get("text")
     if text is not None and text != conversation.turns[t].answer.text:
         raise UserError(f"star: the text that was scored is not that of message {t}: score it anew")
@@ -87,7 +87,7 @@ def _checked(conversation: Conversation, turn: int, ends: Any, scores: Any, flag
     if len(scores) != len(ends) or not ends:
         raise UserError(f"expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}")
     if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
-        raise UserError("scores and ends must be numbers: drop the row, or score it anew")
+        raise UserError("scores and ends: expected numbers: drop the row, or score it anew")
     if Flag.FAILED in flags or any(not 0 <= score <= 1 for score in scores):
         raise UserError(f"it has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
     return ScoredResponse.in_conversation(conversation, turn, scores, ends, flags)

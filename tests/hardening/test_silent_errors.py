@@ -212,5 +212,5 @@ def test_errors_about_a_turn_name_the_row_of_the_batch(guard: Guard) -> None:
 def test_ids_that_are_no_integers_are_not_rounded(name: str) -> None:
     row: dict[str, Any] = {"input_ids": [1, 2], "labels": [1, 2], "token_weights": [1, 0.5]}
     assert DSSCollator(0)([row])["token_weights"].dtype == torch.float32
-    with pytest.raises(TypeError, match=f"example 1: {name} must be integers, got torch.float32"):
+    with pytest.raises(TypeError, match=f"example 1: {name}: expected integers, got torch.float32"):
         DSSCollator(0)([row, row | {name: [1.5, 2.0]}])

@@ -189,7 +189,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
     fit the model."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise UserError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
+        raise UserError(f"model: expected an embedding for its tokenizer's {len(tokenizer)} tokens, got {rows} rows")
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -197,7 +197,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
         modules = [f".{name}" for name, _ in model.named_modules() if name]
         for target in targets:  # PEFT raises an error only where it finds none of them
             if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
-                raise UserError(f"lora_targets: the model has no module {target!r}")
+                raise UserError(f"lora_targets: expected names of the model's modules, got {target!r}")
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,

@@ -114,7 +114,7 @@ def test_a_tokenizer_larger_than_the_model(files, tmp_path):
     """Escaped as an IndexError of torch once the first such token came."""
     tiny_model(vocab_size=100).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model: its tokenizer has 320 tokens, its embedding 100 rows"):
+    with pytest.raises(ValueError, match="model: expected an embedding for its tokenizer's 320 tokens, got 100 rows"):
         load_model(settings(files, tmp_path / "out", model=str(tmp_path)), tiny_tokenizer(), bf16=False)
 
 
