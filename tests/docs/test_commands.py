@@ -127,8 +127,9 @@ def test_an_option_of_several_commands_is_explained_once():
         assert helps[command][option].startswith(meaning), (command, option)
 
 
-def test_the_check_is_one(monkeypatch):
-    for wrong in (
+@pytest.mark.parametrize(
+    "wrong",
+    [
         ["fastdss", "score", "chats.jsonl"],
         ["fastdss", "scores", "chats.jsonl", "--guard", "tiny", "--out", "scores"],
         ["torchrun", "-m", "fastdss", "merge", "scores", "--no-such-option"],
@@ -137,6 +138,9 @@ def test_the_check_is_one(monkeypatch):
         ["make", "no-such-target"],
         ["pip", "install", "fastdss[no_such_extra]"],
         ["no-such-program"],
-    ):
-        with pytest.raises(AssertionError):
-            check(wrong, monkeypatch)
+    ],
+    ids=" ".join,
+)
+def test_the_check_is_one(monkeypatch, wrong):
+    with pytest.raises(AssertionError):
+        check(wrong, monkeypatch)
