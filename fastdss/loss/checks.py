@@ -198,7 +198,12 @@ def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
 def check_values(
     labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
 ) -> None:
-    """Values that only the host can look at without waiting."""
+    """Raise ``UserError`` for labels and scores that no loss takes. Call it for tensors on a CPU: on a device the host
+    would have to wait for the values.
+
+    ``DSSCollator`` calls it, through ``live_rows``, for the rows of its batch. The loss calls it again where a batch is
+    on a CPU, for it alone knows the vocabulary's size, and labels beyond it would read another row's memory.
+    """
     ignored = labels == ignore_index
     if labels.numel():
         low, high = map(int, labels.masked_fill(ignored, 0).aminmax())

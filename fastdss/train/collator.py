@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdss.errors import UserError
+from fastdss.loss.checks import check_kl_scale
 from fastdss.loss.functional import live_rows
 from fastdss.models.inputs import join_media, join_tokens
 from fastdss.star.align import IGNORE
@@ -48,7 +49,8 @@ class DSSCollator:
             set them. None: all inputs that any model of transformers is known to take of a row.
 
     Raises:
-        ValueError: in a call, for columns that are missing, ragged, or (ref_logprobs) no log-probabilities.
+        ValueError: for a ``kl_scale`` that no loss takes; in a call, for columns that are missing, ragged, or
+            (ref_logprobs) no log-probabilities.
     """
 
     pad_token_id: int
@@ -56,6 +58,9 @@ class DSSCollator:
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
     model_inputs: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_kl_scale(self.kl_scale)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = _aligned_names(examples)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdss import DSSCollator, pack
+from fastdss import DSSCollator, UserError, pack
 from fastdss.train.enable import enable_dss
 from tests.support.tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 
@@ -97,6 +97,12 @@ def test_packing_fills_rows():
     assert sorted(sum(row["seq_lengths"]) for row in packed) == [8, 8, 8, 8]
     with pytest.raises(ValueError, match=r"example 2: expected at most max_length = 7 tokens, got 8"):
         list(pack(rows, 7))
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("nan"), -1.0])
+def test_a_kl_scale_that_no_loss_takes_is_refused_at_once(scale):
+    with pytest.raises(UserError, match="kl_scale: expected a finite number >= 0"):
+        DSSCollator(pad_token_id=0, kl_scale=scale)
 
 
 def test_plain_examples_make_plain_batches():
