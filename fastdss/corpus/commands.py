@@ -59,18 +59,7 @@ def add_score(commands: Any) -> None:
     )
     add("--dtype", default="auto", help="dtype of the guard's weights")
     add("--device", default="auto", help="where the guard runs: auto, cpu, cuda, ...")
-    add(
-        "--approx",
-        type=float,
-        metavar="TOLERANCE",
-        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few rows are "
-        "off by more than this anywhere; else all scores are computed exactly",
-    )
-    at_most = f"with --approx: share of rows that may be off (default: {Promise.at_most})"
-    add("--at-most", type=float, metavar="SHARE", help=at_most)
-    confidence = f"with --approx: how certain that share is (default: {Promise.confidence})"
-    add("--confidence", type=float, metavar="P", help=confidence)
-    add("--approx-seed", type=int, metavar="N", help="with --approx: seed of the random sample (default: 0)")
+    _add_approx(parser)
     add("--rescore", action="store_true", help="score rows again that already hold scores")
     add(
         "--shard-rows",
@@ -87,6 +76,23 @@ def add_score(commands: Any) -> None:
     add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
     add_threads(parser)
     parser.set_defaults(run=_score)
+
+
+def _add_approx(parser: argparse.ArgumentParser) -> None:
+    """Add ``--approx`` and the options that only mean something beside it."""
+    add = parser.add_argument
+    add(
+        "--approx",
+        type=float,
+        metavar="TOLERANCE",
+        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few rows are "
+        "off by more than this anywhere; else all scores are computed exactly",
+    )
+    at_most = f"with --approx: share of rows that may be off (default: {Promise.at_most})"
+    add("--at-most", type=float, metavar="SHARE", help=at_most)
+    confidence = f"with --approx: how certain that share is (default: {Promise.confidence})"
+    add("--confidence", type=float, metavar="P", help=confidence)
+    add("--approx-seed", type=int, metavar="N", help="with --approx: seed of the random sample (default: 0)")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

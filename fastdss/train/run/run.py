@@ -23,7 +23,7 @@ from fastdss.models.causal_lm import logit_scale_and_softcap
 from fastdss.models.head_call import head_is_adapted, head_trains
 from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
 from fastdss.optional import require
-from fastdss.star.scored import ScoredResponse
+from fastdss.star.scored import ScoredConversation, ScoredResponse
 from fastdss.upstream.transformers import commit_of, trackers
 
 from ..collator import DSSCollator
@@ -43,7 +43,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
-    from .stop import Keeper, NotFinite, StepBar
+    from .stop import Keeper, NotFinite
 
     use_threads(settings.threads or None)
     out = Path(settings.out)
@@ -56,27 +56,21 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     check_template(settings, tokenizer)
     judged_before = holds_scores(settings)
     if judged_before:
-        _log.warning(
-            "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
-        )
+        _log.warning("the data comes with scores (column star), so the guard %s is not asked", settings.guard)
         scored = list(scored_before(settings, row_counts))
     else:
-        with args.main_process_first(desc="scoring"):
-            if args.local_process_index == 0:
-                score_rows(settings, out / "scores", str(args.device), progress=progress)
-        scored = list(scored_here(out / "scores", row_counts))
+        scored = _scored_now(settings, args, out, row_counts, progress)
     commit = commit_of(find_source("model", settings.model).where, settings.revision or None)
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
-    prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), row_counts))
     responses = [response for conversation in scored for response in conversation.turns]
-    prepared, held_out = split_rows(settings, prepared)
+    aligned = training_rows(scored, tokenizer, int(limit), row_counts)
+    prepared, held_out = split_rows(settings, Dataset.from_list(aligned))
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
     keeper = Keeper(settings.save_minutes)
-    for callback in (keeper, StepBar(progress)):
-        trainer.add_callback(callback)
+    trainer.add_callback(keeper)
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
         keep_settings(settings, rows_hash, Path(args.output_dir))
@@ -89,15 +83,12 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
         trainer.save_model(str(out / "model"))
     except NotFinite as error:
         stopped = error
+    rows = {"trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)}
     outcome = {
         "settings": asdict(settings),
         "judged_here": not judged_before,
         "model_commit": commit,  # None where the model is a folder
-        "rows": {
-            **row_counts.as_json(),
-            "trained": len(prepared),
-            "held_out": 0 if held_out is None else len(held_out),
-        },
+        "rows": row_counts.as_json() | rows,
         "scores": score_summary(responses),
         "before": before,
         "after": after,
@@ -106,11 +97,19 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         write_report(outcome, responses, out)
-        if stopped is None:
-            (out / "model" / "README.md").write_text(card(outcome), encoding="utf-8")
     if stopped is not None:
         raise stopped
     return outcome if trainer.is_world_process_zero() else {}
+
+
+def _scored_now(
+    settings: TrainSettings, args: Any, out: Path, row_counts: RowCounts, progress: bool
+) -> list[ScoredConversation]:
+    """The data scored by the guard: by one process of each machine, and then read by all."""
+    with args.main_process_first(desc="scoring"):
+        if args.local_process_index == 0:
+            score_rows(settings, out / "scores", str(args.device), progress=progress)
+    return list(scored_here(out / "scores", row_counts))
 
 
 def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
@@ -122,9 +121,12 @@ def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
 
 
 def write_report(outcome: dict[str, Any], scored: list[ScoredResponse], out: Path) -> None:
-    """Write ``report.html`` and ``report.json``; numbers that are not finite, which JSON lacks, become null."""
+    """Write ``report.html`` and ``report.json``, where numbers that are not finite, which JSON lacks, become null; and
+    the card of the model, if one was saved."""
     from .report import html
 
+    if outcome["stopped"] is None:
+        (out / "model" / "README.md").write_text(card(outcome), encoding="utf-8")
     text = json.dumps(json.loads(json.dumps(outcome), parse_constant=lambda _: None), indent=1)
     (out / "report.json").write_text(text, encoding="utf-8")
     (out / "report.html").write_text(html(outcome, scored), encoding="utf-8")
@@ -251,11 +253,11 @@ def make_trainer(
     *,
     progress: bool = False,
 ) -> Any:
-    """The trainer, without its progress bars, with a reference: columns computed once where that is possible, else a
-    model that is asked at every step."""
+    """The trainer with one progress bar in place of its own, and with a reference: columns computed once where that is
+    possible, else a model that is asked at every step."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from .stop import StoppingTrainer
+    from .stop import StepBar, StoppingTrainer
 
     if settings.packing:  # before the reference's columns, which would make the rows to pack many times larger
         train = pack_dataset(train, limit)
@@ -279,6 +281,7 @@ def make_trainer(
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    trainer.add_callback(StepBar(progress))
     return trainer
 
 
