@@ -144,7 +144,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         unshaped = torch.zeros(len(SUMS), dtype=torch.float64)
         for name, sum_name in _TRL_METRICS.items():
             unshaped[SUMS.index(sum_name)] = sum(trls[name])
-        unshaped[SUMS.index("told")] = len(trls["entropy"])
+        unshaped[SUMS.index("batches_with_stats")] = len(trls["entropy"])
         local = [self.tokens_seen, len(trls["num_tokens"]), sum(trls["aux_loss"]), len(trls["aux_loss"])]
         sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
         tokens, counted, auxiliary, batches = self.accelerator.reduce(sums, reduction="sum").tolist()

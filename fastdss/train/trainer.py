@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from fastdss.errors import UserError
 from fastdss.models.experts import coefficient
+from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
     TrainerSeams,
@@ -37,7 +38,7 @@ _EXACT = (
     "ref_offset",
     "ref_slope",
 )  # float inputs that mixed precision must not round
-SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches", "entropy", "accuracy", "told")
+SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches", "entropy", "accuracy", "batches_with_stats")
 
 
 class ShapedTraining(TrainerSeams):
@@ -45,7 +46,7 @@ class ShapedTraining(TrainerSeams):
 
     _dss_reference: LiveReference | None = None
     _dss_own_mean = False  # whether the model divides an unshaped loss by the labels of its batch, not of the step
-    _dss_told_unshaped = False
+    _dss_warned_unshaped = False
 
     def _set_up_dss(self: Any, ref_model: Any) -> None:
         """Call it after ``Trainer.__init__``. It refuses arguments that would train another loss, and prepares the
@@ -128,8 +129,8 @@ class ShapedTraining(TrainerSeams):
 
     def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
         """Warn once: a missing or misspelt column of weights would otherwise show in the trained model only."""
-        if self.model.training and not self._dss_told_unshaped:
-            self._dss_told_unshaped = True
+        if self.model.training and not self._dss_warned_unshaped:
+            self._dss_warned_unshaped = True
             _log.warning("a batch without token_weights is trained without shaping; it has %s", ", ".join(inputs))
 
     def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
@@ -158,12 +159,13 @@ class ShapedTraining(TrainerSeams):
 
     @torch.no_grad()
     def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:
-        """Sums on the device since the last log; nothing waits for them."""
+        """Add a batch to the sums since the last log. They stay on the device, so that nothing waits for them."""
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
-        counts = labels != -100
+        counts = labels != IGNORE
         count = counts.sum()
         config = dss_config(self.model)
-        told = (counts & ((weights > 0) | (config is not None and config.kl_scale > 0))).sum()  # others aren't computed
+        # Labels for which the loss computes the distribution; the others have no entropy.
+        computed = (counts & ((weights > 0) | (config is not None and config.kl_scale > 0))).sum()
         items = count if num_items_in_batch is None else num_items_in_batch  # what the model divided by
         sums = torch.stack(
             [
@@ -174,9 +176,9 @@ class ShapedTraining(TrainerSeams):
                 count.double(),
                 torch.zeros_like(count).double() if outputs.aux_loss is None else outputs.aux_loss.double(),
                 torch.ones_like(count).double(),
-                outputs.entropy.double().sum() / told.clamp(min=1),
-                outputs.correct.double().sum() / told.clamp(min=1),
-                (told > 0).double(),
+                outputs.entropy.double().sum() / computed.clamp(min=1),
+                outputs.correct.double().sum() / computed.clamp(min=1),
+                (computed > 0).double(),
             ]
         )
         self._add_sums(bool(self.model.training), sums)
@@ -192,19 +194,19 @@ class ShapedTraining(TrainerSeams):
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def _take_metrics(self: Any, training: bool) -> dict[str, float]:
-        """Means on all ranks since the last time, and a fresh start; nothing where no weights were seen.
+        """The means over all ranks since the last call; empty where no batch had weights.
 
-        Over labels; of entropy and accuracy, as TRL has them, over batches of what each batch's mean was. A rank that
-        saw none adds zeros: the others wait for it.
+        They are means over labels; entropy and accuracy, as in TRL, are means over batches of each batch's mean. Every
+        rank takes part, with zeros where it saw no such batch: the others wait for it.
         """
         sums, self._dss_sums[training] = self._dss_sums[training], None
         if sums is None:
             sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
         total = dict(zip(SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         found: dict[str, float] = {}
-        if total["told"]:
-            found["entropy"] = total["entropy"] / total["told"]
-            found["mean_token_accuracy"] = total["accuracy"] / total["told"]
+        if total["batches_with_stats"]:
+            found["entropy"] = total["entropy"] / total["batches_with_stats"]
+            found["mean_token_accuracy"] = total["accuracy"] / total["batches_with_stats"]
         if not total["batches"]:
             return found
         labels = max(total["labels"], 1.0)

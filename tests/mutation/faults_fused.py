@@ -124,7 +124,7 @@ STATS = [
     Fault("token stats", "kernels/row_terms.py", "tl.where(distance > 0.0, small, 1.0) / (1.0 + small)", "1.0 - miss",
           "tests/interpreted/test_row_terms.py -k terms_and", within="row_terms_fwd_kernel",
           survives="where the two differ, p times -log p is below a rounding of the entropy"),
-    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / told.clamp(min=1)",
+    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / computed.clamp(min=1)",
           "outputs.entropy.double().sum() / count.clamp(min=1)",
           "tests/train/test_trainer_logs.py -k no_loss_computes"),
     Fault("token stats", "fastdss/train/forward.py",
