@@ -14,7 +14,7 @@ from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
 from fastdss.upstream.accelerate import ungathered
-from fastdss.upstream.trl import OpenSFTTrainer
+from fastdss.upstream.trl import OpenSFTTrainer, Preparation
 
 from .agreement import agreed_config
 from .collator import DSSCollator
@@ -88,21 +88,14 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         self._set_up_dss(ref_model)
         self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
-    def prepared(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        name: str,
-    ) -> Any:
+    def prepared(self, dataset: Any, how: Preparation) -> Any:
         """SFTTrainer's preparation of a data set; of scored and prepared rows one that keeps all columns aligned."""
         columns = set(_columns(dataset))
         if "token_weights" not in columns and not holds_scores(list(columns)):
-            return super().prepared(dataset, processing_class, args, packing, formatting_func, name)
-        self._refuse_options(dataset, args, packing, formatting_func, name)
-        with args.main_process_first(desc=f"preparing {name}"):
+            return super().prepared(dataset, how)
+        self._refuse_options(dataset, how)
+        args = how.args
+        with args.main_process_first(desc=f"preparing {how.name}"):
             if "token_weights" not in columns:
                 template = {"template": self.chat_template, "max_length": args.max_length}
                 dataset = prepare_dss_dataset(dataset, self.text_tokenizer, **template)
@@ -110,7 +103,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
                 dataset = truncate_dataset(dataset, args.max_length)
             if args.shuffle_dataset:
                 dataset = dataset.shuffle(seed=args.seed)
-            if packing and "seq_lengths" not in columns:
+            if how.packing and "seq_lengths" not in columns:
                 dataset = pack_dataset(dataset, args.max_length)
                 dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return dataset
@@ -162,7 +155,8 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             logs.update({name: rest[name] for name in _TRL_METRICS if name in rest})
         super().log(logs, start_time)
 
-    def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
+    def _refuse_options(self, dataset: Any, how: Preparation) -> None:
+        _, args, packing, formatting_func, name = how
         if not isinstance(dataset, Dataset | IterableDataset):
             raise UserTypeError(
                 f"{name}: of scored rows expected a Dataset or an IterableDataset, got {type(dataset).__name__}"

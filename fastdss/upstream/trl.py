@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from trl import SFTTrainer
+
+
+class Preparation(NamedTuple):
+    """How SFTTrainer prepares a data set; ``name`` is "train" or "eval", or the name of one of several."""
+
+    processing_class: Any
+    args: Any
+    packing: bool
+    formatting_func: Any
+    name: str
 
 
 class OpenSFTTrainer(SFTTrainer):
@@ -13,18 +23,10 @@ class OpenSFTTrainer(SFTTrainer):
 
     _total_train_tokens: Any  # of this rank; a tensor on the device once ``count_tokens`` was called
 
-    def prepared(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        name: str,
-    ) -> Any:
+    def prepared(self, dataset: Any, how: Preparation) -> Any:
         """A data set as SFTTrainer prepares it. Subclasses extend it; the public ``skip_prepare_dataset`` turns the
         preparation off for all data sets or for none."""
-        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)
+        return super()._prepare_dataset(dataset, *how)
 
     def _prepare_dataset(
         self,
@@ -35,7 +37,7 @@ class OpenSFTTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        return self.prepared(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        return self.prepared(dataset, Preparation(processing_class, args, packing, formatting_func, dataset_name))
 
     @property
     def text_tokenizer(self) -> Any:
