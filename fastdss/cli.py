@@ -6,20 +6,15 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from .console.completion import SHELLS, PrintCompletion
+from .console.help import shape
 from .console.output import add_output_options, silence_import_logs
 from .console.threads import wait_without_spinning
 from .errors import UserError
+from .upstream.argparse import commands_of, options_of
 from .version import __version__
-
-
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, unless there is none or the help text states it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing_to_add = action.default is None or action.default is False or "(default" in (action.help or "")
-        return action.help if nothing_to_add else super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
     from .score_report.command import add_report
     from .train.run.command import add_train
 
-    parser = argparse.ArgumentParser(prog="fastdss", description="Dynamic safety shaping made cheap.")
+    parser = argparse.ArgumentParser(
+        prog="fastdss",
+        description="Fine-tunes language models with dynamic safety shaping (STAR-DSS): a guard model scores every "
+        "prefix of each answer, and training learns the safe stretches and holds the unsafe ones to the model before "
+        "training.",
+    )
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     parser.add_argument(
         "--print-completion",
@@ -42,16 +42,30 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in (add_demo, add_check, add_score, add_report, add_merge, add_guards, add_train):
         add(commands)
-    for command in commands.choices.values():
-        command.formatter_class = _Defaults
+    shape(parser)
+    for name, command in commands.choices.items():
         add_output_options(command)
+        shape(command, name)
     return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says; ends the process where it says what no command takes."""
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = next(command for command, _ in commands_of(parser) if command.prog.endswith(f" {args.command}"))
+        known = [name for option in options_of(command) for name in option.option_strings]
+        meant = [near[0] for word in unknown if (near := get_close_matches(word.partition("=")[0], known, 1))]
+        did_you_mean = f"; did you mean {' '.join(meant)}?" if meant else ""
+        command.error(f"expected options that {command.prog} --help lists, got {' '.join(unknown)}{did_you_mean}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
     silence_import_logs()
-    args = make_parser().parse_args(argv)
+    args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As on stderr: the encoding of a terminal may lack characters of a path.
         sys.stdout.reconfigure(errors="backslashreplace")

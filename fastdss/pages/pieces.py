@@ -202,6 +202,9 @@ def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int 
         if not path:
             continue
         title = f"<title>{escape(s.name)}: ends at {s.y[-1]:.3f}</title>"
+        path += "h.01" * (
+            path.count("M") + path.count("L") == 1
+        )  # a line of one point shows as a dot by its round ends
         shapes.append(f'<path class="{_line(s)}" d="{path}">{title}</path>')
     shapes.append(
         f'<text class="bandname" x="{left - 36}" y="14">{escape(y_label)}</text>'

@@ -32,7 +32,7 @@ from ..prepare import pack_dataset
 from .card import card
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
 from .data import RowCounts, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
-from .settings import TrainSettings
+from .settings import OFTEN, TrainSettings
 
 _log = logging.getLogger(__name__)
 _KEPT = 3  # checkpoints that stay on disk, since one of a large model takes gigabytes: a choice
@@ -43,7 +43,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
-    from .stop import Keeper, NotFinite
+    from .stop import Keeper, Log, NotFinite, StepBar
 
     use_threads(settings.threads or None)
     out = Path(settings.out)
@@ -70,7 +70,8 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
     keeper = Keeper(settings.save_minutes)
-    trainer.add_callback(keeper)
+    for callback in (keeper, StepBar(progress), Log(settings.logging_steps)):
+        trainer.add_callback(callback)
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
         keep_settings(settings, rows_hash, Path(args.output_dir))
@@ -234,7 +235,7 @@ def training_arguments(settings: TrainSettings, out: Path) -> Any:
         save_strategy="steps" if settings.save_steps else "epoch",
         save_steps=settings.save_steps or 500,
         save_total_limit=_KEPT,
-        logging_steps=settings.logging_steps,
+        logging_steps=settings.logging_steps or OFTEN,
         logging_first_step=True,
         report_to=settings.report_to,
         seed=settings.seed,

@@ -34,14 +34,13 @@ CHOICES = {
 
 
 _LEAST = {
-    **dict.fromkeys(
-        ("every", "lora_rank", "batch_size", "accumulation", "max_length", "logging_steps", "max_bytes"), 1
-    ),
+    **dict.fromkeys(("every", "lora_rank", "batch_size", "accumulation", "max_length", "max_bytes"), 1),
     **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "seed", "max_tokens"), 0),
-    **dict.fromkeys(("csft_beta", "save_steps", "save_minutes", "threads"), 0),
+    **dict.fromkeys(("csft_beta", "save_steps", "save_minutes", "threads", "logging_steps"), 0),
 }
 
 
+OFTEN = 10  # steps between log lines, at most, where nothing is said
 _LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -100,7 +99,7 @@ class TrainSettings:
     eval_share: float = _set(0.1, "share of rows held out")
     save_steps: int = _set(0, "steps between checkpoints; 0: once an epoch")
     save_minutes: float = _set(10.0, "most minutes between checkpoints; 0: by steps or epochs alone")
-    logging_steps: int = _set(10, "steps between log lines")
+    logging_steps: int = _set(0, "steps between log lines and points of the chart; 0: 10, fewer in a short run")
     report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
     seed: int = _set(0, "seed of the held-out rows, the adapters and the order of rows")
     resume: bool = _set(False, "go on from the last finished checkpoint in the folder, with the same settings")

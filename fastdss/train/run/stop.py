@@ -19,6 +19,7 @@ from fastdss.console.output import progress_bar
 from fastdss.errors import UserError
 
 from ..trainer import DSSTrainer
+from .settings import OFTEN
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +94,16 @@ class StepBar(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.bar is not None
         self.bar.close()
+
+
+class Log(TrainerCallback):
+    """How often a run logs that was not told: every OFTEN steps, in a short one so that its chart has 20 points."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.logging_steps = self.every or min(OFTEN, max(1, state.max_steps // 20))
 
 
 class NotFinite(UserError, RuntimeError):

@@ -44,7 +44,7 @@ pytest.importorskip("peft", reason="needs the [train] extra")
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
-        ({"data": "x", "model": "m", "logging_steps": 0}, "logging_steps: expected a number of at least 1, got 0"),
+        ({"data": "x", "model": "m", "logging_steps": -1}, "logging_steps: expected a number of at least 0, got -1"),
     ],
 )
 def test_settings_that_make_no_sense(given, message):
