@@ -1,11 +1,11 @@
 """Approximate scores: what a guard computes in any case often knows the verdict that a branch would compute.
 
-Most of what a guard computes are branches: the template's tail, once per boundary. A shortcut, the branch's last tokens
-behind the trunk's own tail, comes near its verdict. A ridge regression on the trunk's hidden states, at the token after
-which a branch leaves it and on average at the boundaries so far, predicts what is missing, or without shortcuts the
-verdict itself. It is fitted on a sample of rows, and knows how doubtful each of its predictions is. Branches of doubtful
-predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows that the fit did not see
-(``promise.py``); where it cannot be shown, nothing is approximated.
+Most of what a guard computes are branches: the template's tail, once per boundary. A shortcut, the branch's last
+tokens behind the trunk's own tail, comes near its verdict. A ridge regression on the trunk's hidden states, at the
+token after which a branch leaves it and on average at the boundaries so far, predicts what is missing, or without
+shortcuts the verdict itself. It is fitted on a sample of rows, and knows how doubtful each of its predictions is.
+Branches of doubtful predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows
+that the fit did not see (``promise.py``); where it cannot be shown, nothing is approximated.
 """
 
 from __future__ import annotations
