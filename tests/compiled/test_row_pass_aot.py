@@ -62,8 +62,10 @@ def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> No
 
 
 @pytest.mark.parametrize("chip", TARGETS)
-@pytest.mark.parametrize(("kl", "dtype", "out"), [("k2", "fp32", "fp16"), ("reverse", "fp32", "bf16"),
-                                                  ("forward", "fp32", "bf16"), ("reverse", "fp64", "fp64")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kl", "dtype", "out"),
+    [("k2", "fp32", "fp16"), ("reverse", "fp32", "bf16"), ("forward", "fp32", "bf16"), ("reverse", "fp64", "fp64")],
+)
 def test_dynamic_fine_tuning(chip: str, kl: str, dtype: str, out: str) -> None:
     """fp16 parameters, which take the row pass whatever the form, and the full forms (ASFT's is the reverse one)."""
     _check_row_pass(chip, kl, dtype, out, everything=False, dft=True)
