@@ -74,8 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
         if args.traceback:
             raise
-        print(f"fastdss {args.command}: {error}", file=sys.stderr)
+        print(f"fastdss {args.command}: {_told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nfastdss {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _told(error: Exception) -> str:
+    """One line: of what the system refuses the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return str(error)

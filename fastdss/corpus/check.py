@@ -59,7 +59,7 @@ def check(
     lines = understood.lines()
     usable = understood.conversations > 0 and understood.main_reason is None
     if not understood.conversations:
-        lines.append(f"nothing can be scored; {NAMING}")
+        lines.append(f"nothing can be scored; {NAMING}" if understood.rows else "there are no rows in it")
     if first is not None and longest is not None:
         views: list[_GuardView | _PolicyView] = []
         views += [_GuardView(guard, spec, guard_options or {})] if guard is not None else []

@@ -90,6 +90,8 @@ def score_dataset(
         raise UserTypeError(f"scorer: expected a StarScorer, got {type(scorer).__name__}{hint}")
     _check(engine, shard_rows, workers)
     given, folder = several(source), Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out: expected a folder, got the file {folder}")
     if any(isinstance(item, str | Path) and Path(item).resolve() == folder.resolve() for item in given):
         raise UserError(f"out: {folder} is the input's folder, where the manifest would be read as rows")
     sources = expand(given, data.split, data.config)

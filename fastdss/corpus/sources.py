@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,15 @@ def read_source(source: Source, max_bytes: int, split: str | None = None) -> Ite
     return table if table is not None else (Found(record) for record in source)
 
 
+def _holds_scores(folder: Path) -> bool:
+    """Whether ``fastdss score`` wrote it."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "scoring_version" in manifest
+
+
 def _files_of(folder: Path, split: str | None) -> list[Source]:
     if is_saved(folder):
         return [folder]
@@ -77,6 +87,11 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
         if split not in splits:
             raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
         return [folder / split]
+    if _holds_scores(folder):
+        raise UserError(
+            f"{folder} holds scores, not conversations: fastdss merge {folder} --out training.parquet joins both, and "
+            "that file can be trained on"
+        )
     files = sorted(
         path
         for path in folder.rglob("*")

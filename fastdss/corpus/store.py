@@ -96,7 +96,9 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no scores: there is no {MANIFEST}") from None
+        raise UserError(
+            f"{folder} holds no scores: there is no {MANIFEST}, which fastdss score --out {folder} writes"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); score again, finished shards are used") from error
     if not isinstance(manifest, dict) or any(name not in manifest for name in _HOLDS):

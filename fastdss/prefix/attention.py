@@ -27,6 +27,7 @@ from fastdss.upstream.transformers import attention_of, layer_index, query_tempe
 from .packing import Segment
 
 NAME = "fastdss_prefix"
+Mover = Callable[[Tensor, int], Tensor]  # keys [Hkv, n, d], by how many positions -> as they would be there
 LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small
 # Not cuDNN, which reads masks 16 bytes at a time: rows of any length are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -82,6 +83,7 @@ class PrefixPlan:
     windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
     chunks: Mapping[int, int] = field(default_factory=dict)  # of the layers whose tokens see their own chunk only
     packed: Any = None  # what attend_by_kernel computes once for all layers
+    move: Mover | None = None  # of the keys that are lent to shortcuts
 
     def band(self, n: int, start: int, window: int | None, like: Tensor) -> Tensor | None:
         """Additive mask ``[n, start + n]`` of n tokens after others: causal, and within the window if there is one."""
@@ -122,20 +124,42 @@ def attend_in_order(
     for segment in plan.segments:
         n = len(segment.ids)
         here = slice(left, left + n)
-        for base in (segment.base, *segment.copies):
-            keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
-            values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+        if segment.lent is None:
+            for base in (segment.base, *segment.copies):
+                keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
+                values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+            whole = slice(segment.base, segment.base + segment.start + n)
+            slot_keys, slot_values = keys[:, whole], values[:, whole]
+        else:
+            slot_keys = _with_lent(segment, keys, key[0, :, here], plan.move)
+            slot_values = _with_lent(segment, values, value[0, :, here], None)
         for begin, end, low in _stretches(segment, chunk):
             some, first = slice(left + begin, left + end), segment.start + begin - low
-            visible = slice(segment.base + low, segment.base + segment.start + end)
+            visible = slice(low, segment.start + end)
             q = query[0, :, some].unflatten(0, (-1, groups))  # [Hkv, groups, n, d]: one K/V head serves its group
-            k = keys[:, None, visible].expand(-1, groups, -1, -1)
-            v = values[:, None, visible].expand(-1, groups, -1, -1)
+            k = slot_keys[:, None, visible].expand(-1, groups, -1, -1)
+            v = slot_values[:, None, visible].expand(-1, groups, -1, -1)
             mask = plan.band(end - begin, first, window, query)
             result = _softmax_attention(q, k, v, mask, scaling, softcap, sinks)
             out[some] = result.flatten(0, 1).transpose(0, 1)
         left += n
     return out[None]
+
+
+def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    """Every token sees itself alone; the store gets their keys, one after the other."""
+    keys, _values = plan.store.layer(layer, key, value)
+    keys[:, : key.shape[2]] = key[0]
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+
+
+def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:
+    """``[Hkv, start + n, d]``: what a shortcut sees of keys or values ``stored``, and its own ``new`` ones."""
+    assert segment.lent is not None
+    begin, away = segment.lent
+    base = segment.base
+    lent = stored[:, base + begin + away : base + segment.start + away]
+    return torch.cat([stored[:, base : base + begin], move(lent, -away) if move else lent, new], 1)
 
 
 def _stretches(segment: Segment, chunk: int | None) -> Iterator[tuple[int, int, int]]:

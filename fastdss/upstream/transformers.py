@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -93,6 +96,29 @@ def layer_index(module: nn.Module) -> int | None:
     get the module, but not its number."""
     number: int | None = getattr(module, "layer_idx", None)
     return number if getattr(module, "is_causal", True) else None
+
+
+def key_rotation(body: nn.Module) -> Callable[[Tensor, int], Tensor] | None:
+    """Keys ``[Hkv, n, d]`` as they would be so many positions later, by the model's own rotation.
+
+    None for a model that has no such function, or several rotations. Whether the keys of every layer are rotated so is
+    for the caller to try out.
+    """
+    rotary = getattr(body, "rotary_emb", None)
+    rotate = getattr(sys.modules[type(body).__module__], "apply_rotary_pos_emb", None)
+    if rotary is None or rotate is None or list(inspect.signature(rotary.forward).parameters) != ["x", "position_ids"]:
+        return None
+
+    def move(keys: Tensor, by: int) -> Tensor:
+        """Angles add up, so keys that are rotated already are rotated by the difference."""
+        whole = keys[None].to(torch.promote_types(keys.dtype, torch.float32))
+        parts = rotary(whole, torch.full((1, 1), by, device=keys.device))
+        cos, sin = (part / getattr(rotary, "attention_scaling", 1.0) for part in parts)
+        _, moved = rotate(whole, whole, cos, sin)
+        found: Tensor = moved[0].to(keys.dtype)
+        return found
+
+    return move
 
 
 class Temperature(NamedTuple):
