@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Writing files so that they appear whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -19,7 +20,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
-    # A process id would not do: on another host the same may be in use.
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent} to write into", str(path))
+    # A random name, since a process on another host that shares the disk may have the same process id.
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -27,8 +30,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # where nothing can be written, nothing is there to remove
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # nobody knows the temporary name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "nt":  # Windows cannot open a folder, and has nothing to flush for it
         return

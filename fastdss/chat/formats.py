@@ -15,6 +15,7 @@ from fastdss.errors import UserError, UserTypeError
 
 from .conversation import Conversation, Turn
 from .record import COLUMNS, Columns, Record, names_of
+from .tool_parts import definition, unused_in, without_tool_parts
 from .turns import check_text, is_missing, parsed, read_turn, unused_keys
 
 JOIN = "\n"  # between an instruction and its input or context, as LLaMA-Factory has it
@@ -111,8 +112,12 @@ def _listed(record: Record, name: str, value: Any) -> list[Turn]:
         )
     for message in value:
         if isinstance(message, Mapping):
-            record.keys |= unused_keys(message)
-    return [read_turn(index, message) for index, message in enumerate(value)]
+            record.keys |= unused_keys(message) | unused_in(message)
+    return [
+        read_turn(index, part)
+        for index, message in enumerate(value)
+        for part in without_tool_parts(f"message {index}", message)
+    ]
 
 
 def _messages(record: Record) -> list[Turn]:
@@ -285,7 +290,7 @@ def _tools(record: Record) -> tuple[Any, ...]:
     tools = [tools] if isinstance(tools, Mapping) else tools
     if isinstance(tools, str) or not isinstance(tools, Sequence):
         raise UserTypeError(f"tools: expected a list of definitions, got {type(tools).__name__}")
-    return tuple(parsed(tool) if isinstance(tool, str) else tool for tool in tools)
+    return tuple(definition(parsed(tool) if isinstance(tool, str) else tool) for tool in tools)
 
 
 def _with_system(system: Any, turns: list[Turn]) -> list[Turn]:
@@ -352,7 +357,7 @@ FORMATS = (
     ),
     Format(
         "openai",
-        "`messages` with `tool_calls`, parts of content, `weight`; `tools`",
+        "`messages` with `tool_calls`, parts of content (Anthropic's `tool_use`, `tool_result` too), `weight`; `tools`",
         _has_openai_keys,
         _messages,
     ),

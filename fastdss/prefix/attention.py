@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from fastdss.errors import UserError
 from fastdss.upstream.transformers import attention_of, layer_index, query_temperature
 
 from .packing import Segment
@@ -207,17 +208,17 @@ def prefix_attention(
     """The function that transformers calls in every attention layer (its registry fixes the signature)."""
     name = type(module).__name__
     if fastdss_plan is None:
-        raise ValueError(
+        raise UserError(
             f"{name} does not hand extra forward arguments to its attention function; use method='per_prefix'"
         )
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
-        raise ValueError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
+        raise UserError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
     layer = layer_index(module)
     if layer is None:
-        raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
+        raise UserError(f"{name} is not a causal attention layer with a layer_idx")
     if layer in fastdss_plan.windows:  # called twice: the store would keep the last call's keys for both
-        raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
+        raise UserError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = query * _temperatures(module, fastdss_plan.segments, query)
@@ -254,7 +255,7 @@ def using_prefix_attention(model: Any) -> Iterator[None]:
     model.set_attn_implementation(NAME)
     try:
         if attention_of(model.config) != NAME:
-            raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
+            raise UserError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
         with torch.inference_mode():
             yield
     finally:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head, token_types
 from fastdss.upstream.torch import version
@@ -58,7 +59,7 @@ class Runner:
         self.head = class_head(model) or lm_head(model)
         self.device = next(self.body.parameters()).device
         if self.device.type == "meta" or self.head.weight.is_meta:
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__}: its embedding or its head is offloaded, but both must lie on a device: pass "
                 "a device_map that keeps them there, or a smaller dtype"
             )
@@ -126,7 +127,7 @@ class Runner:
         """Every layer must have attended, and been told of the window that the model's own mask would apply."""
         name, layers = type(self.body).__name__, self.config.num_hidden_layers
         if len(plan.windows) != layers:
-            raise ValueError(
+            raise UserError(
                 f"{name}: {len(plan.windows)} of {layers} layers attend through transformers' attention registry; "
                 "use method='per_prefix'"
             )
@@ -135,7 +136,7 @@ class Runner:
             told is None and (not kinds or kinds[layer] == "sliding_attention") for layer, told in plan.windows.items()
         ]
         if window and last >= window and any(slides):
-            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
+            raise UserError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
 
 
 class Gate(Protocol):
@@ -364,13 +365,13 @@ def check_supported(model: Any, longest: int) -> None:
         "chunked_attention",
     }
     if strange:
-        raise ValueError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
+        raise UserError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
         if kind.get("rope_type") in ("dynamic", "longrope"):
             native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
             if longest > native:
-                raise ValueError(
+                raise UserError(
                     f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so "
                     f"prefixes of a text of {longest} tokens share nothing; use method='per_prefix'"
                 )

@@ -58,8 +58,8 @@ def test_every_known_role_is_one_of_four(role):
         ({"text": "x"}, "expected 'messages', or 'prompt' and 'response'.*it has text"),
         ({"messages": [turn("user", [{"type": "image_url", "image_url": "u"}])]}, "message 0: part 0 is no text"),
         (
-            {"messages": [turn("assistant", [{"type": "tool_use", "name": "f", "input": {}}])]},
-            "expected calls in tool_calls",
+            {"messages": [turn("user", [{"type": "tool_use", "name": "f", "input": {}}])]},
+            "message 0: part 0 is a call of a tool or its result: expected calls in tool_calls",
         ),
         ({"messages": [turn("assistant", "x", weight=0.5)]}, "message 0: weight: expected 0, 1"),
         ({"messages": [turn("assistant", None, tool_calls=[{"function": {}}])]}, "without the name of a function"),

@@ -21,6 +21,7 @@ import pytest
 
 from . import (
     faults_approx,
+    faults_chat,
     faults_demo,
     faults_engine,
     faults_fused,
@@ -33,7 +34,17 @@ from .anchor import replaced
 from .fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-_AREAS = faults_loss, faults_fused, faults_star, faults_engine, faults_approx, faults_guards, faults_train, faults_demo
+_AREAS = (
+    faults_loss,
+    faults_fused,
+    faults_star,
+    faults_engine,
+    faults_approx,
+    faults_guards,
+    faults_chat,
+    faults_train,
+    faults_demo,
+)
 FAULTS: list[Fault] = [fault for area in _AREAS for fault in area.FAULTS]
 _FOLDERS = ("fastdss", "kernels", "tests", "examples", "training", "benchmarks")
 _COPIED = (*_FOLDERS, "pyproject.toml", "setup.py", "README.md")
