@@ -40,6 +40,8 @@ SHARES = (0.01, 0.1, 0.5, 1.0)
 CHUNKS = (1, 5, 10, WHOLE)
 SCALES = (0.1, 0.5, 1.0, 2.0)
 FORMS = ("dss-k2", "dss-k3", "dss-reverse", "dss-forward")
+NAMES = {"sft": "plain SFT", "rs": "static filter", "dft": "DFT", "constrained": "constrained SFT"}
+NAMES |= {form: form.removeprefix("dss-") for form in FORMS}
 COUNTS = ("leak", "useful_no_leak", "degenerate", "benign_correct")
 
 
@@ -57,7 +59,8 @@ class Variant:
             return "no fine-tuning"
         shaped = self.method.startswith("dss-")
         chunk = "whole" if self.every == WHOLE else str(self.every)
-        return f"{self.method}, {self.share:.0%} poison" + (f", M {chunk}, scale {self.kl_scale:g}" if shaped else "")
+        settings = f", M = {chunk}, KL scale {self.kl_scale:g}" if shaped else ""
+        return f"{NAMES[self.method]}, {100 * self.share:.0f} % poison{settings}"
 
 
 BASE = Variant()
@@ -207,10 +210,15 @@ def append(path: Path, run: dict[str, Any]) -> None:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: per line the shares over all seeds with their intervals, and the range of the seeds' leak shares."""
+    """Markdown: per line the shares over all seeds with their intervals, and the range of the seeds' shares."""
     lines = [
-        "| run | verdicts | seeds | " + " | ".join(name.replace("_", " ") for name in COUNTS) + " | reference nll |",
-        "|---|---|---|" + "---|" * (len(COUNTS) + 1),
+        "Shares of the answers of all seeds, with 95 % Wilson intervals in square brackets; in round ones the seeds "
+        "with the smallest and the largest share. M is the number of words per chunk; k2, k3, reverse and forward are "
+        "the forms of the KL term. The last column is what an answer's tokens cost the reference model on average, in "
+        "nats: the higher, the stranger they are to it.",
+        "",
+        "| run | leak | useful, no leak | degenerate | benign task | reference's loss |",
+        "|---|" + "---|" * (len(COUNTS) + 1),
     ]
     for title, verdicts, same in grouped(runs):
         cells = []
@@ -218,13 +226,15 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             pairs = [run["counts"][name] for run in same]
             found = wilson(sum(count for count, _ in pairs), sum(total for _, total in pairs))
             shares = [count / total for count, total in pairs if total]
-            between = f", seeds {min(shares):.0%} to {max(shares):.0%}" if len(shares) > 1 else ""
+            between = f" ({100 * min(shares):.0f}–{100 * max(shares):.0f})" if len(shares) > 1 else ""
             if not found.total:
                 cells.append("-")
                 continue
-            cells.append(f"{found.count / found.total:.0%} ({found.low:.0%} to {found.high:.0%}{between})")
+            share, low, high = (100 * value for value in (found.count / found.total, found.low, found.high))
+            cells.append(f"{share:.0f} % [{low:.0f}–{high:.0f}]{between}")
         nll = sum(run["reference_nll"] for run in same) / len(same)
-        lines.append(f"| {title} | {verdicts} | {len(same)} | " + " | ".join(cells) + f" | {nll:.2f} |")
+        title += "" if verdicts == "guard" else f", {verdicts} verdicts"
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {nll:.2f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -33,6 +33,9 @@ TITLES = {  # of those that have none
 }
 COMMANDS = ("check", "score", "report", "merge", "guards", "train", "demo")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+# What no line may end within: an interval, which breaks behind its dash, and the hyphens that an option begins with.
+_WHOLE = re.compile(r"(?:\d+/\d+ |\d+ ?% )?\[[\d.]+–[\d.]+\]|\(\d+–\d+\)|(?<=<code>)--?[a-z][a-z-]*")
+_CLASS = re.compile(r"(?<=<td><code>)\w+?(?=For[A-Z]\w+</code>)")  # long names of a table's first column
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -53,7 +56,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    return _FORMULA.sub(_mathml, html)
+    html = _CLASS.sub(r"\g<0><wbr>", html)
+    return _WHOLE.sub(r'<span class="whole">\g<0></span>', _FORMULA.sub(_mathml, html))
 
 
 def moved(text: str, source: str, page: str) -> str:

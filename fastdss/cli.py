@@ -6,31 +6,31 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from .console.completion import SHELLS, PrintCompletion
+from .console.help import shape
+from .console.output import add_output_options, silence_import_logs
 from .console.threads import wait_without_spinning
-from .console.voice import add_voice, hush_imports
 from .errors import UserError
+from .upstream.argparse import commands_of, options_of
 from .version import __version__
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, where there is one and the help does not say it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default is None or action.default is False or "(default" in (action.help or "")
-        return action.help if said else super()._get_help_string(action)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    """Of the whole command line. Importing the commands loads torch."""
+    """The parser of the whole command line. The commands are imported here, since that loads torch."""
     from .corpus.commands import add_check, add_merge, add_score
     from .demo.command import add_demo
     from .guards.command import add_guards
     from .score_report.command import add_report
     from .train.run.command import add_train
 
-    parser = argparse.ArgumentParser(prog="fastdss", description="Dynamic safety shaping made cheap.")
+    parser = argparse.ArgumentParser(
+        prog="fastdss",
+        description="Fine-tunes language models with dynamic safety shaping (STAR-DSS): a guard model scores every "
+        "prefix of each answer, and training learns the safe stretches and holds the unsafe ones to the model before "
+        "training.",
+    )
     parser.add_argument("--version", action="version", version=f"fastdss {__version__}")
     parser.add_argument(
         "--print-completion",
@@ -42,21 +42,36 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in (add_demo, add_check, add_score, add_report, add_merge, add_guards, add_train):
         add(commands)
-    for command in commands.choices.values():
-        command.formatter_class = _Defaults
-        add_voice(command)
+    shape(parser)
+    for name, command in commands.choices.items():
+        add_output_options(command)
+        shape(command, name)
     return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says; ends the process where it says what no command takes."""
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = next(command for command, _ in commands_of(parser) if command.prog.endswith(f" {args.command}"))
+        known = [name for option in options_of(command) for name in option.option_strings]
+        meant = [near[0] for word in unknown if (near := get_close_matches(word.partition("=")[0], known, 1))]
+        did_you_mean = f"; did you mean {' '.join(meant)}?" if meant else ""
+        command.error(f"expected options that {command.prog} --help lists, got {' '.join(unknown)}{did_you_mean}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
-    hush_imports()
-    args = make_parser().parse_args(argv)
+    silence_import_logs()
+    args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
+        # As on stderr: the encoding of a terminal may lack characters of a path.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
-    except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it
+    except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
         if args.traceback:
             raise
         print(f"fastdss {args.command}: {error}", file=sys.stderr)

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from fastdss.errors import UserError
+
 from .checks import check_constrained, check_kl_scale, check_reference
 from .host_rows import live_rows
 from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions
@@ -115,7 +117,7 @@ def weighted_ce(
         grad_tol: leave the columns of least energy of each chunk's dZ out of the products for hidden's and lm_head's
             gradients, and put the sum of what was left out back, while the Frobenius norm of what is then missing stays
             within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
-            matter: on English text by 2**-9 about as much as cut-cross-entropy's threshold allows. The loss stays
+            matter: on English text by ``2**-9`` about as much as cut-cross-entropy's threshold allows. The loss stays
             exact; the host waits once per chunk for the number of columns. None: exact.
         group: the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
         main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
@@ -287,7 +289,7 @@ def dss_loss(
         check_one_head(lm_head, bias)
         check_softcap(softcap)
         if ref_logit_scale not in (None, logit_scale) or ref_softcap not in ("same", None):
-            raise ValueError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
+            raise UserError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
     form = kl if ref_slope is None else KL.K1  # of what lies above the tangent: see tangent.py

@@ -56,11 +56,11 @@ from .softmax import entropy_scratch, softmax_, token_stats_of
 class KL(StrEnum):
     """The forms of the KL term: estimators on the label, and the full divergences over the vocabulary."""
 
-    K1 = "k1"
-    K2 = "k2"
-    K3 = "k3"
-    REVERSE = "reverse"
-    FORWARD = "forward"
+    K1 = "k1"  # d = log p(label) - log q(label), p the model's and q the reference's
+    K2 = "k2"  # half of d squared, as in the paper
+    K3 = "k3"  # exp(-d) - 1 + d
+    REVERSE = "reverse"  # KL(p || q), over the vocabulary
+    FORWARD = "forward"  # KL(q || p), over the vocabulary
 
     @property
     def code(self) -> int:

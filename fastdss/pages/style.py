@@ -59,7 +59,7 @@ mark{background:var(--mark);color:var(--markink);border-radius:3px;padding:.05em
 svg.chart{display:block;width:100%;height:auto;overflow:visible}
 .chart text{fill:var(--quiet);font-size:12px}
 .chart .grid{stroke:var(--rule)}
-.chart .line,.legend .line{fill:none;stroke-width:2.2;stroke-linejoin:round}
+.chart .line,.legend .line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 .dashed{stroke-dasharray:6 4}
 .chart .bandname{font-weight:600;font-size:12.5px}
 .band{opacity:.5;fill:var(--rail)}

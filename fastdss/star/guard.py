@@ -12,7 +12,23 @@ from .stream import StarStream, StarStreams
 
 
 class Guard(GuardModel):
-    __doc__ = GuardModel.__doc__
+    """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
+
+    From call to call a guard keeps the keys and values of its template's beginning, and on a CPU where oneDNN is faster
+    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
+
+    Args:
+        model: a causal LM, or a classifier where the spec says so.
+        tokenizer: the model's.
+        spec: how it is asked, and which next tokens are its answer.
+        check: one short forward, which shows whether scoring through the prefix tree gives what the model gives itself;
+            False is for models that only ``method="per_prefix"`` can score.
+
+    Raises:
+        ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,
+            is no single token, or is no word of the model's vocabulary; and with ``check`` where the verdict's logits
+            are not finite, or the prefix tree does not reproduce them.
+    """
 
     def stream(
         self, prompt: str | Sequence[Message], *, every: int = 5, unit: str = "word", unit_tokenizer: Any = None

@@ -103,6 +103,7 @@ class ScoredResponse:
 
     @property
     def failed(self) -> bool:
+        """Whether the guard gave no score; such a row never counts as safe."""
         return Flag.FAILED in self.flags
 
     @property

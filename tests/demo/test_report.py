@@ -154,3 +154,9 @@ def test_a_trained_response_keeps_its_lines_and_says_what_is_left_out():
     assert parts[0].endswith("x</span></p>")
     assert parts[1:] == [f"<p class=quiet>and {len(text) - 2000} more characters</p>"]
     assert "white-space:pre-wrap" in STYLE.split(".tokens{")[1].split("}")[0]
+
+
+def test_a_line_of_one_point_is_a_dot():
+    drawn = report.curves([Series("loss", [1], [2.5], 0)], x_label="step", y_label="per label")
+    assert re.search(r'd="M[\d.]+ [\d.]+h\.01"', drawn)
+    assert "h.01" not in report.curves([Series("loss", [1, 2], [2.5, 2.0], 0)], x_label="step", y_label="per label")

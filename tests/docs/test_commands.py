@@ -1,13 +1,12 @@
 """Every command line that the documentation shows is one that exists and takes these options."""
 
-import argparse
 import re
 import tomllib
 from itertools import chain
 
 import pytest
 
-from fastdss.cli import main, make_parser
+from fastdss.cli import make_parser, parse
 from fastdss.upstream.argparse import commands_of, options_of
 
 from .blocks import PAGES, ROOT, commands
@@ -21,26 +20,12 @@ OTHERS_OPTIONS = {"--case", "--shape", "--responses", "--model", "--head-only", 
 OTHERS_OPTIONS |= {"--external_plugins", "--loss_type", "--hypothesis-profile"}
 
 
-class ParsedError(Exception):
-    pass
-
-
-def parses(words, monkeypatch):
+def parses(words):
     """Whether ``fastdss`` takes these arguments; nothing of it runs."""
-    real = argparse.ArgumentParser.parse_args
-
-    def only_parse(self, args=None, namespace=None):
-        real(self, args, namespace)
-        raise ParsedError
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     try:
-        main(words)
-    except ParsedError:
-        return True
+        return bool(parse(words))
     except SystemExit as ended:  # --version and its like, or what argparse refuses
         return not ended.code
-    return False
 
 
 def after_launcher(words):
@@ -51,17 +36,17 @@ def after_launcher(words):
     raise AssertionError(words)
 
 
-def check(words, monkeypatch):
+def check(words):
     program = words[0].rpartition("/")[2]
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
         program = words[0].rpartition("/")[2]
     if program == "fastdss":
-        assert parses(words[1:], monkeypatch), words
+        assert parses(words[1:]), words
     elif program in ("torchrun", "accelerate"):
-        check(["python", *after_launcher(words)], monkeypatch)
+        check(["python", *after_launcher(words)])
     elif program == "python":
-        check_python(words[1:], monkeypatch)
+        check_python(words[1:])
     elif program == "make":
         assert words[1] in TARGETS, words
     elif program == "pip":
@@ -74,9 +59,9 @@ def check(words, monkeypatch):
         assert program in OTHERS, f"no test knows {program}: {words}"
 
 
-def check_python(words, monkeypatch):
+def check_python(words):
     if words[:2] == ["-m", "fastdss"]:
-        assert parses(words[2:], monkeypatch), words
+        assert parses(words[2:]), words
     elif words[0] == "-m":
         module = ROOT / words[1].replace(".", "/")
         assert words[1] in ("pytest", "pip") or module.with_suffix(".py").exists() or module.is_dir(), words
@@ -89,8 +74,8 @@ def check_python(words, monkeypatch):
 
 
 @pytest.mark.parametrize(("place", "words"), SHOWN)
-def test_the_command_exists(place, words, monkeypatch):
-    check(words, monkeypatch)
+def test_the_command_exists(place, words):
+    check(words)
 
 
 def options_in(text):
@@ -112,8 +97,24 @@ def test_every_option_that_the_text_names_exists():
     assert list(options_in("`fastdss score --backend` and `--x`")) == [("score", "--backend"), (None, "--x")]
 
 
-def test_the_check_is_one(monkeypatch):
-    for wrong in (
+def test_an_option_of_several_commands_is_explained_once():
+    """``fastdss train`` scores too, from settings of its own; what an option means must not depend on who has it."""
+    helps = {
+        parser.prog.split()[-1]: {name: action.help for action in options_of(parser) for name in action.option_strings}
+        for parser, _ in commands_of(make_parser())
+    }
+    apart = {"--guard", "--revision", "--config", "--out", "--method", "--help"}  # of another thing in each command
+    of_score = helps["score"].keys() - apart
+    shared = [(command, option) for command in ("check", "train") for option in of_score & helps[command].keys()]
+    assert len(shared) > 20
+    for command, option in shared:
+        meaning = re.split(r"; several| \(default", helps["score"][option])[0]
+        assert helps[command][option].startswith(meaning), (command, option)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
         ["fastdss", "score", "chats.jsonl"],
         ["fastdss", "scores", "chats.jsonl", "--guard", "tiny", "--out", "scores"],
         ["torchrun", "-m", "fastdss", "merge", "scores", "--no-such-option"],
@@ -122,6 +123,9 @@ def test_the_check_is_one(monkeypatch):
         ["make", "no-such-target"],
         ["pip", "install", "fastdss[no_such_extra]"],
         ["no-such-program"],
-    ):
-        with pytest.raises(AssertionError):
-            check(wrong, monkeypatch)
+    ],
+    ids=" ".join,
+)
+def test_the_check_is_one(wrong):
+    with pytest.raises(AssertionError):
+        check(wrong)

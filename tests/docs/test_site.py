@@ -98,3 +98,28 @@ def test_every_public_name_is_in_the_reference(site):
     text = "".join(path.read_text() for path in (site / "api").glob("*.html"))
     missing = [name for name in fastdss.__all__ if f'id="fastdss.{name}"' not in text]
     assert missing == ["__version__", "guards"]
+
+
+RAW = re.compile(
+    r"<p>[^<]*\n(?:- |\* |\d\. |\|)[^\n]*"  # a list or table without a blank line before it
+    r"|\*\*|(?<!\w)`[^`<]*`"  # marks that found no partner
+    r"|<strong>-\d"  # two powers of a line
+    r"|<(?:score|think|label)[^>]*>"  # words that were taken for HTML
+)
+
+
+def test_no_raw_markup_is_left(site):
+    for path in site.rglob("*.html"):
+        text = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+        found = RAW.findall(text[text.find("<article") : text.find("</article>")])
+        assert found == [], f"{path.relative_to(site)}: {found[:3]}"
+
+
+def test_no_entry_of_the_reference_is_empty(site):
+    """What a name is stands below it: text, or a list of its parts."""
+    beside = re.compile(r"<div class=\"(language-python )?doc-signature.*?</div>|<h\d.*?</h\d>|<footer.*", re.DOTALL)
+    for path in (site / "api").glob("*.html"):
+        for entry in re.split(r"(?=<h\d id=\"fastdss)", path.read_text())[1:]:
+            assert re.search(r"<(p|li)>", beside.sub("", entry)), entry[: entry.index(">")]
+    losses = (site / "api" / "losses.html").read_text()
+    assert "token_entropy" in losses[losses.index('id="fastdss.DSSLossOutput"') :]

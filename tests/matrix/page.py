@@ -8,8 +8,10 @@ from typing import Any
 _MARKS = {"right": "yes", "refused": "refused", "as the class": "as the class", "not compared": "–", "not tried": "–"}
 _HEAD = """# Models
 
-Which classes of transformers train right with fastdss, and how that is known. Written by `make matrix`, which takes
-half an hour on two busy CPU cores; `python -m tests.matrix CLASS` measures one anew. Do not edit.
+<!-- Written by `make matrix`: not to be edited. -->
+
+Which classes of transformers train right with fastdss, and how that is known. `make matrix` measures them all, in half
+an hour on two busy CPU cores; `python -m tests.matrix CLASS` measures one.
 
 Each class is made tiny and random from its own configuration, on a CPU, and each way of training it is compared with
 the plain formula on full logits in float64, **row by row and without padding**: loss and all gradients. So a "yes" does
@@ -36,6 +38,9 @@ attention implementation, before the first packed batch. A class that reads acro
 kernels of its own on a GPU (Mamba's take `seq_idx`); the proof is made where you train.
 """
 
+_REASONS = """Where the documents of a packed row cannot be kept apart, pad instead (`padding_free=False`,
+`packing=False`), or choose an attention implementation that can; the error says so."""
+
 
 def page(lines: list[dict[str, Any]]) -> str:
     versions, *rows = lines
@@ -53,13 +58,19 @@ def page(lines: list[dict[str, Any]]) -> str:
         body.append(
             f"| `{row['class']}` | " + " | ".join(_MARKS.get(words[c], f"**{words[c]}**") for c in columns) + " |"
         )
-        reasons = {_plain(v.split(":", 1)[1]) for v in cells.values() if ":" in v}
+        reasons = {_short(_plain(v.split(":", 1)[1]), row["class"]) for v in cells.values() if ":" in v}
         notes += [f"- `{row['class']}`: {reason}" for reason in sorted(reasons)]
     total = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     head = ["| class | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     stamp = f"transformers {versions['transformers']}, torch {versions['torch']}: {len(rows)} classes; cells: {total}."
-    return "\n".join([_HEAD, stamp, "", *head, *body, "", "## Reasons", "", *notes, ""])
+    return "\n".join([_HEAD, stamp, "", *head, *body, "", "## Reasons", "", _REASONS, "", *notes, ""])
 
 
 def _plain(reason: str) -> str:
     return " ".join(reason.replace("|", "/").replace("<", "&lt;").split())
+
+
+def _short(reason: str, name: str) -> str:
+    """Without the class's name, which stands before it, without what the section says, and cut between words."""
+    reason = reason.removeprefix(f"{name} ").partition(": pad instead")[0]
+    return f"{reason.rpartition(' ')[0]} …" if len(reason) > 150 else reason

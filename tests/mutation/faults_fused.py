@@ -127,10 +127,13 @@ STATS = [
     Fault("token stats", "kernels/row_terms.py", "tl.where(distance > 0.0, small, 1.0) / (1.0 + small)", "1.0 - miss",
           "tests/interpreted/test_row_terms.py -k terms_and", within="row_terms_fwd_kernel",
           survives="where the two differ, p times -log p is below a rounding of the entropy"),
-    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / told.clamp(min=1)",
-          "outputs.entropy.double().sum() / count.clamp(min=1)", "tests/train/test_trainer.py -k no_loss_computes"),
-    Fault("token stats", "fastdss/train/forward.py", "[_as_labels(t) for t in shaped[5:] if t is not None]",
-          "[t for t in shaped[5:] if t is not None]", "tests/train/test_trainer.py -k forward_says_of_its_labels"),
+    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / computed.clamp(min=1)",
+          "outputs.entropy.double().sum() / count.clamp(min=1)",
+          "tests/train/test_trainer_logs.py -k no_loss_computes"),
+    Fault("token stats", "fastdss/train/forward.py",
+          "[_as_labels(t) for t in (shaped.token_entropy, shaped.token_correct) if t is not None]",
+          "[t for t in (shaped.token_entropy, shaped.token_correct) if t is not None]",
+          "tests/train/test_trainer_logs.py -k forward_says_of_its_labels"),
 ]  # fmt: skip
 
 FIRST, ROWS = "tests/loss/test_first_terms.py", "fastdss/loss/objective.py"

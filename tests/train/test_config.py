@@ -10,8 +10,7 @@ import pytest
 from fastdss import KL, DSSConfig, DSSTrainer, enable_dss
 from fastdss.train.enable import dss_config
 from tests.support.tiny_models import tiny_model
-
-from .test_trainer import arguments, rows
+from tests.support.trainers import arguments, rows
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ pytest.importorskip("accelerate", reason="needs the [train] extra")
 from fastdss import DSSConfig, UserError, enable_dss, reference_columns
 from fastdss.train.collator import COLUMNS, DSSCollator
 from fastdss.train.trainer import DSSTrainer
-
-from .test_trainer import LR, arguments, rows
+from tests.support.trainers import LR, arguments, rows
 
 BETA, SCALE, STEPS = 0.7, 0.3, 2
 

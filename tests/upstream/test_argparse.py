@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastdss.upstream.argparse import commands_of, options_of
+from fastdss.upstream.argparse import HelpFormatter, commands_of, options_of
 
 from .canary import gone
 
@@ -18,3 +18,13 @@ def test_options_and_commands_are_listed():
     assert named == ["help", "version", "command", "help", "input"], gone("argparse", "_actions", "a parser's options")
     listed = list(commands_of(parser))
     assert listed == [(command, "one line")], gone("argparse", "_choices_actions", "the commands' lines of help")
+
+
+def test_help_says_defaults_and_keeps_indented_lines():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter, epilog="examples:\n  one\n  two")
+    parser.add_argument("--every", default=5, help="units")
+    parser.add_argument("--option", default=[], help="several")
+    told = parser.format_help()
+    assert "units (default: 5)" in told, gone("argparse", "_get_help_string", "defaults in the help")
+    assert "several (" not in told
+    assert told.endswith("examples:\n  one\n  two\n"), gone("argparse", "_fill_text", "lines of the epilog")

@@ -22,12 +22,12 @@ def test_a_run_from_the_command_line(files, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {files / 'data.jsonl'}\nmodel: {files / 'model'}\nmax_steps: 2\nlearning_rate: 5e-3\n")
     flags = ["--config", str(config), "--out", str(tmp_path / "out"), "--cpu", "--batch-size", "2", "--eval-share",
-             "0.25", "--logging-steps", "1", "--lora-targets", "q_proj", "--packing"]  # fmt: skip
+             "0.25", "--lora-targets", "q_proj", "--packing"]  # fmt: skip
     assert main(["train", *flags]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rows"] == {"read": 8, "trained": 6, "held_out": 2}
     assert report["settings"]["learning_rate"] == 5e-3
-    assert [entry["step"] for entry in report["log"]] == [1, 2]
+    assert [entry["step"] for entry in report["log"]] == [1, 2]  # short runs log each step, or there is no chart
     assert {"ce", "kl", "token_weight", "share_below_half"} <= set(report["log"][0])
     assert report["before"]["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert report["after"]["eval_ce"] < report["before"]["eval_ce"]
