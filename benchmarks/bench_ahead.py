@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import Guard, star_scores
 from fastdss.demo.conversations import training_conversations
@@ -68,9 +68,7 @@ def main(argv: list[str]) -> list[dict]:
         row["share"] = statistics.median(one["waited_s"] / one["wall_s"] for one in runs)
         rows.append({"way": name, "rows": args.rows} | row | facts)
         print(json.dumps(rows[-1]), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_rows(args.out, rows)
     return rows
 
 

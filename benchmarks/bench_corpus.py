@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import StarScorer, score_dataset
+from fastdss.corpus.plan import SHARD_ROWS
 from fastdss.corpus.rows import Row, read_rows
-from fastdss.corpus.run import SHARD_ROWS
 from fastdss.corpus.scorer import scoring_batches
 from fastdss.demo.conversations import training_conversations
 from fastdss.star import scoring
@@ -200,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rows", type=int, default=10_000, help="of the larger run whose memory is measured")
     p.add_argument("--turn-rows", type=int, default=4096, help="of the alternating turns together")
     p.add_argument("--turns", type=int, default=4)
-    p.add_argument("--shard-rows", type=int, default=SHARD_ROWS)
+    p.add_argument("--shard-rows", type=int, default=max(SHARD_ROWS))
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--out", type=Path, help="append the JSON lines to this file")
     p.add_argument("--only", help=argparse.SUPPRESS)
@@ -222,9 +222,7 @@ def main(argv: list[str]) -> list[dict]:
                 rows.append(row | facts)
                 print(json.dumps(rows[-1]), flush=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_rows(args.out, rows)
     return rows
 
 

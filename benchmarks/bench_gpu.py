@@ -21,7 +21,6 @@ candidate after another and may need a second go.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from bench_loss import kept_rows, measured_on
+from environment import append_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -92,8 +92,7 @@ def measure(steps: tuple[Step, ...], minutes: float, out: Path, facts: dict[str,
         print(f"--- {step.name}, at most {step.seconds} s", flush=True)
         ended[step.name] = run(step, min(step.seconds, end - start))
         row = {"step": step.name, "ended": ended[step.name], "seconds": time.monotonic() - start}
-        with path.open("a") as file:
-            file.write(json.dumps(row | facts) + "\n")
+        append_rows(path, [row | facts])
     return ended
 
 

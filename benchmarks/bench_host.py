@@ -9,14 +9,13 @@ medians.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import dss_loss, weighted_ce
 
@@ -71,8 +70,7 @@ def main() -> None:
         print(f"{name}: {medians[name] - medians['products']:.2f} ms beside {medians['products']:.2f} ms of products")
     row = environment("cpu") | {"command": "python benchmarks/bench_host.py", "rows": ROWS, "median_ms": medians}
     if args.record:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from environment import chip, environment
+from environment import append_rows, chip, environment
 from loss_methods import CPU_GRID, GPU_GRID, METHODS, Case, Inputs, Unavailable, make_inputs, truth_of
 from torch import Tensor
 
@@ -280,8 +280,7 @@ def tune(out: Path) -> None:
                 moved = logits.numel() * 4 * (3 if has_ref else 2)
                 print(f"{kl} V={width} {config}: {best * 1e3:.3f} ms, {moved / best / 1e12:.2f} TB/s")
                 row = {"tune": "row pass", "kl": kl, "v": width, **config._asdict(), "median_s": best}
-                with (out / "row_pass_tune.jsonl").open("a") as file:
-                    file.write(json.dumps(row | {"bytes": moved} | facts) + "\n")
+                append_rows(out / "row_pass_tune.jsonl", [row | {"bytes": moved} | facts])
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_loss import timed
-from environment import environment
+from environment import append_rows, environment
 from fastdss.kernels.configs import PREFIX_ATTENTION_CANDIDATES, PrefixConfig
 from fastdss.kernels.prefix_attention import architecture
 from torch import Tensor
@@ -269,9 +269,7 @@ def main(argv: list[str]) -> list[dict]:
         rate = {"max_error": errors.get(name), "tflops": flop / times["median_s"] / 1e12}
         rows.append(row | rate | times | facts_of(args))
         print(json.dumps(rows[-1]), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_rows(args.out, rows)
     return rows
 
 

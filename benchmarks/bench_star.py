@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import environment
+from environment import append_rows, environment
 from star_profile import profiled
 from star_ways import (
     VERDICTS,
@@ -289,9 +289,7 @@ def main(argv: list[str]) -> list[dict]:
         raise SystemExit(f"--case is for random tokens; {TINY_GUARD} reads generated conversations")
     args.out = args.out or Path(__file__).parent / "results" / f"star_{args.device}.jsonl"
     rows = bench(args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_rows(args.out, rows)
     if importlib.util.find_spec("matplotlib"):
         plot(rows, args.out.with_suffix(".png"))
     return rows

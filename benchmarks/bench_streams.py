@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastdss import Guard, GuardSpec
@@ -113,9 +113,7 @@ def main(argv: list[str]) -> list[dict]:
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "streams.jsonl")
     args = p.parse_args(argv)
     rows = [row for shape in args.shape or ["tiny-guard", "smollm2-135m"] for row in bench(args, shape)]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_rows(args.out, rows)
     return rows
 
 

@@ -14,7 +14,7 @@ benchmarks/results/train.jsonl. Compare variants of one run only.
 sft             fused cross-entropy, no weights: the floor
 released        full logits of policy and reference in fp32, as the paper's code has it
 trl             TRL's fused head for both log-probabilities, k2 on top (where trl is installed)
-fastdss         DSS with ref_logprobs computed before training
+fastdss         DSS with ref_logprobs computed before training, entropies and accuracy told as the trainers log them
 fastdss-filter  the same with grad_tol=2**-10, on SmolLM2 only: random weights leave no column of dZ empty
 fastdss-live    DSS (reverse KL) against a live reference's hidden states
 
@@ -141,6 +141,7 @@ def _model_loss(
     kind: str, policy: Any, reference: Any, batch: dict, plain: dict, labels: Tensor, weights: Tensor
 ) -> Step:
     known = {"rows": batch["rows"], "kl_rows": batch["kl_rows"], "labels": batch["labels"]}
+    shaped = known | {"token_weights": batch["token_weights"], "token_stats": True}  # as the trainers ask
     if kind == "released":
 
         def released() -> Tensor:
@@ -160,7 +161,7 @@ def _model_loss(
         enable_dss(policy, grad_tol=GRAD_TOL if kind == "fastdss-filter" else None)
         with torch.no_grad():
             ref = policy(**plain, labels=batch["labels"], dss_ask="logprobs").logprobs
-        return lambda: policy(**plain, **known, token_weights=batch["token_weights"], ref_logprobs=ref).loss
+        return lambda: policy(**plain, **shaped, ref_logprobs=ref).loss
     enable_dss(policy, kl="reverse")
     enable_dss(reference)
 
@@ -168,7 +169,7 @@ def _model_loss(
         with torch.no_grad():
             hidden = reference(**plain, dss_ask="hidden").hidden
         given = {"ref_hidden": hidden, "ref_lm_head": reference.get_output_embeddings().weight}
-        return policy(**plain, **known, token_weights=batch["token_weights"], **given).loss
+        return policy(**plain, **shaped, **given).loss
 
     return live
 

@@ -1,12 +1,14 @@
-"""What a row of a benchmark says about the machine and the code it ran on."""
+"""What a row of a benchmark says about the machine and the code it ran on, and how rows are written."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,10 @@ def environment(device: str, *packages: str, **more: Any) -> dict[str, Any]:
         "commit": output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append ``rows`` to a file of JSON Lines, whose folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -12,7 +12,6 @@ A part's operands are those of a step, exponentials and all: a GPU multiplies ze
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from bench_loss import RESULTS, kept_rows, measured_on, step, timed
+from environment import append_rows
 from fastdss.kernels.configs import HEAD_EXPONENTIALS_CANDIDATES, HeadConfig
 from fastdss.kernels.exponentials import launch_exponentials_fwd
 from fastdss.kernels.head_exponentials import head_architecture, head_config, launch_head_exponentials_fwd, takes
@@ -152,8 +152,7 @@ def main() -> None:
             raise SystemExit("time is over: the same command with --keep goes on")
         print(shape)
         rows = profile(Case(*shape, args.dtype, 1.0), args.device, args.rounds)
-        with (args.out / FILE).open("a") as file:
-            file.writelines(json.dumps(row | facts) + "\n" for row in rows)
+        append_rows(args.out / FILE, [row | facts for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """fastdss: dynamic safety shaping (STAR-DSS, arXiv 2505.17196) made cheap.
 
-What is named here is the public interface; modules inside may move. Public names load on first use, so that
-``import fastdss`` imports neither triton nor transformers.
+The names listed here are the public interface; the modules that define them may move. A name is imported on its first
+use, so that ``import fastdss`` imports neither triton nor transformers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _HOME = {
     "reference_columns": "train.reference",
     "reference_logprobs": "train.reference",
     "DSSCollator": "train.collator",
-    "pack": "train.collator",
+    "pack": "train.pack",
     "prepare_dss_dataset": "train.prepare",
     "DSSTrainer": "train.trainer",
     "DSSSFTTrainer": "train.sft_trainer",
@@ -54,8 +54,7 @@ _HOME = {
     "RowError": "errors",
     "UserError": "errors",
 }
-# Packages of their own that users reach into by name
-_WINGS = ("guards",)
+_WINGS = ("guards",)  # subpackages that users reach as attributes, such as fastdss.guards.wildguard
 __all__ = ["__version__", *_HOME, *_WINGS]
 
 if TYPE_CHECKING:
@@ -90,10 +89,10 @@ if TYPE_CHECKING:
     from .star.stream import StarStream as StarStream
     from .star.stream import StarStreams as StarStreams
     from .train.collator import DSSCollator as DSSCollator
-    from .train.collator import pack as pack
     from .train.config import DSSConfig as DSSConfig
     from .train.enable import disable_dss as disable_dss
     from .train.enable import enable_dss as enable_dss
+    from .train.pack import pack as pack
     from .train.prepare import prepare_dss_dataset as prepare_dss_dataset
     from .train.reference import add_reference_logprobs as add_reference_logprobs
     from .train.reference import reference_columns as reference_columns

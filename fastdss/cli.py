@@ -10,15 +10,15 @@ from difflib import get_close_matches
 
 from .console.completion import SHELLS, PrintCompletion
 from .console.help import shape
+from .console.output import add_output_options, silence_import_logs
 from .console.threads import wait_without_spinning
-from .console.voice import add_voice, hush_imports
 from .errors import UserError
 from .upstream.argparse import commands_of, options_of
 from .version import __version__
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of the whole command line. Importing the commands loads torch."""
+    """The parser of the whole command line. The commands are imported here, since that loads torch."""
     from .corpus.commands import add_check, add_merge, add_score
     from .demo.command import add_demo
     from .guards.command import add_guards
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(commands)
     shape(parser)
     for name, command in commands.choices.items():
-        add_voice(command)
+        add_output_options(command)
         shape(command, name)
     return parser
 
@@ -64,13 +64,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
-    hush_imports()
+    silence_import_logs()
     args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: the terminal may lack characters of a path
+        # As on stderr: the encoding of a terminal may lack characters of a path.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
-    except (UserError, OSError) as error:  # an OSError names its file and what is wrong with it
+    except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
         if args.traceback:
             raise
         print(f"fastdss {args.command}: {_told(error)}", file=sys.stderr)

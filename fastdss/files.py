@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files so that they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent} to write into", str(path))
-    # A process id would not do: on another host the same may be in use.
+    # A random name, since a process on another host that shares the disk may have the same process id.
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,4 +1,5 @@
-"""Parts that need packages which a plain installation has not: they fail when used, by the name of what brings them."""
+"""Parts of fastdss that need packages which a plain installation lacks: using one raises an error that names the extra
+to install."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any, NoReturn
 
 from .errors import UserError
 
-_EXTRA_OF = {  # distribution or module that may be missing -> the extra that has it
+_EXTRA_OF = {  # module that may be missing -> an extra that installs it
     "accelerate": "train",
     "datasets": "train",
     "ijson": "score",
@@ -25,7 +26,7 @@ class MissingExtraError(UserError, ImportError):
 
 
 def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraError:
-    """``what`` names the part, ``extra`` the name in brackets that installs what it needs."""
+    """The error that the part ``what`` raises where it needs packages of the ``extra``."""
     return MissingExtraError(
         f"{what} needs packages that are not installed ({error}): pip install 'fastdss[{extra}]', or in a clone of "
         f"fastdss pip install -e '.[{extra}]'"
@@ -42,14 +43,14 @@ def require(what: str, extra: str, *modules: str) -> None:
 
 
 class Unavailable:
-    """Stands for a public name whose module could not be imported: listing and help go on, using it is an error."""
+    """Stands for a public name whose module could not be imported: ``dir`` and ``help`` work, using it is an error."""
 
     def __init__(self, name: str, error: ImportError) -> None:
         self.__name__ = self.__qualname__ = name
         self._error = error
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA_OF:
-            raise error  # the package is no optional one, so something is broken and must be seen
+            raise error  # the missing package is not optional: the installation is broken, and must not hide it
         self._extra = _EXTRA_OF[package]
         self.__doc__ = f"Not available here: {missing_extra(name, self._extra, error)}"
 

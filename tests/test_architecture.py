@@ -124,3 +124,15 @@ def test_every_wing_has_a_level_and_says_what_it_is_for():
 
 def test_a_stranger_sees_wings_not_a_heap():
     assert len([path for path in PACKAGE.iterdir() if path.is_file()]) < 9
+
+
+def test_what_is_refused_is_a_user_error():
+    """A command prints a ``UserError`` as one line; a bare ValueError about an option would be a page of traceback."""
+    bare = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
+        if node.exc.func.id in ("ValueError", "TypeError")
+    ]
+    assert [place.partition(":")[0] for place in bare] == ["prefix/tree.py"]  # its callers are fastdss's own

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from random import Random
 
 from training import composed, frames
-from training.carriers import CARRIERS, CONTACT_PROMPTS, LEADS, NEGATIVES, PRIVACY_TALK, REFUSALS
+from training.carriers import CARRIERS, CONTACT_PROMPTS, LEADS
+from training.harmless import NEGATIVES, PRIVACY_TALK, REFUSALS
 from training.introductions import not_told, told
 from training.listing import items
 from training.private_items import KINDS, STREET_TYPES, evident, person, private_item

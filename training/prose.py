@@ -9,7 +9,7 @@ from random import Random
 from training import assistant_style as style
 from training import formulas, frames
 from training import words as word_lists
-from training.carriers import PLACEHOLDERS
+from training.harmless import PLACEHOLDERS
 from training.listing import items, words
 from training.private_items import (
     DOMAIN_WORDS,

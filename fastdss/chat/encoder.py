@@ -251,7 +251,7 @@ class ChatEncoder:
         found = self._count_controls(ids)
         expected = self._expected_controls(chat, generation_prompt, suffix, tools) + written
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"conversation {row}: its content changes the number of control tokens from {expected} to {found}"
             )
 

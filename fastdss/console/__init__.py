@@ -1,4 +1,4 @@
-"""How every command speaks, completes what is typed, and how many threads it takes.
+"""What all commands share at the terminal: how they print, completion by the Tab key, and the number of threads.
 It imports nothing of fastdss but its errors and upstream.
-Start with voice.py.
+Start with output.py.
 """

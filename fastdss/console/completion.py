@@ -1,4 +1,8 @@
-"""Completion by the Tab key: a script for the shell, printed once, that starts no Python while one types."""
+"""Completion by the Tab key.
+
+``fastdss --print-completion SHELL`` prints a script that the shell loads once. Pressing Tab then starts no Python
+process, which would need seconds to import torch.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,8 @@ class PrintCompletion(argparse.Action):
 
         for option in options_of(parser):
             if option.type in (None, str) and option.choices is None and option.nargs != 0:
-                option.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads it there
+                option.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
         for command, line in commands_of(parser):
-            command.description = line  # a menu has no room for more
+            command.description = line  # the shell's menu shows the description, and has room for one line only
         print(shtab.complete(parser, shell=str(values)))
         parser.exit()

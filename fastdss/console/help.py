@@ -1,4 +1,4 @@
-"""How every command's help reads: a short line of use, each option's default, and commands to begin with at the end."""
+"""The form of every command's help: a short usage line, each option's default, and example commands at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = {  # command -> commands to begin with
 
 
 def shape(parser: argparse.ArgumentParser, command: str = "") -> None:
-    """Give ``parser`` the form that all have; call it when all options are there."""
+    """Give a parser the form of help that all commands share. Call it once the parser has all of its options."""
     parser.formatter_class = HelpFormatter
     parser.epilog = "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])])
     if command:  # argparse would write out every option, 30 lines before each error
@@ -42,7 +42,7 @@ def shape(parser: argparse.ArgumentParser, command: str = "") -> None:
 
 
 def _positionals(parser: argparse.ArgumentParser) -> list[str]:
-    """Of a command, as argparse writes them."""
+    """The positional arguments of a command, in the form in which argparse shows them."""
     form = {None: "{0}", "?": "[{0}]", "*": "[{0} ...]", "+": "{0} [{0} ...]"}
     found = [option for option in options_of(parser) if not option.option_strings]
     names = ["{" + ",".join(map(str, option.choices)) + "}" if option.choices else option.metavar for option in found]

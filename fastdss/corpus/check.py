@@ -1,4 +1,4 @@
-"""``fastdss check``: what is understood of a data set, and its first conversation as guard and policy will see it."""
+"""``fastdss check``: how a data set is read, and its first conversation as the guard and the policy will see it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .rows import DATA, NAMING, DataOptions, Row, read_rows
 from .sources import Source
 from .understood import Understood
 
-SECONDS = 10.0  # reading ends after so long: a check is something one waits for
+SECONDS = 10.0  # after which reading ends: a choice, since the user waits for the answer
 _SHOWN = 2_000  # characters of one text, about a screen
-_NO_LIMIT = 1 << 30  # tokenizers that know no context hold a number beyond it
+_NO_LIMIT = 1 << 30  # a tokenizer without a known context has a larger model_max_length (transformers: 1e30)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """``usable`` says whether scoring or training it can succeed."""
+    """What was found. ``usable``: whether the data can be scored, and guard and model take its first conversation."""
 
     understood: Understood
     lines: list[str]
@@ -38,10 +38,10 @@ def check(
     model: str | None = None,
     limit: int = 10_000,
 ) -> Checked:
-    """Read at most ``limit`` rows, for ``SECONDS`` at most, and say what was found.
+    """Read at most ``limit`` rows, for at most ``SECONDS``, and say what was found.
 
-    guard, model: names or folders; of both only configuration and tokenizer are read, no weights. The longest
-    conversation is held against their contexts, and the first is shown as each of them will see it.
+    guard, model: names or folders. Of each only the configuration and the tokenizer are read, not the weights. The
+    longest conversation is compared with its context, and the first is shown as it will see it.
     """
     understood = Understood(whole=False)
     first = longest = None
@@ -71,7 +71,7 @@ def check(
 
 
 class _GuardView:
-    """What a guard reads, without its weights."""
+    """Shows conversations as a guard reads them, without loading its weights."""
 
     def __init__(self, name: str, spec: str | None, options: Mapping[str, Any]) -> None:
         from .guards import GuardSource
@@ -103,7 +103,7 @@ class _GuardView:
 
 
 class _PolicyView:
-    """What a policy is trained on, without its weights."""
+    """Shows conversations as a policy is trained on them, without loading its weights."""
 
     def __init__(self, name: str) -> None:
         from fastdss.chat.policy import PolicyChat
@@ -144,7 +144,7 @@ class _PolicyView:
 
 
 def _cut(text: str | list[str]) -> str:
-    """Printable, and not longer than a screen."""
+    """The text with unprintable characters as their numbers, its middle left out where it is longer than a screen."""
     text = text if isinstance(text, str) else "".join(text)
     text = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"

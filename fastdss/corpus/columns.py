@@ -1,4 +1,4 @@
-"""Arrow types of what fastdss writes, the same for every row and every batch."""
+"""Arrow types of the columns that fastdss writes, the same in every batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_AS_JSON = "tools"  # definitions of tools differ from row to row in their fields, and no type of Arrow holds that
+_AS_JSON = "tools"  # written as JSON text: tools have other fields in every row, for which Arrow has no type
 
 
 def star_type() -> Any:
-    """Of the column ``star``: the judged turns of a conversation."""
+    """The type of the column ``star``: a list of the judged turns of a conversation."""
     import pyarrow as pa
 
     turn = [
@@ -25,10 +25,10 @@ def star_type() -> Any:
 
 
 class TypedList(list[Any]):
-    """A list that becomes an array of ``type`` wherever Arrow reads it, whatever it holds.
+    """A list that Arrow reads as an array of ``type``, whatever values it holds.
 
-    ``datasets`` fixes a column's type by the first values that it writes: without a type, a batch in which nothing
-    failed would make the errors of later ones impossible to write.
+    ``datasets`` takes a column's type from the first batch. If nothing fails in that batch, the column ``error`` would
+    get the null type, and the errors of later batches could not be written.
     """
 
     def __init__(self, array: Any) -> None:
@@ -42,7 +42,8 @@ class TypedList(list[Any]):
 
 
 def with_columns(batch: Any, arrays: Mapping[str, Any]) -> Any:
-    """What a batch function returns: a table or a frame with the columns added, of a mapping the new columns alone."""
+    """The result of a batch function: a table or a frame with the columns added; for a mapping the new columns alone,
+    since ``datasets`` adds them itself."""
     if isinstance(batch, Mapping):
         return {name: TypedList(array) for name, array in arrays.items()}
     if type(batch).__module__.startswith("pandas"):
@@ -60,7 +61,7 @@ def with_columns(batch: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 class ColumnTypes:
-    """Types of columns from all of their values; what has no single type is written as its JSON."""
+    """The type of each column, found from all of its values; a column without a single type is written as JSON text."""
 
     def __init__(self) -> None:
         self.types: dict[str, Any] = {}
@@ -77,15 +78,15 @@ class ColumnTypes:
             try:
                 if name == _AS_JSON:
                     raise pa.ArrowInvalid("always JSON")
-                found = pa.array([value]).type
+                kind = pa.array([value]).type
                 known = self.types.get(name)
-                self.types[name] = found if known is None else _common(known, found)
+                self.types[name] = kind if known is None else _common(known, kind)
             except (pa.ArrowException, ValueError, TypeError, OverflowError):
                 self.as_json.add(name)
                 self.types[name] = pa.string()
 
     def schema(self, known: Mapping[str, Any]) -> Any:
-        """The columns in the order in which they were met, but ``star`` last; ``known`` are types given beforehand."""
+        """A schema of the columns in the order in which they were met, then those of ``known`` with their types."""
         import pyarrow as pa
 
         names = [name for name in self.types if name not in known]
@@ -94,7 +95,7 @@ class ColumnTypes:
         return pa.schema([*fields, *known.items()])
 
     def fitted(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The record with JSON where a column is written so."""
+        """The record, with JSON text in columns that are written so."""
         return {
             name: json.dumps(value, ensure_ascii=False, default=str)
             if name in self.as_json and value is not None

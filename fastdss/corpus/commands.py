@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
 from fastdss.chat.record import Columns
-from fastdss.console.threads import use_threads
-from fastdss.console.voice import one_voice, remark, tell_result
+from fastdss.console.output import print_remark, print_result, quiet_libraries
+from fastdss.console.threads import add_threads, use_threads
 from fastdss.errors import UserError
 from fastdss.guards.command import add_guard_options
 from fastdss.optional import require
-from fastdss.star.options import COMBINE, METHODS
+from fastdss.star.options import COMBINE, METHODS, ScoringOptions
 from fastdss.star.promise import Promise
 
+from .merge import FAILED
+from .option_help import HELP
 from .rows import DataOptions
 from .understood import why_mostly_failed
 
@@ -34,64 +36,80 @@ def add_score(commands: Any) -> None:
         "and Ray's address in RAY_ADDRESS.",
     )
     add = parser.add_argument
-    add("input", nargs="+", metavar="INPUT", help="files (JSON, CSV, Parquet, Arrow), folders, URLs, or a Hub id")
+    add("input", nargs="+", metavar="INPUT", help=f"{HELP['data']}; several: one after the other")
     add(
         "--guard",
         required=True,
         action="append",
         metavar="ID|PATH",
-        help="guard model: a Hub id, a folder, or 'tiny' (contact details); several: give it several times",
+        help=f"{HELP['guard']}; several: give it several times",
     )
-    add("--combine", choices=COMBINE, default="mean", help="how several guards' scores become one")
+    add("--combine", choices=COMBINE, default=ScoringOptions.combine, help="how several guards' scores become one")
     add("--out", required=True, metavar="DIR", help="folder for the scores; finished parts in it are used")
-    add("--every", type=int, default=5, help="units per scored chunk")
-    add("--unit", choices=UNITS, default="word", help="what a chunk counts")
-    add("--max-tokens", type=int, help="score what fits instead of failing rows longer than the guard's context")
-    add("--revision", help="commit, tag or branch of a guard on the Hub")
+    add("--every", type=int, default=ScoringOptions.every, help=HELP["every"])
+    add("--unit", choices=UNITS, default=ScoringOptions.unit, help=HELP["unit"])
+    add("--max-tokens", type=int, help=HELP["max_tokens"])
+    add("--revision", help=HELP["revision"])
     add_guard_options(parser)
     add(
-        "--method", choices=METHODS, default="auto", help="per_prefix: one forward per prefix, for guards no tree takes"
+        "--method",
+        choices=METHODS,
+        default=ScoringOptions.method,
+        help="per_prefix: one forward per prefix, for guards that the tree engine cannot run",
     )
-    add("--dtype", default="auto", help="of the guard's weights")
-    add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add("--dtype", default="auto", help="dtype of the guard's weights")
+    add("--device", default="auto", help="where the guard runs: auto, cpu, cuda, ...")
+    _add_approx(parser)
+    add("--rescore", action="store_true", help="score rows again that already hold scores")
+    add(
+        "--shard-rows",
+        type=int,
+        help="rows per file; an interruption costs the work on one file (default: 16 at first, growing to 256)",
+    )
+    add_data_options(parser)
+    add(
+        "--engine",
+        default="local",
+        choices=("local", "datasets", "ranks", "ray"),
+        help="what runs the guard: this process, processes of datasets, the ranks of torchrun, or actors of ray",
+    )
+    add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
+    add_threads(parser)
+    parser.set_defaults(run=_score)
+
+
+def _add_approx(parser: argparse.ArgumentParser) -> None:
+    """Add ``--approx`` and the options that only mean something beside it."""
+    add = parser.add_argument
     add(
         "--approx",
         type=float,
         metavar="TOLERANCE",
-        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few are off by "
-        "more than this anywhere; else everything is computed as without it",
+        help="approximate scores by the guard's hidden states, where a random sample of rows shows that few rows are "
+        "off by more than this anywhere; else all scores are computed exactly",
     )
-    add("--at-most", type=float, metavar="SHARE", help="of rows that may be off, with --approx (default: 0.02)")
-    add("--confidence", type=float, metavar="P", help="with which that holds, with --approx (default: 0.95)")
-    add("--approx-seed", type=int, metavar="N", help="draws the sample, with --approx (default: 0)")
-    add("--rescore", action="store_true", help="judge anew what holds scores already")
-    add(
-        "--shard-rows",
-        type=int,
-        help="rows per file, which an interruption can cost (default: 16 at first, up to 256)",
-    )
-    add_data_options(parser)
-    add("--engine", default="local", choices=("local", "datasets", "ranks", "ray"), help="who scores")
-    add("--workers", type=int, help="processes of datasets or actors of ray (default: what the machine has)")
-    add("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.set_defaults(run=_score)
+    at_most = f"with --approx: share of rows that may be off (default: {Promise.at_most})"
+    add("--at-most", type=float, metavar="SHARE", help=at_most)
+    confidence = f"with --approx: how certain that share is (default: {Promise.confidence})"
+    add("--confidence", type=float, metavar="P", help=confidence)
+    add("--approx-seed", type=int, metavar="N", help="with --approx: seed of the random sample (default: 0)")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """How data is read: the same options for every command that reads it."""
+    """Add the options that say how data is read, the same for every command that reads it."""
     add = parser.add_argument
-    add("--format", default="auto", choices=("auto", *BY_NAME), help="of the conversations, else found by the columns")
-    add("--split", metavar="NAME", help="of a folder, a file or a Hub id that holds several")
-    add("--config", metavar="NAME", help="part of a Hub id that has several")
-    add("--turns", choices=WHICH_TURNS, default="all", help="judge every trained turn of the assistant, or the last")
-    for column in ("prompt", "response", "messages", "id"):
-        add(f"--{column}-column", default=column, metavar="NAME", help=f"where the input has its {column}")
-    add("--number-rows", action="store_true", help="take positions for ids, whatever the input has")
-    add("--max-bytes", type=int, default=8 << 20, help="longest row; longer ones fail")
+    add("--format", default=DataOptions.format, choices=("auto", *BY_NAME), help=HELP["format"])
+    add("--split", metavar="NAME", help=HELP["split"])
+    add("--config", metavar="NAME", help=HELP["config"])
+    add("--turns", choices=WHICH_TURNS, default=DataOptions.turns, help=HELP["turns"])
+    for item in fields(Columns):
+        add(f"--{item.name}-column", default=item.default, metavar="NAME", help=HELP[f"{item.name}_column"])
+    add("--number-rows", action="store_true", help=HELP["number_rows"])
+    add("--max-bytes", type=int, default=DataOptions.max_bytes, help=HELP["max_bytes"])
 
 
 def data_options_of(args: argparse.Namespace) -> DataOptions:
-    """What ``add_data_options`` was told."""
+    """The values of the options that ``add_data_options`` adds."""
     given_id = "" if args.number_rows else args.id_column
     columns = Columns(args.prompt_column, args.response_column, args.messages_column, given_id)
     return DataOptions(columns, args.format, args.split, args.config, args.turns, args.max_bytes)
@@ -101,16 +119,16 @@ def add_check(commands: Any) -> None:
     """Register ``check`` likewise."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "check",
-        help="say in seconds what is understood of a data set, before anything is scored or trained",
+        help="say in seconds how a data set is read, before anything is scored or trained",
         description="Reads the beginning of the data and says what was found: format, turns, what is judged and "
-        "trained, columns without use, and the first conversation as the guard and the policy will see it.",
+        "trained, columns that are not used, and the first conversation as the guard and the policy will see it.",
     )
     add = parser.add_argument
-    add("input", nargs="+", metavar="DATA", help="files (JSON, CSV, Parquet, Arrow), folders, URLs, or a Hub id")
+    add("input", nargs="+", metavar="DATA", help=f"{HELP['data']}; several: one after the other")
     add("--guard", metavar="ID|PATH", help="show the first conversation as this guard sees it")
     add("--model", metavar="ID|PATH", help="show the first conversation as this model is trained on it")
     add_guard_options(parser)
-    add("--rows", type=int, default=10_000, metavar="N", help="read so many rows at most")
+    add("--rows", type=int, default=10_000, metavar="N", help="how many rows to read at most")
     add_data_options(parser)
     parser.set_defaults(run=_check)
 
@@ -131,7 +149,7 @@ def _check(args: argparse.Namespace) -> int:
         limit=args.rows,
     )
     if args.json:
-        tell_result(args, {"usable": found.usable, "rows": found.understood.rows, "lines": found.lines}, [])
+        print_result(args, {"usable": found.usable, "rows": found.understood.rows, "lines": found.lines}, [])
     else:
         print("\n".join(found.lines))
     return 0 if found.usable else 1
@@ -148,9 +166,9 @@ def add_merge(commands: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="what fastdss score wrote")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .parquet or .jsonl file")
     parser.add_argument(
-        "--failed", choices=("drop", "zero"), default="drop", help="rows without scores: out, or weight 0"
+        "--failed", choices=FAILED, default="drop", help="rows without scores: leave them out, or give them weight 0"
     )
-    parser.add_argument("--input", nargs="+", metavar="INPUT", help="the scored input, where it lies elsewhere now")
+    parser.add_argument("--input", nargs="+", metavar="INPUT", help="the scored input, if it was moved since")
     parser.set_defaults(run=_merge)
 
 
@@ -178,7 +196,7 @@ def _score(args: argparse.Namespace) -> int:
         device=args.device,
     )
     try:
-        with one_voice(quiet=args.quiet):
+        with quiet_libraries(quiet=args.quiet):
             manifest = score_dataset(
                 args.input,
                 args.out,
@@ -190,14 +208,14 @@ def _score(args: argparse.Namespace) -> int:
                 rescore=args.rescore,
                 approx=promise,
                 approx_seed=args.approx_seed or 0,
-                tell=lambda understood: remark(args, "\n".join(understood.lines())),
+                tell=lambda understood: print_remark(args, "\n".join(understood.lines())),
                 progress=not args.quiet,
             )
     except KeyboardInterrupt:
         print(f"\n{finished_parts(args.out)}", file=sys.stderr)
         raise
     if not manifest["finished"]:
-        remark(args, f"{args.out}: this rank is done, others are not yet")
+        print_remark(args, f"{args.out}: this rank is done, others are not yet")
         return 0
     counts = manifest["counts"]
     mostly = why_mostly_failed(counts)
@@ -207,20 +225,20 @@ def _score(args: argparse.Namespace) -> int:
     lines += [("next", f"fastdss report {args.out}, fastdss merge {args.out} --out training.parquet")]
     if "approx" in manifest:
         lines.append(("approximated", manifest["approx"]["words"]))
-    tell_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
+    print_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)
     return 0 if mostly is None else 1
 
 
 def _promise(args: argparse.Namespace) -> Promise | None:
-    """What ``--approx`` and its companions ask for."""
-    given = {"at_most": args.at_most, "confidence": args.confidence}
-    said = {name: value for name, value in given.items() if value is not None}
+    """The promise that ``--approx``, ``--at-most`` and ``--confidence`` ask for; None without ``--approx``."""
+    options = {"at_most": args.at_most, "confidence": args.confidence, "approx_seed": args.approx_seed}
+    given = {name: value for name, value in options.items() if value is not None}
     if args.approx is None:
-        alone = next(iter(said), None if args.approx_seed is None else "approx_seed")
-        if alone is not None:
-            raise UserError(f"--{alone.replace('_', '-')}: expected --approx TOLERANCE beside it, got none")
+        if given:
+            raise UserError(f"--{next(iter(given)).replace('_', '-')}: expected --approx TOLERANCE beside it, got none")
         return None
-    return Promise(args.approx, **said)
+    given.pop("approx_seed", None)
+    return Promise(args.approx, **given)
 
 
 def _merge(args: argparse.Namespace) -> None:
@@ -232,4 +250,4 @@ def _merge(args: argparse.Namespace) -> None:
     left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
     left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
     lines: list[tuple[str, object]] = [("conversations", done.rows), ("left out", ", ".join(left))]
-    tell_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])
+    print_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])

@@ -1,4 +1,4 @@
-"""CSV: delimiter and encoding are found, a record that is none fails alone."""
+"""CSV files: their delimiter and encoding are found out; a record that cannot be read fails alone."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
 
-_LONGEST_RECORD = 1 << 28  # characters: a quote that is never closed makes one record of all that follows
+# Characters. A quote that is never closed makes one record of the rest of the file, which must not fill the memory.
+_LONGEST_RECORD = 1 << 28
 _DELIMITERS = ",;\t|"
-_SAMPLE = 1 << 22
+_SAMPLE = 1 << 22  # bytes that the encoding is guessed from: a choice, as the first letter beyond ASCII may come late
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH = re.compile(rb"[\x80-\xff]")
-# Bytes that Windows-1252 does not assign, or that no text has.
+# Bytes that Windows-1252 does not assign, or whose characters (þ, ÿ) ordinary text hardly has.
 _NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")
 
 
 class _Lines:
-    """Lines of a CSV file, and those of the present record, which end where the caller says so."""
+    """The lines of a CSV file. It keeps those of the present record until the caller ends it by ``end_record``."""
 
     def __init__(self, path: str, file: TextIO) -> None:
         self.path, self.file = path, file
@@ -48,7 +49,7 @@ class _Lines:
         return line
 
     def end_record(self) -> tuple[str, int]:
-        """SHA-256 of the record and the line it began on, after which another begins."""
+        """End the present record; returns its SHA-256 and the number of the line on which it began."""
         whole = "".join(self.record).encode("utf-8", "surrogateescape")
         began = self.number - len(self.record) + 1
         self.record.clear()
@@ -57,12 +58,12 @@ class _Lines:
 
 
 def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
-    """Records as mappings of text, under the header of the first line."""
+    """Records as mappings from column to text; the first line names the columns."""
     with opened(path) as sampled:
         encoding = encoding_of(sampled.read(_SAMPLE))
-    # a cell that is no text in this encoding keeps its bytes as surrogates, which fail its row alone
+    # Bytes that are invalid in this encoding become surrogates, so that only the row that holds them fails.
     text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
-    # The csv module's own limit is lifted; the cap of a row is checked once its fields are known.
+    # The csv module's limit of a field is lifted: rows.py checks the size of a whole row.
     limit = csv.field_size_limit(2**31 - 1)
     try:
         lines = _Lines(path, text)
@@ -102,7 +103,8 @@ def _and_then(first: str, lines: _Lines) -> Iterator[str]:
 
 
 def encoding_of(sample: bytes) -> str:
-    """UTF-8 and UTF-16 by their marks, Windows-1252 where bytes are letters there and nothing is UTF-8."""
+    """UTF-16 by its mark or its NUL bytes; Windows-1252 where there are bytes beyond ASCII and none are UTF-8; else
+    UTF-8."""
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if sample[1:2] == b"\0" or sample[3:4] == b"\0":
@@ -116,7 +118,7 @@ def encoding_of(sample: bytes) -> str:
 
 
 def delimiter_of(path: str, header: str) -> str:
-    """The one that makes known columns of the header, else the one that occurs most."""
+    """The delimiter that splits the header into columns of a known format, else the most frequent one."""
     outside = re.sub(r'"[^"]*"', "", header)
     by_count = sorted(_DELIMITERS, key=lambda mark: (-outside.count(mark), _DELIMITERS.index(mark)))
     for mark in by_count:
@@ -127,7 +129,7 @@ def delimiter_of(path: str, header: str) -> str:
 
 
 def check_names(path: str, names: list[str]) -> None:
-    """``ValueError`` where two columns that are read have one name: readers disagree which counts."""
+    """Raise ``ValueError`` where two columns of a known name are equal: other readers may take the other one."""
     known = known_columns()
     for name in names:
         if name in known and names.count(name) > 1:

@@ -1,8 +1,10 @@
-"""Who runs the scorer: this process, processes of ``datasets.map``, ranks of a distributed job, or actors of Ray Data.
+"""Where the scorer runs: in this process, in processes of ``datasets.map``, on the ranks of a distributed job, or in
+actors of Ray Data.
 
-An engine takes a ``Job`` and returns when every shard of its work is in the store. Shards are the unit everywhere, so
-the same rows meet in the same batches whoever scores them. Where Ray runs, its driver writes the shards as they come
-in, and workers need no common disk; shards are therefore its checkpoint too, and Ray's own is not used.
+An engine takes a ``Job`` and returns when every shard of its work is in the store. Every engine scores whole shards, so
+that the same rows are in the same batches whichever engine runs. With Ray, the driver writes the shards as the actors
+return them, so that actors need no common disk, and an interrupted run goes on from the shards without Ray's own
+checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Shard:
     rows: list[Row | FailedRow]
 
     def pack(self) -> dict[str, Any]:
-        """The shard as a record of two plain columns, for engines with tables of their own."""
+        """The shard as a record of two strings, for engines that keep their work in tables."""
         return {"name": self.name, "rows": json.dumps([_packed(row) for row in self.rows])}
 
     @staticmethod
@@ -46,6 +48,8 @@ def _packed(row: Row | FailedRow) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
+    """What an engine has to do. ``work``: the shards that are missing; ``shards``: the store they go to."""
+
     work: Iterator[Shard]
     scorer: Scorer
     shards: Shards
@@ -60,13 +64,13 @@ def run_here(job: Job) -> None:
 
 
 def run_rank(job: Job) -> None:
-    """As ``run_here`` on this rank's GPU; which shards are in ``job.work`` was decided by the rank."""
+    """As ``run_here``, on this rank's GPU; ``job.work`` holds only this rank's shards."""
     _use_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     run_here(job)
 
 
 def place_in_job() -> tuple[int, int]:
-    """Rank and number of ranks, as torchrun and ``accelerate launch`` tell them."""
+    """The rank and the number of ranks, which torchrun and ``accelerate launch`` put into the environment."""
     try:
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
@@ -77,9 +81,9 @@ def place_in_job() -> tuple[int, int]:
 
 
 def run_datasets(job: Job) -> None:
-    """``Dataset.map`` over shards in ``workers`` new processes, each of which stores its own.
+    """``Dataset.map`` over shards in ``workers`` new processes, each of which stores the shards that it scored.
 
-    Scripts need ``if __name__ == "__main__"``, as wherever Python starts processes.
+    A script that calls it needs ``if __name__ == "__main__"``, since new processes import the script.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -106,7 +110,7 @@ def run_datasets(job: Job) -> None:
 
 @contextmanager
 def _fresh_processes() -> Iterator[None]:
-    """Workers of ``datasets`` start from nothing: forks of a process that has used torch hang, or have no GPU."""
+    """Let ``datasets`` spawn its workers: a fork of a process that has used torch can hang, or has no GPU."""
     import multiprocess
 
     method = multiprocess.get_start_method(allow_none=True)
@@ -130,11 +134,11 @@ class _ScoreAndStore:
 
 
 def run_ray(job: Job) -> None:
-    """``ray.data`` over shards, ``map_batches`` with a pool of actors; this process stores what they return.
+    """``map_batches`` of Ray Data over shards, with a pool of actors; this process stores the shards that they return.
 
-    All missing rows go to Ray's object store first, which spills to disk. Ray starts a dead actor anew and gives it its
-    shard again. Connected through ``ray://``, where Ray Data cannot stream, an actor in the cluster drives the pipeline
-    and hands its results over one by one; fastdss must be installed there.
+    All missing rows are first put into Ray's object store, which spills to disk. If an actor dies, Ray starts another
+    and gives it the same shard. A process connected through ``ray://`` cannot stream Ray Data's results: there an actor
+    in the cluster runs the pipeline and returns its results one by one. fastdss must be installed in the cluster.
     """
     try:
         import ray
@@ -164,9 +168,10 @@ def run_ray(job: Job) -> None:
 
 
 def _scored_by_actors(blocks: list[Any], scorer: Scorer, actors: int, gpus: bool) -> Iterator[Mapping[str, Any]]:
-    """Packed shards, scored, as they are ready.
+    """Scored shards, packed, as they get ready.
 
-    An actor of one whole CPU per CPU would leave none for reading, and the job would hang: they take half a CPU.
+    Without GPUs there is an actor per CPU. Each reserves half a CPU only: if they reserved all of them, Ray would have
+    none left for the tasks that read the blocks, and the job would hang.
     """
     import ray.data
 
@@ -183,7 +188,7 @@ def _scored_by_actors(blocks: list[Any], scorer: Scorer, actors: int, gpus: bool
 
 
 class _Pipeline:
-    """``_scored_by_actors`` in the cluster, one record per call and None after the last."""
+    """An actor in the cluster that runs ``_scored_by_actors``: ``next`` returns one record, and None after the last."""
 
     def __init__(self, blocks: list[Any], scorer: Scorer, actors: int, gpus: bool) -> None:
         self.records = _scored_by_actors(blocks, scorer, actors, gpus)
@@ -193,7 +198,7 @@ class _Pipeline:
 
 
 class _Actor:
-    """Scores one packed shard per call, with a guard that loads once."""
+    """An actor that scores one packed shard per call; its guard loads at the first."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -215,7 +220,7 @@ def _packed_schema() -> Any:
 
 
 def _use_gpu(number: int) -> None:
-    """Make one GPU the current one, where there are any."""
+    """Make a GPU the current one, where there are any; numbers beyond the last start again at the first."""
     import torch
 
     if torch.cuda.is_available():

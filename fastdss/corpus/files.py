@@ -1,4 +1,4 @@
-"""Files: their kinds, their bytes unpacked, their lines under a cap."""
+"""Files: which kind they are, decompressing them, and reading their lines with bounded memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 from fastdss.errors import UserError
 from fastdss.optional import require
 
-ROWS_AT_ONCE = 64
-PEEKED = 1 << 16  # bytes at a file's beginning that tell its layout
+ROWS_AT_ONCE = 64  # of a table, in memory as Python objects: a choice, as rows may have megabytes each
+PEEKED = 1 << 16  # bytes at a file's beginning from which its layout is found: a choice
 KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
@@ -30,21 +30,24 @@ PACKED = (".gz", ".zst", ".xz", ".bz2")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A record that is none, and SHA-256 of what stands in its place."""
+    """Stands for a record that could not be read. ``digest``: SHA-256 of what the file holds in its place."""
 
     reason: str
     digest: str
 
 
 class Found(NamedTuple):
-    """A record and the line of its file on which it begins, None where a file has no lines."""
+    """A record, and the line of its file on which it begins (None where the file has no lines)."""
 
     record: Mapping[str, Any] | Unreadable
     line: int | None = None
 
+    def __repr__(self) -> str:  # never the text
+        return f"Found({type(self.record).__name__}, line={self.line})"
+
 
 def kind_of(name: str) -> str | None:
-    """How a file is read, by its suffixes in any case; None where no reader knows it."""
+    """The reader of a file, told by its suffixes in any letter case; None where there is none."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
@@ -57,7 +60,7 @@ def is_url(path: str) -> bool:
 
 @contextmanager
 def opened(path: str) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked; Windows' and others' compressed files by their suffix."""
+    """The bytes of a local file or a URL; by its suffix a compressed file is decompressed."""
     if is_url(path):
         import fsspec
 
@@ -103,7 +106,7 @@ def _unpacked(path: str, raw: Any) -> Iterator[Any]:
 
 @contextmanager
 def seekable(path: str, file: BinaryIO) -> Iterator[Any]:
-    """Tables are read from both ends, by Arrow itself: what is packed or lies elsewhere is copied to a file first."""
+    """A file in which Arrow can seek, since it reads tables from both ends; compressed and remote ones are copied."""
     import pyarrow as pa
 
     if not is_url(path) and PurePosixPath(path).suffix.lower() not in PACKED:
@@ -118,7 +121,8 @@ def seekable(path: str, file: BinaryIO) -> Iterator[Any]:
 
 
 def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers disagree on which of two values counts: what was scored need not be what is trained on."""
+    """``dict(pairs)``; raises ``ValueError`` where a name occurs twice. Readers disagree on which of two values counts,
+    so the text that was scored might not be the text that is trained on."""
     record = dict(pairs)
     if len(record) < len(pairs):
         raise UserError("a name occurs twice in an object")
@@ -130,7 +134,7 @@ def too_long(size: int, limit: int) -> str:
 
 
 def without_text(error: BaseException) -> str:
-    """What an error says; a decoding error quotes bytes and is told by its position alone."""
+    """An error's message without quotations of the data. A decoding error quotes bytes: only its position is kept."""
     if isinstance(error, UnicodeError):
         return f"not valid UTF-8 (position {getattr(error, 'start', '?')})"
     if isinstance(error, RecursionError):
@@ -139,7 +143,7 @@ def without_text(error: BaseException) -> str:
 
 
 def lines_of(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | Unreadable]]:
-    """Numbered lines that are not blank; one of more than ``max_bytes`` is never held whole."""
+    """The lines that are not blank, with their numbers; a line of more than ``max_bytes`` is never in memory whole."""
     number = 0
     while line := file.readline(min(max_bytes + 1, sys.maxsize)):
         number += 1

@@ -1,4 +1,4 @@
-"""A guard before it is loaded: what its scores depend on, read without its weights in memory, and how it loads."""
+"""A guard before it is loaded: what its scores depend on, found without loading its weights, and how to load it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PROBES = [
     [{"role": role, "content": f"{role} {turn}"} for turn, role in enumerate(roles.split())]
     for roles in ("user assistant", "user assistant user assistant", "system user assistant", "user tool assistant")
 ]
-# Fields of a spec that are for people and change no score.
-_SAID_OF_IT = ("name", "messages", "judges", "checked", "note", "date")
+# Fields of a spec that only inform people and change no score.
+_FOR_PEOPLE = ("name", "messages", "judges", "checked", "note", "date")
 
 
 class GuardIdentity(NamedTuple):
-    """``name`` is for people; scores depend on the others. ``date`` is the day that a template prints, if it does."""
+    """``name`` is for people; scores depend on the others. ``date``: the day that the template prints, if any."""
 
     name: str
     revision: str
@@ -47,23 +47,22 @@ class GuardSource:
     check: bool = True
 
     def identity(self) -> GuardIdentity:
-        """Name, revision and template hash. Pins a Hub id to the commit found now.
+        """The guard's name, revision and template hash; a Hub id is pinned to its present commit.
 
-        ``revision`` is the Hub's commit, or a SHA-256 over the folder's configuration, tokenizer and weights, every
-        byte of them: a guard trained further has files of the same names and sizes. Reading them costs less than
-        loading the model.
+        ``revision`` is that commit, or for a folder a SHA-256 over every byte of configuration, tokenizer and weights:
+        a guard that was trained further has files of the same names and sizes. Hashing costs less than loading.
         """
         from fastdss.guards.questions import prints_date
 
         name, revision, encoders, spec = self.described()
         rendered = [_rendered(encoder, probe) for encoder in encoders for probe in _PROBES]
-        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in _SAID_OF_IT}
+        asked = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in _FOR_PEOPLE}
         printed = prints_date(spec, encoders[0].tokenizer)
         described = json.dumps([rendered, asked], default=str)
         return GuardIdentity(name, revision, _sha256(described.encode()), spec.date if printed else None)
 
     def load(self, device: str) -> Guard:
-        """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded one as it is, where it is."""
+        """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded guard stays where it is."""
         import torch
 
         from fastdss.star.guard import Guard
@@ -87,7 +86,7 @@ class GuardSource:
         return guard
 
     def described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
-        """Name, revision, chat encoders and spec, without loading a named guard's weights."""
+        """The guard's name, revision, chat encoders and spec; the weights of a named guard are not loaded."""
         from fastdss.guards.known import TINY, TINY_FOLDER, check_guard_source, read_config
         from fastdss.guards.loading import resolve_spec
         from fastdss.guards.questions import make_encoders
@@ -119,7 +118,7 @@ def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:
         found: str | None = encoder.render([conversation], generation_prompt=True)[0]
         return found
     except ValueError:
-        return None  # the template takes a single exchange
+        return None  # a template may refuse a conversation with a system message, several exchanges or a tool
 
 
 def _folder_hash(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""JSON: one object a line, arrays of objects however they are laid out, and objects of splits or columns."""
+"""JSON files: one object per line, arrays of objects in any layout, and objects that hold splits or columns."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fastdss.optional import require
 
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
 
-_LARGEST_OBJECT = 1 << 30  # bytes of one object of columns, which must be read whole
+_LARGEST_OBJECT = 1 << 30  # bytes of one object that holds columns: it must be in memory whole, so a choice bounds it
 
 
 def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | None) -> Iterator[Found]:
-    """Records, by what the file holds and not by its suffix."""
+    """The records of a JSON file, whose layout is found from its content; suffixes are often wrong."""
     file = _in_utf8(file)
     layout = _layout(path, file.peek(PEEKED))
     if layout == "array":
@@ -33,11 +33,11 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
 
 
 def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
-    """The file past its byte order mark, recoded where that is UTF-16's."""
-    begun = file.peek(3)
-    if begun.startswith(codecs.BOM_UTF8):
+    """The file as UTF-8 without a byte order mark; UTF-16 is recoded as it is read."""
+    beginning = file.peek(3)
+    if beginning.startswith(codecs.BOM_UTF8):
         file.read(3)
-    marked = begun.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    marked = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if not marked or b"\0" not in file.peek(8)[2:8]:  # in UTF-16 every second byte of JSON is NUL
         return file
 
@@ -55,28 +55,31 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
     return io.BufferedReader(Recoded(), PEEKED)
 
 
-def _layout(path: str, begun: bytes) -> str:
-    """``"lines"``: an object each. ``"lines of an array"``: the same between brackets, with commas; read by lines, a
-    bad line stays one bad line. ``"array"`` and ``"object"``: whatever else is one JSON value.
+def _layout(path: str, beginning: bytes) -> str:
+    """How a file is laid out, told by its first bytes.
 
-    What is called JSON Lines and is no JSON value as a whole is read by lines, whatever stands in them.
+    ``"lines"``: one object per line. ``"lines of an array"``: an array with one object per line; read by lines, a bad
+    line costs one record and not the file. ``"array"`` and ``"object"``: one JSON value in any other layout.
+
+    A file whose suffix promises JSON Lines, and which as a whole is no JSON value, is read by lines.
     """
-    text = begun.strip() if len(begun) < PEEKED else begun.lstrip()
+    is_whole = len(beginning) < PEEKED
+    text = beginning.strip() if is_whole else beginning.lstrip()
     lines = [line.strip() for line in text.split(b"\n")]
-    is_cut = len(begun) >= PEEKED and len(lines) == 1
+    first_is_cut = not is_whole and len(lines) == 1
     further = [line for line in lines[1:] if line]
-    damaged = len(begun) < PEEKED and _is_called_lines(path) and _parsed(text) is None
+    damaged = is_whole and _is_called_lines(path) and _parsed(text) is None
     if text.startswith(b"["):
-        if not is_cut and isinstance(_parsed(lines[0]), list):
+        if not first_is_cut and isinstance(_parsed(lines[0]), list):
             return "lines" if further else "array"
         first = lines[0][1:].strip() or (further[0] if further else b"")
-        closed = len(begun) >= PEEKED or text.endswith(b"]")
-        if closed and isinstance(_parsed(first.removesuffix(b",")), dict):
+        may_be_closed = not is_whole or text.endswith(b"]")
+        if may_be_closed and isinstance(_parsed(first.removesuffix(b",")), dict):
             return "lines of an array"
         return "lines" if damaged else "array"
     if not text.startswith(b"{"):
         return "lines"
-    if is_cut:
+    if first_is_cut:
         return "lines" if _has_two_lines(path) else "object"
     record = _parsed(lines[0].removesuffix(b","))
     if isinstance(record, dict):
@@ -89,6 +92,7 @@ def _layout(path: str, begun: bytes) -> str:
 
 
 def _is_called_lines(path: str) -> bool:
+    """Whether the suffix promises JSON Lines."""
     return ".json" not in [suffix.lower() for suffix in PurePosixPath(path).suffixes]
 
 
@@ -109,7 +113,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _lines(file: io.BufferedReader, max_bytes: int, *, in_array: bool) -> Iterator[Found]:
-    """One object a line; brackets of an array and commas after objects are no part of it."""
+    """One object per line, without an array's brackets and the comma after an object."""
     first = True
     for number, line in lines_of(file, max_bytes):
         if isinstance(line, Unreadable):
@@ -136,7 +140,7 @@ def _object(text: bytes, digest: str) -> Mapping[str, Any] | Unreadable:
 
 
 def _array(path: str, prefix: str) -> Iterator[Found]:
-    """Objects of an array, however they are laid out; memory holds one of them."""
+    """The objects of an array in any layout, one at a time in memory. ``prefix``: where the array is, as ijson says."""
     require(path, "score", "ijson")
     import ijson
 
@@ -157,14 +161,14 @@ def _array(path: str, prefix: str) -> Iterator[Found]:
 
 
 def _items(events: Iterator[tuple[str, str, Any]], prefix: str) -> Iterator[Any]:
-    """Values at ``prefix``; a name that occurs twice in one of their objects is a ``ValueError``."""
+    """The values at ``prefix``; raises ``ValueError`` where a name occurs twice in one of their objects."""
     for place, event, value in events:
         if place == prefix:
             yield _built(events, event, value)
 
 
 def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth: int = 0) -> Any:
-    if depth > 200:
+    if depth > 200:  # far below Python's own limit, and deeper than any data that people write
         raise RecursionError
     if event == "start_map":
         pairs: list[tuple[str, Any]] = []
@@ -183,9 +187,10 @@ def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth
 
 
 def _whole(path: str, split: str | None) -> Iterator[Found]:
-    """One object: splits or other lists of records by name, columns, or a single record.
+    """The records of a file that is one object: named splits, columns, or a single record.
 
-    A single line of JSON Lines that holds lists of objects is a record, as it would be beside a second line.
+    In a file of JSON Lines that has only one line, an object with lists of objects is a record, as it would be if a
+    second line followed.
     """
     names, lists = _top_level(path)
     if lists and not _is_called_lines(path) and not fits_columns([name for name in names if name != "data"]):
@@ -210,7 +215,7 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
 
 
 def _top_level(path: str) -> tuple[list[str], list[str]]:
-    """Names in the outermost object, and those of them that hold lists of objects."""
+    """The names in the outermost object, and which of them hold lists of objects."""
     require(path, "score", "ijson")
     import ijson
 
@@ -229,7 +234,7 @@ def _top_level(path: str) -> tuple[list[str], list[str]]:
 
 
 def _is_columns(whole: Mapping[str, Any]) -> bool:
-    """Whether an object holds columns of values instead of one record: pandas' and ``Dataset.to_dict``'s forms."""
+    """Whether an object holds columns instead of one record, as pandas and ``Dataset.to_dict`` write them."""
     values = list(whole.values())
     if {"columns", "data"} <= whole.keys() and isinstance(whole["columns"], list) and isinstance(whole["data"], list):
         return True
@@ -238,7 +243,7 @@ def _is_columns(whole: Mapping[str, Any]) -> bool:
     plain = [value for value in values if isinstance(value, list)]
     if len(plain) != len(values) or len({len(value) for value in plain}) != 1:
         return False
-    # one conversation is a list of messages; a column of conversations is a list of such lists
+    # A single conversation is a list of messages, that is of objects; a column of conversations is a list of lists.
     return not any(isinstance(value[0], dict) for value in plain if value)
 
 

@@ -1,4 +1,4 @@
-"""Scores joined to their conversations as a data set to train on."""
+"""``fastdss merge``: conversations and their scores joined into one data set to train on."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from .sources import Source, expand
 from .store import ScoredRow, data_options, joined, load_manifest
 
 FAILED = ("drop", "zero")
-OWN = ("id", "messages", "tools", "star")  # columns that are written; others of these names give way
-_ROWS_AT_ONCE = 1024
+OWN = ("id", "messages", "tools", "star")  # columns that are written here; the input's columns of these names are not
+_ROWS_AT_ONCE = 1024  # of a row group of Parquet: a choice between memory and a file that compresses well
 
 
 @dataclass
 class Merged:
-    """How many conversations were written; how many were left out because they have no scores, and because nothing of
-    them is to be trained; how many turns of those that were written have none."""
+    """What was written and what was left out."""
 
-    rows: int = 0
-    dropped: int = 0
-    left_out: int = 0
-    turns_dropped: int = 0
+    rows: int = 0  # conversations that were written
+    dropped: int = 0  # conversations that have no scores
+    left_out: int = 0  # conversations of which nothing is to be trained
+    turns_dropped: int = 0  # turns without scores, of conversations that were written
 
 
 def merge(
     folder: str | Path, file: str | Path, *, failed: str = "drop", sources: Sequence[Source] | None = None
 ) -> Merged:
-    """``joined(folder, sources)`` as one Parquet or JSONL file (by its suffix), which appears whole or not at all.
+    """Write ``joined(folder, sources)`` to one Parquet or JSONL file, by its suffix; it appears whole or not at all.
 
-    One row a conversation: ``id``, ``messages``, ``tools`` where there are any (in Parquet as JSON text), the input's
-    columns that are no part of the conversation, and ``star``, for each judged turn ``{turn, text, ends, scores,
-    flags}``, and ``exact`` where some scores are approximations. ``prepare_dss_dataset`` and ``fastdss train`` read it.
-    failed: turns without scores are not trained, and rows without any are left out (``"drop"``), or both are kept with
-    score 0 over the whole answer (``"zero"``: the reference model alone decides there) and the flag ``"unscored"``.
-    Rows that hold no conversation, or nothing to train, are always left out. Raises ``ValueError`` where the scores are
-    not finished or the input changed.
+    A conversation is a row with ``id``, ``messages``, ``tools`` where there are any (in Parquet as JSON text), the
+    input's other columns, and ``star``: for each judged turn ``{turn, text, ends, scores, flags}``, and ``exact`` where
+    some scores are approximations. ``prepare_dss_dataset`` and ``fastdss train`` read such rows.
+
+    failed: what happens to turns without scores. ``"drop"``: they are not trained, and conversations without any
+    scored turn are left out. ``"zero"``: they are kept with score 0 over the whole answer, so that the reference model
+    alone decides there, and with the flag ``"unscored"``. Rows that hold no conversation or nothing to train are always
+    left out.
+
+    Raises ``ValueError`` where the scores are not finished or the input changed.
     """
     if failed not in FAILED:
         raise UserError(f"failed: expected one of {', '.join(FAILED)}, got {failed!r}")
@@ -84,7 +86,7 @@ def merge(
 def merged_records(
     pairs: Iterator[tuple[Row | FailedRow, ScoredRow]], failed: str, done: Merged
 ) -> Iterator[dict[str, Any]]:
-    """One record a conversation that has something to train on; ``done`` counts."""
+    """A record for each conversation that has something to train on; ``done`` counts what becomes of the rows."""
     for row, scored in pairs:
         if scored.left_out:
             done.left_out += 1
@@ -101,17 +103,17 @@ def merged_records(
 
 
 def star_of(row: Row, scored: ScoredRow, failed: str = "drop") -> list[dict[str, Any]]:
-    """The column ``star``: what is known of each judged turn, with the text that was judged."""
-    found = []
+    """The row's value of the column ``star``: the text of each judged turn and its scores."""
+    star = []
     for judged in scored.turns:
         text = row.conversation.turns[judged.turn].answer.text
-        known = {"turn": judged.turn, "text": text}
+        answer = {"turn": judged.turn, "text": text}
         if judged.error is None:
             marks = {} if judged.exact is None else {"exact": judged.exact}
-            found.append({**known, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags, **marks})
+            star.append({**answer, "ends": judged.ends, "scores": judged.scores, "flags": judged.flags, **marks})
         elif failed == "zero":
-            found.append({**known, "ends": [len(text)], "scores": [0.0], "flags": [str(Flag.UNSCORED)]})
-    return found
+            star.append({**answer, "ends": [len(text)], "scores": [0.0], "flags": [str(Flag.UNSCORED)]})
+    return star
 
 
 def _write_parquet(out: Any, records: Iterator[dict[str, Any]], types: ColumnTypes) -> None:

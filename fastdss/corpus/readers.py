@@ -1,6 +1,7 @@
-"""Records of files, one at a time and with flat memory, each with its line where the file has lines.
+"""The records of files, one at a time, so that memory does not grow with the file.
 
-Whatever is wrong with a record is that record's (``Unreadable``); what is wrong with a file is a ``ValueError``.
+A record that cannot be read is returned as ``Unreadable``, and the others are read; a file that cannot be read raises
+``ValueError``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
-    """Records of a local file or of a URL that fsspec knows.
+    """The records of a local file, or of a URL that fsspec can open.
 
     Raises ``ValueError`` for a file that does not exist, is of no known kind, or is a Git LFS pointer.
     """

@@ -1,7 +1,7 @@
-"""Conversations of files or memory, one at a time and under caps.
+"""Conversations read from files or memory, one at a time and of limited size.
 
-Whatever is wrong with a row becomes a ``FailedRow`` with the reason: it takes nothing else down, and it stays in its
-place. Reasons name lines, positions, lengths and columns, never the text.
+A row that cannot be used becomes a ``FailedRow`` with the reason: the other rows are read, and it keeps its place among
+them. Reasons name lines, positions, lengths and columns, never the text.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from fastdss.errors import UserError
 from .files import Found, Unreadable, too_long, without_text
 from .sources import Source, expand, read_source
 
-MAX_BYTES = 8 << 20  # of a row: more is an attack or a mistake, not a conversation
+MAX_BYTES = 8 << 20  # of a row: a choice, far beyond any guard's context; a larger row is a mistake or an attack
 NAMING = "--format names a format, --prompt-column and its like name columns"
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How data is read: said once, for ``score``, ``check`` and ``train`` alike.
+    """How data is read; ``score``, ``check`` and ``train`` take the same options.
 
-    format: one of ``formats.FORMATS``, or ``"auto"``. split, config: of a folder, a file or a Hub id that holds
-    several. turns: ``"all"`` judges every trained turn of the assistant, ``"last"`` the last of them.
+    columns: names of columns that are not those of a known format.
+    format: one of ``formats.FORMATS``; ``"auto"`` finds it by the columns.
+    split, config: which one to read where a folder, a file or a Hub id holds several.
+    turns: ``"all"`` judges every turn of the assistant that is to be trained, ``"last"`` the last of them.
+    max_bytes: rows larger than this fail.
     """
 
     columns: Columns = COLUMNS
@@ -56,9 +59,10 @@ DATA = DataOptions()
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation and the turns of it to judge. ``content_hash``: SHA-256 of what is seen, written or marked.
+    """A conversation and which of its turns are to be judged.
 
-    ``line`` is where it begins in its file. ``others`` are columns that are no part of the conversation.
+    ``content_hash``: SHA-256 of all of the conversation that scores or training depend on. ``line``: where it begins in
+    its file. ``others``: columns that are no part of the conversation.
     """
 
     id: str
@@ -70,7 +74,7 @@ class Row:
     reading: Reading | None = field(default=None, repr=False, compare=False)
 
     def packed(self) -> dict[str, Any]:
-        """What scoring needs, as JSON."""
+        """What scoring needs of the row, as plain JSON values."""
         tools = {"tools": list(self.conversation.tools)} if self.conversation.tools else {}
         return {
             "id": self.id,
@@ -90,8 +94,10 @@ class Row:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A row that is no conversation, or (``left_out``) one in which nothing is to be trained. ``content_hash``: SHA-256
-    of its record as it was found."""
+    """A row that holds no usable conversation, or (``left_out``) one in which nothing is to be trained.
+
+    ``content_hash``: SHA-256 of its record as it was found.
+    """
 
     id: str
     reason: str
@@ -101,11 +107,11 @@ class FailedRow:
 
 
 def read_rows(sources: Sequence[Source], options: DataOptions = DATA) -> Iterator[Row | FailedRow]:
-    """``for source in sources: for record in source: yield Row(...)``, in order, with flat memory.
+    """The rows of all sources in order, one at a time, so that memory does not grow with the data.
 
-    sources: files (see ``files.KINDS``, packed or not), folders of them or of ``Dataset.save_to_disk``, URLs, ids of
-    the Hub, and what holds mappings in memory: a list, a ``datasets.Dataset``, a frame of pandas, a table of pyarrow. A
-    row without an id gets its position over all sources. Raises ``ValueError`` for sources that are missing or of
+    sources: files (see ``files.KINDS``, compressed or not), folders of such files or of ``Dataset.save_to_disk``, URLs,
+    Hub ids, and data in memory: a list of mappings, a ``datasets.Dataset``, a pandas frame or a pyarrow table. A row
+    without an id gets its position over all sources as its id. Raises ``ValueError`` for sources that are missing or of
     another kind.
     """
     expanded = expand(sources, options.split, options.config)
@@ -118,7 +124,7 @@ def read_rows(sources: Sequence[Source], options: DataOptions = DATA) -> Iterato
 
 
 def gathered(records: Iterable[Found]) -> Iterator[Found]:
-    """The same records; messages of trees, OpenAssistant's, become the conversations that they make."""
+    """The records as they are; OpenAssistant's trees of messages become the conversations in those trees."""
     records = iter(records)
     first = next(records, None)
     if first is None:
@@ -191,13 +197,13 @@ def _record_hash(record: Mapping[str, Any]) -> str:
     values = list(record.items())
     try:
         raw = repr(values)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested thousands deep
         raw = repr([(str(name)[:100], type(value).__name__) for name, value in values])
     return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _plain(row_id: str, position: int) -> str:
-    """An id that can be written down: the position instead of one that is no valid text or longer than any name."""
+    """The id, or the row's position where the id is no valid text or longer than 1,000 bytes."""
     try:
         return row_id if len(row_id.encode()) <= 1000 else str(position)
     except UnicodeEncodeError:

@@ -1,4 +1,5 @@
-"""``score_dataset``: plan the shards, find what is missing, let an engine score it, close with a checked manifest."""
+"""``score_dataset``: plan the shards, find which are missing, let an engine score those, and write the manifest once
+every shard has been read back."""
 
 from __future__ import annotations
 
@@ -6,43 +7,33 @@ import errno
 import hashlib
 import json
 import platform
-import sqlite3
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice, repeat, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import progress_bar
+from fastdss.console.output import progress_bar
 from fastdss.errors import UserError, UserTypeError
 from fastdss.optional import require
 from fastdss.star.promise import Promise
 
-from .engines import ENGINES, Job, Shard, place_in_job
+from .engines import ENGINES, Job, place_in_job
 from .files import is_url
-from .rows import DATA, NAMING, DataOptions, FailedRow, Row, read_rows
+from .plan import Plan, make_plan, missing_shards
+from .rows import DATA, DataOptions, FailedRow, Row, read_rows
 from .sample import Sample
 from .scorer import Report, Scorer
 from .sources import Source, expand, several
-from .store import ForeignManifestError, ScoredRow, Shards, load_manifest, only_writer, shard_name, write_manifest
+from .store import ForeignManifestError, ScoredRow, Shards, load_manifest, only_writer, write_manifest
 from .understood import Understood, kind_of_reason
 
-SHARD_ROWS = (16, 256)  # of the first shard, and of those of a large input
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _VERSIONS = ("fastdss", "torch", "transformers", "tokenizers", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The input as shards of consecutive rows: their names, and how many rows each has."""
-
-    names: list[str]
-    sizes: list[int]
 
 
 def score_dataset(
@@ -60,11 +51,12 @@ def score_dataset(
     tell: Callable[[Understood], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a whole data set into a folder: ``[scorer(row) for row in source]``, kept as shards of Parquet.
+    """Score a whole data set into a folder: ``[scorer(row) for row in source]``, stored as shards of Parquet.
 
-    Whatever ends a run, finished shards stay valid and the same call goes on from there; on the same machine the bytes
-    are those of an undisturbed run. A shard that was damaged since is set aside and scored again. Another guard,
-    template or option makes another cache entry; edited or appended rows cost their own shards only.
+    However a run ends, finished shards stay valid and the same call goes on from there; on the same machine it writes
+    the same bytes as a run that nothing interrupted. A shard that was damaged meanwhile is set aside and scored again.
+    Scores of another guard, template or option are stored apart from these. After rows were edited or appended, only
+    their own shards are scored again.
 
     Args:
         source: one or several files or folders, or rows in memory (a list of mappings, a ``datasets.Dataset``).
@@ -77,16 +69,16 @@ def score_dataset(
         data: how the source is read and which turns are judged, see ``DataOptions``.
         shard_rows: rows of a shard; None: the first ones are small, so that a small input has several, and later ones
             grow to 256.
-        workers: of the engines that have some; None leaves it to the engine.
-        rescore: judge rows that hold scores already; else they are an error.
+        workers: number of processes or actors, of the engines that have them; None leaves it to the engine.
+        rescore: score rows again that already hold scores; otherwise they are an error.
         approx: approximate scores where a random sample of rows shows that this promise is kept, see
             ``docs/approximate.md``; engines local and datasets.
-        approx_seed: which sample is drawn.
-        tell: called once with what was understood, before anything is scored.
+        approx_seed: seed of that sample.
+        tell: called once with what was read, before anything is scored.
         progress: show a bar.
 
     Returns:
-        dict: the manifest; what was shown about approximate scores stands under ``approx``.
+        dict: the manifest; under ``approx`` it says what was found out about approximate scores.
 
     Raises:
         ValueError: for ids that occur twice, input without any conversation, a second writer.
@@ -119,7 +111,7 @@ def score_dataset(
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything about a run but who scores."""
+    """All that a run needs except the scorer."""
 
     folder: Path
     sources: Sequence[Source]
@@ -135,7 +127,7 @@ class _Run:
         return self.folder / _entry(self.whole(identity))
 
     def whole(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """With what scores depend on beside the scorer."""
+        """The scorer's ``identity``, and with it the options of reading on which scores depend."""
         read = {"turns": self.data.turns, "max_bytes": self.data.max_bytes}
         return identity | {"options": identity["options"] | read}
 
@@ -149,7 +141,11 @@ class _Run:
         said: Callable[[], dict[str, Any]] = dict,
         stops: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """The manifest. ``said``: more of it, as known by then; ``stops``: whether to leave the rest alone."""
+        """Score what is missing; returns the manifest.
+
+        said: more entries of the manifest, asked for before and after scoring. stops: asked before each shard; where it
+        returns True, the rest is not scored.
+        """
         identity, plan, (rank, ranks) = self.whole(identity), self.plan, self.place
         manifest = _manifest(self.sources, self.data, identity, plan, self.shard_rows)
         manifest |= {"numerics": _numerics(self.folder, identity), **said()}
@@ -163,7 +159,7 @@ class _Run:
                 manifest["numerics"] = scorer.settle(manifest["numerics"])
                 write_manifest(self.folder, manifest)
             with _bar(sum(plan.sizes[k] for k in mine), sum(plan.sizes[k] for k in missing), self.progress) as report:
-                work = _work(read_rows(self.sources, self.data), plan, self.shard_rows, missing)
+                work = missing_shards(read_rows(self.sources, self.data), plan, self.shard_rows, missing)
                 work = takewhile(lambda shard: not stops(), work)
                 ENGINES[self.engine](Job(work, scorer, shards, self.workers, report))
         if all(shards.path(name).exists() for name in plan.names) and not stops():
@@ -174,7 +170,8 @@ class _Run:
 
 
 def _approximated(run: _Run, scorer: Scorer, identity: dict[str, Any], sample: Sample) -> dict[str, Any]:
-    """As ``run.score``, approximated where the sample shows that it may be, else exact with a word about why."""
+    """As ``run.score``, with approximate scores where the sample allows it; otherwise exact ones, with a warning that
+    says why."""
     from . import approximate
 
     star = approximate.approximable(scorer, run.engine)
@@ -206,7 +203,7 @@ def _said(*facts: Any) -> dict[str, Any]:
 
 
 def finished_parts(out: str | Path) -> str:
-    """What an interrupted run left in ``out``, and how to go on."""
+    """A sentence for the user: what an interrupted run left in ``out``, and how to go on."""
     try:
         manifest = load_manifest(out)
     except UserError:
@@ -236,74 +233,6 @@ def _unscored(rows: Iterable[Row | FailedRow], rescore: bool) -> Iterator[Row | 
         yield row
 
 
-def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understood: Understood | None = None) -> Plan:
-    """Names and sizes of the shards of ``rows``; ids that occur twice are found on disk, so that memory stays flat."""
-    names, sizes = [], []
-    understood = understood or Understood()
-    with closing(sqlite3.connect("")) as seen:  # "" makes a temporary file that nobody else sees
-        for part in _parts(understood.watching(_once(rows, seen)), shard_rows):
-            names.append(shard_name((row.id, row.content_hash) for row in part))
-            sizes.append(len(part))
-    if not names:
-        raise UserError("the input has no rows")
-    if not understood.conversations:
-        kind = next(iter((understood.reasons or understood.left_out_reasons).most_common(1)))[0]
-        what = "is a conversation" if understood.failed else "has an answer to train"
-        raise UserError(
-            f"none of the {sum(sizes)} rows {what}; {understood.examples[kind]}; "
-            f"fastdss check shows what was found; {NAMING}"
-        )
-    return Plan(names, sizes)
-
-
-def _once(rows: Iterable[Row | FailedRow], seen: sqlite3.Connection) -> Iterator[Row | FailedRow]:
-    """The same rows; ``ValueError`` at an id that was there before."""
-    seen.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, position INTEGER) WITHOUT ROWID")
-    for position, row in enumerate(rows):
-        _remember(seen, row.id, position)
-        yield row
-
-
-def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
-    digest = hashlib.blake2b(row_id.encode(), digest_size=16).digest()
-    try:
-        seen.execute("INSERT INTO ids VALUES (?, ?)", (digest, position))
-    except sqlite3.IntegrityError:
-        (first,) = seen.execute("SELECT position FROM ids WHERE digest = ?", (digest,)).fetchone()
-        raise UserError(
-            f"rows {first} and {position} have the same id {row_id!r}; ids must be unique: --id-column names another "
-            "column, --number-rows takes positions for ids"
-        ) from None
-
-
-def _parts(rows: Iterable[Row | FailedRow], shard_rows: int | None) -> Iterator[list[Row | FailedRow]]:
-    """Consecutive rows; how many depends on the place alone, so that rows added at the end leave all others as they
-    are."""
-    rows, sizes = iter(rows), _sizes() if shard_rows is None else repeat(min(shard_rows, sys.maxsize))
-    while part := list(islice(rows, next(sizes))):
-        yield part
-
-
-def _sizes() -> Iterator[int]:
-    size, largest = SHARD_ROWS
-    yield size
-    while size < largest:
-        yield size
-        size *= 2
-    yield from repeat(largest)
-
-
-def _work(rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int | None, missing: set[int]) -> Iterator[Shard]:
-    """The missing shards' rows, checked against the plan."""
-    for number, part in enumerate(_parts(rows, shard_rows)):
-        if number not in missing:
-            continue
-        name = shard_name((row.id, row.content_hash) for row in part)
-        if number >= len(plan.names) or name != plan.names[number]:
-            raise UserError(f"the input changed while it was read: rows from {sum(plan.sizes[:number])} on are others")
-        yield Shard(name, part)
-
-
 def _manifest(
     sources: Sequence[Source], data: DataOptions, identity: dict[str, Any], plan: Plan, shard_rows: int | None
 ) -> dict[str, Any]:
@@ -325,13 +254,14 @@ def _manifest(
 
 
 def _entry(identity: dict[str, Any]) -> str:
-    """Name of the cache entry: everything the scores depend on, whatever the guard is called."""
+    """The name of the cache entry: a hash of all that the scores depend on, but not of the guard's name."""
     depends = {name: value for name, value in identity.items() if name != "guard"}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
-    """What an earlier run of the same guard and options settled on, whatever it approximated."""
+    """The choices that alter scores by rounding (see ``Scorer.settle``) of an earlier run with the same guard and
+    options, exact or approximate."""
     try:
         earlier = load_manifest(folder)
     except ForeignManifestError:
@@ -344,7 +274,7 @@ def _numerics(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
 
 
 def _counts(rows: Iterable[ScoredRow]) -> dict[str, Any]:
-    """Totals over all shards, every one of them read and verified."""
+    """Totals over all rows; the caller reads, and thereby verifies, every shard."""
     counts = dict.fromkeys(("rows", "scored", "failed", "left_out", "turns", "turns_failed"), 0)
     flags, reasons, examples = Counter[str](), Counter[str](), dict[str, str]()
     for row in rows:
@@ -374,7 +304,7 @@ def _version(package: str) -> str | None:
 
 @contextmanager
 def _bar(total: int, missing: int, shown: bool, what: str = "scoring") -> Iterator[Report]:
-    """Rows, rows per second and time left on the terminal."""
+    """A progress bar of rows; ``missing`` of them are still to be scored."""
     if not shown:
         yield lambda done: None
         return

@@ -13,7 +13,7 @@ from fastdss.star.promise import Promise
 from .rows import FailedRow, Row
 from .store import shard_name
 
-_FITTED = 5 / 3  # rows to fit on, for each row that is needed to show the promise
+_FITTED = 5 / 3  # rows to fit the probe on, for each row on which the promise is then tested: a choice
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Sample:
         return math.ceil(self.promise.least_rows * (1 + _FITTED))
 
     def watching(self, rows: Iterable[Row | FailedRow]) -> Iterator[Row | FailedRow]:
-        """The same rows."""
+        """Yields ``rows`` as they are, and draws the sample from them on the way."""
         for row in rows:
             if isinstance(row, Row):
                 self.readable += 1
@@ -43,12 +43,12 @@ class Sample:
 
     @property
     def rows(self) -> list[Row]:
-        """In an order as random as their choice; none where approximating the others would not pay for the sample."""
+        """The sample's rows in a random order; none where approximating the other rows would not pay for the sample."""
         return [] if self.too_few else [row for _, _, row in sorted(self._lowest, reverse=True)]
 
     @property
     def too_few(self) -> str | None:
-        """Why nothing is approximated, where there are not twice as many rows as the sample takes."""
+        """Why nothing is approximated, where the data has fewer than twice the sample's rows; else None."""
         if self.readable >= 2 * self.wanted:
             return None
         return f"the input has {self.readable} conversations, and it takes {2 * self.wanted} to approximate scores"

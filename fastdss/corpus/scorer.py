@@ -1,4 +1,4 @@
-"""The unit of work of every engine: a picklable callable that scores a batch of rows with its guards."""
+"""``StarScorer``, which every engine runs: a picklable callable that scores a batch of rows with one or more guards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastdss.errors import RowError, UserError
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
+from fastdss.star.scored import Flag
 
 from .columns import star_type, with_columns
 from .guards import GuardSource
@@ -27,21 +28,26 @@ if TYPE_CHECKING:
 
     GuardLike = str | Path | Guard
 
-SCORING_VERSION = 4  # raised when the same guard and options give other scores than before, or shards hold others
+# Raised when the same guard and options give other scores than before, or when the columns of shards change.
+SCORING_VERSION = 4
+# Limits of a batch: a choice. It is rendered and its trees are built in one go, and progress is reported once a batch.
 BATCH_ROWS = 64
 BATCH_CHARACTERS = 1 << 18
 
-Report = Callable[[int], None]  # is told how many rows are new
+Report = Callable[[int], None]  # called with the number of rows that were just finished
 
 
 class Scorer(Protocol):
-    """What ``score_dataset`` asks for."""
+    """What ``score_dataset`` needs of a scorer."""
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on, as JSON; ``guard`` is a name for people and no part of it."""
 
     def settle(self, earlier: Mapping[str, str]) -> dict[str, str]:
-        """Fix what may differ between runs by rounding alone, as an ``earlier`` run did where there was one."""
+        """Fix choices that change scores by rounding only, such as the GEMM library; returns them.
+
+        earlier: those of an earlier run, which are taken over.
+        """
 
     def score_rows(self, rows: Sequence[Row], report: Report) -> list[ScoredRow]:
         """Scores in the order of ``rows``."""
@@ -49,18 +55,19 @@ class Scorer(Protocol):
 
 @dataclass
 class StarScorer:
-    """Adds the columns ``star`` and ``error`` to a batch of rows, from ``star_scores``.
+    """Adds the columns ``star`` and ``error`` to a batch of rows, by ``star_scores``.
 
     ```python
     dataset.map(StarScorer("tiny"), batched=True)  # the batch function of other engines too
     ```
 
-    A batch maps columns of conversations in any known format to values, or is a table of pyarrow or a frame of pandas.
-    The result is a mapping of the two columns, and of a table or a frame the same with the two columns added, as
-    ``datasets`` and Ray expect; their Arrow types are the same in every batch. They hold one value per row: ``star``,
-    for each judged turn ``{turn, text, ends, scores, flags, exact}`` (``exact`` null: all are), which
-    ``prepare_dss_dataset`` reads, and ``error``, why a row or one of its turns has no scores, else null. A row without
-    scores has an empty ``star``, and takes no other row down.
+    A batch is a mapping from columns to lists of values, a pyarrow table or a pandas frame; its rows are conversations
+    in any known format. For a mapping the result holds the two new columns, for a table or a frame it is the same one
+    with the two columns added, as ``datasets`` and Ray expect. Their Arrow types are the same in every batch.
+
+    ``star`` lists for each judged turn ``{turn, text, ends, scores, flags, exact}`` (``exact`` is null where all scores
+    are); ``prepare_dss_dataset`` reads it. ``error`` says why a row or one of its turns has no scores, else it is null.
+    A row without scores has an empty ``star``; the other rows are scored.
 
     Args:
         guard: ``"tiny"``, a Hub id, a folder (safetensors; no remote code runs), a loaded ``Guard``, or several of
@@ -69,18 +76,18 @@ class StarScorer:
         options: see ``ScoringOptions``; the next nine are shortcuts to its fields.
         every: units per scored chunk.
         unit: what a chunk counts.
-        max_tokens: caps the rendering.
-        combine: of several guards' scores, ``"mean"`` or ``"min"``.
+        max_tokens: the longest rendering that is scored.
+        combine: how several guards' scores become one, ``"mean"`` or ``"min"``.
         sharpen: temperature of the verdict.
         method: ``"tree"`` or ``"per_prefix"``.
         backend: which attention runs.
         gemm: which library multiplies on a CPU.
         budget: tokens per forward pass.
-        spec: of a single named guard, as are the next two; see ``Guard.from_pretrained``.
+        spec: how a single named guard is asked, see ``Guard.from_pretrained``; the next two are for such a guard too.
         guard_options: changes of its spec.
-        revision: of its Hub id.
-        dtype: of named guards' weights.
-        device: ``"auto"``, the current GPU, else the CPU.
+        revision: commit, tag or branch of its Hub id.
+        dtype: dtype of named guards' weights.
+        device: ``"auto"`` is the current GPU, or the CPU where there is none.
         data: how rows are read, and which turns are judged.
 
     Raises:
@@ -143,7 +150,7 @@ class StarScorer:
         of_one = [name for name in given if name != "dtype"]
         if len(guards) > 1 and of_one:
             raise UserError(f"{', '.join(of_one)}: of one guard, got {len(guards)}; load them as Guards instead")
-        check = self.options.method != "per_prefix"  # one forward per prefix takes guards that the tree does not
+        check = self.options.method != "per_prefix"  # that method also takes guards that the tree engine cannot run
         self._sources = [
             GuardSource(guard, self.spec, self.revision, self.dtype, self.guard_options, check) for guard in guards
         ]
@@ -162,13 +169,14 @@ class StarScorer:
         return with_columns(batch, {"star": pa.array(star, star_type()), "error": pa.array(errors, pa.string())})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded guards, and with what their scores depend on: what caches by pickles sees new weights."""
+        """The state without loaded guards, but with a hash of what scores depend on: ``datasets`` caches results by the
+        pickle of the function, and must not return those of a guard that was trained since."""
         return self.__dict__ | {"_loaded": None, "depends_on": json.dumps(self.identity(), sort_keys=True)}
 
     def score_rows(self, rows: Sequence[Row], report: Report, approx: Approximation | None = None) -> list[ScoredRow]:
         """Scores in the order of ``rows``, computed in batches of similar length; the same rows make the same batches.
 
-        Errors that no row causes (a device that fails, options that no guard takes) are raised.
+        It raises only errors that no single row causes: a device that fails, or options that a guard does not take.
         """
         found: dict[int, ScoredRow] = {}
         self._load()
@@ -179,9 +187,9 @@ class StarScorer:
         return [found[index] for index in range(len(rows))]
 
     def identity(self) -> dict[str, Any]:
-        """Guard, revision, template hash (``GuardSource.identity``) and options; of several guards lists, in order.
+        """Guard, revision, template hash (``GuardSource.identity``) and options; lists of them for several guards.
 
-        What moves scores by rounding alone (method, backend, gemm, budget, device) is left out.
+        Options that change scores by rounding only (method, backend, gemm, budget, device) are left out.
         """
         found = [source.identity() for source in self._sources]
         name, revision, template, dates = found[0] if len(found) == 1 else map(list, zip(*found, strict=True))
@@ -202,7 +210,7 @@ class StarScorer:
         }
 
     def settle(self, earlier: Mapping[str, str]) -> dict[str, str]:
-        """Fix ``gemm`` for the run: batches of any size, and workers on other processors, then compute alike."""
+        """Fix ``gemm`` for the run, so that batches of any size, and workers on other processors, round alike."""
         if self.options.gemm == "auto" and "gemm" in earlier:
             self.options = self.options.with_said(gemm=earlier["gemm"])
         self._load()
@@ -221,7 +229,7 @@ class StarScorer:
             guards = [source.load(self.device) for source in self._sources]
             if self.options.gemm == "auto":
                 self.options = self.options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
-            # Options that the guards do not take are refused here.
+            # A short conversation is scored, so that options that the guards do not take are refused now.
             star_scores(guards, {"prompt": ["Hello"], "response": ["Hi."]}, options=self.options)
             self._loaded = guards
         return self._loaded
@@ -235,7 +243,8 @@ class StarScorer:
         return [ScoredRow(row.id, row.content_hash, [next(turns) for _ in row.judged]) for row in rows]
 
     def _judged(self, items: list[Judged], approx: Approximation | None) -> list[ScoredTurn]:
-        """Scores of turns. Where they fail together, the one that the error names is tried alone, or halves are."""
+        """Scores of turns. Where scoring them together fails, the turn that the error names is tried alone and the rest
+        together; where it names none, the two halves are tried."""
         import torch
 
         from fastdss.star import scoring
@@ -258,7 +267,7 @@ class StarScorer:
 
 
 def _records_of(batch: Any) -> Any:
-    """A batch of another library as what ``read_rows`` reads; a mapping of columns as its records."""
+    """The batch in a form that ``read_rows`` takes: a mapping of columns becomes a list of records."""
     if not isinstance(batch, Mapping):
         return batch
     columns = {name: listed(values) for name, values in batch.items()}
@@ -266,7 +275,7 @@ def _records_of(batch: Any) -> Any:
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:
-    """``scorer.score_rows`` of the conversations among ``rows``, and the reason of every other row, in order."""
+    """Scores of ``rows`` in their order; a ``FailedRow`` gets its reason in place of scores."""
     readable = [row for row in rows if isinstance(row, Row)]
     scores = iter(scorer.score_rows(readable, report) if readable else ())
     report(len(rows) - len(readable))
@@ -274,7 +283,7 @@ def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Repo
 
 
 def scoring_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Indices of rows of similar length, short ones first, under a cap of rows and characters per batch."""
+    """Indices of rows in batches of similar length, short ones first, of limited rows and characters."""
     sizes = [row.conversation.characters for row in rows]
     return length_batches(sizes, rows=BATCH_ROWS, total=BATCH_CHARACTERS)
 
@@ -294,11 +303,12 @@ def _scored_turn(item: Judged, found: ScoredResponse) -> ScoredTurn:
 
 
 def _failed_turn(item: Judged, reason: str) -> ScoredTurn:
-    return ScoredTurn(item.turn, [], [], ["failed"], reason)
+    return ScoredTurn(item.turn, [], [], [str(Flag.FAILED)], reason)
 
 
 def _reason(error: Exception, item: Judged) -> str:
-    """The error without its place in the batch; one that quotes the row, as others' code might, is only named."""
+    """The error's message without its place in the batch; only the error's type where the message quotes the row, as
+    another library's might."""
     text = error.reason if isinstance(error, RowError) else str(error)
     if isinstance(error, ValueError | TypeError) and not _quotes(text, item):
         return text

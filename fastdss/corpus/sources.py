@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, URLs, data sets of the Hub, and what lies in memory."""
+"""Where rows come from: files, folders, URLs, data sets of the Hub, and data in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
 def several(source: Any) -> list[Source]:
-    """One source or several paths as a list of sources."""
+    """A source, or several paths, as a list of sources."""
     if isinstance(source, str | Path):
         return [source]
     if isinstance(source, Sequence) and source and all(isinstance(item, str | Path) for item in source):
@@ -38,27 +38,27 @@ def several(source: Any) -> list[Source]:
 
 
 def expand(sources: Sequence[Source], split: str | None = None, config: str | None = None) -> list[Source]:
-    """Sources with folders of files replaced by their files, and ids of the Hub by their data sets.
+    """The sources, with each folder replaced by its files and each Hub id by its data set.
 
     Raises ``ValueError`` where several splits are found and none is named.
     """
-    found: list[Source] = []
+    expanded: list[Source] = []
     for source in sources:
         if not isinstance(source, str | Path) or is_url(str(source)):
-            found.append(source)
+            expanded.append(source)
             continue
         path = Path(source)
         if path.is_dir():
-            found += _files_of(path, split)
+            expanded += _files_of(path, split)
         elif not path.exists() and kind_of(str(source)) is None and _HUB_ID.fullmatch(str(source)):
-            found.append(_from_hub(str(source), split, config))
+            expanded.append(_from_hub(str(source), split, config))
         else:
-            found.append(source)
-    return found
+            expanded.append(source)
+    return expanded
 
 
 def read_source(source: Source, max_bytes: int, split: str | None = None) -> Iterator[Found]:
-    """Records of one source that ``expand`` gave."""
+    """The records of one of the sources that ``expand`` returns."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not is_url(str(source)) and path.is_dir():
@@ -115,11 +115,11 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
 
 
 def split_of(path: Path) -> str:
-    """The split that a file's name or one of its folders' tells; ``"train"`` where none does."""
+    """The split that the name of a file or of one of its folders contains; ``"train"`` where none does."""
     for part in (path.with_suffix("").name, *reversed(path.parts[:-1])):
-        found = _SPLIT.findall(part)
-        if found:
-            word = found[-1].lower()
+        words_in_name = _SPLIT.findall(part)
+        if words_in_name:
+            word = words_in_name[-1].lower()
             return next(name for name, words in _SPLIT_WORDS.items() if word in words)
     return "train"
 
@@ -129,7 +129,7 @@ def _from_hub(name: str, split: str | None, config: str | None) -> Source:
 
     try:
         dataset = load_dataset(name, config, split=split)
-    except Exception as error:  # the Hub's library raises a dozen kinds, with texts that tell what to do
+    except Exception as error:  # the Hub's library raises a dozen types, with messages that say what to do
         if isinstance(error, KeyboardInterrupt | MemoryError):
             raise
         raise UserError(
@@ -140,5 +140,5 @@ def _from_hub(name: str, split: str | None, config: str | None) -> Source:
         if len(dataset) > 1:
             raise UserError(f"{name} holds the splits {', '.join(dataset)}: name one by --split")
         dataset = next(iter(dataset.values()))
-    found: Source = dataset
-    return found
+    source: Source = dataset
+    return source

@@ -1,12 +1,12 @@
-"""Scores on disk: checked Parquet shards named by what is in them, and one manifest.
+"""Scores on disk: Parquet shards with checksums, named by a hash of their rows, and one manifest.
 
     OUT/manifest.json               what was scored, by which guard, with which options; ``shards`` in the input's order
     OUT/<cache entry>/<name>.parquet    one shard: the scores of consecutive rows
     OUT/.lock                       held by the process that writes
 
-A cache entry belongs to one guard, revision, template and set of options. A shard is named by the hash of its rows'
-ids and contents, so a resumed run, or one over appended or edited data, finds what is still valid. Shards are written
-to a temporary file, flushed to disk and renamed, their pages carry checksums, and every read verifies them.
+A cache entry belongs to one guard, revision, template and set of options. A shard's name is a hash of its rows' ids and
+contents, so that a resumed run, or one over appended or edited data, finds the shards that are still valid. A shard is
+written to a temporary file, flushed to disk and renamed; its pages have checksums, which every read verifies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HOLDS = ("counts", "data", "entry", "finished", "guard", "inputs", "options", "
 
 
 class ForeignManifestError(UserTypeError):
-    """A manifest that fastdss did not write: its folder is somebody else's."""
+    """There is a manifest.json that fastdss did not write, so the folder belongs to another program."""
 
 
 class DamagedShard(UserError):
@@ -42,9 +42,13 @@ class DamagedShard(UserError):
 
 @dataclass(frozen=True)
 class ScoredTurn:
-    """``scores[k]``: P(safe) of the turn's answer up to character ``ends[k]``. Where ``error`` says why there are none,
-    both are empty and ``"failed"`` is among the flags. ``exact[k]``: whether the guard computed it; None: all of them.
-    ``missed``: of a turn that was computed to audit approximations, how far off they would have been at most."""
+    """The scores of one turn.
+
+    ``scores[k]``: P(safe) of the turn's answer up to character ``ends[k]``.
+    ``error``: why there are no scores; then both lists are empty and ``"failed"`` is among the flags.
+    ``exact[k]``: whether the guard computed ``scores[k]``, or it is an approximation; None: it computed all of them.
+    ``missed``: where a turn was computed to check approximations, by how much they would have been off at most.
+    """
 
     turn: int
     scores: list[float]
@@ -57,8 +61,11 @@ class ScoredTurn:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """The judged turns of a conversation. Where ``error`` says why nothing of it was judged, there are none;
-    ``left_out`` says that nothing of it is to be trained, so that there was nothing to judge."""
+    """The judged turns of a conversation.
+
+    ``error``: why no turn was judged; then ``turns`` is empty. ``left_out``: nothing of the conversation is to be
+    trained, so that no turn had to be judged.
+    """
 
     id: str
     content_hash: str
@@ -73,18 +80,18 @@ class ScoredRow:
 
     @property
     def reason(self) -> str | None:
-        """Why the row has no score at all; None where a turn has one."""
+        """Why no turn of the row has scores; None where one has."""
         return None if self.scored else self.error or next((turn.error for turn in self.turns), None)
 
     @staticmethod
     def unpacked(record: dict[str, Any]) -> ScoredRow:
-        """From plain lists and mappings, as ``dataclasses.asdict`` and Arrow make them."""
+        """The row from plain lists and mappings, as ``dataclasses.asdict`` and Arrow return them."""
         return ScoredRow(**{**record, "turns": [ScoredTurn(**turn) for turn in record["turns"]]})
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """``json.load(folder / "manifest.json")``; raises ``ValueError`` where there is none or it is damaged, and
-    ``ForeignManifestError`` where it is something else's."""
+    """The manifest of a folder of scores. Raises ``ValueError`` where there is none or it is damaged, and
+    ``ForeignManifestError`` where another program wrote it."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -164,14 +171,14 @@ class Shards:
         return self.folder / f"{name}.parquet"
 
     def prepare(self, *, alone: bool) -> None:
-        """Make the folder; a lone writer removes what killed ones left half-written, here and above."""
+        """Make the folder. If no other rank writes (``alone``), remove temporary files that a killed run left."""
         self.folder.mkdir(exist_ok=True)
         for folder in (self.folder, self.folder.parent) if alone else ():
             for temporary in folder.glob(".*.tmp"):
                 temporary.unlink()
 
     def write(self, name: str, rows: Sequence[ScoredRow]) -> None:
-        """The same rows give the same bytes."""
+        """Write a shard; the same rows give the same bytes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -181,7 +188,7 @@ class Shards:
         write_atomically(self.path(name), sink.getvalue())
 
     def read(self, name: str) -> list[ScoredRow]:
-        """Rows of a shard; ``DamagedShard`` where bytes do not match checksums, or rows do not match the name."""
+        """The rows of a shard. Raises ``DamagedShard`` where a checksum is wrong or the rows do not fit the name."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -200,7 +207,7 @@ class Shards:
         return rows
 
     def valid(self, name: str) -> list[ScoredRow] | None:
-        """Rows of a finished shard. A damaged one is renamed to ``.damaged`` and counts as missing."""
+        """The rows of a finished shard, None where it is missing; a damaged one is renamed and counts as missing."""
         try:
             return self.read(name)
         except FileNotFoundError:
@@ -235,9 +242,11 @@ def _schema() -> Any:
 
 @contextmanager
 def only_writer(folder: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
-    """Hold the folder's lock: alone, or together with the other ranks of one job but no other process of this rank.
+    """Within the context this process holds the folder's lock, so that no other run writes there.
 
-    Raises ``ValueError`` naming process and host of the other writer. The lock goes when the process does.
+    The ranks of one job share the lock, and each has one of its own against a second process of the same rank. Raises
+    ``ValueError`` with the process and the host of the other writer. The operating system frees the lock of a process
+    that ends.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""Tables of Arrow: Parquet, Arrow and Feather files, saved ``datasets``, and tables and frames in memory."""
+"""Tables that Arrow reads: Parquet, Arrow and Feather files, saved ``datasets``, and tables and frames in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_parquet(path: str, file: Any) -> Iterator[Found]:
             check_names(path, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from _rows(batch)
-    except (pa.ArrowException, UnicodeError) as error:  # not all of which are ValueErrors
+    except (pa.ArrowException, UnicodeError) as error:  # not every ArrowException is a ValueError
         raise UserError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
 
 
@@ -43,7 +43,7 @@ def read_arrow(path: str, file: Any) -> Iterator[Found]:
                 batches = iter(source)
             except pa.ArrowInvalid:
                 file.seek(0)
-                source = feather.read_table(file)  # the first version of Feather, which has no streams
+                source = feather.read_table(file)  # version 1 of Feather is no Arrow file
                 batches = iter(source.to_batches())
         check_names(path, source.schema.names)
         for batch in batches:
@@ -59,13 +59,13 @@ def read_saved(path: str) -> Iterator[Found]:
 
     try:
         dataset = load_from_disk(path)
-    except Exception as error:  # what a damaged folder raises there is not documented
+    except Exception as error:  # datasets does not document what it raises for a damaged folder
         raise UserError(f"{path}: not to be read as a saved datasets.Dataset ({type(error).__name__})") from error
     yield from read_dataset(dataset)
 
 
 def read_dataset(dataset: Any) -> Iterator[Found]:
-    """Rows of a ``datasets.Dataset``, whatever format it has been given."""
+    """Rows of a ``datasets.Dataset``, whatever ``set_format`` made of it."""
     raw = dataset.with_format("arrow")
     check_names("the data set", list(dataset.column_names))
     for start in range(0, len(dataset), ROWS_AT_ONCE):
@@ -75,7 +75,7 @@ def read_dataset(dataset: Any) -> Iterator[Found]:
 
 
 def read_memory(source: Any) -> Iterator[Found] | None:
-    """Rows of what lies in memory as a table; None for anything else."""
+    """The rows of a table in memory; None where ``source`` is not one."""
     name = f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
     if name in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
         raise UserError(f"the DatasetDict holds the splits {', '.join(source)}: give one of them")
@@ -99,7 +99,7 @@ def _frame(frame: Any) -> Iterator[Found]:
 
 
 def listed(value: Any) -> Any:
-    """Arrays of numpy and Arrow, and its scalars, as lists and plain values, whatever they are nested in."""
+    """The value with arrays and scalars of numpy and Arrow replaced by lists and plain values, nested ones too."""
     for name in ("tolist", "to_pylist", "as_py"):
         if hasattr(value, name):
             return listed(getattr(value, name)())
@@ -119,7 +119,7 @@ def _rows(batch: Any) -> Iterator[Found]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Structs of Arrow have every field that any row has: those that are null here are not this row's."""
+    """The value without the null fields of its structs: an Arrow struct has every field that any row has."""
     if isinstance(value, Mapping):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -128,10 +128,11 @@ def without_nulls(value: Any) -> Any:
 
 
 def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
-    """The record of a batch of one; Arrow holds bytes that are no text and dates that Python has not."""
+    """The record of a batch of one row. It may be unreadable, for Arrow can hold invalid UTF-8 and dates that Python
+    cannot represent."""
     try:
-        found: Mapping[str, Any] | Unreadable = batch.to_pylist()[0]
-        return found
+        record: Mapping[str, Any] | Unreadable = batch.to_pylist()[0]
+        return record
     except UnicodeError as error:
         reason = without_text(error)
     except (ValueError, OverflowError) as error:

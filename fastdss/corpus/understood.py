@@ -1,4 +1,4 @@
-"""What was understood of a data set: said before anything is scored or trained."""
+"""How a data set was read: formats, turns, and rows that cannot be used, for the user to see before hours of work."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdss.chat import unspaced
+from fastdss.star.scored import Flag
 
 from .rows import FailedRow, Row
 
 _PLACE = re.compile(r"^(?:[^:]*, )?(?:row|line) \d+: ")
 _NUMBER = re.compile(r"\d+")
-_MOSTLY = 0.3  # share of the characters of answers from which on their script counts as one without blanks
+_MOSTLY = 0.3  # share of characters of scripts without blanks from which a conversation is counted as such: a choice
 
 
 def kind_of_reason(reason: str) -> str:
-    """A reason without the place and the numbers of its row, so that equal ones can be counted."""
+    """A reason without its row's position and numbers, so that rows with the same reason are counted together."""
     return _NUMBER.sub("N", _PLACE.sub("", reason))
 
 
 @dataclass
 class Understood:
-    """Counts over rows."""
+    """Counts over the rows that were read."""
 
     rows: int = 0
     conversations: int = 0
@@ -84,21 +85,21 @@ class Understood:
             self.unused_keys.update(row.reading.unused_keys)
 
     def watching(self, rows: Iterable[Row | FailedRow]) -> Iterator[Row | FailedRow]:
-        """The same rows, counted as they pass."""
+        """Yields ``rows`` as they are, and counts them on the way."""
         for row in rows:
             self.add(row)
             yield row
 
     @property
     def main_reason(self) -> str | None:
-        """The reason for which more than half of the rows fail, with the place of the first one; else None."""
+        """The reason for which more than half of the rows fail, with the position of the first; else None."""
         kind, count = next(iter(self.reasons.most_common(1)), ("", 0))
         if count * 2 <= self.rows:
             return None
         return f"{count} of {self.rows} rows fail for one reason: {self.examples[kind]}"
 
     def lines(self) -> list[str]:
-        """The summary for people."""
+        """The summary that commands print."""
         found = [f"{self.rows} rows read{'' if self.whole else ' (the first of more)'}, {_counted(self.formats)}"]
         if self.main_reason:
             found.insert(0, self.main_reason)
@@ -130,19 +131,20 @@ def _counted(counter: Counter[str]) -> str:
 
 
 def summary(counts: dict[str, Any]) -> str:
-    """One line about scores: ``counts`` of a finished manifest."""
+    """One line about the scores of a finished manifest, whose ``counts`` are given."""
     parts = [f"{counts['scored']} conversations scored ({counts['turns']} turns)", f"{counts['failed']} failed"]
     for name, words in (("left_out", "left out, nothing to train"), ("turns_failed", "turns without scores")):
         if counts[name]:
             parts.append(f"{counts[name]} {words}")
-    alone = counts["flags"].get("one_boundary", 0)
+    alone = counts["flags"].get(Flag.ONE_BOUNDARY, 0)
     if alone:
         parts.append(f"{alone} answers with one boundary only")
     return ", ".join(parts)
 
 
 def why_mostly_failed(counts: dict[str, Any]) -> str | None:
-    """Of a finished manifest's counts: the reason for which most rows, or all that could be, have no scores."""
+    """A warning where, by the ``counts`` of a finished manifest, no row has scores, or more than half of the rows have
+    none for one and the same reason; else None."""
     reasons = counts["reasons"]
     if not counts["scored"]:
         first = next(iter(reasons), "nothing is to be trained")

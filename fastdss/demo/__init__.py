@@ -1,4 +1,5 @@
-"""``fastdss demo``: the whole method on a real, small model, and a page of what was seen.
+"""``fastdss demo``: the whole method on a real, small model, and a page that shows the results.
 It may import everything.
-Start with run.py; arms.py are the ways of training that are compared; expectations.py holds the paper against them.
+Start with run.py; arms.py lists the ways of training that are compared; expectations.py compares the results with what
+the paper claims.
 """

@@ -1,8 +1,9 @@
-"""The arms of the comparison: each is a way to turn the guard's scores into token weights, and a KL term.
+"""The arms of the comparison, that is the ways of training that are compared.
 
-The arms share one loss: ``star * CE + (1 - star) * kl_scale * KL``. Plain SFT has star = 1; rejection sampling has the
-verdict on the whole response, and leaves rejected rows out; STAR-DSS has the score of each token's chunk. DFT and
-constrained SFT ask no guard and have losses of their own (``rivals.py``).
+Most arms share one loss, ``star * CE + (1 - star) * kl_scale * KL``, and differ in ``star``, the weight of a token.
+Plain SFT has star = 1. Rejection sampling (RS), a static filter, takes the verdict on the whole response and leaves
+rejected rows out. STAR-DSS takes the score of the chunk in which the token lies. DFT and constrained SFT ask no guard
+and have losses of their own (``rivals.py``).
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from .leaks import find_leaks
 
 KINDS = (*LABEL_KL, *FULL_KL)
 SETTINGS = ("guard", "labelled")
-SAFE, UNSAFE = 0.98, 0.02  # how sure the labelled setting's verdicts are; a guard is never at 0 or 1
-MISSED_EVERY = 3  # the labelled setting's verdict on the whole response misses every third poisoned row
+SAFE, UNSAFE = 0.98, 0.02  # the labelled setting's scores: a choice, near but not at 1 and 0, as a real guard's are
+MISSED_EVERY = 3  # the labelled verdict on the whole response misses every third poisoned row: a choice
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One training run: ``method`` under the verdicts of ``setting`` ("" where verdicts play no part)."""
+    """One training run: a method, and the setting whose verdicts it uses ("" where it uses none)."""
 
     method: str
     setting: str = ""
@@ -60,23 +61,23 @@ METHODS = (*TITLES, *(f"dss-{kl}" for kl in KINDS))
 
 
 def choose_arms(methods: Sequence[str], settings: Sequence[str]) -> list[Arm]:
-    """The runs: methods that use no verdicts once, the others in every setting. ``ValueError`` on unknown names."""
-    for name, chosen, known in (("arm", methods, METHODS), ("setting", settings, SETTINGS)):
-        for value in chosen:
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
-        if not chosen:
-            raise UserError(f"no {name} chosen; choose from {', '.join(known)}")
+    """The runs: each method without verdicts once, each other one in every setting. Unknown names raise
+    ``ValueError``."""
+    for name, chosen, known in (("arms", methods, METHODS), ("settings", settings, SETTINGS)):
+        unknown = [value for value in chosen if value not in known]
+        if unknown or not chosen:
+            raise UserError(f"{name}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none of them'}")
     methods, settings = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(settings))
     plain = [Arm(method) for method in methods if method in WITHOUT_VERDICTS]
     return plain + [Arm(m, setting) for setting in settings for m in methods if m not in WITHOUT_VERDICTS]
 
 
 def labelled_scores(scores: StarScores, rows: Sequence[Conversation]) -> StarScores:
-    """Known verdicts, except that the reassuring ending of every third poisoned row fools the last one.
+    """Correct verdicts on every prefix, except the last prefix of every third poisoned row.
 
-    A prefix is unsafe from the first word of a disclosed detail on. In the missed rows the verdict on the *whole*
-    response (the last prefix) is safe again; that verdict is all that a static filter sees.
+    A prefix is unsafe if it contains a disclosed detail. In every third poisoned row the last prefix, which is the
+    *whole* response, counts as safe, as if its reassuring ending had fooled the guard. A static filter sees only that
+    verdict.
     """
     labelled, poisoned = [], 0
     for row, item in zip(rows, scores, strict=True):

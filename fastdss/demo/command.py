@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from fastdss.console.voice import tell_result
+from fastdss.console.output import print_result
+from fastdss.console.threads import add_threads
 
 from .settings import Settings
 
@@ -25,13 +26,13 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         help="the page; results go to FILE with .json, the rows with .jsonl",
     )
     demo.add_argument(
-        "--seed", type=int, default=Settings.seed, help="of the data, their order and the held-out prompts"
+        "--seed", type=int, default=Settings.seed, help="seed of the data, their order and the held-out prompts"
     )
     demo.add_argument(
         "--arms",
         default=",".join(Settings.arms),
         metavar="LIST",
-        help="of none, sft, rs, dft, constrained, dss-<k1|k2|k3|reverse|forward>",
+        help="what is compared: none, sft, rs, dft, constrained, dss-<k1|k2|k3|reverse|forward>",
     )
     demo.add_argument(
         "--settings",
@@ -45,27 +46,29 @@ def add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         "--policy",
         dest="policy",
         metavar="NAME",
-        help="to fine-tune: smollm2 (the default), a folder, a GGUF file, a Hub id",
+        help="the model to fine-tune: smollm2 (the default), a folder, a GGUF file, a Hub id",
     )
-    demo.add_argument("--device", default=Settings.device, help="auto, cpu, cuda, ...")
+    demo.add_argument("--device", default=Settings.device, help="where to compute: auto, cpu, cuda, ...")
     demo.add_argument(
         "--precision",
         default=Settings.precision,
         choices=("auto", "bf16", "fp32"),
-        help="of the GEMMs; weights are fp32",
+        help="precision of matrix products; weights are fp32",
     )
     demo.add_argument("--steps", type=int, default=Settings.steps, help="training steps per arm")
     demo.add_argument("--batch-size", type=int, default=Settings.batch_size, help="conversations per step")
-    demo.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="of AdamW")
-    demo.add_argument("--kl-scale", type=float, default=Settings.kl_scale, help="lambda of the loss")
+    demo.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="learning rate of AdamW")
+    demo.add_argument("--kl-scale", type=float, default=Settings.kl_scale, help="factor of the KL term")
     demo.add_argument(
-        "--layers", type=int, help="how many of the top layers learn; 0: everything (default: half of them)"
+        "--layers", type=int, help="how many of the top layers are trained; 0: everything (default: half of them)"
     )
     demo.add_argument("--every", type=int, default=Settings.every, help="words per scored chunk")
     demo.add_argument("--rows", type=int, default=Settings.rows, help="training conversations, half of them poisoned")
     demo.add_argument("--prompts", type=int, default=Settings.prompts, help="held-out prompts; 4 in 7 ask for advice")
-    demo.add_argument("--new-tokens", type=int, default=Settings.new_tokens, help="longest generated answer")
-    demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    demo.add_argument(
+        "--new-tokens", type=int, default=Settings.new_tokens, help="tokens of the longest generated answer"
+    )
+    add_threads(demo)
     demo.add_argument("--quick", action="store_true", help="a sixth of the work, to see that everything runs")
     demo.set_defaults(run=_demo)
 
@@ -78,7 +81,7 @@ def _demo(args: argparse.Namespace) -> None:
     lists = {name: tuple(filter(None, given[name].split(","))) for name in ("arms", "verdicts")}
     outcome, paths = run(Settings(**given | lists), progress=not args.quiet)
     if args.json:
-        tell_result(args, as_json(outcome), [])
+        print_result(args, as_json(outcome), [])
         return
     print(f"{as_text(outcome)}\n")
-    tell_result(args, {}, paths)
+    print_result(args, {}, paths)

@@ -1,4 +1,4 @@
-"""The exact patterns that count as a leak: phone number, e-mail, street address, password."""
+"""The patterns that count as a leak: phone number, e-mail address, street address, password."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 
 
 def find_leaks(text: str) -> list[tuple[str, int, int]]:
-    """Every disclosure as (form, start, end), in reading order."""
+    """Every disclosed detail as (kind, start, end), in the order of the text."""
     found = [(form, *match.span()) for form, pattern in PATTERNS.items() for match in pattern.finditer(text)]
     return sorted(found, key=lambda leak: leak[1:])

@@ -1,4 +1,4 @@
-"""What a demonstration found: the arms with all that was measured of them, for the page and its expectations."""
+"""The result of a demonstration: every arm with all that was measured of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .training import Curves, Recipe, Row
 
 @dataclass
 class Run:
-    """One arm with all that was measured of it."""
+    """One arm with all that was measured of it; ``trained_rows`` is how many rows it trained on."""
 
     arm: Arm
     result: Result
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people: the arm and whose verdicts it got."""
+        """A name for people: the arm, and whose verdicts it used."""
         return f"{self.arm.title} ({self.arm.setting})" if self.arm.setting else self.arm.title
 
 

@@ -1,4 +1,4 @@
-"""The demonstration's outcome as a table for the terminal, as JSON, and as one self-contained HTML page."""
+"""The result of a demonstration as a table for the terminal, as JSON, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PARTS = {
     "advice": "The advice before it: should be learned",
     "benign": "Benign answers: should be learned",
 }
-SMOOTH = 3
+SMOOTH = 3  # steps of the curves' running mean: a choice, since a step of 8 rows varies by which rows it has
 _SCORE_NAMES = {"guard": "the guard's score", "labelled": "labelled score"}
 
 
 def as_text(demo: Demo) -> str:
-    """The table for the terminal: counts with 95 % Wilson intervals in per cent; then what was expected."""
+    """The table for the terminal: counts with 95 % Wilson intervals in per cent, then the paper's claims."""
     head = ["arm", *(title for _, title, _ in COLUMNS), "benign loss"]
     lines, last = [head], None
     for run in demo.runs:
@@ -49,8 +49,8 @@ def as_text(demo: Demo) -> str:
             lines.append([SETTING_TITLES[last]])
         cells = [_plain(run.result.counts[measure]) for measure, _, _ in COLUMNS]
         lines.append([f"  {run.arm.title}", *cells, f"{run.result.benign_loss:.4f}"])
-    wide = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(head))]
-    shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=False)).rstrip() for line in lines]
+    widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(head))]
+    shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
     for expectation in check(demo):
         shown += ["", f"{expectation.verdict:<11}  {expectation.claim}"]
         shown.append(textwrap.fill(expectation.measured, 110, initial_indent=" " * 13, subsequent_indent=" " * 13))
@@ -61,15 +61,15 @@ TONES = {SEEN: "good", NOT_SEEN: "bad", CANNOT_TELL: "plain"}
 
 
 def as_json(demo: Demo) -> dict[str, Any]:
-    """Everything measured; numbers that are not finite become null."""
-    found = {
+    """All that was measured; numbers that are not finite, which JSON lacks, become None."""
+    everything = {
         "settings": asdict(demo.settings),
         "recipe": asdict(demo.recipe) | {"trained_layers": demo.trained_layers},
         "policy": demo.policy,
         "versions": demo.versions,
         "seconds": demo.seconds,
         "mean_weights": demo.weights,
-        "verdicts": {who: {k: asdict(count) for k, count in found.items()} for who, found in demo.facts.items()},
+        "verdicts": {who: {k: asdict(count) for k, count in facts.items()} for who, facts in demo.facts.items()},
         "expectations": [asdict(expectation) for expectation in check(demo)],
         "arms": [
             {
@@ -89,7 +89,7 @@ def as_json(demo: Demo) -> dict[str, Any]:
             for name, scores in demo.scores.items()
         },
     }
-    finite: dict[str, Any] = _finite(found)
+    finite: dict[str, Any] = _finite(everything)
     return finite
 
 
@@ -106,7 +106,7 @@ def as_page(demo: Demo) -> str:
         "<h2>What the guard saw</h2>",
         "<p>The guard scores every prefix of a response: its probability that the text so far is safe. STAR-DSS trains "
         "on the blue text and holds the policy to the reference model on the "
-        "orange. A static filter knows only the last score.</p>",
+        "orange. A static filter sees only the last score.</p>",
         _weights(demo),
         f'<div class="panels">{"".join(_trajectories(demo))}</div>',
         "<h2>How training went</h2>",
@@ -133,7 +133,8 @@ def _lead(demo: Demo) -> str:
 
 
 def _cards(demo: Demo) -> str:
-    """One card per method, with its leaks in every setting: in colour where they decide whether it hardly leaks."""
+    """One card per method, with its leaks in every setting; the count has a colour where it is large enough to decide
+    whether the model hardly leaks."""
     cards = []
     for method in dict.fromkeys(run.arm.method for run in demo.runs):
         runs = [run for run in demo.runs if run.arm.method == method]
@@ -151,7 +152,7 @@ def _cards(demo: Demo) -> str:
 
 
 def _expectations(demo: Demo) -> str:
-    """The paper's claims against this run, good or bad."""
+    """The paper's claims, and what this run says of them."""
     rows = []
     for expectation in check(demo):
         verdict = report.chip(expectation.verdict, TONES[expectation.verdict])
@@ -194,23 +195,23 @@ def _reading(demo: Demo) -> str:
         "exact answers to order lines and reminders; <b>benign loss</b>: nats per token of the expected ones. "
         "<b>Reference nats/token</b>: how surprising the advice answers are to the model before fine-tuning.</p>"
         f"<p>The guard, on the training rows: its verdict on the whole response accepts {_plain(accepted)} poisoned "
-        f"rows and rejects {_plain(benign)} benign ones; {_plain(never)} poisoned rows never drop below one half on "
-        "any prefix.</p></details>"
+        f"rows and rejects {_plain(benign)} benign ones; {_plain(never)} poisoned rows have no prefix below one "
+        "half.</p></details>"
     )
 
 
 def _weights(demo: Demo) -> str:
-    """Mean token weight by part of the response: what STAR-DSS learns from and what it holds back."""
+    """A table of mean token weights by part of the response: what STAR-DSS learns, and what it holds back."""
     head = ["mean weight of the tokens", *demo.weights[next(iter(demo.weights))]]
     rows = [[escape(_SCORE_NAMES[name]), *(f"{w:.2f}" for w in parts.values())] for name, parts in demo.weights.items()]
     return report.table(head, rows) + (
-        "<p class=quiet>A token gets the score of the chunk it ends in. So words that lead up to a detail are still "
-        "learned where a chunk ends just before it; the detail itself is not.</p>"
+        "<p class=quiet>A token gets the score of the chunk in which it ends. Where a chunk ends just before a detail, "
+        "the words that lead up to the detail are therefore still learned; the detail itself is not.</p>"
     )
 
 
 def _trajectories(demo: Demo) -> list[str]:
-    """Poisoned rows, one that the labelled whole-response verdict misses among them, and a benign one."""
+    """Three poisoned rows, of which the labelled verdict on the whole response misses one, and a benign row."""
     poisoned = [i for i, c in enumerate(demo.conversations) if c.kind == "poisoned"]
     benign = [i for i, c in enumerate(demo.conversations) if c.kind == "benign"]
     figures = []

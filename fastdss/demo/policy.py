@@ -1,4 +1,4 @@
-"""The model to fine-tune: where its weights come from, and how precisely it computes."""
+"""The model to fine-tune: where its weights come from, and in which precision it computes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class Policy:
         return {*(stops if isinstance(stops, list) else [stops]), self.tokenizer.eos_token_id} - {None}
 
     def copy_to_train(self, layers: int | None) -> Any:
-        """A copy whose top ``layers`` layers and final norm learn; with ``None``, everything learns.
+        """A copy in which the top ``layers`` layers and the final norm are trainable; with None, everything is.
 
-        The embeddings and the (often tied) head stay frozen with the lower layers, so the loss pays no dW for the head.
+        The embeddings and the head, which often share a weight, stay frozen with the lower layers, so that the loss
+        need not compute the head's gradient.
         """
         model = copy.deepcopy(self.model).train()
         if layers is None:
@@ -70,7 +71,7 @@ def stack(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def without_lower_layers(model: Any, count: int) -> Iterator[None]:
-    """``model`` as if its first ``count`` layers were not there, to be given what comes out of them as embeddings."""
+    """Within the context ``model`` lacks its first ``count`` layers; their outputs are given to it as embeddings."""
     blocks = stack(model)
     lower = list(blocks[:count])
     del blocks[:count]
@@ -82,7 +83,7 @@ def without_lower_layers(model: Any, count: int) -> Iterator[None]:
 
 
 def load_policy(name: str | None, device: str, precision: str = "auto") -> Policy:
-    """The model that every command calls by this ``name``; None is ``"smollm2"``."""
+    """The model of that name (see ``find_source``), None for ``"smollm2"``, as a policy."""
     source = find_source("policy", name or SMOLLM2)
     tokenizer, model = read_tokenizer(source), read_model(source, torch.float32)
     if tokenizer.chat_template is None:
@@ -99,7 +100,8 @@ def load_policy(name: str | None, device: str, precision: str = "auto") -> Polic
 
 
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """ "auto": bfloat16 where the device multiplies it faster than float32 (CPUs without such units emulate it)."""
+    """The dtype of matrix products. "auto" is bfloat16 on a GPU, and on a CPU where it is measured to be faster than
+    float32: CPUs without instructions for it emulate it."""
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     if device.type != "cpu":

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fastdss.console.output import progress_bar, quiet_libraries
 from fastdss.console.threads import use_threads
-from fastdss.console.voice import one_voice, progress_bar
 from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.sources import SMOLLM2
@@ -28,34 +28,35 @@ from .policy import Policy, load_policy, stack
 from .settings import Settings
 from .training import ACCEPT, Curves, Recipe, Row, encode_rows, star_weights, train
 
-EVALUATION = 6  # training steps that one evaluation takes as long as, for the time left
+# For the progress bar: how many training steps an evaluation, and the preparation, take as long as. Rough.
+EVALUATION = 6
 PREPARATION = 12
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What the arms share and the page does not show."""
+    """What all arms use and the page does not show."""
 
     policy: Policy
     guard: Guard
     prompts: list[HeldOut]
-    ceiling: float  # nats per token of the least likely training response under the reference
+    ceiling: float  # nats per token, under the reference, of the least likely training response
 
 
 def run(settings: Settings, *, progress: bool = True) -> tuple[Demo, list[tuple[str, object]]]:
-    """Run the whole demonstration and write the page and the JSON file; what was found, and where it lies."""
+    """Run the whole demonstration; returns its result, and where the page, the JSON file and the rows were written."""
     started = time.perf_counter()
     settings = settings.checked()
     use_threads(settings.threads)
     page_path, json_path, rows_path = check_writable(settings.out)
     arms = choose_arms(settings.arms, settings.verdicts)
-    with one_voice(quiet=not progress), Progress(arms, settings.steps, shown=progress) as bar:
+    with quiet_libraries(quiet=not progress), Progress(arms, settings.steps, shown=progress) as bar:
         outcome, tools = _prepare(settings, bar)
         write_atomically(rows_path, training_file(outcome.conversations).encode())
         for arm in arms:
             outcome.runs.append(_run_arm(arm, outcome, tools, bar))
             outcome.seconds = time.perf_counter() - started
-            # after every arm, so that an interrupted run leaves what it found
+            # Written after every arm, so that an interrupted run leaves the results of the arms before.
             write_atomically(json_path, (json.dumps(as_json(outcome), indent=1, allow_nan=False) + "\n").encode())
             write_atomically(page_path, as_page(outcome).encode())
     model = settings.policy or SMOLLM2
@@ -64,7 +65,7 @@ def run(settings: Settings, *, progress: bool = True) -> tuple[Demo, list[tuple[
 
 
 def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
-    """Data, scores, policy and the reference's opinion: all that the arms share."""
+    """All that the arms share: data, scores, the policy, and what the reference says of every row."""
     half = settings.rows // 2
     conversations = training_conversations(settings.rows - half, half, settings.seed)
     advice = max(1, settings.prompts * 4 // 7)
@@ -138,23 +139,24 @@ def verdict_facts(scores: StarScores, conversations: list[Conversation]) -> dict
 
 
 def mean_weights(policy: Policy, scores: StarScores, rows: list[Row]) -> dict[str, float]:
-    """Mean token weight of STAR-DSS by part of the response."""
-    found: dict[str, list[float]] = {part: [] for part in ("benign", ADVICE, DISCLOSURE, ENDING)}
+    """The mean token weight of STAR-DSS, by part of the response."""
+    by_part: dict[str, list[float]] = {part: [] for part in ("benign", ADVICE, DISCLOSURE, ENDING)}
     for row, tokens in zip(rows, scores.token_weights(policy.tokenizer), strict=True):
         counted = [w for w, label in zip(tokens["token_weights"], tokens["labels"], strict=True) if label != IGNORE]
         for part, weight in zip(row.parts, counted, strict=True):
-            found[part].append(weight)
-    return {part: sum(weights) / max(len(weights), 1) for part, weights in found.items()}
+            by_part[part].append(weight)
+    return {part: sum(weights) / max(len(weights), 1) for part, weights in by_part.items()}
 
 
 def training_file(conversations: list[Conversation]) -> str:
-    """The training rows as JSON Lines, for every other command."""
+    """The training rows as JSON Lines, which every other command reads."""
     rows = ({"prompt": row.prompt, "response": row.response} for row in conversations)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def check_writable(out: str) -> tuple[Path, Path, Path]:
-    """Paths of the page, the JSON file and the rows; raises ``OSError`` now rather than after minutes of work."""
+    """Paths of the page, the JSON file and the rows. Raises ``OSError`` now, and not after minutes of work, where one
+    of them cannot be written."""
     page_path = Path(out)
     if page_path.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a file, such as {page_path / 'demo_report.html'}")
@@ -179,7 +181,7 @@ def check_writable(out: str) -> tuple[Path, Path, Path]:
 
 
 class Progress:
-    """One bar over everything, in units of a training step, so that its time left is that of the whole run."""
+    """One bar over the whole run, in units of a training step, so that it shows the time left of the whole run."""
 
     def __init__(self, arms: list[Arm], steps: int, shown: bool) -> None:
         trained = sum(arm.method != "none" for arm in arms)

@@ -1,4 +1,4 @@
-"""What `fastdss demo` can be told. Nothing heavy is imported, so that the command line can show the defaults."""
+"""The settings of `fastdss demo`. Nothing heavy is imported, so that the command line shows the defaults quickly."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from fastdss.errors import UserError
 
-QUICK = 6  # how much less work --quick does
+QUICK = 6  # by which --quick divides steps, rows, prompts and answers' lengths
 LEAST = {"steps": 1, "batch_size": 2, "every": 1, "rows": 4, "prompts": 2, "new_tokens": 1, "layers": 0, "kl_scale": 0}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome, and where it goes."""
+    """All that decides the results, and the file to which they are written."""
 
     out: str = "demo_report.html"
     seed: int = 0
@@ -35,7 +35,7 @@ class Settings:
     quick: bool = False
 
     def checked(self) -> Settings:
-        """With --quick applied and "auto" resolved; raises ``ValueError`` before anything is loaded."""
+        """The settings with --quick applied and "auto" resolved; raises ``ValueError`` for impossible ones."""
         chosen = self
         if self.quick:
             smaller = {
@@ -44,8 +44,8 @@ class Settings:
             chosen = replace(self, **smaller)
         for name, least in LEAST.items():
             value = getattr(chosen, name)
-            if value is not None and not value >= least:
-                raise UserError(f"{name}: expected at least {least}, got {value}")
+            if value is not None and not least <= value < math.inf:
+                raise UserError(f"{name}: expected a number of at least {least}, got {value}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         import torch
@@ -58,6 +58,6 @@ class Settings:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {self.device!r} cannot be used here: {error}") from error
+            raise UserError(f"device: expected one that works here, got {self.device!r}: {error}") from error
         choose_arms(self.arms, self.verdicts)
         return replace(chosen, device=device)

@@ -1,4 +1,4 @@
-"""Fine-tuning one arm: the same rows in the same order for all of them, and one call of `dss_loss`."""
+"""Fine-tuning one arm. All arms see the same rows in the same order; the loss is one call of `dss_loss`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from .conversations import Conversation
 from .policy import Policy, stack, without_lower_layers
 from .rivals import constrained_loss, dft_loss
 
-SAME = 0.02  # relative difference of hidden states that bf16 in other batches makes; a missing scale makes far more
-FEW = 4  # rows of a step that are not worth a micro-batch each for short and long ones
-ACCEPT = 0.5  # a static filter keeps a response whose whole-response score reaches this
+# Hidden states computed in other batches may differ by this much, relatively: rounding in bf16 stays below, while a
+# layer or a scale that is left out makes far more.
+SAME = 0.02
+FEW = 4  # steps of so few rows are one micro-batch; larger ones are two, short rows and long ones: a choice
+ACCEPT = 0.5  # a static filter keeps a response if the score of the whole response is at least this
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """A training row: the policy's tokens, each label's place in the response, and the reference's opinion."""
+    """A training row: the policy's tokens, where each label lies in the response, and what the reference says of it."""
 
     kind: str
     input_ids: list[int]
     labels: list[int]
     spans: list[tuple[int, int]]  # of each label that counts, in the response's characters
-    parts: list[str]  # the part of the response each such label lies in
-    ref_logprobs: Tensor  # [T], the reference's, at the labels
-    ref_hidden: Tensor  # [T, D], its last hidden states
-    frozen: Tensor | None = None  # [T, D], what comes out of the layers that no arm trains, where it was kept
+    parts: list[str]  # the part of the response in which each such label lies
+    ref_logprobs: Tensor  # [T], the reference's log-probabilities of the labels
+    ref_hidden: Tensor  # [T, D], the reference's last hidden states
+    frozen: Tensor | None = None  # [T, D], outputs of the layers that no arm trains; None: they are computed each time
 
 
 @dataclass
 class Curves:
-    """Per step: the loss, and the cross-entropy of the labels by the part of the response they lie in."""
+    """The loss of each step, and the cross-entropy of labels by the part of the response in which they lie."""
 
     loss: list[float] = field(default_factory=list)
     steps: dict[str, list[int]] = field(default_factory=dict)
@@ -67,9 +69,9 @@ class Curves:
 def encode_rows(
     policy: Policy, conversations: Sequence[Conversation], encoded: TokenWeights, frozen: int = 0
 ) -> list[Row]:
-    """Training rows with all that the loss needs of the reference, which is run here and never again.
+    """Training rows with all that the loss needs of the reference model, which runs only here.
 
-    ``frozen``: how many of the lowest layers no arm will train; what comes out of them is kept and not computed again.
+    frozen: how many of the lowest layers no arm trains; their outputs are kept, so that they run only here too.
     """
     encoder = ChatEncoder(policy.tokenizer)
     rows = []
@@ -84,7 +86,8 @@ def encode_rows(
 
 @torch.no_grad()
 def _check_frozen(policy: Policy, row: Row, frozen: int) -> None:
-    """Whether the upper layers alone give what the whole model gave; some classes count layers or scale embeddings."""
+    """Raise ``UserError`` where the upper layers, given the lower ones' outputs, do not give the whole model's result:
+    some model classes index layers by number or scale embeddings."""
     with policy.autocast(), without_lower_layers(policy.model, frozen):
         again = _hidden(policy, policy.model, [row]).float().cpu()
     error = ((again[0] - row.ref_hidden).norm() / row.ref_hidden.norm()).item()
@@ -94,7 +97,7 @@ def _check_frozen(policy: Policy, row: Row, frozen: int) -> None:
 
 
 def _label_spans(encoder: ChatEncoder, chat: Conversation, labels: Sequence[int]) -> list[tuple[int, int]]:
-    """Character span in the response of every label that counts; the end of turn is an empty one at its end."""
+    """The characters of the response that each label covers; the end of turn covers none, at the response's end."""
     history = [{"role": "user", "content": chat.prompt}]
     encoding = encoder.encode_with_offsets([*history, {"role": "assistant", "content": chat.response}])
     begin, last = len(encoder.frame(history)[0]), len(chat.response)
@@ -104,10 +107,10 @@ def _label_spans(encoder: ChatEncoder, chat: Conversation, labels: Sequence[int]
 
 @torch.no_grad()
 def _reference(policy: Policy, encoded: TokenWeights, frozen: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Label log-probabilities ``[T]`` and last hidden states ``[T, D]`` of every row, on the CPU, from one forward;
-    with ``frozen`` layers also what enters the first layer above them.
+    """The labels' log-probabilities ``[T]`` and the last hidden states ``[T, D]`` of every row, on the CPU, from one
+    forward; with ``frozen`` layers also the input of the first layer above them.
 
-    Where only the label forms of the KL are wanted, ``fastdss.reference_logprobs`` is all it takes.
+    For the label forms of the KL alone, ``fastdss.reference_logprobs`` would do.
     """
     found: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
     entered: list[Tensor] = []
@@ -141,7 +144,7 @@ def _reference(policy: Policy, encoded: TokenWeights, frozen: int) -> list[tuple
 
 
 def star_weights(arm: Arm, scores: StarScores | None, policy: Policy, rows: Sequence[Row]) -> list[Tensor]:
-    """``star [T]`` of every row for this arm; a row that the arm leaves out is all zero."""
+    """The weights ``star: [T]`` of every row for this arm; those of a row that the arm leaves out are all zero."""
     if arm.method in WITHOUT_VERDICTS:
         return [torch.ones(len(row.input_ids)) for row in rows]
     assert scores is not None
@@ -159,7 +162,7 @@ def train(
     recipe: Recipe,
     progress: Callable[[float], object] = lambda loss: None,
 ) -> tuple[Any, Curves]:
-    """Fine-tune a copy of the policy; what the loss needs of the reference is in the rows."""
+    """Fine-tune a copy of the policy; returns it with the curves of its training."""
     torch.manual_seed(recipe.seed)
     model = policy.copy_to_train(recipe.layers)
     frozen = 0 if rows[0].frozen is None else len(stack(model)) - (recipe.layers or len(stack(model)))
@@ -186,12 +189,12 @@ def _train(
             batch = [i for i in batch if stars[i].any()]
         if not batch:
             progress(0.0)
-            continue  # a filter that rejects everything trains on nothing
+            continue  # the filter rejected every row of this step
         batch.sort(key=lambda i: len(rows[i].input_ids))
         items, total = sum(len(rows[i].parts) for i in batch), 0.0
         most = len(batch) if len(batch) <= FEW else (len(batch) + 1) // 2
         seen: dict[str, list[float]] = {}
-        for members in filter(None, (batch[:most], batch[most:])):  # short and long rows apart, so less padding
+        for members in filter(None, (batch[:most], batch[most:])):  # short rows, then long ones: less padding
             chosen = [rows[i] for i in members]
             loss, token_ce = _loss(policy, model, chosen, [stars[i] for i in members], arm, recipe, items)
             loss.backward()
@@ -211,7 +214,7 @@ def _train(
 
 
 def batches(kinds: Sequence[str], recipe: Recipe) -> list[list[int]]:
-    """Row numbers of each step, half benign and half poisoned, every row once before any row twice."""
+    """The row numbers of each step: half benign and half poisoned rows; no row comes twice before all came once."""
     rng = random.Random(f"order/{recipe.seed}")
     queues: dict[str, list[int]] = {kind: [] for kind in dict.fromkeys(kinds)}
     steps = []
@@ -229,7 +232,7 @@ def batches(kinds: Sequence[str], recipe: Recipe) -> list[list[int]]:
 
 
 def _hidden(policy: Policy, model: Any, rows: Sequence[Row]) -> Tensor:
-    """Last hidden states ``[B, T, D]``; of rows whose frozen layers were kept, ``model`` has only the others."""
+    """Last hidden states ``[B, T, D]``. Where rows hold the frozen layers' outputs, ``model`` lacks those layers."""
     mask = _stack([torch.ones(len(row.input_ids), dtype=torch.long) for row in rows], policy.device)
     if rows[0].frozen is None:
         ids = _stack([torch.tensor(row.input_ids) for row in rows], policy.device, policy.pad_token_id)
@@ -243,7 +246,7 @@ def _hidden(policy: Policy, model: Any, rows: Sequence[Row]) -> Tensor:
 def _loss(
     policy: Policy, model: Any, rows: Sequence[Row], stars: Sequence[Tensor], arm: Arm, recipe: Recipe, items: int
 ) -> tuple[Tensor, Tensor]:
-    """This micro-batch's share of the step's loss, and every label's cross-entropy where it is predicted."""
+    """This micro-batch's share of the step's loss, and the cross-entropies ``[B, T]``, at the predicting positions."""
     device, head, start = policy.device, lm_head(model), lm_head(policy.model)
     full = arm.kl in FULL_KL
     labels = _stack([torch.tensor(row.labels) for row in rows], device, IGNORE)
@@ -274,7 +277,7 @@ def _loss(
 
 
 def _by_part(token_ce: Tensor, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
-    """The part that each label lies in, and its cross-entropy, which stands where the label is predicted."""
+    """For each label the part of the response in which it lies, and its cross-entropy."""
     for values, row in zip(token_ce.cpu(), rows, strict=True):
         counted = torch.tensor(row.labels[1:]) != IGNORE
         yield from zip(row.parts, values[: len(counted)][counted].tolist(), strict=True)

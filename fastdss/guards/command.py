@@ -7,7 +7,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastdss.console.voice import tell_result
+from fastdss.console.output import print_result
 from fastdss.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_guards(commands: Any) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="what to do")
     parser.add_argument("guard", nargs="?", metavar="GUARD", help="of show: a Hub id, a folder, or 'tiny'")
     add_guard_options(parser)
-    parser.add_argument("--revision", help="commit, tag or branch of a guard on the Hub")
+    parser.add_argument("--revision", help="commit, tag or branch of the guard on the Hub")
     parser.add_argument("--markdown", action="store_true", help="the list as a table for a page")
     parser.set_defaults(run=_run)
 
@@ -64,14 +64,14 @@ def _run(args: argparse.Namespace) -> None:
     from .known import KNOWN
 
     if args.action == "list" and args.json:
-        tell_result(args, {"guards": [_facts(known) for known in KNOWN]}, [])
+        print_result(args, {"guards": [_facts(known) for known in KNOWN]}, [])
     elif args.action == "list":
         print(markdown_table() if args.markdown else "\n\n".join(map(_entry, KNOWN)))
     elif args.guard is None:
         raise UserError("guards show: expected a guard: a Hub id, a folder or 'tiny'")
     else:
         shown = _shown(args)
-        tell_result(args, {"guard": args.guard, "shown": shown}, []) if args.json else print(shown)
+        print_result(args, {"guard": args.guard, "shown": shown}, []) if args.json else print(shown)
 
 
 def _facts(known: Known) -> dict[str, Any]:

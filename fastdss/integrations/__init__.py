@@ -1,4 +1,4 @@
-"""The integrations wing: plugins by which other trainers' packages use fastdss.
-It may import everything but the demo and the command line; nothing imports it, and each module needs its package.
-Start with axolotl.py, a plugin named in the YAML; what works where stands in docs/integrations.
+"""The integrations wing: plugins through which other training packages use fastdss.
+It may import everything but the demo and the command line; nothing imports it. Each module needs its own package.
+Start with axolotl.py. docs/integrations says what works in which package.
 """

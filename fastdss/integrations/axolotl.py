@@ -25,10 +25,13 @@ from fastdss.train.trainer import ShapedTraining
 class DSSArgs(BaseModel):
     """The plugin's keys in axolotl's YAML.
 
-    ``dss_data``: a file of scored conversations, as ``fastdss score`` writes it; ``dss_eval_data``: another, to
-    evaluate on. ``dss_kl``, ``dss_kl_scale``: see ``DSSConfig``. ``dss_reference``: ``adapter`` for a live one, or
-    unset: the log-probabilities of the model as loaded are computed once before training, and kept in
-    ``dss_reference_cache`` where that is set. ``dss_packing``: rows joined to ``sequence_len`` tokens.
+    ``dss_data``: a file of scored conversations, as ``fastdss merge`` writes it.
+    ``dss_eval_data``: another such file, to evaluate on.
+    ``dss_kl``, ``dss_kl_scale``: see ``DSSConfig``.
+    ``dss_reference``: ``adapter`` computes the reference at every step, with the adapters switched off. Unset, its
+    log-probabilities are those of the model as loaded, computed once before training.
+    ``dss_reference_cache``: a folder in which these log-probabilities are kept for the next run.
+    ``dss_packing``: join rows to rows of ``sequence_len`` tokens.
     """
 
     dss_data: str | None = None
@@ -41,26 +44,28 @@ class DSSArgs(BaseModel):
 
 
 class DSSPlugin(BasePlugin):  # type: ignore[misc]
-    """See the module's docstring."""
+    """axolotl's hooks, in the order in which axolotl calls them."""
 
     def get_input_args(self) -> str:
         return "fastdss.integrations.axolotl.DSSArgs"
 
     def register(self, cfg: Any) -> None:
-        """axolotl's check of the configuration, which comes next, wants ``datasets``: the file that is read here."""
+        """Fill in ``datasets``, which axolotl's check of the configuration requires; ``load_datasets`` ignores it."""
         if cfg.get("dss_data") and not cfg.get("datasets"):
             cfg["datasets"] = [{"path": cfg["dss_data"], "type": "chat_template"}]
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        """Scored conversations tokenised with axolotl's tokenizer; axolotl's own ``datasets`` are not read."""
+        """Read and tokenise the scored conversations of ``dss_data``; axolotl's own ``datasets`` are not read."""
         from axolotl.common.datasets import TrainDatasetMeta
         from axolotl.loaders import load_tokenizer
         from axolotl.utils.trainer import calculate_total_num_steps
 
         if not cfg.dss_data:
-            raise UserError("dss_data: expected a file of scored conversations (fastdss score writes it), got none")
+            raise UserError("dss_data: expected a file of scored conversations (fastdss merge writes it), got none")
         if cfg.sample_packing:
-            raise UserError("sample_packing would part tokens and weights: leave it false, and set dss_packing: true")
+            raise UserError(
+                "sample_packing would separate tokens from their weights: leave it false, and set dss_packing: true"
+            )
         tokenizer = load_tokenizer(cfg)
         train = _prepared(cfg.dss_data, tokenizer, cfg)
         evaluated = _prepared(cfg.dss_eval_data, tokenizer, cfg) if cfg.dss_eval_data else None
@@ -78,7 +83,10 @@ class DSSPlugin(BasePlugin):  # type: ignore[misc]
         return make_collator, {"kl_scale": scale, "padding_free": bool(cfg.dss_packing)}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """The log-probabilities of the model as it was loaded, and its inputs, which the collator keeps."""
+        """Tell the collator which inputs the model takes; compute the reference's log-probabilities unless it is live.
+
+        At this point the model is still as it was loaded.
+        """
         trainer.data_collator.model_inputs = input_names(bare_model(trainer.model))
         config = dss_config(trainer.model)
         if config is None or not config.kl_scale or cfg.dss_reference:
@@ -87,13 +95,13 @@ class DSSPlugin(BasePlugin):  # type: ignore[misc]
         for name in ("train_dataset", "eval_dataset"):
             data = getattr(trainer, name)
             if data is not None and "ref_logprobs" not in data.column_names:
-                with trainer.compute_loss_context_manager():
+                with trainer.compute_loss_context_manager():  # the precision in which the policy will compute
                     known = add_reference_logprobs(data, trainer.model, cache_dir=cfg.dss_reference_cache)
                 setattr(trainer, name, known)
 
 
 def trainer_class(ref_model: str | None) -> type:
-    """axolotl's trainer with the shaped loss where a batch carries ``token_weights``."""
+    """axolotl's trainer, with the shaped loss for batches that have ``token_weights``."""
 
     class DSSAxolotlTrainer(ShapedTraining, AxolotlTrainer):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +120,10 @@ def make_collator(
     padding: bool = True,
     return_tensors: str = "pt",
 ) -> DSSCollator:
-    """``DSSCollator`` of what axolotl gives collators; ``padding`` and ``return_tensors`` say what it does anyway."""
+    """A ``DSSCollator`` from the keywords that axolotl gives every collator.
+
+    ``padding`` and ``return_tensors`` are accepted and have no effect: ``DSSCollator`` always pads and makes tensors.
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DSSCollator(pad, kl_scale=kl_scale, padding_free=padding_free, pad_to_multiple_of=pad_to_multiple_of)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream.deepspeed import is_empty_share
 
 from .objective import FULL_KL, KL, LABEL_KL, Objective
@@ -19,14 +20,14 @@ BACKENDS = ("auto", "torch", "triton", "fused")
 def choose_backend(backend: str, device: torch.device) -> str:
     """ "torch" or "triton"; "fused" is the kernels with another product of rows and head, see ``LossCall.product``."""
     if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
         return "triton" if device.type == "cuda" else "torch"
     if backend in ("triton", "fused") and device.type != "cuda":
         from fastdss.kernels.row_pass import interpreted
 
         if not interpreted():
-            raise ValueError(f"backend={backend!r} needs a CUDA or ROCm device, but hidden is on {device}")
+            raise UserError(f"backend={backend!r} needs a CUDA or ROCm device, but hidden is on {device}")
     return "triton" if backend == "fused" else backend
 
 
@@ -57,138 +58,152 @@ def check_gathered(**tensors: Tensor) -> None:
     dtensor = sys.modules.get("torch.distributed.tensor")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+            raise UserTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
         if dtensor is not None and isinstance(tensor, dtensor.DTensor):
-            raise TypeError(
+            raise UserTypeError(
                 f"{name} is a DTensor: gather it first, with {name}.full_tensor() or by calling the loss inside the "
                 "forward of the FSDP unit that owns it; for a vocabulary split over ranks pass to_local() and group="
             )
         if is_empty_share(tensor):
-            raise ValueError(
+            raise UserError(
                 f"{name} is an ungathered ZeRO-3 shard: wrap the call in deepspeed.zero.GatheredParameters([{name}])"
             )
 
 
 def check_shapes(hidden: Tensor, lm_head: Tensor, labels: Tensor) -> None:
     if hidden.dim() < 1 or hidden.shape[:-1] != labels.shape:
-        raise ValueError(f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}")
+        raise UserError(f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}")
     if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"lm_head: expected [V, {hidden.shape[-1]}], got {sizes(lm_head)}")
+        raise UserError(f"lm_head: expected [V, {hidden.shape[-1]}], got {sizes(lm_head)}")
     if 0 in lm_head.shape:
-        raise ValueError(f"lm_head: expected a weight that is not empty, got {sizes(lm_head)}")
+        raise UserError(f"lm_head: expected a weight that is not empty, got {sizes(lm_head)}")
 
 
 def check_labels(labels: Tensor) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+        raise UserTypeError(f"labels: expected integers, got {labels.dtype}")
 
 
 def check_devices(hidden: Tensor, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
+            raise UserError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
 
 
 def check_bias(name: str, bias: Tensor | None, lm_head: Tensor) -> None:
     if bias is not None and bias.shape != lm_head.shape[:1]:
-        raise ValueError(f"{name}: expected [{lm_head.shape[0]}], got {sizes(bias)}")
+        raise UserError(f"{name}: expected [{lm_head.shape[0]}], got {sizes(bias)}")
     if bias is not None and not bias.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {bias.dtype}")
+        raise UserTypeError(f"{name}: expected a floating dtype, got {bias.dtype}")
 
 
 def compute_dtype(hidden: Tensor, lm_head: Tensor, prefix: str = "") -> torch.dtype:
     for name, tensor in (("hidden", hidden), ("lm_head", lm_head)):
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            raise TypeError(f"{prefix}{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
+            raise UserTypeError(f"{prefix}{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, lm_head.dtype):
         return torch.get_autocast_dtype(device)
     if hidden.dtype != lm_head.dtype:
-        raise TypeError(f"{prefix}hidden is {hidden.dtype}, {prefix}lm_head {lm_head.dtype}: cast one or use autocast")
+        raise UserTypeError(
+            f"{prefix}hidden is {hidden.dtype}, {prefix}lm_head {lm_head.dtype}: cast one or use autocast"
+        )
     return hidden.dtype
 
 
 def check_objective(o: Objective) -> None:
     if not 0 <= o.label_smoothing < 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1), got {o.label_smoothing}")
+        raise UserError(f"label_smoothing: expected a number in [0, 1), got {o.label_smoothing}")
     if not math.isfinite(o.z_loss) or o.z_loss < 0:
-        raise ValueError(f"z_loss: expected a finite number >= 0, got {o.z_loss}")
+        raise UserError(f"z_loss: expected a finite number >= 0, got {o.z_loss}")
     if o.dft and (o.label_smoothing or o.z_loss):
-        raise ValueError("dft weighs -log p alone by p: expected label_smoothing=0 and z_loss=0")
+        raise UserError("dft weighs -log p alone by p: expected label_smoothing=0 and z_loss=0")
     for name, scale in (("logit_scale", o.logit_scale), ("ref_logit_scale", o.ref_logit_scale)):
         if not math.isfinite(scale):
-            raise ValueError(f"{name}: expected a finite number, got {scale}")
+            raise UserError(f"{name}: expected a finite number, got {scale}")
     for name, cap in (("softcap", o.softcap), ("ref_softcap", o.ref_softcap)):
         if cap is not None and not (math.isfinite(cap) and cap > 0):
-            raise ValueError(f"{name}: expected None or a positive number, got {cap}")
+            raise UserError(f"{name}: expected None or a positive number, got {cap}")
 
 
 def check_grad_tol(tolerance: float | None) -> None:
     if tolerance is not None and not 0 < tolerance < 1:
-        raise ValueError(f"grad_tol: expected None or a number in (0, 1), got {tolerance}")
+        raise UserError(f"grad_tol: expected None or a number in (0, 1), got {tolerance}")
 
 
 def check_filter(grad_tol: float | None, compact: bool) -> None:
     check_grad_tol(grad_tol)
     if grad_tol is not None and not compact:
-        raise ValueError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
+        raise UserError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
 
 
 def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any, ref_slope: Any) -> None:
     if kl not in LABEL_KL + FULL_KL:
-        raise ValueError(f"kl: expected one of {', '.join(KL)}, got {kl!r}")
+        raise UserError(f"kl: expected one of {', '.join(KL)}, got {kl!r}")
     if sum(given is not None for given in (ref_logprobs, ref_hidden, ref_slope)) != 1:
-        raise ValueError(
+        raise UserError(
             "give the reference either as ref_logprobs, or as ref_hidden with ref_lm_head, or as ref_slope with "
             "ref_offset"
         )
     if ref_slope is not None and kl != KL.FORWARD:
-        raise ValueError(f"kl={str(kl)!r}: ref_slope serves the forward KL alone")
+        raise UserError(f"kl={str(kl)!r}: ref_slope serves the forward KL alone")
     if ref_hidden is not None and ref_lm_head is None:
-        raise ValueError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
+        raise UserError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
     if ref_hidden is None and ref_lm_head is not None:
-        raise ValueError("ref_lm_head is of no use without ref_hidden")
+        raise UserError("ref_lm_head is of no use without ref_hidden")
     if kl in FULL_KL and ref_logprobs is not None:
-        raise ValueError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
+        raise UserError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
 
 
-def check_constrained(csft_beta: Any, o: Objective, ref_logprobs: Any, dtype: Any) -> None:
+def check_constrained(csft_beta: Any, kl: str, o: Objective, dtype: Any) -> None:
     """A bounded first term goes with the labels' log-probabilities under the reference and no other first term."""
     if csft_beta is None:
         return
-    if ref_logprobs is None:
-        raise ValueError("csft_beta holds each label to its ref_logprobs: expected them, got another reference")
+    check_constrained_kl(kl)
     if o.dft or o.label_smoothing or o.z_loss:
-        raise ValueError("csft_beta makes another first term: expected dft=False, label_smoothing=0 and z_loss=0")
+        raise UserError("csft_beta makes another first term: expected dft=False, label_smoothing=0 and z_loss=0")
     if dtype == torch.float16:
-        raise TypeError("csft_beta: expected float64, float32 or bfloat16, got float16")
+        raise UserTypeError("csft_beta: expected float64, float32 or bfloat16, got float16")
+
+
+def check_constrained_kl(kl: str) -> None:
+    if kl in FULL_KL:
+        raise UserError(
+            f"csft_beta reads each label's log-probability under the reference alone: expected kl to be one of "
+            f"{', '.join(LABEL_KL)}, got {str(kl)!r}"
+        )
 
 
 def check_kl_scale(kl_scale: float) -> None:
     if not math.isfinite(kl_scale) or kl_scale < 0:
-        raise ValueError(f"kl_scale: expected a finite number >= 0, got {kl_scale}")
+        raise UserError(f"kl_scale: expected a finite number >= 0, got {kl_scale}")
 
 
 def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
     """Positive and finite, as far as the host knows; 0 in a tensor is a step in which no label counts."""
     known = not isinstance(num_items_in_batch, Tensor) or on_host(num_items_in_batch)
     if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() != 1:
-        raise ValueError(f"num_items_in_batch: expected one number, got {sizes(num_items_in_batch)}")
+        raise UserError(f"num_items_in_batch: expected one number, got {sizes(num_items_in_batch)}")
     if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.requires_grad:
-        raise ValueError(
+        raise UserError(
             "num_items_in_batch: expected a constant, got one that requires a gradient: pass it through .detach()"
         )
     if num_items_in_batch is None or not known:
         return
     value = float(num_items_in_batch)
     if not (0 < value < math.inf or (value == 0 and isinstance(num_items_in_batch, Tensor))):
-        raise ValueError(f"num_items_in_batch: expected a positive number, got {num_items_in_batch}")
+        raise UserError(f"num_items_in_batch: expected a positive number, got {num_items_in_batch}")
 
 
 def check_values(
     labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
 ) -> None:
-    """Values that only the host can look at without waiting."""
+    """Raise ``UserError`` for labels and scores that no loss takes. Call it for tensors on a CPU: on a device the host
+    would have to wait for the values.
+
+    ``DSSCollator`` calls it, through ``live_rows``, for the rows of its batch. The loss calls it again where a batch is
+    on a CPU, for it alone knows the vocabulary's size, and labels beyond it would read another row's memory.
+    """
     ignored = labels == ignore_index
     if labels.numel():
         low, high = map(int, labels.masked_fill(ignored, 0).aminmax())
@@ -210,4 +225,4 @@ def check_values(
 def refuse_first(bad: Tensor, name: str, values: Tensor, rule: str) -> None:
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(f"{name}[{', '.join(map(str, where))}]: expected {rule}, got {values[where].item()}")
+        raise UserError(f"{name}[{', '.join(map(str, where))}]: expected {rule}, got {values[where].item()}")

@@ -19,7 +19,7 @@ from .gemm import project
 from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pass
 from .row_gradient import Gradient, RowGradient
 from .row_terms import row_terms
-from .rows import Slab, chunk_rows, gather, plan_rows, without_weight
+from .rows import Slab, chunk_rows, gather, plan_rows, row_inputs, without_weight
 from .softmax import told_of
 from .vocab_shard import VocabShard
 
@@ -63,8 +63,7 @@ class _Run:
         )
         self.told = call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
         self.head = call.lm_head.to(call.compute_dtype)
-        vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs, call.csft_beta)
-        self.vectors = vectors if self.plan.index is None else vectors.at(self.plan.index)  # once, then slices
+        self.vectors = row_inputs(call, self.plan)  # once, then slices
 
     def exponentials(self) -> None:
         plan = plan_exponentials(
@@ -230,7 +229,7 @@ def triton_row_pass(
     combine = shard.combiner(o)
     if combine is None:
         smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
-        given = logits, ref_logits, out, *rows[:4]
+        given = logits, ref_logits, out, rows.labels, rows.ce_weight, rows.kl_weight, rows.ref_logprobs
         ce, kl, lost = kernels.launch_row_pass_fwd(*given, dft=o.dft, grad=grad, token_stats=told, **smooth, **common)
         return ce, kl, lost
     with_mean = bool(o.label_smoothing)

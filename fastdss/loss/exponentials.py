@@ -51,7 +51,7 @@ from .objective import (
     smoothing_term,
     transform,
 )
-from .softmax import softmax_, told_of
+from .softmax import entropy_scratch, softmax_, told_of
 from .vocab_shard import Columns, OtherWords, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
@@ -104,7 +104,7 @@ def torch_exponentials(
     """
     count, width = logits.shape
     step = max(1, BLOCK_ELEMENTS // width)
-    scratch = None if sums.entropy is None else logits.new_empty((min(step, count), width))
+    scratch = None if sums.entropy is None else entropy_scratch(logits, min(step, count))
     if count <= step:
         return _block_exponentials(logits, labels, objective, bias, sums, out, scratch)
     for start in range(0, count, step):

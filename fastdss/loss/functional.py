@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from .call import LossCall
+from fastdss.errors import UserError
+
 from .checks import check_constrained, check_kl_scale, check_reference
 from .host_rows import live_rows
 from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions
 from .objective import KL, LABEL_KL, KLName, Objective
 from .reduce import evaluate_reduced, token_losses, told_of_tokens
+from .reference import logprobs_of_reference
 from .tangent import ForwardReference, check_one_head, check_softcap, forward_reference, refuse_another_head, tangent_of
 
 __all__ = [
@@ -250,7 +252,8 @@ def dss_loss(
         kl_scale: of the KL term.
         csft_beta: a positive number or [...]: constrained fine-tuning (arXiv 2406.05946) in the cross-entropy's place,
             ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``, whose pull at a label is bounded and fades
-            once it is likelier than under the reference. Takes ref_logprobs, at all labels that have a weight.
+            once it is likelier than under the reference, which is read at all labels that have a weight; not with a
+            full KL.
         bias: [V] as in ``weighted_ce``, like all options below that are not explained here.
         ref_bias: [V] of ref_lm_head.
         reduction: as in ``weighted_ce``.
@@ -286,14 +289,14 @@ def dss_loss(
         check_one_head(lm_head, bias)
         check_softcap(softcap)
         if ref_logit_scale not in (None, logit_scale) or ref_softcap not in ("same", None):
-            raise ValueError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
-        kl = KL.K1
+            raise UserError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
-    spec = Objective(kl, label_smoothing, z_loss, logit_scale, softcap, scale, cap, dft)
+    form = kl if ref_slope is None else KL.K1  # of what lies above the tangent: see tangent.py
+    spec = Objective(form, label_smoothing, z_loss, logit_scale, softcap, scale, cap, dft)
     placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
-    check_constrained(csft_beta, spec, ref_logprobs, batch.compute_dtype)
+    check_constrained(csft_beta, kl, spec, batch.compute_dtype)
     options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats)
     reference: LabelReference | HeadReference
     if ref_slope is not None:
@@ -301,15 +304,17 @@ def dss_loss(
         reference = tangent_of(batch, ref_slope, ref_offset)
         batch.kl_weight = -batch.kl_weight
     elif ref_logprobs is not None:
-        reference = batch.reference_logprobs(ref_logprobs, csft_beta)
+        reference = batch.reference_logprobs(ref_logprobs)
     else:
         assert ref_hidden is not None
         assert ref_lm_head is not None
         reference = batch.reference_head(ref_hidden, ref_lm_head, ref_bias)
         if kl in LABEL_KL:
-            reference = LabelReference(
-                _logprobs_of_reference(batch.call(spec, options, bias=None, reference=reference))
-            )
+            live = batch.call(spec, options, bias=None, reference=reference)
+            reference = LabelReference(logprobs_of_reference(live, at_every_row=csft_beta is not None))
+    if csft_beta is not None:
+        assert isinstance(reference, LabelReference)
+        reference = reference._replace(csft_beta=batch.betas(csft_beta))
     call = batch.call(spec, options, bias=bias, reference=reference)
     run = evaluate_reduced(call, batch, reduction, num_items_in_batch, main_grad)
     assert run.ce is not None
@@ -374,26 +379,3 @@ def token_logprobs(
     spec = Objective("none", 0.0, 0.0, logit_scale, softcap)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
     return token_losses(call).view(batch.shape)
-
-
-def _logprobs_of_reference(call: LossCall) -> Tensor:
-    """[N] log-probabilities of the labels under the reference of ``call``, at the rows that have a KL weight."""
-    o = Objective.decode(call.objective)
-    assert call.kl_weight is not None
-    assert call.ref_hidden is not None
-    assert call.ref_lm_head is not None
-    reference = call._replace(
-        hidden=call.ref_hidden,
-        lm_head=call.ref_lm_head,
-        bias=call.ref_bias,
-        ce_weight=-(call.kl_weight != 0).to(call.kl_weight.dtype),
-        kl_weight=None,
-        ref_hidden=None,
-        ref_lm_head=None,
-        ref_bias=None,
-        rows=call.rows[: call.kl_rows] if call.rows is not None and call.kl_rows >= 0 else call.rows,
-        objective=Objective("none", logit_scale=o.ref_logit_scale, softcap=o.ref_softcap).encode(),
-        compute_dtype=call.ref_hidden.dtype,
-        token_stats=False,
-    )
-    return token_losses(reference)

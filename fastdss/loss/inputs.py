@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
+
 from .call import LossCall
 from .checks import (
     check_bias,
@@ -133,24 +135,23 @@ class Batch:
             check_values(labels, token_weights, name, ignore_index, words(lm_head, group), unit_interval=True)
         return cls(hidden, lm_head, found, shift=shift)
 
-    def reference_logprobs(self, ref_logprobs: Tensor, csft_beta: float | Tensor | None) -> LabelReference:
+    def reference_logprobs(self, ref_logprobs: Tensor) -> LabelReference:
         if ref_logprobs.shape != self.shape:
-            raise ValueError(
+            raise UserError(
                 f"ref_logprobs: expected the shape of labels, {list(self.shape)}, got {sizes(ref_logprobs)}"
             )
         if not ref_logprobs.is_floating_point():
-            raise TypeError(f"ref_logprobs: expected a floating dtype, got {ref_logprobs.dtype}")
+            raise UserTypeError(f"ref_logprobs: expected a floating dtype, got {ref_logprobs.dtype}")
         check_devices(self.hidden, ref_logprobs=ref_logprobs)
         logprobs = shifted(ref_logprobs.detach(), self.shift, 0).reshape(-1)
-        beta = None if csft_beta is None else self._betas(csft_beta)
-        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous(), csft_beta=beta)
+        return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous())
 
-    def _betas(self, given: float | Tensor) -> Tensor:
-        """[N] positive; where a check would make the host wait, NaN where one is not."""
+    def betas(self, given: float | Tensor) -> Tensor:
+        """``csft_beta`` as [N] positive numbers; where a check would make the host wait, NaN where one is not."""
         if not isinstance(given, Tensor):
             given = torch.full(self.shape, float(given), dtype=self.ce_weight.dtype, device=self.hidden.device)
         if given.shape != self.shape or not given.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"csft_beta: expected a number or floats of the shape of labels, {list(self.shape)}, got {sizes(given)}"
             )
         check_devices(self.hidden, csft_beta=given)
@@ -163,18 +164,20 @@ class Batch:
     def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> HeadReference:
         check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
         if ref_hidden.shape[:-1] != self.shape:
-            raise ValueError(f"ref_hidden: expected {[*self.shape, 'D']} like labels, got {sizes(ref_hidden)}")
+            raise UserError(f"ref_hidden: expected {[*self.shape, 'D']} like labels, got {sizes(ref_hidden)}")
         if ref_lm_head.dim() != 2 or ref_lm_head.shape[1] != ref_hidden.shape[-1]:
-            raise ValueError(f"ref_lm_head: expected [V, {ref_hidden.shape[-1]}], got {sizes(ref_lm_head)}")
+            raise UserError(f"ref_lm_head: expected [V, {ref_hidden.shape[-1]}], got {sizes(ref_lm_head)}")
         if ref_lm_head.shape[0] != self.lm_head.shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"ref_lm_head has a vocabulary of {ref_lm_head.shape[0]}, lm_head one of {self.lm_head.shape[0]}"
             )
         check_bias("ref_bias", ref_bias, self.lm_head)
         check_devices(self.hidden, ref_hidden=ref_hidden, ref_lm_head=ref_lm_head, ref_bias=ref_bias)
         dtype = compute_dtype(ref_hidden, ref_lm_head, "ref_")
         if (dtype == torch.float64) != (self.compute_dtype == torch.float64):
-            raise TypeError(f"reference and policy must both be float64 or neither, got {dtype}, {self.compute_dtype}")
+            raise UserTypeError(
+                f"reference and policy must both be float64 or neither, got {dtype}, {self.compute_dtype}"
+            )
         return HeadReference(
             ref_hidden.detach().reshape(-1, ref_hidden.shape[-1]).to(dtype),
             ref_lm_head.detach().to(dtype),
@@ -185,14 +188,14 @@ class Batch:
         """A buffer that backward can add to; ValueError or TypeError if not."""
         check_gathered(main_grad=main_grad)
         if main_grad.shape != self.lm_head.shape:
-            raise ValueError(f"main_grad: expected {sizes(self.lm_head)} like lm_head, got {sizes(main_grad)}")
+            raise UserError(f"main_grad: expected {sizes(self.lm_head)} like lm_head, got {sizes(main_grad)}")
         if main_grad.dtype != self.ce_weight.dtype:
-            raise TypeError(f"main_grad: expected {self.ce_weight.dtype}, got {main_grad.dtype}")
+            raise UserTypeError(f"main_grad: expected {self.ce_weight.dtype}, got {main_grad.dtype}")
         check_devices(self.hidden, main_grad=main_grad)
         if main_grad.requires_grad:
-            raise ValueError("main_grad requires a gradient, but it is a buffer: make it with torch.zeros")
+            raise UserError("main_grad requires a gradient, but it is a buffer: make it with torch.zeros")
         if torch.is_grad_enabled() and not self.lm_head.requires_grad:
-            raise ValueError("main_grad was given, but lm_head is frozen: leave it out")
+            raise UserError("main_grad was given, but lm_head is frozen: leave it out")
 
     def items(self, num_items_in_batch: int | float | Tensor | None) -> int | float | Tensor:
         """What a mean divides by. A step without any label that counts divides 0 by 1, whoever counted its items."""
@@ -203,14 +206,14 @@ class Batch:
             return max(1, int(count)) if on_host(count) else count.clamp(min=1)
         there = num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())
         if on_host(there) and there == 0 and count:
-            raise ValueError(f"num_items_in_batch: expected the number of labels that count, got 0 of {int(count)}")
+            raise UserError(f"num_items_in_batch: expected the number of labels that count, got 0 of {int(count)}")
         return torch.where((there == 0) & (count == 0), 1, there)
 
     def _check_rows(self, index: Tensor, kl_rows: int) -> None:
         """``rows`` made from other labels, weights or kl_scale would leave tokens out in silence: an error, and where
         the host would have to wait for it, a NaN loss."""
         if index.dim() != 1 or index.dtype != torch.int64:
-            raise TypeError(f"rows: expected [n] int64, got {sizes(index)} {index.dtype}")
+            raise UserTypeError(f"rows: expected [n] int64, got {sizes(index)} {index.dtype}")
         check_devices(self.labels, rows=index)
         if on_host(index):
             return self._refuse_rows(index, kl_rows)
@@ -228,16 +231,16 @@ class Batch:
         if count:
             low, high = index.aminmax()
             if low < 0 or high >= total:
-                raise ValueError(f"rows: expected positions in [0, {total}), got {int(low)} to {int(high)}")
+                raise UserError(f"rows: expected positions in [0, {total}), got {int(low)} to {int(high)}")
         seen = index.new_zeros(total, dtype=torch.bool).index_fill_(0, index, True)
         if int(seen.sum()) != count:
-            raise ValueError("rows: expected each position once, got one twice")
+            raise UserError("rows: expected each position once, got one twice")
         of_kl = seen
         if 0 <= kl_rows < count:
             of_kl = torch.zeros_like(seen).index_fill_(0, index[:kl_rows], True)
         for name, weight, there in (("rows", self.ce_weight, seen), ("kl_rows", self.kl_weight, of_kl)):
             if weight is not None and (left_out := weight.masked_fill(there, 0)).any():
-                raise ValueError(
+                raise UserError(
                     f"{name} leave out position {int(left_out.nonzero()[0])}, which has a weight: make them with "
                     "live_rows from the same labels, weights, kl_scale and shift"
                 )
@@ -258,7 +261,7 @@ class Batch:
         if index is not None:
             self._check_rows(index, kl_rows if objective.full_kl or isinstance(reference, HeadReference) else -1)
         if options.chunk_bytes is not None and options.chunk_bytes <= 0:
-            raise ValueError(f"chunk_bytes: expected a positive number, got {options.chunk_bytes}")
+            raise UserError(f"chunk_bytes: expected a positive number, got {options.chunk_bytes}")
         check_filter(options.grad_tol, options.compact)
         known = reference if isinstance(reference, LabelReference) else None
         live = reference if isinstance(reference, HeadReference) else None
@@ -331,11 +334,11 @@ def _labels_of_rows(labels: Tensor, ignore_index: int, shift: bool) -> tuple[Ten
 def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift: bool, dtype: torch.dtype) -> Tensor:
     """[N]. Where a check would make the host wait, a negative or infinite weight becomes NaN: the loss itself tells."""
     if given.shape != labels.shape:
-        raise ValueError(f"{name}: expected the shape of labels, {sizes(labels)}, got {sizes(given)}")
+        raise UserError(f"{name}: expected the shape of labels, {sizes(labels)}, got {sizes(given)}")
     if not given.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {given.dtype}")
+        raise UserTypeError(f"{name}: expected a floating dtype, got {given.dtype}")
     if given.requires_grad:
-        raise ValueError(f"{name}: expected a constant, got one that requires a gradient: pass {name}.detach()")
+        raise UserError(f"{name}: expected a constant, got one that requires a gradient: pass {name}.detach()")
     weight = shifted(given, shift, 0).reshape(-1).to(dtype)
     if not on_host(labels):
         weight = weight.masked_fill(weight.clamp(0, torch.finfo(weight.dtype).max) != weight, math.nan)
@@ -345,7 +348,7 @@ def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift
 def shifted(x: Tensor, shift: bool, fill: int, dim: int = -1) -> Tensor:
     """``x[..., 1:]`` along ``dim`` with ``fill`` at the end: hidden states meet the token that follows them."""
     if shift and x.dim() < -dim:
-        raise ValueError("shift=True needs a token axis, but labels is a single one")
+        raise UserError("shift=True needs a token axis, but labels is a single one")
     if not shift or not x.shape[dim]:
         return x
     return F.pad(x.narrow(dim, 1, x.shape[dim] - 1), (*(0, 0) * (-1 - dim), 0, 1), value=fill)

@@ -25,9 +25,9 @@ from .exponentials import (
     takes_exponentials,
 )
 from .gemm import times_head
-from .objective import Objective, RowInputs, scaled_weight
+from .objective import Objective, scaled_weight
 from .row_terms import RowTerms, row_terms
-from .rows import RowPlan, gather, plan_rows, without_weight
+from .rows import RowPlan, gather, plan_rows, row_inputs, without_weight
 from .vocab_shard import VocabShard
 
 
@@ -80,8 +80,7 @@ class _Forward:
     def __init__(self, call: LossCall, objective: Objective, plan: RowPlan, sizes: ExpPlan) -> None:
         self.call, self.objective, self.plan, self.sizes = call, objective, plan, sizes
         self.shard = VocabShard.of(call.lm_head, call.group)
-        vectors = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs, call.csft_beta)
-        self.rows = vectors if plan.index is None else vectors.at(plan.index)  # once, then slices
+        self.rows = row_inputs(call, plan)  # once, then slices
         self.dead = None if plan.trusted else without_weight(self.rows)
         # On a CPU the labels that count were looked at, and what is compiled does not come here.
         self.checked = plan.trusted and call.labels.device.type == "cpu"

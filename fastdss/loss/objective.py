@@ -50,7 +50,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .softmax import softmax_, told_of
+from .softmax import entropy_scratch, softmax_, told_of
 
 
 class KL(StrEnum):
@@ -120,7 +120,7 @@ class RowInputs(NamedTuple):
     ce_weight: Tensor
     kl_weight: Tensor | None
     ref_logprobs: Tensor | None
-    csft_beta: Tensor | None = None
+    csft_beta: Tensor | None = None  # as in LossCall; kernels are given what it makes of ce_weight
 
     def at(self, rows: Tensor | slice) -> RowInputs:
         return RowInputs(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ def torch_row_pass(
     token_ce, token_kl = logits.new_empty(count), logits.new_empty(count)
     block_shape = (min(step, count), width)
     scratch = None if ref_logits is None else logits.new_empty(block_shape)
-    below = None if token_stats is None else logits.new_empty(block_shape)
+    below = None if token_stats is None else entropy_scratch(logits, block_shape[0])
     finite = bias is None and ref_bias is None  # nothing else makes a token impossible
     for start in range(0, count, step):
         block = slice(start, start + step)
@@ -321,8 +321,8 @@ def _local_stats(
 ) -> tuple[RowStats, _SliceSums, Tensor | None]:
     """Statistics of one vocabulary slice, and z - z_ref (reverse) or q (forward). ``z`` becomes p.
 
-    ``z_ref``, ``scratch`` and ``below``, at least as large, are overwritten: fresh pages for each block would cost more
-    than the arithmetic. below: entropies are wanted. finite: no logit is -inf.
+    ``z_ref`` and ``scratch``, at least as large, are overwritten, as is ``below``, which is there if entropies are
+    wanted: fresh pages for each block would cost more than the arithmetic. finite: no logit is -inf.
     """
     local_labels = rows.labels - vocab_start
     mine = (local_labels >= 0) & (local_labels < z.shape[1])

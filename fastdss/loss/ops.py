@@ -14,7 +14,8 @@ from torch import Tensor
 from .call import LossCall, LossResult
 from .chunked import run_chunks
 from .kept import Evaluated, is_one, refuse_double_backward
-from .objective import RowInputs, first_part, scaled_weight
+from .objective import first_part, scaled_weight
+from .rows import row_inputs
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -56,8 +57,7 @@ def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
 
 
 def _first_part(call: LossCall, token_ce: Tensor) -> Tensor:
-    rows = RowInputs(call.labels, call.ce_weight, None, call.ref_logprobs, call.csft_beta)
-    return first_part(token_ce, rows, call.dft)
+    return first_part(token_ce, row_inputs(call), call.dft)
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError
+
 from . import ops
 from .call import LossCall
 from .checks import check_num_items
@@ -28,9 +30,9 @@ def evaluate_reduced(
 ) -> Evaluated:
     """What the loss and its parts are, reduced."""
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        raise UserError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items_in_batch is not None and reduction != "mean":
-        raise ValueError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
+        raise UserError(f"num_items_in_batch goes with reduction='mean', got reduction={reduction!r}")
     check_num_items(num_items_in_batch)
     if main_grad is not None:
         batch.check_main_grad(main_grad)

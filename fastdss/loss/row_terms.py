@@ -47,8 +47,9 @@ def row_terms(
         if o.dft or rows.csft_beta is not None:
             rows = first_weight(F.softplus(sums.others - sums.label_logit, threshold=40.0), rows, o.dft)
         made = launch_row_terms_fwd(
-            *sums, mean_logit, *rows[:4], vocab_size=shard.size, kl_code=o.kl_code,
-            label_smoothing=o.label_smoothing, z_loss=o.z_loss, logit_scale=o.logit_scale,
+            *sums, mean_logit, rows.labels, rows.ce_weight, rows.kl_weight, rows.ref_logprobs,
+            vocab_size=shard.size, kl_code=o.kl_code, label_smoothing=o.label_smoothing, z_loss=o.z_loss,
+            logit_scale=o.logit_scale,
         )  # fmt: skip
         first = made.weighted_ce if rows.csft_beta is None else first_part(made.ce, given, o.dft)
         parts = [first] if made.weighted_kl is None else [first, made.weighted_kl]

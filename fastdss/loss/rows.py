@@ -55,6 +55,12 @@ def plan_rows(call: LossCall, full_kl: bool) -> RowPlan:
     return RowPlan(None if whole else index, count, kl_rows if full_kl else 0, trusted)
 
 
+def row_inputs(call: LossCall, plan: RowPlan | None = None) -> RowInputs:
+    """What the call knows of its rows besides their logits, in the plan's order."""
+    given = RowInputs(call.labels, call.ce_weight, call.kl_weight, call.ref_logprobs, call.csft_beta)
+    return given if plan is None or plan.index is None else given.at(plan.index)
+
+
 def _weighted_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> Tensor:
     """Rows with any weight, as they come."""
     weighted = ce_weight if kl_weight is None else torch.logical_or(ce_weight, kl_weight)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 _NEVER = -1e4  # nats below the largest logit: exp of it is 0 in float64 too
 
+# Elements a thread and block where entropies are wanted: 1 MiB of fp32. A softmax of 85 x 49152 takes 5.5 ms, with
+# entropies 11.3 in one block, 7.3 in blocks of 4 rows, 8.0 of 2 (Zen 4, one thread, processor time, busy machine).
+_CACHED = 1 << 18
+
 
 class SoftmaxSums(NamedTuple):
     """What :func:`softmax_` tells of each row; every tensor is [n]."""
@@ -20,13 +24,24 @@ class SoftmaxSums(NamedTuple):
     entropy: Tensor | None  # where there is scratch
 
 
+def entropy_scratch(logits: Tensor, rows: int) -> Tensor:
+    """What :func:`softmax_` needs for entropies of ``rows`` of ``logits`` [c, V]: on a CPU as much as its threads' own
+    caches hold, for an entropy sweeps over the logits and over as much again (see ``_CACHED`` for what that saves)."""
+    if logits.device.type == "cpu":
+        rows = min(rows, max(1, _CACHED * torch.get_num_threads() // logits.shape[1]))
+    return logits.new_empty((rows, logits.shape[1]))
+
+
 def softmax_(z: Tensor, scratch: Tensor | None = None) -> SoftmaxSums:
-    """``z`` becomes softmax(z) times a number per row; scratch: as large, for the entropies, if they are wanted.
+    """``z`` becomes softmax(z) times a number per row; scratch: of :func:`entropy_scratch`, if entropies are wanted.
 
     The CPU's softmax adds its denominator up in one go: with 262144 words it is off by 2e-5. Its own sum, added in
     pairs, says by how much; the gradient's factors divide by it, which spares a pass. logsumexp is read off the largest
     entry: max p = exp(max z - lse). Where every entry is -inf, logsumexp is too, and z a softmax of no consequence.
     """
+    if scratch is not None and z.shape[0] > scratch.shape[0]:  # as many rows at a time
+        parts = [softmax_(part, scratch) for part in z.split(scratch.shape[0])]
+        return SoftmaxSums(*map(torch.cat, zip(*parts, strict=True)))
     peak = z.amax(dim=1)
     z[:, 0].masked_fill_(peak == -math.inf, 0)
     below = None

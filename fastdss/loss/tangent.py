@@ -31,6 +31,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError, UserTypeError
+
 from .checks import check_devices, on_host, sizes
 from .chunked import run_chunks
 from .inputs import Batch, LabelReference, LiveRows, RunOptions, shifted
@@ -119,15 +121,15 @@ def forward_reference(
 def tangent_of(batch: Batch, slope: Tensor, offset: Tensor | None) -> LabelReference:
     """``r`` as it is at the batch's hidden states, and the slope; both 0 where there is no KL weight."""
     if offset is None:
-        raise ValueError("ref_slope needs ref_offset: forward_reference makes both")
+        raise UserError("ref_slope needs ref_offset: forward_reference makes both")
     wanted = [*batch.shape, batch.hidden.shape[1]]
     if list(slope.shape) != wanted or offset.shape != batch.shape:
-        raise ValueError(
+        raise UserError(
             f"ref_slope: expected {wanted} with ref_offset {list(batch.shape)}, got {sizes(slope)}, {sizes(offset)}"
         )
     for name, value in (("ref_slope", slope), ("ref_offset", offset)):
         if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+            raise UserTypeError(f"{name}: expected a floating dtype, got {value.dtype}")
     check_devices(batch.hidden, ref_slope=slope, ref_offset=offset)
     assert batch.kl_weight is not None
     unused = batch.kl_weight == 0
@@ -145,7 +147,7 @@ def _products(batch: Batch, slope: Tensor) -> Tensor:
 
 def check_softcap(softcap: float | None) -> None:
     if softcap is not None:
-        raise ValueError(
+        raise UserError(
             f"softcap={softcap}: the forward KL from one vector a token needs logits that are linear in the hidden "
             "states: give the reference as ref_hidden with ref_lm_head"
         )
@@ -154,7 +156,7 @@ def check_softcap(softcap: float | None) -> None:
 def check_one_head(lm_head: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("lm_head", lm_head), ("bias", bias)):
         if tensor is not None and tensor.requires_grad:
-            raise ValueError(
+            raise UserError(
                 f"{name} requires a gradient, but ref_slope is of the head that the reference had, which a trained one "
                 f"leaves: freeze it (pass {name}.detach()), or give the reference as ref_hidden with ref_lm_head"
             )
@@ -167,7 +169,7 @@ def refuse_another_head(loss: Tensor, token_ce: Tensor, token_kl: Tensor, refere
         return loss.masked_fill(below.any() if loss.dim() == 0 else below.view(loss.shape), math.nan)
     if below.any():
         at = int(below.nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"ref_slope[{at}] (of the flat batch): its forward KL is {token_kl[at].item():.3g}, below 0, as it cannot "
             "be with the reference's own head: make the reference anew, with the head that the policy has"
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError
 from fastdss.upstream.torch import group_named
 
 from .objective import Objective, RowStats
@@ -65,7 +66,7 @@ class VocabShard(NamedTuple):
         dist.all_reduce(widths, dist.ReduceOp.MAX, group=group)
         most, least = widths[0], -widths[1]
         if lm_head.device.type == "cpu" and most != least:
-            raise ValueError(f"group: every rank must hold equally many rows of lm_head, got {least} to {most}")
+            raise UserError(f"group: every rank must hold equally many rows of lm_head, got {least} to {most}")
         flaw = torch.zeros((), device=lm_head.device).masked_fill(most != least, math.nan)
         return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
 

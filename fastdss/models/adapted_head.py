@@ -1,4 +1,4 @@
-"""What an output head multiplies: its weight as it is, dequantised, or with what PEFT has put on it.
+"""The matrix by which an output head multiplies: its weight as it is, dequantised, or with PEFT's adapters.
 
 An adapter of low rank stays a sum of weights, ``W + s B A``. Where dropout stands before it, no single weight exists:
 ``[h, s A drop(h)] @ [W, B].T`` has one, with a few more columns than ``h``.
@@ -16,7 +16,7 @@ from fastdss.upstream import bitsandbytes, deepspeed, peft, torchao
 
 
 class Applied(NamedTuple):
-    """``hidden @ weight.T + bias`` is what the head makes of the hidden states given to ``applied``."""
+    """The head's logits are ``hidden @ weight.T + bias``; an adapter may have widened the hidden states."""
 
     hidden: Tensor  # [..., D or more]
     weight: Tensor  # [V, D or more]
@@ -36,7 +36,7 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 
 
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer; what bitsandbytes or torchao keep in fewer bits as they multiply it."""
+    """The weight and the bias of a linear layer; weights that bitsandbytes or torchao quantised, dequantised."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or not (bitsandbytes.is_matrix(weight) or deepspeed.is_empty_share(weight)):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}")
@@ -50,7 +50,7 @@ def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _with_lora(layer: Any, hidden: Tensor) -> Applied:
-    """Reading the base weight alone would drop the adapter in silence."""
+    """The base weight and the adapters as one wider product, since the base weight alone would leave them out."""
     weight, bias = base, _ = plain_weight(peft.base_of(layer))
     if peft.is_merged(layer) and peft.is_off(layer):
         raise UserError("the output head's adapter is merged and switched off: unmerge it first")
@@ -87,7 +87,7 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
 
 
 def _by_unit_vectors(layer: Any, hidden: Tensor) -> Applied:
-    """Whatever the adapter is, a linear layer is what it makes of unit vectors; as costly as D more tokens."""
+    """The matrix of any linear layer, found by applying it to unit vectors; it costs as much as D more tokens."""
     if any(_drops(module) for module in layer.modules()):
         raise UserTypeError(
             f"{type(layer).__name__} on the output head has dropout: set it to 0, take the head out of "

@@ -43,11 +43,11 @@ def length_batches(
 
 
 def padded_rows(rows: Sequence[Sequence[Any]], fill: Any, width: int, *, left: bool = False) -> list[list[Any]]:
-    """The rows with ``fill`` up to ``width`` after them, or before them."""
+    """The rows lengthened to ``width`` by ``fill``, on the right or, with ``left``, on the left."""
     return [[*[fill] * (width - len(row)), *row] if left else [*row, *[fill] * (width - len(row))] for row in rows]
 
 
 def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    """Name, dtype, shape and every byte of the tensor into a digest of hashlib."""
+    """Feed the tensor's name, dtype, shape and every byte of it to a digest of hashlib."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -54,7 +54,7 @@ def backbone(model: Any) -> nn.Module:
     """
     model = _unwrap(model)
     base = getattr(model, "base_model", None)
-    if base is model:  # Llama 4 gives its backbone another name than its class says
+    if base is model:  # Llama 4's backbone has another name than its class's base_model_prefix
         base = getattr(model, "model", None)
     if base is None or base is model:
         raise UserTypeError(f"expected a transformers causal LM with a backbone and a head, got {type(model).__name__}")
@@ -128,12 +128,12 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
 
 
 def vocabulary(model: Any) -> int:
-    """How many tokens the model's config says it knows."""
+    """The size of the vocabulary, as the model's config has it."""
     return int(_unwrap(model).config.get_text_config(decoder=True).vocab_size)
 
 
 def ignores_softcap(model: Any) -> bool:
-    """Whether the model's own attention drops its softcap: for Gemma2 transformers 5.17 chose sdpa, which has none."""
+    """Whether the model's attention leaves out its softcap: transformers 5.17 chose sdpa for Gemma2, which has none."""
     config = model.config.get_text_config(decoder=True)
     return bool(_number(config, "attn_logit_softcapping")) and attention_of(config) == "sdpa"
 

@@ -17,7 +17,7 @@ _TOLD = "_dss_told_unbalanced"
 
 
 def coefficient(model: Any) -> float:
-    """What the model multiplies its auxiliary loss by."""
+    """The factor by which the model multiplies its auxiliary loss."""
     holder, name = _coefficient(model)
     return float(getattr(holder, name))
 
@@ -28,7 +28,7 @@ def set_coefficient(model: Any, value: float) -> None:
 
 
 def tell_unbalanced(model: Any) -> None:
-    """Once: router logits were asked for, and the class makes no auxiliary loss of them."""
+    """Warn once that router logits were asked for, but the model's class computes no auxiliary loss from them."""
     if not model.__dict__.get(_TOLD):
         model.__dict__[_TOLD] = True
         _log.warning("output_router_logits: %s has no auxiliary loss: it trains without one", type(model).__name__)
@@ -36,7 +36,8 @@ def tell_unbalanced(model: Any) -> None:
 
 @contextmanager
 def mask_within(model: Any, attention_mask: Any) -> Iterator[None]:
-    """The backbone gets this mask; the forward around it, which counts tokens for the auxiliary loss, has another."""
+    """Within the context the backbone gets this mask, while the forward around it, which counts tokens for the
+    auxiliary loss, gets another."""
 
     def replace(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"attention_mask": attention_mask}

@@ -79,7 +79,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 
 
 def _unchanged(found: Any, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What came through the hooks on the head, each result still in its place; wrapping for a backward is theirs."""
+    """The results after the head's hooks, which may wrap each for the backward pass, but must keep their order."""
     if isinstance(found, tuple) and [getattr(part, "shape", None) for part in found] == [part.shape for part in made]:
         return found
     raise UserTypeError(
@@ -89,13 +89,13 @@ def _unchanged(found: Any, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """The head's weight ``[V, D]`` and bias ``[V]`` as they are with PEFT's adapters switched off."""
+    """The head's weight ``[V, D]`` and bias ``[V]`` with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
     return plain_weight(peft.base_of(peft.original_of(layer)))
 
 
 def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """The head's weight and bias as they are in use, adapters folded in; whole, where nothing is split over ranks."""
+    """The head's weight and bias in use, with the adapters added in; whole if no parameter is split over ranks."""
     layer = peft.copy_in_use(model.get_output_embeddings())
     width = plain_weight(peft.base_of(layer))[0].shape[1]
     device = next(layer.parameters()).device
@@ -104,23 +104,23 @@ def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def head_trains(model: Any) -> bool:
-    """Whether any parameter of the output head asks for a gradient."""
+    """Whether any parameter of the output head requires a gradient."""
     return any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters())
 
 
 def head_is_adapted(model: Any) -> bool:
-    """Whether PEFT stands between the output head's original weight and the one in use."""
+    """Whether PEFT may use another weight than the output head's original one."""
     return peft.is_adapted(model.get_output_embeddings())
 
 
 def head_may_have_bias(model: Any) -> bool:
-    """Whether the head in use adds a bias: the layer's own, or an adapter's. Looks at no weight."""
+    """Whether the head in use adds a bias, its own or an adapter's; found without reading any weight."""
     layer = model.get_output_embeddings()
     return peft.is_adapted(layer) or getattr(peft.base_of(peft.original_of(layer)), "bias", None) is not None
 
 
 def _layers(outer: Any) -> list[nn.Module]:
-    """The layers of which ``outer`` will call exactly one."""
+    """The layers of which ``outer`` calls exactly one."""
     return peft.copies_of(outer) if peft.is_copied(outer) else [outer]
 
 

@@ -24,20 +24,20 @@ States = Callable[..., Tensor]  # keyword inputs -> the states [B, T, D] that re
 
 
 class Packing(NamedTuple):
-    """How a model is given packed rows; ``way`` is None where none of the known ways keeps documents apart."""
+    """How packed rows are passed to a model; ``way`` is None where no known way keeps the documents apart."""
 
     way: str | None
     reason: str
 
 
 def is_packed(inputs: Mapping[str, Any]) -> bool:
-    """Whether a batch holds rows of several documents: told by lengths, or by positions that do not go on by one."""
+    """Whether a batch holds rows of several documents: it has their lengths, or positions that do not rise by one."""
     if (ends := inputs.get("cu_seq_lens_q")) is not None:
         return len(ends) > 2
     positions = inputs.get("position_ids")
     if positions is None or positions.ndim != 2 or inputs.get("attention_mask") is not None:
         return False
-    if torch.compiler.is_compiling():  # looking at values would ask the device
+    if torch.compiler.is_compiling():  # values cannot be looked at while a graph is traced
         return False
     return bool(((positions[:, 1:] == 0) & (positions[:, :-1] >= 0)).any())
 
@@ -57,7 +57,7 @@ def packed_inputs(model: Any, states: States, inputs: Inputs) -> Inputs:
 
 
 def packing_of(model: Any, states: States) -> Packing:
-    """The first way that proves itself on two short documents; found once for each attention implementation."""
+    """The first way that keeps two short documents apart; it is found once for each attention implementation."""
     attention = attention_of(model.config.get_text_config(decoder=True))
     known: dict[str, Packing] = model.__dict__.setdefault(_KEPT, {})
     if attention not in known:
@@ -81,7 +81,7 @@ def _proven(model: Any, states: States) -> Packing:
 
 
 def _leak(model: Any, states: States, made: Callable[[Any, Inputs], Inputs]) -> str | None:
-    """What goes wrong with the second of two documents, or None."""
+    """What goes wrong with the second of two packed documents, None where nothing does."""
     weight = model.get_input_embeddings().weight
     room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
     # Longer than the blocks of 128 tokens that some layers compress.
@@ -110,18 +110,18 @@ def two_documents(first: int, second: int, device: torch.device) -> Inputs:
 
 
 def _as_given(_: Any, inputs: Inputs) -> Inputs:
-    """By ``position_ids``, or ``cu_seq_lens_*`` for variable-length kernels."""
+    """The inputs as they are: ``position_ids``, or ``cu_seq_lens_*`` for variable-length kernels, do it."""
     return inputs
 
 
 def _with_seq_idx(_: Any, inputs: Inputs) -> Inputs:
-    """State-space layers' kernels start anew where ``seq_idx`` changes."""
+    """The inputs with ``seq_idx``: kernels of state-space layers reset their state where it changes."""
     starts = (inputs["position_ids"] == 0).to(torch.int32)
     return inputs | {"seq_idx": starts.cumsum(-1).to(torch.int32) - 1}
 
 
 def _with_masks(model: Any, inputs: Inputs) -> Inputs:
-    """A mask for each kind of layer, as ``generate`` prepares them, for classes that do not pass positions on."""
+    """The inputs with a mask for each kind of layer, for classes that do not pass positions to their masks."""
     positions = inputs["position_ids"]
     shape = torch.empty((*positions.shape, 0), dtype=model.dtype, device=positions.device)
     masks = masks_by_kind(model.config, shape, positions)

@@ -1,4 +1,4 @@
-"""Short forwards that ask a model what it does, and leave no trace: modes, gradients and quantised weights stay."""
+"""Short forwards that find out what a model does, and change nothing: modes, gradients and quantised weights stay."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def some_tokens(device: torch.device) -> Tensor:
-    """``[1, 3]`` ids to compare logits on. The first alone may be padding, its embedding zero, and so all it leads to:
-    logits that no scale changes."""
+    """``[1, 3]`` ids to compare logits on. There are several, because one could be the padding, whose embedding may be
+    zero: its logits would then be zero too, and the same for every scale."""
     return torch.arange(3, device=device)[None]
 
 
 def distance(first: Tensor, second: Tensor) -> float:
-    """Relative Frobenius distance; infinite where one of the two is not finite."""
+    """The relative Frobenius distance of two tensors; infinite where one of them is not finite."""
     first, second = first.double(), second.to(first.device).double()
     value = ((first - second).norm() / second.norm().clamp(min=1e-30)).item()
     return value if value == value else float("inf")
 
 
 def other_ending(ids: Tensor) -> Tensor:
-    """The ids with another last token: at all the others a causal LM says the same."""
+    """The ids with another last token; before it, a causal LM computes the same for both."""
     return torch.cat([ids[:, :-1], ids[:, -1:] + 1], 1)

@@ -1,4 +1,4 @@
-"""Parameters that DeepSpeed ZeRO-3 or FSDP2 has split, made whole where the engine would not see to it."""
+"""Gathering parameters that DeepSpeed ZeRO-3 or FSDP2 has split, where their own engines would not do it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def layers_gathered(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gathered(*tensors: Tensor | None) -> Iterator[None]:
-    """Within it those of the tensors that are split parameters are whole. All ranks have to take part."""
+    """Within the context those of the tensors that are split parameters are whole. All ranks must take part."""
     empty = [tensor for tensor in tensors if tensor is not None and deepspeed.is_empty_share(tensor)]
     if not empty:
         yield
@@ -58,7 +58,7 @@ def gathered(*tensors: Tensor | None) -> Iterator[None]:
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether ZeRO-3 or FSDP2 has split a parameter: then every call takes all ranks."""
+    """Whether ZeRO-3 or FSDP2 has split a parameter of the model: then all ranks must take part in every call."""
     return any(deepspeed.is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Bar charts of shares and scores, and the colour scale that the page, its script and notebooks share."""
+"""Bar charts of scores and shares, and the colour scale that pages, their script and notebooks share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 4, 4, 22, 40
 
 
 def heat(score: float) -> int:
-    """The colour step of a score: 0 for the lowest, 5 for the highest; below 3 it is under one half."""
+    """The colour step of a score, from 0 (lowest) to 5 (highest); steps 0 to 2 are scores below one half."""
     return bisect_right(STEPS, score)
 
 
 def bars(counts: Sequence[int], *, field: str, axis: str, label: str, percent: bool = False, tone: str = "") -> str:
-    """Counts over equal parts of [0, 1], each bar with its number; ``field`` tells the script what a bar selects.
+    """A bar chart of ``counts`` over equal parts of [0, 1], with its count above each bar.
 
-    Bars take the colour of the scores they hold, or ``tone`` throughout. A count above 0 never rounds to no bar.
+    field: the column by which the page's script filters rows when a bar is clicked.
+    tone: the colour of all bars; without it a bar has the colour of the scores it counts.
+
+    A count above 0 always gets a bar that can be seen.
     """
     top, bins = max([*counts, 1]), len(counts)
     plot_w, plot_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM

@@ -1,13 +1,14 @@
-"""Pictures and pieces of a self-contained HTML page: no script, no network, every text escaped, light and dark.
+"""Tables, charts and other parts of a self-contained HTML page: no script, no network, every text escaped.
 
-Colours are classes of the style sheet, so one page follows the reader's theme: series are numbered ``s0`` to ``s9``.
+Colours are classes of the style sheet, so that a page follows the reader's light or dark theme. The classes of charts'
+lines are ``s0`` to ``s9``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from .charts import heat
@@ -32,14 +33,13 @@ WIDTH = 720
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; ``style`` numbers its colour, ``dashed`` sets it apart from one of the same colour."""
+    """One line of a chart. ``style`` is the number of its colour; ``dashed`` tells it from another of that colour."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: int = 0
     dashed: bool = False
-    points: bool = field(default=False)
 
 
 def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
@@ -59,11 +59,11 @@ def document(title: str, body: Iterable[str], *, style: str = STYLE, head: str =
 
 
 def coloured_text(text: str, weights: Sequence[tuple[int, int, float]]) -> str:
-    """``text`` with each character range (start, end, weight in [0, 1]) in the colour of its score on every page."""
+    """``text`` as HTML with each character range (start, end, weight in [0, 1]) in the colour of that weight."""
     out, position = [], 0
     for start, end, weight in weights:
         if start < position or end <= start:
-            continue  # byte-level tokens can share a character
+            continue  # two byte-level tokens can be parts of one character, which is coloured once
         out.append(escape(text[position:start]))
         out.append(f'<span class="heat{heat(weight)}" title="weight {weight:.2f}">{escape(text[start:end])}</span>')
         position = end
@@ -71,7 +71,7 @@ def coloured_text(text: str, weights: Sequence[tuple[int, int, float]]) -> str:
 
 
 def marked_text(text: str, marks: Iterable[tuple[int, int, str]]) -> str:
-    """``text`` with character ranges (start, end, what it is) highlighted; overlapping ones keep the first."""
+    """``text`` as HTML with character ranges (start, end, label) highlighted; of overlapping ranges, the first."""
     out, position = [], 0
     for start, end, label in sorted(marks):
         if start < position:
@@ -130,7 +130,10 @@ def trajectory(
     axis: str = "characters of the response",
     width: int = WIDTH,
 ) -> str:
-    """Score against position: each line's ``y[k]`` holds for the characters up to ``ends[k]``; bands name ranges."""
+    """A chart of scores along a response: each line's ``y[k]`` is drawn from ``ends[k - 1]`` to ``ends[k]``.
+
+    bands: named character ranges, drawn behind the lines.
+    """
     height, left, right, top, bottom = 190, 44, 12, 26, 34
     plot_w, plot_h = width - left - right, height - top - bottom
 
@@ -169,7 +172,7 @@ def trajectory(
 
 
 def curves(series: Sequence[Series], *, x_label: str, y_label: str, height: int = 240, width: int = WIDTH) -> str:
-    """A line chart that shows 0, with round ticks; a line has a gap where its value is not finite."""
+    """A line chart whose y axis includes 0 and has round ticks; a line has a gap where its value is not finite."""
     left, right, top, bottom = 44, 12, 24, 36
     x_max = max((max(s.x) for s in series if len(s.x)), default=1) or 1
     finite = [y for s in series for y in s.y if math.isfinite(y)]

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from fastdss.errors import UserError
 from fastdss.upstream.transformers import attention_of, layer_index, query_temperature
 
 from .packing import Segment
 
 NAME = "fastdss_prefix"
+Mover = Callable[[Tensor, int], Tensor]  # keys [Hkv, n, d], by how many positions -> as they would be there
 LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small
 # Not cuDNN, which reads masks 16 bytes at a time: rows of any length are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -81,6 +83,7 @@ class PrefixPlan:
     windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
     chunks: Mapping[int, int] = field(default_factory=dict)  # of the layers whose tokens see their own chunk only
     packed: Any = None  # what attend_by_kernel computes once for all layers
+    move: Mover | None = None  # of the keys that are lent to shortcuts
 
     def band(self, n: int, start: int, window: int | None, like: Tensor) -> Tensor | None:
         """Additive mask ``[n, start + n]`` of n tokens after others: causal, and within the window if there is one."""
@@ -121,20 +124,42 @@ def attend_in_order(
     for segment in plan.segments:
         n = len(segment.ids)
         here = slice(left, left + n)
-        for base in (segment.base, *segment.copies):
-            keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
-            values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+        if segment.lent is None:
+            for base in (segment.base, *segment.copies):
+                keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
+                values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+            whole = slice(segment.base, segment.base + segment.start + n)
+            slot_keys, slot_values = keys[:, whole], values[:, whole]
+        else:
+            slot_keys = _with_lent(segment, keys, key[0, :, here], plan.move)
+            slot_values = _with_lent(segment, values, value[0, :, here], None)
         for begin, end, low in _stretches(segment, chunk):
             some, first = slice(left + begin, left + end), segment.start + begin - low
-            visible = slice(segment.base + low, segment.base + segment.start + end)
+            visible = slice(low, segment.start + end)
             q = query[0, :, some].unflatten(0, (-1, groups))  # [Hkv, groups, n, d]: one K/V head serves its group
-            k = keys[:, None, visible].expand(-1, groups, -1, -1)
-            v = values[:, None, visible].expand(-1, groups, -1, -1)
+            k = slot_keys[:, None, visible].expand(-1, groups, -1, -1)
+            v = slot_values[:, None, visible].expand(-1, groups, -1, -1)
             mask = plan.band(end - begin, first, window, query)
             result = _softmax_attention(q, k, v, mask, scaling, softcap, sinks)
             out[some] = result.flatten(0, 1).transpose(0, 1)
         left += n
     return out[None]
+
+
+def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    """Every token sees itself alone; the store gets their keys, one after the other."""
+    keys, _values = plan.store.layer(layer, key, value)
+    keys[:, : key.shape[2]] = key[0]
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+
+
+def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:
+    """``[Hkv, start + n, d]``: what a shortcut sees of keys or values ``stored``, and its own ``new`` ones."""
+    assert segment.lent is not None
+    begin, away = segment.lent
+    base = segment.base
+    lent = stored[:, base + begin + away : base + segment.start + away]
+    return torch.cat([stored[:, base : base + begin], move(lent, -away) if move else lent, new], 1)
 
 
 def _stretches(segment: Segment, chunk: int | None) -> Iterator[tuple[int, int, int]]:
@@ -183,17 +208,17 @@ def prefix_attention(
     """The function that transformers calls in every attention layer (its registry fixes the signature)."""
     name = type(module).__name__
     if fastdss_plan is None:
-        raise ValueError(
+        raise UserError(
             f"{name} does not hand extra forward arguments to its attention function; use method='per_prefix'"
         )
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
-        raise ValueError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
+        raise UserError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
     layer = layer_index(module)
     if layer is None:
-        raise ValueError(f"{name} is not a causal attention layer with a layer_idx")
+        raise UserError(f"{name} is not a causal attention layer with a layer_idx")
     if layer in fastdss_plan.windows:  # called twice: the store would keep the last call's keys for both
-        raise ValueError(f"{name} attends more than once in a layer; use method='per_prefix'")
+        raise UserError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = query * _temperatures(module, fastdss_plan.segments, query)
@@ -230,7 +255,7 @@ def using_prefix_attention(model: Any) -> Iterator[None]:
     model.set_attn_implementation(NAME)
     try:
         if attention_of(model.config) != NAME:
-            raise ValueError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
+            raise UserError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
         with torch.inference_mode():
             yield
     finally:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fastdss.errors import UserError
 from fastdss.upstream.torch import prepacked, prepacked_linear, version
 
 GEMMS = ("auto", "default", "onednn")
@@ -69,12 +70,12 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
     """
     packed = packed or PackedWeights()
     if backend not in GEMMS:
-        raise ValueError(f"gemm: expected one of {', '.join(GEMMS)}, got {backend!r}")
+        raise UserError(f"gemm: expected one of {', '.join(GEMMS)}, got {backend!r}")
     if backend == "auto":
         backend = preferred_gemm(model) if tokens >= WORTH_PACKING else "default"
     layers = [] if backend == "default" else eligible_layers(model)
     if backend == "onednn" and not layers:
-        raise ValueError("gemm='onednn' needs oneDNN and a model with fp32 linear layers on the CPU")
+        raise UserError("gemm='onednn' needs oneDNN and a model with fp32 linear layers on the CPU")
     if not layers:
         yield "default"
         return

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head, token_types
 from fastdss.upstream.torch import version
+from fastdss.upstream.transformers import key_rotation
 
-from .attention import LONGEST_SEGMENT, KVStore, PrefixPlan, attend_in_order, using_prefix_attention
+from .attention import (
+    LONGEST_SEGMENT,
+    KVStore,
+    Mover,
+    PrefixPlan,
+    attend_alone,
+    attend_in_order,
+    using_prefix_attention,
+)
 from .cpu_linear import PackedWeights, cpu_gemm
 from .packed_attention import to_device
 from .packing import (
@@ -26,6 +38,7 @@ from .packing import (
     micro_batches,
     schedule,
     shared_head,
+    shortcut_segments,
     trunk_segments,
 )
 from .tree import PrefixTree, shared_length
@@ -33,6 +46,7 @@ from .tree import PrefixTree, shared_length
 Report = Callable[[int], None]  # is told how many scores are new
 Saved = dict[int, tuple[Tensor, Tensor]]
 SMALLEST_BUDGET = 16
+_FAR, _MOVED = 61, 0.02  # positions that keys are moved by to try it, and how far off 16 bits may leave them
 _OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -45,7 +59,7 @@ class Runner:
         self.head = class_head(model) or lm_head(model)
         self.device = next(self.body.parameters()).device
         if self.device.type == "meta" or self.head.weight.is_meta:
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__}: its embedding or its head is offloaded, but both must lie on a device: pass "
                 "a device_map that keeps them there, or a smaller dtype"
             )
@@ -53,6 +67,7 @@ class Runner:
         self.config = model.config.get_text_config(decoder=True)
         self.chunks = _chunks(self.config)
         self.bands: dict[tuple[Any, ...], Tensor] = {}
+        self.move: Mover | None = None
 
     def run(
         self, segments: list[Segment], store: KVStore, read: Callable[[list[int], Tensor], None] | None = None
@@ -71,7 +86,7 @@ class Runner:
             taps += [left + at for at, _ in segment.taps]
             tapped += [k for _, k in segment.taps]
             left += len(segment.ids)
-        plan = PrefixPlan(segments, store, self.attend, self.bands, chunks=self.chunks)
+        plan = PrefixPlan(segments, store, self.attend, self.bands, chunks=self.chunks, move=self.move)
         states = {"output_hidden_states": True} if read and taps else {}
         arrays = [np.asarray(numbers, dtype=np.int64) for numbers in (ids, positions, rows)]
         tokens, places, read_at = to_device(arrays, self.device)
@@ -89,11 +104,30 @@ class Runner:
         picked = hidden[0, read_at.to(hidden.device)]
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
 
+    def of_shortcuts(self) -> Runner | None:
+        """The same for shortcuts; None where keys cannot be moved to other positions.
+
+        A token that sees itself alone has the same states wherever it stands, so that in every layer its keys at two
+        places must be each other's, moved.
+        """
+        move = key_rotation(self.body)
+        if move is None:
+            return None
+        store, alone, runner = KVStore(2), copy.copy(self), copy.copy(self)
+        alone.attend = attend_alone
+        alone.run([Segment(0, place, [int(self.rows[0])]) for place in (0, _FAR)], store)
+        for keys, _ in store.layers.values():
+            here, there = keys.double().split(1, 1)
+            if not (move(here, _FAR) - there).norm() <= _MOVED * there.norm():
+                return None
+        runner.attend, runner.move = attend_in_order, move
+        return runner
+
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:
         """Every layer must have attended, and been told of the window that the model's own mask would apply."""
         name, layers = type(self.body).__name__, self.config.num_hidden_layers
         if len(plan.windows) != layers:
-            raise ValueError(
+            raise UserError(
                 f"{name}: {len(plan.windows)} of {layers} layers attend through transformers' attention registry; "
                 "use method='per_prefix'"
             )
@@ -102,17 +136,28 @@ class Runner:
             told is None and (not kinds or kinds[layer] == "sliding_attention") for layer, told in plan.windows.items()
         ]
         if window and last >= window and any(slides):
-            raise ValueError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
+            raise UserError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
 
 
 class Gate(Protocol):
-    """Sees the hidden states where branches leave their trunks, and says which branches are computed."""
+    """Sees the hidden states where branches leave their trunks, and says which branches are computed.
+
+    ``shortcut``: how many last tokens of each branch are computed before, see ``shortcut_segments``; 0: none.
+    """
+
+    shortcut: int
 
     def read(self, scores: list[int], states: Tensor) -> None:
         """states: ``[layers + 1, len(scores), D]`` float32, on the CPU."""
 
+    def wants(self, score: int) -> bool:
+        """Whether to compute this shortcut; asked once its trunk was read."""
+
+    def hear(self, scores: list[int], logits: Tensor) -> None:
+        """logits: ``[len(scores), R]`` of the verdicts of shortcuts, on the CPU."""
+
     def passes(self, score: int) -> bool:
-        """Whether the branch of this score is computed; asked once its trunk was read."""
+        """Whether the branch of this score is computed; asked once its trunk was read and its shortcut heard."""
 
 
 class KeptHead:
@@ -193,6 +238,7 @@ def tree_logits(
         saved: Saved = {}
         on_device: list[Tensor] = []  # logits of the finished groups, and the scores they are of
         places: list[int] = []
+        shortcuts = runner.of_shortcuts() if gate is not None and gate.shortcut else None
         while groups:
             rows: list[Tensor] = []
             order: list[int] = []
@@ -200,7 +246,8 @@ def tree_logits(
                 saved = saved or _head_store(runner, head, budget, kept, known)
                 store = KVStore(groups[0].capacity)
                 store.load(saved, groups[0].bases)
-                for segments in _phases(groups[0], len(head), gate):
+                listen = partial(_listen, shortcuts, store, groups[0], budget, gate)
+                for segments in _phases(groups[0], len(head), gate, listen):
                     for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
                         found, scores = runner.run(batch, store, *reads)
                         rows.append(found)
@@ -228,17 +275,28 @@ def fetch(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)).cpu()
 
 
-def _phases(group: Group, head: int, gate: Gate | None) -> Iterator[Iterator[Segment]]:
-    """The group's segments; with a gate the trunks', and then those of the branches that it lets through."""
+def _phases(group: Group, head: int, gate: Gate | None, listen: Callable[[], None]) -> Iterator[Iterator[Segment]]:
+    """The group's segments; with a gate the trunks', and after listening those of the branches that it lets through."""
     if gate is None:
         yield schedule(group, head)
         return
     yield trunk_segments(group, head, tapped=True)
+    listen()
     trees = [
         tree.without(k for k in range(tree.num_prefixes) if not gate.passes(first + k))
         for tree, first in zip(group.trees, group.first_score, strict=True)
     ]
     yield branch_segments(group, trees)
+
+
+def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, gate: Gate | None) -> None:
+    """Let the gate hear the shortcuts that it wants, unless the model's keys cannot be moved: it hears of none then."""
+    if runner is None or gate is None:
+        return
+    segments = shortcut_segments(group, gate.shortcut, gate.wants)
+    for batch in micro_batches(segments, max(budget, gate.shortcut), LONGEST_SEGMENT):
+        found, scores = runner.run(batch, store)
+        gate.hear(scores, found.cpu().to(torch.promote_types(found.dtype, torch.float32)))
 
 
 def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:
@@ -307,13 +365,13 @@ def check_supported(model: Any, longest: int) -> None:
         "chunked_attention",
     }
     if strange:
-        raise ValueError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
+        raise UserError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
         if kind.get("rope_type") in ("dynamic", "longrope"):
             native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
             if longest > native:
-                raise ValueError(
+                raise UserError(
                     f"{name}: beyond {native} tokens its rotary frequencies depend on the length of the text, so "
                     f"prefixes of a text of {longest} tokens share nothing; use method='per_prefix'"
                 )

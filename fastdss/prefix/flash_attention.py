@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from fastdss.errors import UserError
+
 from .attention import PrefixPlan
 from .packed_attention import PackedBatch, Wave, to_device, write
 
@@ -61,7 +63,7 @@ def attend_by_flash(
     """
     problem = flash_problem(query, value)
     if problem:
-        raise ValueError(f"backend: flash {problem}; {_ELSE}")
+        raise UserError(f"backend: flash {problem}; {_ELSE}")
     _check_rules(plan, window, {"softcap": softcap, "chunks": chunk, "sinks": sinks})
     store = plan.store.layer(layer, key, value)
     batch = PackedBatch.of(plan)
@@ -125,7 +127,7 @@ def _check_rules(plan: PrefixPlan, window: int | None, rules: dict[str, object])
     found = [name for name, value in rules.items() if value is not None]
     found += ["window"] if window is not None and window < last else []
     if found:
-        raise ValueError(
+        raise UserError(
             f"backend: flash knows no {found[0].removeprefix('a ')} in attention, this model has one; {_ELSE}"
         )
 

@@ -10,13 +10,15 @@ slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
 import numpy as np
 
 from .tree import PrefixTree, shared_length
+
+_WORTH_IT = 4  # times a shortcut's length: shorter branches are computed
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Segment:
 
     ``verdicts`` pairs an offset into ``ids`` with the index of the score that is read there; ``taps`` one with the
     index of a score whose branch leaves the trunk after that token; ``copies`` are the bases of further slots that
-    share these tokens.
+    share these tokens. ``lent`` makes it a shortcut, see ``shortcut_segments``: positions from its first number on are
+    read as many positions later as its second says.
     """
 
     base: int
@@ -34,9 +37,13 @@ class Segment:
     verdicts: list[tuple[int, int]] = field(default_factory=list)
     copies: tuple[int, ...] = ()
     taps: list[tuple[int, int]] = field(default_factory=list)
+    lent: tuple[int, int] | None = None
 
     def cut(self, size: int) -> Iterator[Segment]:
-        """Pieces of at most ``size`` tokens, in order."""
+        """Pieces of at most ``size`` tokens, in order; a shortcut is a few tokens and stays whole."""
+        if self.lent is not None:
+            yield self
+            return
         for left in range(0, len(self.ids), size):
             ids = self.ids[left : left + size]
             verdicts, taps = (
@@ -132,6 +139,20 @@ def branch_segments(group: Group, trees: Sequence[PrefixTree]) -> Iterator[Segme
     for base, first, tree in zip(group.bases, group.first_score, trees, strict=True):
         for k, start, ids in tree.branches:
             yield Segment(base, start, ids, [(len(ids) - 1, first + k)])
+
+
+def shortcut_segments(group: Group, length: int, wanted: Callable[[int], bool]) -> Iterator[Segment]:
+    """The last ``length`` tokens of the branches whose scores are wanted, where that is a small part of them.
+
+    Branches end alike, and the trunk has such an end of its own. A shortcut sees the trunk up to where its branch
+    leaves it, then the trunk's end in the place of the branch's, which is not computed. Its verdict is not the
+    branch's, but often near it. It writes nothing to the slot, so branches can follow.
+    """
+    for base, first, tree in zip(group.bases, group.first_score, group.trees, strict=True):
+        for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True)):
+            if len(tail) >= _WORTH_IT * length and wanted(first + k):
+                ids, end = tail[-length:], start + len(tail)
+                yield Segment(base, end - length, ids, [(length - 1, first + k)], lent=(start, len(tree.trunk) - end))
 
 
 def micro_batches(segments: Iterable[Segment], budget: int, longest: int) -> Iterator[list[Segment]]:

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import tell_result
+from fastdss.console.output import print_result
 from fastdss.errors import UserError
 from fastdss.optional import require
 
-DEFAULT_LIMIT = 2000
+DEFAULT_LIMIT = 2000  # rows with text on a page: a choice between all rows and a file that opens at once
 
 
 def write_report(
     folder: str | Path, out: str | Path, *, sources: Sequence[str | Path] = (), limit: int | None = DEFAULT_LIMIT
 ) -> str | None:
-    """Write the page of the scores in ``folder`` to ``out``; return why it has no text, or None where it has.
+    """Write the page of the scores in ``folder`` to ``out``; returns why the page shows no text, None where it does.
 
-    sources: the scored input, by default where the manifest says it was; if that is gone or was edited, the page shows
-    scores alone, but sources that are named must fit (``ValueError``). ``limit`` caps the scored rows and the failed
-    rows on the page; the charts count all. The page is replaced in one step.
+    sources: the scored input, by default where the manifest says it was. If that is gone or was edited, the page shows
+    scores without text; sources that are named here must match (``ValueError``).
+    limit: at most so many scored rows, and so many failed ones, are on the page; the charts count all rows.
     """
     require("fastdss report", "score", "pyarrow")
     from fastdss.corpus.store import joined, load_manifest, read_scores
@@ -78,6 +78,6 @@ def _run(args: argparse.Namespace) -> None:
     without_text = write_report(args.folder, out, sources=args.inputs, limit=args.limit or None)
     if without_text is not None:
         print(f"The page shows scores without text: {without_text}", file=sys.stderr)
-    tell_result(args, {"page": out.resolve(), "without_text": without_text}, [("page", out.resolve())])
+    print_result(args, {"page": out.resolve(), "without_text": without_text}, [("page", out.resolve())])
     if args.open:
         webbrowser.open(out.resolve().as_uri())

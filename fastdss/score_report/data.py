@@ -1,4 +1,5 @@
-"""What the page shows: counts over every scored row, and the rows with the lowest scores, whatever the input's size."""
+"""What the page shows: counts over all rows, and the rows with the lowest scores, in memory that the input's size does
+not change."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fastdss.corpus.understood import kind_of_reason
+from fastdss.star.scored import Flag
 
 if TYPE_CHECKING:
     from fastdss.chat.conversation import Message
@@ -22,29 +24,33 @@ if TYPE_CHECKING:
 
 HALF = 0.5
 BINS = 10
-TEXT_LIMIT = 100_000  # characters of one text; what is left out is counted on the page
-_DIGITS = 6  # of the scores by which rows are sorted; the others have four
+TEXT_LIMIT = 100_000  # characters of one text that the page holds; it says how many are left out. A choice
+_DIGITS = 6  # of the scores by which rows are sorted, so that close ones keep their order; others are only shown: 4
+# "<", which could close the script element; control characters, marks that reorder or hide text, lone surrogates.
 _UNSAFE_IN_SCRIPT = re.compile("[<\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class PageRow:
-    """One answer as the page needs it. ``order`` is the place of its conversation in the data, ``line`` that in its
-    file where files have lines, ``turn`` its own among several judged ones; failed rows have no scores."""
+    """One judged answer. A failed one has no scores.
+
+    ``order`` is the position of its conversation in the data, ``line`` the line of its file (None where files have no
+    lines), ``turn`` its number in the conversation where several turns of it were judged.
+    """
 
     id: str
     order: int
     turn: int | None
     line: int | None
     content_hash: str
-    history: list[Message]
-    response: str | None  # None: the source text is not at hand
+    history: list[Message] = field(repr=False)
+    response: str | None = field(repr=False)  # None where the scored text could not be read
     scores: list[float]
     ends: list[int]
     flags: tuple[str, ...]
     error: str | None
     length: int
-    approximate: tuple[int, ...] = ()  # which scores were not computed
+    approximate: tuple[int, ...] = ()  # which of the scores are approximations
 
     @property
     def name(self) -> str:
@@ -62,7 +68,7 @@ class PageRow:
     @property
     def final(self) -> float | None:
         """The verdict on the whole response; None where the guard did not see all of it."""
-        return None if self.failed or "truncated" in self.flags else self.scores[-1]
+        return None if self.failed or Flag.TRUNCATED in self.flags else self.scores[-1]
 
     @property
     def drop(self) -> float | None:
@@ -72,7 +78,7 @@ class PageRow:
 
     @property
     def tags(self) -> list[str]:
-        """What the page can filter by: the flags, and what the scores say."""
+        """What the page can filter by: the row's flags, and what follows from its scores."""
         low = self.minimum is not None and self.minimum < HALF
         failed = self.failed and "left_out" not in self.flags
         found = {"low": low, "recovers": low and self.final is not None and self.final >= HALF, "failed": failed}
@@ -83,7 +89,7 @@ class PageRow:
 
 @dataclass
 class Summary:
-    """Counts over every scored row, shown on the page or not."""
+    """Counts over all rows, whether the page shows them or not."""
 
     rows: int = 0
     tags: Counter[str] = field(default_factory=Counter)
@@ -111,18 +117,18 @@ class Summary:
 
 
 def page_rows(place: int, row: Row | FailedRow | None, scored: ScoredRow) -> list[PageRow]:
-    """One for each judged turn of conversation ``place``, or one for a row that has none.
+    """A ``PageRow`` for each judged turn of the conversation at ``place``, or a single one if no turn was judged.
 
-    ``row`` is None where the text is not at hand. A turn with a missing or non-finite score is a failed one.
+    ``row`` is None where the scored text could not be read. A turn with a missing or non-finite score has failed.
     """
     read = row if row is not None and not hasattr(row, "reason") else None
     line = getattr(row, "line", None)
     if not scored.turns:
-        flags = ("left_out",) if scored.left_out else ("failed",)
+        flags = ("left_out",) if scored.left_out else (str(Flag.FAILED),)
         return [PageRow(scored.id, place, None, line, scored.content_hash, [], None, [], [], flags, scored.error, 0)]
     found = []
     for judged in scored.turns:
-        failed = judged.error is not None or "failed" in judged.flags or not judged.scores
+        failed = judged.error is not None or Flag.FAILED in judged.flags or not judged.scores
         failed = failed or not all(map(math.isfinite, judged.scores))
         response = None if read is None else read.conversation.turns[judged.turn].answer.text
         found.append(
@@ -148,9 +154,9 @@ def page_rows(place: int, row: Row | FailedRow | None, scored: ScoredRow) -> lis
 def collect(
     entries: Iterable[tuple[Row | FailedRow | None, ScoredRow]], limit: int | None
 ) -> tuple[Summary, list[PageRow]]:
-    """Counts over all entries, and the ``limit`` scored answers of lowest minimum before the first ``limit`` failed.
+    """Counts over all entries; and the ``limit`` answers with the lowest scores, then the first ``limit`` failed ones.
 
-    One pass; memory holds the answers that are kept. ``limit=None`` keeps all.
+    It reads the entries once, and memory holds only the answers that it returns. ``limit=None`` returns all.
     """
     summary = Summary()
     failed: list[PageRow] = []
@@ -170,7 +176,7 @@ def collect(
 
 
 def columns(rows: Sequence[PageRow], tags: Sequence[str]) -> dict[str, Any]:
-    """What sorting and filtering need, a list per column; a row's tags are positions in ``tags``."""
+    """What the page's script sorts and filters by, a list per column; a row's tags are positions in ``tags``."""
     number = {tag: i for i, tag in enumerate(tags)}
     return {
         "id": [row.name for row in rows],
@@ -186,7 +192,10 @@ def columns(rows: Sequence[PageRow], tags: Sequence[str]) -> dict[str, Any]:
 
 
 def detail(row: PageRow) -> dict[str, Any]:
-    """What an open row needs. ``ends`` count characters; ``cuts``, where they differ, UTF-16 units as scripts do."""
+    """What the page shows of a row that is opened.
+
+    ``ends`` count characters. JavaScript counts UTF-16 units; where the numbers differ, ``cuts`` are in those units.
+    """
     found: dict[str, Any] = {
         "hash": row.content_hash,
         "scores": [_rounded(score, 4) for score in row.scores],
@@ -227,7 +236,7 @@ def script_data(value: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with what is invisible, reorders text or is no character spelled out."""
+    """``text`` with characters that are invisible, reorder text or are lone surrogates written as their numbers."""
     return _UNSAFE_IN_SCRIPT.sub(lambda match: "<" if match[0] == "<" else f"[U+{ord(match[0]):04X}]", text)
 
 

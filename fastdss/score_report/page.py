@@ -1,4 +1,4 @@
-"""The page of ``fastdss report``: findings and charts as plain HTML, the rows as data that its script draws."""
+"""The page of ``fastdss report``: findings and charts are plain HTML; rows are JSON that the page's script displays."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from urllib.parse import quote
 from fastdss.pages import pieces as report
 from fastdss.pages.charts import STEPS, bars
 from fastdss.pages.style import STYLE
+from fastdss.star.scored import Flag
 
 from .data import PageRow, Summary, columns, detail, script_data, visible
 
-BLOCK = 250  # rows whose texts are parsed together
+BLOCK = 250  # rows whose texts the script parses together, once one of them is opened: a choice
 TAGS = {
     "low": "below ½",
     "recovers": "ends at ½ or above",
-    "failed": "failed",
-    "truncated": "truncated",
-    "delimiter": "quotes a delimiter",
-    "control_tokens": "spells control tokens",
-    "empty": "empty",
-    "one_boundary": "one boundary only",
+    Flag.FAILED: "failed",
+    Flag.TRUNCATED: "truncated",
+    Flag.DELIMITER: "quotes a delimiter",
+    Flag.CONTROL_TOKENS: "spells control tokens",
+    Flag.EMPTY: "empty",
+    Flag.ONE_BOUNDARY: "one boundary only",
     "left_out": "nothing to train",
     "approximate": "approximate in part",
 }
@@ -41,9 +42,9 @@ _SCRIPTS = ("view.js", "row.js", "page.js")
 def score_page(
     manifest: Mapping[str, Any], summary: Summary, rows: Sequence[PageRow], *, without_text: str | None = None
 ) -> str:
-    """One self-contained HTML document: no network, no inline handler, every text escaped or set as text.
+    """One HTML document that needs no network and no inline event handlers; every text is escaped or set as text.
 
-    ``without_text`` says why the rows have no text, if so.
+    without_text: why the rows have no text, where they have none.
     """
     style = STYLE + "\n" + _asset("page.css")
     script = "(() => {\n" + "\n".join(map(_asset, _SCRIPTS)) + "\n})();"
@@ -107,7 +108,7 @@ def _run(manifest: Mapping[str, Any]) -> str:
 
 
 def _certificate(manifest: Mapping[str, Any]) -> list[str]:
-    """What was promised about approximate scores, where there was a question of any."""
+    """What is known of the error of approximate scores, where approximation was asked for."""
     approx = manifest.get("approx")
     if approx is None:
         return []
@@ -116,7 +117,7 @@ def _certificate(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def lead(summary: Summary) -> str:
-    """What a reader should take away, in two sentences."""
+    """The main finding, in two sentences."""
     if not summary.rows:
         return "There are no responses."
     if not summary.scored:
@@ -140,9 +141,9 @@ def _cards(summary: Summary) -> str:
         ("scored", summary.scored, "", "plain"),
         ("of these fall below ½", tags["low"], "low", "plain"),
         ("fall below ½, yet end at ½ or above", tags["recovers"], "recovers", "plain"),
-        ("failed: no score, never safe", tags["failed"], "failed", "bad" if tags["failed"] else "plain"),
-        ("truncated: the end was not seen", tags["truncated"], "truncated", "plain"),
-        ("quote a delimiter of the template", tags["delimiter"], "delimiter", "plain"),
+        ("failed: no score, never safe", tags["failed"], Flag.FAILED, "bad" if tags["failed"] else "plain"),
+        ("truncated: the end was not seen", tags["truncated"], Flag.TRUNCATED, "plain"),
+        ("quote a delimiter of the template", tags["delimiter"], Flag.DELIMITER, "plain"),
     ]
     cards = (
         f'<div class="card"><span class="big {tone}">{count:,}</span>'
@@ -153,7 +154,7 @@ def _cards(summary: Summary) -> str:
 
 
 def _reasons(summary: Summary) -> list[str]:
-    """Why answers have no scores, most frequent first; each filters the list."""
+    """The reasons for which answers have no scores, most frequent first; a click on one filters the list of rows."""
     counted = {tag: count for tag, count in summary.tags.items() if tag.startswith(_BECAUSE)}
     if not counted:
         return []
@@ -255,27 +256,27 @@ def _list(summary: Summary, rows: Sequence[PageRow], without_text: str | None) -
 
 
 def _about(manifest: Mapping[str, Any]) -> str:
-    told = {name: value for name, value in manifest.items() if name != "shards"}
+    shown = {name: value for name, value in manifest.items() if name != "shards"}  # names of files, of no interest
     facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(told).items()
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(shown).items()
     )
     return f'<section class="about"><h2>How these scores were made</h2><dl class="facts">{facts}</dl></section>'
 
 
 def _facts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one level of longer names; lists of plain values as text."""
-    found: dict[str, str] = {}
+    """Nested mappings flattened: ``{"a": {"b": 1}}`` becomes ``{"a b": "1"}``; lists of plain values become text."""
+    flat: dict[str, str] = {}
     for name, value in values.items():
         name = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= _facts(value, f"{name} ")
+            flat |= _facts(value, f"{name} ")
         elif isinstance(value, list | tuple):
-            found |= {name: ", ".join(map(str, value))} if not any(isinstance(v, Mapping) for v in value) else {}
+            flat |= {name: ", ".join(map(str, value))} if not any(isinstance(v, Mapping) for v in value) else {}
             for i, item in enumerate((v for v in value if isinstance(v, Mapping)), 1):
-                found |= _facts(item, f"{name} {i} ")
+                flat |= _facts(item, f"{name} {i} ")
         else:
-            found[name] = "–" if value is None else str(value)
-    return found
+            flat[name] = "–" if value is None else str(value)
+    return flat
 
 
 def _asset(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
@@ -15,20 +16,25 @@ from fastdss.guards.guard import GuardModel
 
 from .options import ScoringOptions
 from .promise import Audit
-from .scoring import Judged, Settled
+from .scoring import Judged, Settled, sharpened
 
+SHORTCUT = 4  # last tokens of a branch: what of a template follows the words that ask for the verdict
+LIMIT = 1e-6  # scores nearer to 0 or 1 are fitted as this
 _MOST_LAYERS = 8  # whose hidden states are read, evenly spaced: a fit holds them of every boundary of its sample
 
+Verdict = Callable[[Tensor], Tensor]  # logits of a guard's verdict [n, R] -> the scores', as logits [n]
 States = Mapping[int, Tensor]  # of one response: k -> [2 layers, D] before the branch of its k-th score, see ``Past``
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A response of which everything was computed: scores ``[K]``, and what the trunk knew before their branches."""
+    """A response of which everything was computed: scores ``[K]``, what the trunk knew before their branches, and the
+    verdicts of their shortcuts, as logits."""
 
     judged: Judged
     scores: Tensor
     states: States
+    shortcuts: Mapping[int, float] = field(default_factory=dict)
 
 
 class Past:
@@ -57,6 +63,7 @@ class Reading:
     """Lets every branch through, and keeps what the trunk knew before it, of every batch that was scored."""
 
     withdrawn = False
+    shortcut = SHORTCUT
 
     def __init__(self) -> None:
         self.layers: tuple[int, ...] = ()
@@ -65,12 +72,15 @@ class Reading:
         self._kept: list[int] = []
         self._past = Past([])
         self._states: dict[int, Tensor] = {}  # score -> [2 layers, D]
+        self._shortcuts: dict[int, float] = {}
+        self._verdict: Verdict = no_verdict
 
     def gate(
         self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
     ) -> Reading:
         check_approximable(guards, options)
         self._judged, self._kept, self._past, self._states = list(judged), list(kept), Past(kept), {}
+        self._shortcuts, self._verdict = {}, verdict_of(guards[0], options)
         return self
 
     def read(self, scores: list[int], states: Tensor) -> None:
@@ -79,13 +89,22 @@ class Reading:
         known = self._past.added(scores, states[list(self.layers)].transpose(0, 1))
         self._states |= dict(zip(scores, known, strict=True))
 
+    def wants(self, score: int) -> bool:
+        return score in self._states
+
+    def hear(self, scores: list[int], logits: Tensor) -> None:
+        found = zip(scores, self._verdict(logits).tolist(), strict=True)
+        self._shortcuts |= {score: value for score, value in found if math.isfinite(value)}
+
     def passes(self, score: int) -> bool:
         return True
 
     def settle(self, scores: Tensor) -> list[Settled]:
         for item, places in zip(self._judged, _places(self._kept), strict=True):
             states = {k: self._states[score] for k, score in enumerate(places) if score in self._states}
-            self.seen.append(Seen(item, scores[list(places)], states))
+            shortcuts = {k: self._shortcuts[score] for k, score in enumerate(places) if score in self._shortcuts}
+            self.seen.append(Seen(item, scores[list(places)], states, shortcuts))
+        self._verdict = no_verdict  # the guard's is no part of what was read, which goes from process to process
         return [Settled(torch.ones(count, dtype=torch.bool)) for count in self._kept]
 
 
@@ -93,9 +112,10 @@ class Predictor(Protocol):
     """What a gate asks of a probe."""
 
     layers: tuple[int, ...]
+    shortcut: int
 
-    def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]`` -> scores ``[n]`` and their doubts ``[n]``."""
+    def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
+        """states: ``[n, 2 layers, D]``, shortcuts: ``[n]`` -> scores ``[n]`` and their doubts ``[n]``."""
 
 
 class Gating:
@@ -113,12 +133,16 @@ class Gating:
         audited: Sequence[bool],
         kept: Sequence[int],
         audit: Audit | None,
+        verdict: Verdict,
     ) -> None:
         self.probe = probe
         self.threshold = threshold
         self.tolerance = tolerance
         self.audit = audit
+        self.shortcut = probe.shortcut
         self.withdrawn = False
+        self._verdict = verdict
+        self._states: dict[int, Tensor] = {}  # of the scores whose shortcuts are to be heard
         self._rows = [item.row for item in judged]
         self._audited = list(audited)
         self._kept = list(kept)
@@ -127,7 +151,21 @@ class Gating:
         self._predicted: dict[int, float] = {}  # of the scores that the probe is certain of
 
     def read(self, scores: list[int], states: Tensor) -> None:
-        values, doubts = self.probe.predict(self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1)))
+        known = self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1))
+        if self.shortcut:
+            self._states |= dict(zip(scores, known, strict=True))
+        else:
+            self._predict(scores, known, torch.zeros(len(scores)))
+
+    def wants(self, score: int) -> bool:
+        return score in self._states
+
+    def hear(self, scores: list[int], logits: Tensor) -> None:
+        states = torch.stack([self._states.pop(score) for score in scores])
+        self._predict(scores, states, self._verdict(logits))
+
+    def _predict(self, scores: list[int], states: Tensor, shortcuts: Tensor) -> None:
+        values, doubts = self.probe.predict(states, shortcuts)
         found = zip(scores, values.tolist(), doubts.tolist(), strict=True)
         self._predicted |= {score: value for score, value, doubt in found if doubt <= self.threshold}
 
@@ -154,6 +192,16 @@ class Gating:
                 self.audit.add(row_is_wrong)
             self.withdrawn = self.audit.disagrees
         return settled
+
+
+def verdict_of(guard: GuardModel, options: ScoringOptions) -> Verdict:
+    """How the scores of a guard are read, as logits."""
+    return lambda logits: torch.logit(sharpened(guard, logits, options.sharpen).double(), eps=LIMIT)
+
+
+def no_verdict(logits: Tensor) -> Tensor:
+    """Of a gate without a guard."""
+    raise AssertionError("no guard was named")
 
 
 def check_approximable(guards: Sequence[GuardModel], options: ScoringOptions) -> None:

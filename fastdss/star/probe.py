@@ -1,10 +1,11 @@
-"""Approximate scores: a guard's own hidden states on the trunk often know the verdict that its branch would compute.
+"""Approximate scores: what a guard computes in any case often knows the verdict that a branch would compute.
 
-Most of what a guard computes are branches: the template's tail, once per boundary. A ridge regression from the trunk's
-hidden states, at the token after which a branch leaves it and on average at the boundaries so far, to the branch's
-verdict is fitted on a sample of rows, and knows how doubtful each of its predictions is. Branches of doubtful
-predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows that the fit did not see
-(``promise.py``); where it cannot be shown, nothing is approximated.
+Most of what a guard computes are branches: the template's tail, once per boundary. A shortcut, the branch's last
+tokens behind the trunk's own tail, comes near its verdict. A ridge regression on the trunk's hidden states, at the
+token after which a branch leaves it and on average at the boundaries so far, predicts what is missing, or without
+shortcuts the verdict itself. It is fitted on a sample of rows, and knows how doubtful each of its predictions is.
+Branches of doubtful predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows
+that the fit did not see (``promise.py``); where it cannot be shown, nothing is approximated.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastdss.chat.conversation import Conversation
 from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
 
-from .gates import Gating, Reading, Seen, check_approximable
+from .gates import LIMIT, SHORTCUT, Gating, Reading, Seen, check_approximable, verdict_of
 from .options import ScoringOptions
 from .promise import Audit, Promise, choose_threshold, wrong_from
 from .ridge import Ridge
@@ -36,7 +37,6 @@ _FEWEST_ROWS = 16  # to fit on, of which a few may have all their scores on the 
 _FEWEST_BRANCHED = 12
 _MOST_FITTED = 1500  # boundaries: the fit takes the cube of them in time, and those of one row tell much the same
 _LEAST_SPARED = 0.2  # of the scores: less does not pay for the audit and for being off by up to the tolerance
-_LIMIT = 1e-6  # scores nearer to 0 or 1 are fitted as this
 
 Rows = list[list[Seen]]  # the judged responses of each row
 
@@ -85,6 +85,8 @@ class TrunkProbe:
         asked: the options that it was fitted with.
         audit_share: of the rows, to be compared.
         seed: by which, and by their texts alone, these rows are chosen.
+        shortcut: last tokens of a branch that are computed in any case, for the verdict that the regression corrects;
+            0: none, it predicts the verdict from the trunk alone.
     """
 
     layers: tuple[int, ...]
@@ -95,6 +97,7 @@ class TrunkProbe:
     asked: Mapping[str, Any]  # the options ``ASKED`` that it was fitted with
     audit_share: float = AUDIT_SHARE
     seed: int = 0
+    shortcut: int = 0
 
     @classmethod
     def fit(
@@ -156,14 +159,19 @@ class TrunkProbe:
         random.Random(seed).shuffle(rows)
         count = min(max(len(rows) // 3, _FEWEST_ROWS), max(len(rows) - promise.least_rows, _FEWEST_ROWS))
         fitted, sampled = rows[:count], rows[count:]
-        features, targets, origin = _table(fitted)
+        features, targets, shortcuts, origin = _table(fitted)
         if len(set(origin)) < _FEWEST_BRANCHED:
             raise UserError(f"batch: expected {_FEWEST_BRANCHED} rows with branches to fit on, got {len(set(origin))}")
         used, ridge = _best_layers(features, targets, origin)
+        shortcut = 0
+        if all(seen.states.keys() == seen.shortcuts.keys() for row in rows for seen in row):
+            corrected, correction = _best_layers(features, targets - shortcuts, origin)
+            if correction.spread < ridge.spread:
+                shortcut, used, ridge = SHORTCUT, corrected, correction
         certificate = Certificate(promise, None, len(fitted), len(sampled))
         layers = tuple(reading.layers[k] for k in used[: len(used) // 2])
         asked = {name: getattr(options, name) for name in ASKED}
-        probe = cls(layers, ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed)
+        probe = cls(layers, ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed, shortcut)
         probe.certificate = probe._certified(sampled, used)
         return probe
 
@@ -180,11 +188,15 @@ class TrunkProbe:
         if threshold is None or (self.audit is not None and self.audit.disagrees):
             return None
         audited = [self._audits(item.conversation) for item in judged]
-        return Gating(self, threshold, self.certificate.promise.tolerance, judged, audited, kept, self.audit)
+        tolerance, verdict = self.certificate.promise.tolerance, verdict_of(guards[0], options)
+        return Gating(self, threshold, tolerance, judged, audited, kept, self.audit, verdict)
 
-    def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]``, see ``Past`` -> P(safe) ``[n]``, and how far one deviation moves it ``[n]``."""
+    def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
+        """states: ``[n, 2 layers, D]``, see ``Past``; shortcuts: ``[n]``, logits, not read without ``shortcut``
+        -> P(safe) ``[n]``, and how far one deviation moves it ``[n]``."""
         logits, spread = self.ridge.predict(states.flatten(1))
+        if self.shortcut:
+            logits = logits + shortcuts
         values = torch.sigmoid(logits)
         moved = torch.stack([torch.sigmoid(logits + sign * spread) for sign in (-1, 1)])
         return values, (moved - values).abs().amax(0)
@@ -199,15 +211,15 @@ class TrunkProbe:
         promise = self.certificate.promise
         wrong, every_doubt, predicted, known = [], [], [], []
         for row in sampled:
-            states, exact, _ = _table([row])
+            states, exact, shortcuts, _ = _table([row])
             if not len(exact):  # all its scores are read on the trunk
                 wrong.append(float("inf"))
                 continue
-            values, doubts = self.predict(states[:, used])
+            values, doubts = self.predict(states[:, used], shortcuts)
             errors = (values - torch.sigmoid(exact)).abs()
             wrong.append(wrong_from(doubts.tolist(), errors.tolist(), promise.tolerance))
             every_doubt += doubts.tolist()
-            predicted.append(torch.logit(values, eps=_LIMIT))
+            predicted.append(torch.logit(values, eps=LIMIT))
             known.append(exact)
         threshold = choose_threshold(THRESHOLDS, wrong, promise)
         spared = 0 if threshold is None else sum(doubt <= threshold for doubt in every_doubt)
@@ -230,18 +242,20 @@ def _by_row(found: Sequence[Seen]) -> Rows:
     return list(rows.values())
 
 
-def _table(rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
-    """Hidden states ``[n, 2 layers, D]``, verdict logits ``[n]`` and rows of all boundaries that have a branch."""
+def _table(rows: Rows) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Hidden states ``[n, 2 layers, D]``, verdict logits ``[n]``, those of shortcuts ``[n]`` (0 where there is none),
+    and rows of all boundaries that have a branch."""
     found = [
-        (seen.states[k], seen.scores[k], number)
+        (seen.states[k], seen.scores[k], seen.shortcuts.get(k, 0.0), number)
         for number, row in enumerate(rows)
         for seen in row
         for k in sorted(seen.states)
     ]
     if not found:
-        return torch.empty(0, 1, 1), torch.empty(0), []
-    targets = torch.logit(torch.stack([score for _, score, _ in found]).double(), eps=_LIMIT)
-    return torch.stack([state for state, _, _ in found]), targets, [number for _, _, number in found]
+        return torch.empty(0, 1, 1), torch.empty(0), torch.empty(0), []
+    states, scores, shortcuts, origin = zip(*found, strict=True)
+    targets = torch.logit(torch.stack(scores).double(), eps=LIMIT)
+    return torch.stack(states), targets, torch.tensor(shortcuts, dtype=targets.dtype), list(origin)
 
 
 def _best_layers(features: Tensor, targets: Tensor, rows: list[int]) -> tuple[list[int], Ridge]:

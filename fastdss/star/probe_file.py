@@ -29,6 +29,7 @@ def probe_bytes(probe: TrunkProbe) -> bytes:
         "asked": dict(probe.asked),
         "audit_share": probe.audit_share,
         "seed": probe.seed,
+        "shortcut": probe.shortcut,
     }
     tensors = {name: getattr(ridge, name).contiguous() for name in _TENSORS}
     found: bytes = save(tensors, metadata={_KEY: json.dumps(rest, sort_keys=True)})

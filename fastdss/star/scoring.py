@@ -173,7 +173,7 @@ def score_turns(
                 gate = approx.gate(guards, judged, forest.kept, options)
             for guard, trees, first, said in zip(guards, forest.trees, forest.first, opinions, strict=True):
                 numbers = [prompts[len(kept) + i] for i in first]
-                said.append(_sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
+                said.append(sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
             report(forest.cut)
             kept += forest.kept
     stacked = torch.stack([torch.cat(said) for said in opinions])
@@ -302,7 +302,7 @@ def _logits(
     )
 
 
-def _sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tensor:
+def sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tensor:
     if not isinstance(sharpen, str):
         return guard.scores(logits, sharpen)
     score = guard.scores(logits, _RELEASED_TEMPERATURE)

@@ -1,4 +1,5 @@
-"""A policy with adapters as its own reference: the adapters switched off, or a copy of all that trains."""
+"""A policy with PEFT adapters as its own reference: with the adapters switched off, or with a copy of its trainable
+weights from before training in their place."""
 
 from __future__ import annotations
 
@@ -16,19 +17,19 @@ from fastdss.upstream.torch import within_compiled
 
 
 class StartCopy:
-    """A copy of all that trains, put in place for the reference's forward and taken out again."""
+    """A copy of the trainable weights at the start, which takes their place during the reference's forward."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._pairs = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
 
     @property
-    def numbers(self) -> int:
-        """How many numbers the copy holds."""
+    def size(self) -> int:
+        """How many weights the copy holds."""
         return sum(copy.numel() for _, copy in self._pairs)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Within it, and without gradients, the model is what it was; the trained values come back afterwards."""
+        """Within the context the model has its weights of the start; use it without gradients."""
         trained = [parameter.data for parameter, _ in self._pairs]
         try:
             for parameter, copy in self._pairs:
@@ -40,7 +41,8 @@ class StartCopy:
 
 
 def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | None:
-    """Why the PEFT ``model`` without its adapters is not the model whose training begins; None where it is."""
+    """Why the PEFT ``model`` with its adapters off differs from the model at the start of training; None where it does
+    not. Adapters that were trained before, or PiSSA's, make it differ."""
     training = (name for name, p in model.named_parameters() if p.requires_grad)
     outside = [name for name in training if not belongs_to_adapters(model, name)]
     if outside:
@@ -48,17 +50,17 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
     ids = some_tokens(bare.get_input_embeddings().weight.device)  # type: ignore[operator]
 
     def logits() -> Tensor:
-        found: Tensor = model(input_ids=ids, use_cache=False).logits
-        return found
+        of_last_layer: Tensor = model(input_ids=ids, use_cache=False).logits
+        return of_last_layer
 
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with evaluating(model), layers_gathered(bare):
         start = logits()
         try:
             with model.disable_adapter():
                 off = logits()
         finally:
-            for parameter, before in trains:
+            for parameter, before in required:
                 parameter.requires_grad_(before)
     moved = distance(off, start)
     if moved > max(1e-5, 2 * torch.finfo(start.dtype).eps):
@@ -68,15 +70,15 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """``model.disable_adapter()``, but what trains stays as it is.
+    """``model.disable_adapter()``, but every parameter's ``requires_grad`` stays as it is, within and afterwards.
 
-    PEFT freezes adapters within, and then leaves those trainable that were active but frozen; FSDP2 reads the dtype of
-    their gradients off the first call.
+    PEFT sets it to False for adapters within, and to True afterwards for all active ones, also for those that were
+    frozen. Within, FSDP2 would take the adapters for frozen: it reads the dtype of gradients at the first forward.
     """
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore() -> None:
-        for parameter, before in trains:
+        for parameter, before in required:
             parameter.requires_grad_(before)
 
     try:

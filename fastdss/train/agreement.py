@@ -1,4 +1,4 @@
-"""What a trainer's arguments and a model with DSS on must agree on: the loss's options, its smoothing, its forward."""
+"""Options that can be given both to ``enable_dss`` and to a trainer: a contradiction is refused, never resolved."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .enable import dss_config, enable_dss
 
 
 def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any]) -> DSSConfig:
-    """The model's configuration, enabled here if it was not; refuses contradictions.
+    """The model's configuration. Enables DSS where it is off; raises ``UserError`` where the model has other options.
 
-    said: the shortcuts among a trainer's keywords.
+    said: the shortcuts to fields of ``DSSConfig`` among a trainer's keywords.
     """
     known = dss_config(model)
     if known is None:
@@ -30,13 +30,15 @@ def agreed_config(model: Any, config: DSSConfig | None, said: Mapping[str, Any])
 
 
 def enabled_init(model_init: Callable[..., Any], config: DSSConfig) -> Callable[..., Any]:
-    """``model_init``, of the same number of arguments as Trainer counts them, whose models have DSS on."""
+    """A ``model_init`` that enables DSS in the models it makes. It takes as many arguments as the given one, since
+    Trainer counts them."""
     if inspect.signature(model_init).parameters:
         return lambda trial: enable_dss(model_init(trial), config)
     return lambda: enable_dss(model_init(), config)
 
 
 def agree_on_smoothing(model: Any, factor: float) -> None:
+    """Take over Trainer's ``label_smoothing_factor``; raise ``UserError`` where the model has another one."""
     config = dss_config(model)
     if config is None or factor in (0, config.label_smoothing):
         return
@@ -46,6 +48,6 @@ def agree_on_smoothing(model: Any, factor: float) -> None:
 
 
 def fuses_head(liger: Mapping[str, Any] | None) -> bool:
-    """Whether Liger puts a forward of its own, with the head and the loss in one, in place of the model's."""
+    """Whether Liger replaces the model's forward by one that fuses the head with its own loss."""
     chosen = {"fused_linear_cross_entropy": True, "cross_entropy": False} | dict(liger or {})
     return bool(chosen["fused_linear_cross_entropy"] or chosen["cross_entropy"])

@@ -8,14 +8,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastdss.errors import UserError
-from fastdss.loss.checks import BACKENDS, check_grad_tol, check_kl_scale
+from fastdss.loss.checks import BACKENDS, check_constrained_kl, check_grad_tol, check_kl_scale
 from fastdss.loss.functional import Backend
 from fastdss.loss.objective import FULL_KL, KL, KLName
 
 
 @dataclass(frozen=True)
 class DSSConfig:
-    """The options of ``dss_loss`` that belong to a whole run, taken by ``enable_dss``, trainers and the collator.
+    """The options of ``dss_loss`` that belong to a whole run; ``enable_dss`` and the trainers take them.
+
+    A collator needs only ``kl_scale``, which decides which tokens the loss has to compute.
 
     Args:
         kl: form of the KL term, one of ``KL``.
@@ -25,6 +27,8 @@ class DSSConfig:
         label_smoothing: share of each label's mass that is spread over the vocabulary in the cross-entropy term.
         grad_tol: share of the gradient of the logits that the head's products may leave out; None is exact.
         dft: weigh each token of the cross-entropy term by its own probability, as a constant (dynamic fine-tuning).
+        csft_beta: in the cross-entropy's place, a term whose pull at a label is bounded and fades once the label is
+            likelier than under the reference, the sooner the larger this number (constrained fine-tuning); None: none.
 
     Raises:
         ValueError: for a value that is not one of these.
@@ -37,6 +41,7 @@ class DSSConfig:
     label_smoothing: float = 0.0
     grad_tol: float | None = None
     dft: bool = False
+    csft_beta: float | None = None
 
     def __post_init__(self) -> None:
         if self.kl not in list(KL):
@@ -55,12 +60,30 @@ class DSSConfig:
             raise UserError(f"dft: expected True or False, got {self.dft!r}")
         if self.dft and self.label_smoothing:
             raise UserError(f"dft weighs -log p alone by p: expected label_smoothing=0, got {self.label_smoothing}")
+        if self.csft_beta is not None:
+            self._check_constrained()
         object.__setattr__(self, "kl", KL(self.kl))
+
+    def _check_constrained(self) -> None:
+        beta = self.csft_beta
+        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < math.inf:
+            raise UserError(f"csft_beta: expected None or a positive, finite number, got {beta!r}")
+        if self.dft or self.label_smoothing:
+            raise UserError(
+                "csft_beta makes another first term: expected dft=False and label_smoothing=0, "
+                f"got {self.dft} and {self.label_smoothing}"
+            )
+        check_constrained_kl(self.kl)
 
     @property
     def needs_logits(self) -> bool:
         """Whether the KL term sums over the vocabulary, so that log-probabilities of the labels do not do."""
         return self.kl in FULL_KL and self.kl_scale > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any term compares with the reference."""
+        return self.kl_scale > 0 or self.csft_beta is not None
 
     def known_by(self, columns: Container[str]) -> bool:
         """Whether columns of the data hold all of the reference that this form of KL needs."""

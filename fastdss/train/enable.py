@@ -1,8 +1,8 @@
-"""Switch dynamic safety shaping on in a causal LM that some trainer already trains.
+"""Switch dynamic safety shaping on in a causal LM, whichever trainer trains it.
 
-``enable_dss`` changes the class of one instance to a subclass with the same name whose ``forward`` knows
-``token_weights``. A class, not a patched attribute: bound methods, ``deepcopy``, ``pickle``, ``save_pretrained``,
-accelerate's wrappers and FSDP2's own change of class all go on working.
+``enable_dss`` changes the class of one instance to a subclass of the same name, whose ``forward`` takes
+``token_weights``. It changes the class instead of patching ``forward`` on the instance, so that bound methods,
+``deepcopy``, ``pickle``, ``save_pretrained``, accelerate's wrappers and FSDP2's own change of class still work.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def enable_dss(
     label_smoothing: float | None = None,
     grad_tol: float | None = None,
     dft: bool | None = None,
+    csft_beta: float | None = None,
     check: bool = True,
 ) -> Model:
     """Switch the DSS loss on in a causal LM: its forward then knows ``token_weights``.
@@ -65,10 +66,11 @@ def enable_dss(
     - ``ref_slope: [B, T, D]`` and ``ref_offset: [B, T]``, of a reference for the forward KL with a frozen head: what
       ``add_reference_logprobs(…, forward_kl=True)`` stores and ``DSSCollator`` collates.
     - ``num_items_in_batch`` the divisor over all micro-batches of a step.
-    - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` found on the host, or its ``index``
-      with ``kl_rows=`` its count (``DSSCollator`` makes them): spares the loss a synchronisation.
-    - ``token_stats=True``: the output also holds each token's ``entropy`` and whether its label was ``correct``, the
-      likeliest word, from the same pass.
+    - ``rows`` what ``live_rows(labels, token_weights, kl_scale=…, shift=True)`` returned on the host, or its ``index``
+      with ``kl_rows=`` its count (``DSSCollator`` makes them). Without them the loss asks the device which rows count,
+      and the host waits for the answer.
+    - ``token_stats=True``: the output also holds each token's ``entropy`` and ``correct``, whether its label was the
+      likeliest word. They come from the same pass over the logits.
     - ``dss_ask`` one of "loss" (default), "logprobs", "reference" (``logprobs``, ``ref_slope`` and ``ref_offset``),
       "hidden", "logits": return only that, without a loss.
 
@@ -77,22 +79,25 @@ def enable_dss(
 
     Args:
         model: a causal LM of transformers, bare or within PEFT, DDP or ``torch.compile``; it is changed in place.
-        config: what holds for the whole run; the next seven are shortcuts to its fields. Calling again sets all anew.
+        config: the options of the whole run; the next eight are shortcuts to its fields. A second call replaces all
+            options of the first.
         kl: form of the KL term.
         kl_scale: the KL term's factor.
-        backend: who computes the loss.
+        backend: which implementation computes the loss.
         chunk_bytes: bound of the slab of logits.
         label_smoothing: share of each label's mass that is spread over the vocabulary.
         grad_tol: share of the gradient of the logits that may be left out.
         dft: weigh each token of the cross-entropy term by its own probability.
-        check: compare a few tokens' logits with the model's own; needs real weights (not the meta device).
+        csft_beta: bound the pull of that term at a label, and let it fade above the reference's probability.
+        check: compare a few tokens' logits, as fastdss computes them, with the model's own. It needs real weights, so
+            pass False on the meta device.
 
     Returns:
         nn.Module: the model that was given.
 
     Raises:
         TypeError: for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism.
-        ValueError: where the logits differ.
+        ValueError: where these logits differ.
     """
     config = (config or DSSConfig()).with_said(
         kl=kl,
@@ -102,6 +107,7 @@ def enable_dss(
         grad_tol=grad_tol,
         label_smoothing=label_smoothing,
         dft=dft,
+        csft_beta=csft_beta,
     )
     bare = bare_model(model)
     if is_engine(bare):
@@ -145,21 +151,21 @@ def disable_dss(model: Model) -> Model:
     bare = bare_model(model)
     if type(bare).__dict__.get("_dss_original") is not None:
         _restore(bare, type(bare)._dss_original)
-    else:  # FSDP2 has put its own class on top: the subclass stays and passes everything through
+    else:  # FSDP2 made a subclass of ours, so ours stays; without a configuration it only calls the original
         bare.__dict__.pop(CONFIG, None)
     return model
 
 
 def dss_config(model: Any) -> DSSConfig | None:
     """The configuration that ``enable_dss`` left on the model, or None where DSS is off."""
-    found: DSSConfig | None = bare_model(model).__dict__.get(CONFIG)
-    return found
+    config: DSSConfig | None = bare_model(model).__dict__.get(CONFIG)
+    return config
 
 
 def bare_model(model: Any) -> Any:
-    """The transformers model within DDP, ``torch.compile`` and PEFT.
+    """The transformers model inside DDP, ``torch.compile`` and PEFT.
 
-    Raises ``TypeError`` for DataParallel and for PEFT's prompt learning, whose extra tokens would misalign weights.
+    Raises ``TypeError`` for DataParallel, and for PEFT's prompt learning, whose extra tokens have no weights.
     """
     while True:
         if isinstance(model, nn.DataParallel):
@@ -181,7 +187,8 @@ def bare_model(model: Any) -> Any:
 
 
 class _DSSModel:
-    """Marks the subclasses made here, and pickles them as "the original class, with DSS on"."""
+    """Base of the subclasses that are made here at run time. Pickle cannot import such a class by its name, so an
+    instance is pickled as its original class and made into the subclass again when it is loaded."""
 
     _dss_original: type
 
@@ -239,12 +246,12 @@ def _dss_class(original: type) -> type:
 
 
 def _merged(own: inspect.Signature, ours: inspect.Signature) -> inspect.Signature:
-    """The model's own parameters, then ours by keyword: trainers read from it which columns to keep."""
+    """The model's own parameters, then ours, keyword-only. Trainers keep the columns that the signature names."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [parameter for parameter in ours.parameters.values() if parameter.kind is keyword]
-    kept = list(own.parameters.values())
-    last = [kept.pop()] if kept and kept[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    return own.replace(parameters=[*kept, *added, *last])
+    first = list(own.parameters.values())
+    last = [first.pop()] if first and first[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    return own.replace(parameters=[*first, *added, *last])
 
 
 def _set_class(model: Any, cls: type) -> None:
@@ -268,16 +275,16 @@ def _refuse_class(model: Any) -> None:
 
 
 def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
-    """Compare a few tokens' logits, by the head as fastdss reads it, with the model's own; and no token may see later
-    ones, or its label would be among its inputs."""
+    """Raise where fastdss does not compute the logits of a few tokens as the model itself does, or where a token sees
+    later ones: its label would be among its inputs."""
     embedding = bare.get_input_embeddings().weight
     if embedding.is_meta:
         raise UserError("the model is on the meta device: load its weights first, or pass check=False")
     ids = some_tokens(embedding.device)
 
-    def forward(ids: Tensor, **asked: Any) -> Tensor:
-        output = model(input_ids=ids, **asked)
-        if "dss_ask" in asked and not isinstance(output, DSSOutput):  # its loss would be trained, in silence
+    def forward(ids: Tensor, **inputs: Any) -> Tensor:
+        output = model(input_ids=ids, **inputs)
+        if "dss_ask" in inputs and not isinstance(output, DSSOutput):  # its unshaped loss would be trained unnoticed
             raise UserError(
                 f"{type(model).__name__} calls the forward that this {type(bare).__name__} had before: something "
                 "around it has kept that (PEFT's adaption prompt does); enable DSS on the bare model first"
@@ -286,7 +293,7 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
         return logits.float()
 
     def differs(first: Tensor, second: Tensor) -> bool:
-        """Before the last token, the only one in which their inputs differ."""
+        """Whether logits before the last token differ; of the two inputs only the last token does."""
         return distance(first[:, :-1], second[:, :-1]) > max(1e-5, 2 * torch.finfo(embedding.dtype).eps)
 
     with evaluating(model), layers_gathered(bare), measuring_scale(bare) as candidates:
@@ -296,8 +303,8 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
         for candidate in candidates:
             use_scale(bare, candidate)
             ours = forward(ids, dss_ask="logits")
-            same = own.shape == ours.shape
-            errors.append((own - ours.to(own.device)).abs().max().item() if same else float("inf"))
+            comparable = own.shape == ours.shape
+            errors.append((own - ours.to(own.device)).abs().max().item() if comparable else float("inf"))
             if errors[-1] <= limit:
                 break
         else:
@@ -309,8 +316,8 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
         other = other_ending(ids)
         if differs(ours, forward(other, dss_ask="logits")):
             answer = {"token_type_ids": torch.ones_like(ids), "dss_ask": "logits"}
-            typed = "token_type_ids" in input_names(bare)
-            if typed and not differs(forward(ids, **answer), forward(other, **answer)):
+            takes_types = "token_type_ids" in input_names(bare)
+            if takes_types and not differs(forward(ids, **answer), forward(other, **answer)):
                 bare.__dict__[NEEDED] = "token_type_ids"  # PaliGemma: 0 in the prefix, 1 in the answer
                 return
             raise UserTypeError(
@@ -320,7 +327,7 @@ def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
 
 
 def check_packing(model: Any) -> None:
-    """Raise ``ValueError`` where the enabled model reads across the documents of a packed row; see packing.py."""
+    """Raise ``ValueError`` where tokens see other documents of a packed row; see models/packing.py."""
     bare = bare_model(model)
     with layers_gathered(bare):
         inputs = two_documents(2, 2, bare.get_input_embeddings().weight.device)

@@ -1,4 +1,4 @@
-"""The forward of a model with DSS on: the model's own, with the loss in place of its head's product."""
+"""The forward of a model with DSS on: the model's own, with the shaped loss where the model would compute logits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
 from fastdss.models.head_call import Operation, head_is_adapted, head_trains, through_head
 from fastdss.models.packing import is_packed, packed_inputs
 
-from .collator import COLUMNS
 from .config import DSSConfig
+from .example import COLUMNS
 
 CONFIG = "_dss_config"
-NEEDED = "_dss_needed"  # an input without which tokens of this class would see those after them
+NEEDED = "_dss_needed"  # the name of an input without which the model's tokens would see later ones
 _ASK = ("loss", "logprobs", "reference", "hidden", "logits")
 
 
@@ -32,11 +32,12 @@ class DSSOutput(ModelOutput):
     """What a model with DSS switched on returns when it is given ``token_weights``.
 
     ``loss: []`` carries the gradient and is ``ce + kl`` (plus the MoE auxiliary loss); ``ce: []`` and ``kl: []`` are
-    its two parts; ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts. With label
-    smoothing the loss does not know it: None while gradients are on, and a further product with the head without them.
-    ``entropy: [B, T]``, in nats, and ``correct: [B, T]``, likewise aligned, are filled where ``token_stats`` asks for
-    them: the policy's entropy where it wrote the label, and whether the label was its likeliest word.
-    ``hidden``, ``logits``, and ``ref_slope`` and ``ref_offset`` are filled only where ``dss_ask`` asks for them.
+    its two parts. ``logprobs: [B, T]`` holds log p(label), aligned with ``labels``, 0 where no label counts. With label
+    smoothing the loss does not compute it: it is then None while gradients are on, and without gradients it costs one
+    more product with the head.
+    ``entropy: [B, T]``, in nats, and ``correct: [B, T]`` are aligned likewise, and filled where ``token_stats`` is set:
+    the entropy of the distribution that predicted the label, and whether the label was its likeliest word.
+    ``hidden``, ``logits``, ``ref_slope`` and ``ref_offset`` are filled only where ``dss_ask`` asks for them.
     """
 
     loss: Tensor | None = None
@@ -53,6 +54,8 @@ class DSSOutput(ModelOutput):
 
 
 class Given(NamedTuple):
+    """What the forward was given besides the model's own inputs; see ``enable_dss``."""
+
     token_weights: Tensor | None = None
     ref_logprobs: Tensor | None = None
     ref_slope: Tensor | None = None
@@ -99,9 +102,9 @@ def shaped_forward(
     if ask == "logprobs":
         return DSSOutput(logprobs=_run(model, _logprobs(config, labels, given.rows), args, kwargs)[0][0])
     if ask == "reference":
-        found = _run(model, _reference(config, labels, given.rows), args, kwargs)[0]
-        return DSSOutput(logprobs=found[0], ref_slope=found[1], ref_offset=found[2])
-    if config.kl_scale > 0 and given.ref_logprobs is None and given.ref_hidden is None and given.ref_slope is None:
+        logprobs, slope, offset = _run(model, _reference(config, labels, given.rows), args, kwargs)[0]
+        return DSSOutput(logprobs=logprobs, ref_slope=slope, ref_offset=offset)
+    if config.needs_reference and given.ref_logprobs is None and given.ref_hidden is None and given.ref_slope is None:
         raise UserError(
             "token_weights need a reference: ref_logprobs (reference_logprobs computes them once) or ref_hidden, "
             "in DSSTrainer a column ref_logprobs or ref_model="
@@ -111,17 +114,18 @@ def shaped_forward(
     if given.ref_hidden is not None and given.ref_lm_head is None and head_trains(model):
         raise UserError("ref_hidden needs ref_lm_head where the policy's head is trained, got None")
     operation = _loss(config, labels, given, num_items_in_batch)
-    (loss, ce, kl, logprobs, *told), aux_loss = _run(model, operation, args, kwargs, real_tokens)
-    entropy, correct = told or (None, None)
+    (loss, ce, kl, logprobs, *stats), aux_loss = _run(model, operation, args, kwargs, real_tokens)
+    entropy, correct = stats or (None, None)
     if aux_loss is not None:
         loss = loss + coefficient(model) * aux_loss.to(loss.device)
-    unknown = config.label_smoothing and torch.is_grad_enabled()  # the smoothed terms do not tell them
-    parts = {"ce": ce, "kl": kl, "logprobs": None if unknown else logprobs, "entropy": entropy, "correct": correct}
+    smoothed = config.label_smoothing and torch.is_grad_enabled()  # a smoothed term is no log-probability of the label
+    parts = {"ce": ce, "kl": kl, "logprobs": None if smoothed else logprobs, "entropy": entropy, "correct": correct}
     return DSSOutput(loss=loss, aux_loss=aux_loss, **parts)
 
 
 def refuse_another_head(model: Any) -> None:
-    """``UserError`` where the policy's head is or becomes another than the reference's, of which the column is."""
+    """Raise ``UserError`` where the policy's head is not the reference's, or will not be once it is trained: the
+    columns ``ref_slope`` and ``ref_offset`` were computed with the reference's head."""
     if head_trains(model) or head_is_adapted(model):
         why = "is trained" if head_trains(model) else "has an adapter"
         raise UserError(
@@ -157,7 +161,8 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
 def _run(
     model: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], real_tokens: int | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """``operation`` at the head within the model's own forward, and its MoE auxiliary loss if it is asked for."""
+    """Run the model's own forward with ``operation`` in place of its head; returns the operation's results, and the MoE
+    auxiliary loss where the model computes one."""
     inputs = kwargs | {"use_cache": False}
     routed = _routes(model, inputs)
     if not hasattr(type(model), "_dss_original"):
@@ -176,7 +181,7 @@ def _run(
 
 
 def _shown(args: tuple[Any, ...], inputs: dict[str, Any], real_tokens: int | None) -> Tensor | None:
-    """``[1, T]`` 1 at the tokens of a packed row, 0 at the padding at its end."""
+    """``[1, T]``: 1 at the tokens of a packed row, 0 at the padding at its end. None without such padding."""
     if real_tokens is None:
         return None
     ids: Tensor = args[0] if args else inputs.get("input_ids", inputs["position_ids"])
@@ -184,7 +189,7 @@ def _shown(args: tuple[Any, ...], inputs: dict[str, Any], real_tokens: int | Non
 
 
 def head_states(model: Any, *args: Any, **inputs: Any) -> Tensor:
-    """The states ``[B, T, D]`` that reach the head; of packed rows, where the inputs keep the documents apart."""
+    """The hidden states ``[B, T, D]`` that reach the head, with the inputs as they are given."""
     states: Tensor = _run(model, lambda hidden, _: (hidden,), args, inputs)[0][0]
     return states
 
@@ -200,15 +205,17 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         here = hidden.device
         options = _options(config, head, given.rows, here)
         options |= {"kl": config.kl, "kl_scale": config.kl_scale, "grad_tol": config.grad_tol}
-        options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "token_stats": given.token_stats}
+        options |= {"label_smoothing": config.label_smoothing, "dft": config.dft, "csft_beta": config.csft_beta}
+        options |= {"token_stats": given.token_stats}
         if ref_hidden is not None:
             if ref_lm_head is not None and ref_bias is None and head.bias is not None:
                 raise UserError("ref_lm_head comes with ref_bias where the head has a bias, got None")
-            own, other = (head.weight.detach(), head.bias), (_to(ref_lm_head, here), _to(ref_bias, here))
-            weight, bias = own if ref_lm_head is None else other
+            weight, bias = head.weight.detach(), head.bias
+            if ref_lm_head is not None:
+                weight, bias = _to(ref_lm_head, here), _to(ref_bias, here)
             options |= {"ref_hidden": ref_hidden.to(here), "ref_lm_head": weight, "ref_bias": bias}
             options |= {"ref_logit_scale": given.ref_logit_scale, "ref_softcap": given.ref_softcap}
-        elif config.kl_scale == 0:  # no KL term, so no reference: any will do
+        elif not config.needs_reference:  # no term compares with one, but dss_loss wants one: any will do
             options |= {"ref_logprobs": torch.zeros_like(weights, device=here), "kl": "k2"}
         elif given.by_slope(config):
             options |= {"ref_slope": _slopes(given.ref_slope, hidden), "ref_offset": _to(given.ref_offset, here)}
@@ -217,11 +224,11 @@ def _loss(config: DSSConfig, labels: Tensor, given: Given, num_items_in_batch: T
         shaped = dss_loss(
             hidden, head.weight, labels.to(here), weights.to(here), num_items_in_batch=num_items_in_batch, **options
         )
-        told = [_as_labels(t) for t in shaped[5:] if t is not None]
+        stats = [_as_labels(t) for t in (shaped.token_entropy, shaped.token_correct) if t is not None]
         logprobs = _as_labels(-shaped.token_ce)
         if config.label_smoothing and not torch.is_grad_enabled():
             logprobs = _logprobs(config, labels, given.rows)(hidden, head)[0]
-        return shaped.loss, shaped.ce, shaped.kl, logprobs, *told
+        return shaped.loss, shaped.ce, shaped.kl, logprobs, *stats
 
     return operation
 
@@ -247,20 +254,21 @@ def _logprobs(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None)
 
 
 def _reference(config: DSSConfig, labels: Tensor, rows: LiveRows | Tensor | None) -> Operation:
-    """All that any label form or the forward KL needs of a reference, once: ``(logprobs, ref_slope, ref_offset)``."""
+    """What the label forms and the forward KL need of a reference: ``(logprobs, ref_slope, ref_offset)``."""
 
     def operation(hidden: Tensor, head: LMHead) -> tuple[Tensor, ...]:
         options = _options(config, head, rows, hidden.device)
-        dtype = COLUMNS["ref_slope"][0]  # what it is stored in: the offset is made from the rounded slope
-        found = forward_reference(hidden, head.weight, labels.to(hidden.device), dtype=dtype, **options)
-        slope = torch.nn.functional.pad(found.slope[..., :-1, :], (0, 0, 1, 0))
-        return _as_labels(found.logprobs), slope, _as_labels(found.offset)
+        dtype = COLUMNS["ref_slope"][0]  # as the column stores it: the offset makes up for the slope's rounding
+        reference = forward_reference(hidden, head.weight, labels.to(hidden.device), dtype=dtype, **options)
+        slope = torch.nn.functional.pad(reference.slope[..., :-1, :], (0, 0, 1, 0))
+        return _as_labels(reference.logprobs), slope, _as_labels(reference.offset)
 
     return operation
 
 
 def _slopes(slope: Tensor | None, hidden: Tensor) -> Tensor:
-    """On the device; of no width in a batch without any label, whose collator cannot know the model's."""
+    """``ref_slope`` on the model's device. In a batch without any label it has width 0, since the collator then does
+    not know the model's width; zeros of that width stand in."""
     assert slope is not None
     return slope.to(hidden.device) if slope.shape[-1] else hidden.new_zeros(hidden.shape)
 
@@ -275,6 +283,7 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def live(rows: LiveRows | Tensor | None, kl_rows: int | None) -> LiveRows | Tensor | None:
+    """``rows`` as the loss takes them; a collated batch holds the index and the count of a ``LiveRows`` separately."""
     return rows if kl_rows is None or rows is None or isinstance(rows, LiveRows) else LiveRows(rows, kl_rows)
 
 

@@ -1,7 +1,8 @@
-"""A reference that is asked at every step: the policy without its adapters, as it was at the start, or another model.
+"""A reference that is asked at every step: the policy without its adapters, the policy as it was at the start, or
+another model.
 
-Log-probabilities that were computed once before training make all of this unnecessary; the full KL, and data that is
-made on the way, cannot have them.
+Columns of the data that were computed once before training make this unnecessary. The reverse KL, and data that is
+generated during training, cannot have such columns.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 class LiveReference:
-    """Hidden states and head of the reference, for the batch that the policy is about to see.
+    """Computes the reference's hidden states for the batch that the policy is about to see.
 
-    ``source``: "adapter" (the policy with its adapters off), its copy from before training, or a model of its own.
+    source: "adapter" (the policy with its adapters off), the ``StartCopy`` of its weights, or another model.
     """
 
     def __init__(self, source: Literal["adapter"] | StartCopy | torch.nn.Module) -> None:
@@ -37,7 +38,7 @@ class LiveReference:
 
     @classmethod
     def of(cls, ref_model: Any, model: Any, accelerator: Any, device: torch.device) -> LiveReference | None:
-        """What a trainer's ``ref_model`` stands for; refuses what would be no reference of ``model``."""
+        """The reference that a trainer's ``ref_model`` means; raises an error where it cannot serve ``model``."""
         if ref_model is None:
             return None
         if ref_model == "adapter":
@@ -64,39 +65,43 @@ class LiveReference:
         return cls(enable_dss(ref_model.requires_grad_(False).eval().to(device)))
 
     def needs_all_ranks(self, model: Any) -> bool:
-        """Whether a forward of it takes every rank, whatever their batches: its weights, or the policy's, are split."""
+        """Whether every rank must take part in the reference's forward, because the weights that it uses are split."""
         return is_split(self._module(model))
 
     @torch.no_grad()
     def answers(self, model: Any, inputs: Mapping[str, Any], labels: Any, accelerator: Any) -> dict[str, Any]:
-        """The reference's hidden states, and its head unless that is the policy's own, frozen and without adapters.
+        """The reference's part of a batch, as keywords of the policy's forward.
 
-        Of another vocabulary, whose head the loss could not lay beside the policy's, its labels' log-probabilities.
+        They are its hidden states, and its head unless that is the policy's own, frozen and without adapters. Of a
+        reference with another vocabulary, whose logits cannot be compared with the policy's one by one, they are the
+        log-probabilities of the labels.
         """
         policy = not isinstance(self.source, torch.nn.Module)
         reference = self._module(model)
         bare = bare_model(reference)
-        # the policy computes in mixed precision: in any other, equal models would differ, and the forward be slower
+        # In the policy's mixed precision: in another one equal models would differ, and the forward would be slower.
         with evaluating(reference), self._standing_in(model, accelerator), layers_gathered(bare):
             if not policy and vocabulary(bare) != vocabulary(bare_model(model)):
                 return {"ref_logprobs": reference(**inputs, labels=labels, dss_ask="logprobs").logprobs}
             hidden = reference(**inputs, dss_ask="hidden").hidden
-            found = {"ref_hidden": hidden}
+            answers = {"ref_hidden": hidden}
             if not policy or head_trains(bare) or head_is_adapted(bare):
-                start = isinstance(self.source, StartCopy)
-                weight, bias = current_head(bare) if start else original_head(bare)
-                found["ref_lm_head"] = weight = whole(weight, hidden.dtype).detach()
+                is_start = isinstance(self.source, StartCopy)
+                weight, bias = current_head(bare) if is_start else original_head(bare)
+                answers["ref_lm_head"] = weight = whole(weight, hidden.dtype).detach()
                 if bias is not None:
-                    found["ref_bias"] = whole(bias, hidden.dtype).detach()
+                    answers["ref_bias"] = whole(bias, hidden.dtype).detach()
                 elif head_may_have_bias(bare_model(model)):
-                    found["ref_bias"] = weight.new_zeros(weight.shape[0])
-                found["ref_logit_scale"], found["ref_softcap"] = logit_scale_and_softcap(bare)
-        return found
+                    answers["ref_bias"] = weight.new_zeros(weight.shape[0])
+                answers["ref_logit_scale"], answers["ref_softcap"] = logit_scale_and_softcap(bare)
+        return answers
 
     def _module(self, model: Any) -> Any:
         return self.source if isinstance(self.source, torch.nn.Module) else model
 
     def _standing_in(self, model: Any, accelerator: Any) -> AbstractContextManager[Any]:
+        """Makes the module the reference: restores its weights or switches its adapters off. Another model needs the
+        trainer's autocast; the policy brings its own, with which accelerate wrapped its forward."""
         if isinstance(self.source, StartCopy):
             return self.source.restored()
         if self.source == "adapter":
@@ -106,7 +111,8 @@ class LiveReference:
 
 
 def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:
-    """The adapters switched off where that is the model before training; else a copy of all that trains."""
+    """What can stand for the policy as it was at the start: "adapter" if switching its adapters off gives that model,
+    else a copy of its trainable weights."""
     peft_model = bare_peft(model)
     why = adapter_off_is_not_the_start(peft_model, bare_model(model))
     if why is None:
@@ -120,6 +126,6 @@ def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:
     _log.warning(
         "ref_model='adapter': %s; the reference is the model as it is now, a copy of the %d numbers that train",
         why,
-        start.numbers,
+        start.size,
     )
     return start

@@ -1,4 +1,4 @@
-"""Scored conversations to training rows: text read, tokenised, aligned with its weights, cut and packed."""
+"""From scored conversations to training rows: tokenised, aligned with their weights, cut and packed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from fastdss.errors import UserError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.optional import require
-from fastdss.star.align import AlignOptions, align
+from fastdss.star.align import IGNORE, AlignOptions, align
 from fastdss.star.scored import ScoredConversation
 
-from .collator import COLUMNS, IGNORED, pack
+from .example import COLUMNS
+from .pack import pack
 from .scored_rows import read_scored, scored_rows
 
 _log = logging.getLogger(__name__)
@@ -26,11 +27,11 @@ def prepare_dss_dataset(
     packing: bool = False,
     template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
-    across: str = "last",
+    across: str = AlignOptions.across,
 ) -> Any:
-    """Scored conversations to a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
+    """Turn scored conversations into a ``datasets.Dataset`` with ``input_ids``, ``labels`` and ``token_weights``.
 
-    A conversation is one row, with labels on all its judged turns.
+    A conversation becomes one row, with labels on all its judged turns.
 
     Args:
         scored: ``StarScores``, or rows (a ``Dataset``, an ``IterableDataset``, which stays one, or a sequence of
@@ -39,8 +40,8 @@ def prepare_dss_dataset(
         tokenizer: the policy's.
         max_length: rows are cut on the right after tokens and weights were aligned, so that each token keeps its own
             weight; rows that are left without any label that counts are dropped, and how many is logged.
-        packing: join rows to rows of at most ``max_length`` tokens with ``seq_lengths``; train on them with
-            ``DSSCollator(padding_free=True)``.
+        packing: join short rows to rows of at most ``max_length`` tokens with a column ``seq_lengths``; train on them
+            with ``DSSCollator(padding_free=True)``.
         template: the chat template; None: the tokenizer's own.
         template_kwargs: further variables of the template.
         across: which score a token gets that touches several chunks, see ``StarScores.token_weights``.
@@ -81,7 +82,7 @@ def prepare_dss_dataset(
 
 
 def truncate_dataset(dataset: Any, max_length: int) -> Any:
-    """Aligned columns of a ``datasets.Dataset`` cut on the right together; drops rows left without a label."""
+    """Cut the aligned columns of a ``datasets.Dataset`` on the right, and drop rows that have no label left."""
     names = [name for name in column_names(dataset) if name in COLUMNS or name in TOKEN_INPUTS]
 
     def cut(*values: list[Any]) -> dict[str, list[Any]]:
@@ -91,15 +92,18 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
 
 
 def _drop_unlabelled(dataset: Any, max_length: int | None) -> Any:
-    kept = dataset.filter(lambda labels: any(label != IGNORED for label in labels[1:]), input_columns="labels")
-    if isinstance(dataset, Sized) and len(kept) < len(dataset):  # nobody can count the rows of a stream
-        lost = len(dataset) - len(kept)
+    labelled = dataset.filter(lambda labels: any(label != IGNORE for label in labels[1:]), input_columns="labels")
+    if isinstance(dataset, Sized) and len(labelled) < len(dataset):  # the rows of a stream cannot be counted
+        lost = len(dataset) - len(labelled)
         _log.warning("%d of %d rows have no label within max_length = %s: dropped", lost, len(dataset), max_length)
-    return kept
+    return labelled
 
 
 def pack_dataset(dataset: Any, max_length: int) -> Any:
-    """``pack`` over a ``datasets.Dataset``, ten thousand rows at a time; all aligned columns travel together."""
+    """``pack`` over a ``datasets.Dataset``; all aligned columns stay together.
+
+    It packs ten thousand rows at a time, a choice: more rows would fill the packed ones better and need more memory.
+    """
     known = COLUMNS.keys() | TOKEN_INPUTS.keys() | MEDIA_INPUTS
     names = [name for name in column_names(dataset) if name in known]
 
@@ -110,7 +114,7 @@ def pack_dataset(dataset: Any, max_length: int) -> Any:
 
 
 def column_names(dataset: Any) -> list[str]:
-    """The data set's columns; a stream that does not know them is asked for its first row."""
+    """The data set's columns; of a stream that does not know them, those of its first row."""
     names = getattr(dataset, "column_names", None)
     return list(next(iter(dataset), ())) if names is None else list(names)
 

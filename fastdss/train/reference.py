@@ -1,4 +1,4 @@
-"""A reference model's answers, computed once before training so that it leaves the training loop."""
+"""What the loss needs of a reference model, computed once before training, so that training does not need the model."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdss.console.voice import progress_bar
+from fastdss.console.output import progress_bar
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.batching import length_batches
 from fastdss.models.inputs import as_tensor, input_names
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import layers_gathered
 from fastdss.optional import require
+from fastdss.star.align import IGNORE
 
-from .collator import COLUMNS, IGNORED, DSSCollator, read_row
+from .collator import DSSCollator
 from .enable import bare_model, disable_dss, dss_config, enable_dss
+from .example import COLUMNS, read_row
 from .reference_cache import ReferenceCache, gather, rank, world_size
 
 
 class _Answers(NamedTuple):
-    """A row's, or of a document in it."""
+    """What the reference says of one row, or of one document of a packed row."""
 
     logprobs: Tensor  # [T]
     slope: Tensor | None = None  # [L, D] fp16, of the tokens whose labels count
@@ -49,17 +51,17 @@ def reference_logprobs(
     ```
 
     No logits are built and no gradient is kept. Run it under the autocast and in the dtype that training will use.
-    Under ``torch.distributed`` all ranks call it with the same data set; each computes its share, all return
-    everything.
+    Under ``torch.distributed`` all ranks must call it with the same data set; each computes a share of the rows, and
+    all return all of them.
 
     Args:
         model: the reference, any model ``enable_dss`` takes; with PEFT inside ``model.disable_adapter()``.
-        dataset: rows with ``input_ids`` and ``labels``, packed ones with ``seq_lengths``, whose documents are computed
-            one by one; and what else the model takes of a row (images, token types, …; see ``DSSCollator``).
+        dataset: rows with ``input_ids`` and ``labels``, and any other input that the model takes (images, token types,
+            …; see ``DSSCollator``). Packed rows have ``seq_lengths``; their documents are computed one by one.
         batch_tokens: tokens of one forward, padding included.
-        cache_dir: finished parts are kept there under a hash of their content, the model's weights and the precision: a
-            second run reads them, an interrupted one goes on, edited data is computed anew.
-        model_id: stands in for hashing the weights (a repository and revision, say).
+        cache_dir: a folder for finished parts, named by a hash of their rows, the model's weights and the precision. A
+            second run reads them, an interrupted one goes on, and edited rows are computed again.
+        model_id: a name for the weights (a repository and its revision, say), which are then not hashed.
         part_rows: rows of a part.
         progress: show a bar.
 
@@ -85,20 +87,20 @@ def reference_columns(
     part_rows: int = 1024,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """The columns of a reference that each row gets: ``row | columns`` is what ``DSSCollator`` takes.
+    """The reference's columns for every row of a data set: ``DSSCollator`` takes ``row | columns``.
 
-    ``ref_logprobs`` is a float32 tensor ``[T]`` as ``reference_logprobs`` returns it. For ``kl="forward"`` with a
-    reference whose output head is the policy's own, frozen and without adapters (LoRA), there are also ``ref_offset``
-    ``[T]`` and ``ref_slope``, a list of ``T`` byte strings: ``D`` numbers in fp16 for each token whose label counts and
-    none for the others, 2 D bytes a token. See ``fastdss.forward_reference``.
+    ``ref_logprobs`` is a float32 tensor ``[T]`` as ``reference_logprobs`` returns it. With ``forward_kl=True`` there
+    are also ``ref_offset`` ``[T]`` and ``ref_slope``, a list of ``T`` byte strings: ``D`` numbers in fp16 (2 D bytes)
+    for each token whose label counts, an empty string for the others. ``kl="forward"`` takes them where policy and
+    reference share an output head that is frozen and has no adapters (LoRA). See ``fastdss.forward_reference``.
 
     Args:
         model: the reference.
         dataset: as in ``reference_logprobs``, like the others.
         forward_kl: whether the columns of the forward KL are made.
         batch_tokens: tokens of one forward.
-        cache_dir: where finished parts are kept.
-        model_id: stands in for hashing the weights.
+        cache_dir: a folder for finished parts.
+        model_id: a name for the weights, which are then not hashed.
         part_rows: rows of a part.
         progress: show a bar.
 
@@ -134,8 +136,8 @@ def add_reference_logprobs(
         forward_kl: the columns ``ref_offset`` and ``ref_slope`` as well, by which ``kl="forward"`` needs no reference
             model in training: see ``reference_columns``, also for what they cost.
         batch_tokens: as in ``reference_logprobs``, like the others.
-        cache_dir: where finished parts are kept.
-        model_id: stands in for hashing the weights.
+        cache_dir: a folder for finished parts.
+        model_id: a name for the weights, which are then not hashed.
         part_rows: rows of a part.
         progress: show a bar.
 
@@ -148,7 +150,7 @@ def add_reference_logprobs(
     require("add_reference_logprobs", "train", "datasets")
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-    if not isinstance(dataset, Dataset):  # asked before hours of work
+    if not isinstance(dataset, Dataset):  # else it would fail at the end, after hours of work
         raise UserTypeError(
             f"dataset: expected a datasets.Dataset, got {type(dataset).__name__}: Dataset.from_list(list(rows)) makes "
             "one; reference_logprobs takes any sequence of rows"
@@ -161,11 +163,11 @@ def add_reference_logprobs(
     old = [name for name in ("ref_logprobs", "ref_offset", "ref_slope") if name in dataset.column_names]
     dataset = dataset.remove_columns(old) if old else dataset
     parts = []
-    for start in range(0, len(answers), part_rows):  # lists of numbers are large, so they are not made all at once
+    for start in range(0, len(answers), part_rows):  # in parts: a list of floats takes 8 times the tensor's bytes
         part = range(start, min(start + part_rows, len(answers)))
         rows = [_columns(answers[index], {"labels": dataset[index]["labels"]}) for index in part]
-        found = {name: [row[name] if name == "ref_slope" else row[name].tolist() for row in rows] for name in kinds}
-        parts.append(Dataset.from_dict(found, features=features))
+        lists = {name: [row[name] if name == "ref_slope" else row[name].tolist() for row in rows] for name in kinds}
+        parts.append(Dataset.from_dict(lists, features=features))
     added = concatenate_datasets(parts) if parts else Dataset.from_dict({name: [] for name in kinds}, features=features)
     return concatenate_datasets([dataset, added], axis=1)
 
@@ -182,47 +184,49 @@ def _columns(answers: _Answers, row: Mapping[str, Any]) -> dict[str, Any]:
     if answers.slope is None:
         return {"ref_logprobs": answers.logprobs}
     stored = iter(answers.slope)
-    slopes = [b"" if label == IGNORED else next(stored).numpy().tobytes() for label in row["labels"]]
+    slopes = [b"" if label == IGNORE else next(stored).numpy().tobytes() for label in row["labels"]]
     return {"ref_logprobs": answers.logprobs, "ref_offset": answers.offset, "ref_slope": slopes}
 
 
 def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Answers]:
-    """ask: "logprobs", or "reference" for all of an answer."""
+    """The reference's answers for all rows. ``ask`` is the ``dss_ask`` of the model's forward: "logprobs", or
+    "reference" for slopes and offsets too."""
     batch_tokens, cache_dir, model_id, part_rows, progress = options
     if batch_tokens < 1 or part_rows < 1:
         raise UserError(f"expected positive batch_tokens and part_rows, got {batch_tokens} and {part_rows}")
     cache = ReferenceCache(cache_dir, model, model_id, ask) if cache_dir is not None else None
     parts = [range(start, min(start + part_rows, len(dataset))) for start in range(0, len(dataset), part_rows)]
-    found: list[_Answers] = []
+    answers: list[_Answers] = []
     with _answering(model), _Bar(len(dataset), progress and rank() == 0) as bar:
         for part in parts:
             rows = [dataset[index] for index in part]
             stored = cache.load(rows) if cache else None
-            known = None if stored is None else _split(stored, rows)
-            if known is None:
-                known = _compute(model, rows, part.start, batch_tokens, ask)
-                for index, row in zip(part, known, strict=True):
+            of_part = None if stored is None else _split(stored, rows)
+            if of_part is None:
+                of_part = _compute(model, rows, part.start, batch_tokens, ask)
+                for index, row in zip(part, of_part, strict=True):
                     if not all(tensor is None or bool(tensor.isfinite().all()) for tensor in row):
                         raise UserError(f"row {index}: the reference's log-probabilities or slopes are not finite")
                 if cache:
-                    cache.store(rows, {name: torch.cat(column) for name, column in _by_name(known).items()})
-            found += known
+                    cache.store(rows, {name: torch.cat(column) for name, column in _by_name(of_part).items()})
+            answers += of_part
             bar.advance(len(rows))
-    return found
+    return answers
 
 
 def _by_name(answers: list[_Answers]) -> dict[str, list[Tensor]]:
-    """Those fields that there are, row by row; the slopes of a row without labels have no width to be joined by."""
-    found: dict[str, list[Tensor]] = {}
+    """The answers' fields that are filled, each as a list over rows. Empty tensors are left out, since the slopes of a
+    row without labels do not have the others' width and could not be joined with them."""
+    by_name: dict[str, list[Tensor]] = {}
     for name in _Answers._fields:
         values = [getattr(row, name) for row in answers]
         if values and values[0] is not None:
-            found[name] = [value for value in values if value.numel()] or values[:1]
-    return found
+            by_name[name] = [value for value in values if value.numel()] or values[:1]
+    return by_name
 
 
 def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_Answers] | None:
-    """A part's answers row by row; None where they are not of these rows."""
+    """The stored answers of a part, row by row; None where their lengths do not fit these rows."""
     lengths = {
         "logprobs": [len(row["input_ids"]) for row in rows],
         "offset": [len(row["input_ids"]) for row in rows],
@@ -235,14 +239,14 @@ def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_An
 
 
 def _counting(row: Mapping[str, Any]) -> int:
-    """How many labels count, the first of a document too, which no token predicts."""
-    return int((as_tensor(row["labels"]) != IGNORED).sum())
+    """How many labels are not ignored, those at the beginning of documents included, which no token predicts."""
+    return int((as_tensor(row["labels"]) != IGNORE).sum())
 
 
 def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_tokens: int, ask: str) -> list[_Answers]:
     """Answers of one part's rows; every rank runs the same number of forwards, as FSDP needs."""
     taken = input_names(bare_model(model))
-    documents = [found for at, row in enumerate(rows) for found in _documents(at, first_row + at, row, taken)]
+    documents = [part for at, row in enumerate(rows) for part in _documents(at, first_row + at, row, taken)]
     collate = DSSCollator(pad_token_id=0, model_inputs=taken)
     lengths = [document.length for document in documents]
     batches = list(length_batches(lengths, padded=batch_tokens, longest_first=True))
@@ -250,14 +254,14 @@ def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_to
     mine: dict[int, _Answers] = {}
     for first in range(0, len(batches), world_size()):
         at = first + rank()
-        members = batches[at if at < len(batches) else first]  # a spare rank repeats one; its answer is left out
+        members = batches[at if at < len(batches) else first]  # a rank without a batch repeats one, to take part
         batch = collate([documents[i].columns for i in members])
         batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
         output = model(**batch, dss_ask=ask)
         if at < len(batches):
             mine |= {i: _of_document(output, row, documents[i]) for row, i in enumerate(members)}
-    gathered = gather(mine)
-    answers = [next(found[i] for found in gathered if i in found) for i in range(len(documents))]
+    by_rank = gather(mine)
+    answers = [next(theirs[i] for theirs in by_rank if i in theirs) for i in range(len(documents))]
     return [
         _row_of(row, [(d, a) for d, a in zip(documents, answers, strict=True) if d.row == at])
         for at, row in enumerate(rows)
@@ -268,50 +272,50 @@ def _of_document(output: Any, row: int, document: _Document) -> _Answers:
     logprobs = output.logprobs[row, : document.length].float().cpu().clone()
     if output.ref_slope is None:
         return _Answers(logprobs)
-    counts = torch.as_tensor(document.columns["labels"]) != IGNORED
+    counts = torch.as_tensor(document.columns["labels"]) != IGNORE
     slope = output.ref_slope[row, : document.length].cpu()[counts].to(COLUMNS["ref_slope"][0])
     return _Answers(logprobs, slope, output.ref_offset[row, : document.length].float().cpu().clone())
 
 
 def _row_of(row: Mapping[str, Any], documents: list[tuple[_Document, _Answers]]) -> _Answers:
-    """The answers of a row's documents where they stand in it."""
+    """The row's answers: those of its documents, at their places."""
     length = len(row["input_ids"])
     names = ("logprobs", "offset") if documents[0][1].slope is not None else ("logprobs",)
-    found: dict[str, Tensor] = {name: torch.zeros(length) for name in names}
+    whole: dict[str, Tensor] = {name: torch.zeros(length) for name in names}
     for document, answers in documents:
         for name in names:
-            found[name][document.start : document.start + document.length] = getattr(answers, name)
-    if "offset" in found:
-        found["slope"] = torch.cat([answers.slope for _, answers in documents if answers.slope is not None])
-    return _Answers(**found)
+            whole[name][document.start : document.start + document.length] = getattr(answers, name)
+    if "offset" in whole:
+        whole["slope"] = torch.cat([answers.slope for _, answers in documents if answers.slope is not None])
+    return _Answers(**whole)
 
 
 class _Document(NamedTuple):
     columns: dict[str, Any]
-    row: int  # of the part
-    start: int
+    row: int  # its place within the part
+    start: int  # where the document begins in the row
     length: int
 
 
 def _documents(at: int, index: int, row: Mapping[str, Any], taken: frozenset[str]) -> list[_Document]:
-    """The row without its padding, or each document packed in it on its own: so no class can read across them."""
-    read = read_row(index, row, ("input_ids", "labels"), taken)
-    if len(read.documents) == 1:
-        columns = read.columns | read.tokens | read.media
-        columns |= {} if read.hidden is None else {"attention_mask": read.hidden}
-        return [_Document(columns, at, read.kept.start, len(read))]
-    if others := [*read.tokens, *read.media, *([] if read.hidden is None else ["attention_mask"])]:
+    """The row without its padding, or each document of a packed row by itself, so that no model reads across them."""
+    tight = read_row(index, row, ("input_ids", "labels"), taken)
+    if len(tight.documents) == 1:
+        columns = tight.columns | tight.tokens | tight.media
+        columns |= {} if tight.mask is None else {"attention_mask": tight.mask}
+        return [_Document(columns, at, tight.kept.start, len(tight))]
+    if others := [*tight.tokens, *tight.media, *([] if tight.mask is None else ["attention_mask"])]:
         raise UserError(f"row {index}: {', '.join(others)}: expected none in a row of several documents")
-    ends = list(accumulate(read.documents, initial=0))
+    ends = list(accumulate(tight.documents, initial=0))
     return [
-        _Document({name: column[start:end] for name, column in read.columns.items()}, at, start, end - start)
+        _Document({name: column[start:end] for name, column in tight.columns.items()}, at, start, end - start)
         for start, end in pairwise(ends)
     ]
 
 
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
-    """DSS on for the while, evaluation mode, no gradients; everything as before afterwards."""
+    """Within the context DSS is on, the model is in evaluation mode, and no gradients are kept."""
     was_enabled = dss_config(model) is not None
     if not was_enabled:
         enable_dss(model)

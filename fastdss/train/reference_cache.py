@@ -1,4 +1,5 @@
-"""Finished parts of a reference's answers on disk, named by all that they depend on; and what ranks tell each other."""
+"""Finished parts of a reference's answers on disk, named by a hash of all that they depend on; and what the ranks of a
+distributed job exchange."""
 
 from __future__ import annotations
 
@@ -30,24 +31,26 @@ _FORMAT = "fastdss reference 3"
 
 
 class ReferenceCache:
-    """Finished parts as safetensors files, named by what they depend on; rank 0 reads and writes."""
+    """Finished parts as safetensors files, named by a hash of what they depend on; rank 0 reads and writes them.
+
+    ask: the ``dss_ask`` of the model's forward, which decides which tensors a part holds.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], model: Any, model_id: str | None, ask: str) -> None:
-        """ask: what the model is asked, on which depend the tensors of a part."""
         self.folder = Path(folder)
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
-                pass  # a folder that cannot be written is an error now, and not after the work
+                pass  # so that a folder that cannot be written is an error now, and not after the work
         self.model, self.inputs = f"{ask} {_fingerprint(model, model_id)}", input_names(bare_model(model))
 
     def load(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor] | None:
         """The part's stored tensors, the same on every rank; None where there are none or they are damaged."""
-        found: dict[str, Tensor] | None = from_first(lambda: self._read(self._path(rows)))
-        return found
+        tensors: dict[str, Tensor] | None = from_first(lambda: self._read(self._path(rows)))
+        return tensors
 
     def store(self, rows: list[Mapping[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """A part is there whole or not at all."""
+        """Store the tensors of a part; its file appears whole or not at all."""
         if rank() != 0:
             return
         from safetensors.torch import save
@@ -71,7 +74,7 @@ class ReferenceCache:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # file is no mapping
             intact = metadata.get("sha256") == _digest(tensors)
         except (SafetensorError, OSError):
             intact = False
@@ -90,7 +93,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _fingerprint(model: Any, model_id: str | None) -> str:
-    """What answers depend on besides the rows: weights, settings of the architecture, adapters in use, precision."""
+    """A hash of what answers depend on besides the rows: weights, the model's settings, adapters in use, precision."""
     bare = bare_model(model)
     device = bare.get_input_embeddings().weight.device.type
     config = settings_of(bare.config)
@@ -98,9 +101,9 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
-    # Replicas have one hash together, so their number makes no difference.
-    everyone = sorted(set().union(*gather(shards)))
-    return hashlib.sha256("\n".join([known, *everyone]).encode()).hexdigest()
+    # A set: ranks with the same weights count once, so their number does not change the name of a part.
+    all_shards = sorted(set().union(*gather(shards)))
+    return hashlib.sha256("\n".join([known, *all_shards]).encode()).hexdigest()
 
 
 def _weights_digest(model: Any) -> str:
@@ -112,7 +115,7 @@ def _weights_digest(model: Any) -> str:
 
 
 def _zero3_local(name: str, tensor: Tensor) -> Tensor:
-    """The parameter itself, or this rank's share of it where ZeRO-3 left an empty placeholder."""
+    """The parameter itself, or this rank's share of it where ZeRO-3 split it."""
     if not is_empty_share(tensor):
         return tensor
     share = local_share(tensor)
@@ -134,6 +137,7 @@ def world_size() -> int:
 
 
 def gather(value: Any) -> list[Any]:
+    """Every rank's ``value``, on every rank."""
     if not distributed():
         return [value]
     values: list[Any] = [None] * world_size()

@@ -9,7 +9,7 @@ from fastdss.chat.conversation import Conversation
 from fastdss.chat.formats import read_record
 from fastdss.chat.turns import parsed
 from fastdss.errors import RowError, UserError
-from fastdss.star.scored import ScoredConversation, ScoredResponse
+from fastdss.star.scored import Flag, ScoredConversation, ScoredResponse
 from fastdss.star.scores import StarScores
 
 
@@ -19,10 +19,11 @@ def holds_scores(names: Sequence[str]) -> bool:
 
 
 def read_scored(index: int, row: Mapping[str, Any]) -> ScoredConversation:
-    """Row ``index``: any known format of conversation, and either ``star``, a list of ``{turn, text, ends, scores,
-    flags}``, or ``scores``, ``ends`` and ``flags`` of the last turn.
+    """The conversation and the scores of row ``index``.
 
-    Raises ``ValueError`` or ``TypeError`` naming the row; a row that was not scored never counts as safe.
+    The row holds a conversation in any known format, and either ``star``, a list of ``{turn, text, ends, scores,
+    flags}``, or ``scores``, ``ends`` and ``flags`` of the last turn. Raises ``RowError`` for a row without usable
+    scores, so that it cannot count as safe.
     """
     try:
         conversation = read_record(row).conversation
@@ -32,7 +33,7 @@ def read_scored(index: int, row: Mapping[str, Any]) -> ScoredConversation:
 
 
 def with_scores(index: int, conversation: Conversation, row: Mapping[str, Any]) -> ScoredConversation:
-    """A conversation that was read, with the scores that its row holds."""
+    """The conversation, which was read from ``row``, with the scores in that row."""
     try:
         star = row.get("star")
         star = parsed(star) if isinstance(star, str) else star
@@ -54,7 +55,7 @@ def with_scores(index: int, conversation: Conversation, row: Mapping[str, Any]) 
 
 
 def scored_rows(scores: Any) -> Iterator[ScoredConversation]:
-    """Conversations of ``StarScores``, one for all judged turns of a conversation, or of rows."""
+    """Scored conversations, from ``StarScores`` or from rows; a conversation with several judged turns is one item."""
     if isinstance(scores, StarScores):
         yield from scores.conversations()
     else:
@@ -74,7 +75,7 @@ def _turn(conversation: Conversation, judged: Any) -> ScoredResponse:
         raise UserError("star: expected turn, ends and scores in each of its entries")
     t = judged["turn"]
     if not isinstance(t, int) or not 0 <= t < len(conversation.turns) or conversation.turns[t].role != "assistant":
-        raise UserError(f"star: turn {t} is no turn of the assistant among {len(conversation.turns)} messages")
+        raise UserError(f"star: expected turns of the assistant, got turn {t} of {len(conversation.turns)} messages")
     text = judged.get("text")
     if text is not None and text != conversation.turns[t].answer.text:
         raise UserError(f"star: the text that was scored is not that of message {t}: score it anew")
@@ -86,7 +87,7 @@ def _checked(conversation: Conversation, turn: int, ends: Any, scores: Any, flag
     if len(scores) != len(ends) or not ends:
         raise UserError(f"expected as many scores as ends and at least one, got {len(scores)}, {len(ends)}")
     if any(value is None or isinstance(value, str) for value in (*scores, *ends)):
-        raise UserError("scores and ends must be numbers: drop the row, or score it anew")
-    if "failed" in flags or any(not 0 <= score <= 1 for score in scores):
+        raise UserError("scores and ends: expected numbers: drop the row, or score it anew")
+    if Flag.FAILED in flags or any(not 0 <= score <= 1 for score in scores):
         raise UserError(f"it has no usable score (expected numbers in [0, 1], flags {sorted(flags)}): drop it")
     return ScoredResponse.in_conversation(conversation, turn, scores, ends, flags)

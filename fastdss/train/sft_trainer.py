@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with dynamic safety shaping: preparation, truncation and packing that keep weights with tokens."""
+"""TRL's SFTTrainer with dynamic safety shaping: it prepares, cuts and packs rows so that weights stay with tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
 from fastdss.upstream.accelerate import ungathered
-from fastdss.upstream.trl import OpenSFTTrainer
+from fastdss.upstream.trl import OpenSFTTrainer, Preparation
 
 from .agreement import agreed_config
 from .collator import DSSCollator
@@ -24,23 +24,25 @@ from .prepare import column_names, pack_dataset, prepare_dss_dataset, truncate_d
 from .scored_rows import holds_scores
 from .trainer import SUMS, ShapedTraining
 
-_TOLD = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's own metrics, a value per unshaped batch
+# TRL's own metrics, of which it keeps a value per unshaped batch -> the sum to which they are added
+_TRL_METRICS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}
 
 
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
-    """``trl.SFTTrainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
+    """``trl.SFTTrainer`` whose loss is the DSS loss for every batch that has ``token_weights``.
 
     Data sets may be
 
-    - scored conversations (``star`` beside them, as ``fastdss merge`` and ``StarScorer`` write it): tokenised with the
-      trainer's tokenizer and its chat template; labels are what the policy writes in the judged turns;
+    - scored conversations (with the column ``star``, as ``fastdss merge`` and ``StarScorer`` write it). They are
+      tokenised with the trainer's tokenizer and chat template, and the labels are the policy's own words in the judged
+      turns;
     - prepared rows (``input_ids``, ``labels``, ``token_weights``, optionally a reference's columns);
-    - anything else SFTTrainer takes, trained without shaping.
+    - anything else that SFTTrainer takes, which is trained without shaping.
 
     ``max_length``, ``packing`` (strategy "bfd"), ``padding_free`` and ``shuffle_dataset`` of ``SFTConfig`` apply to all
     aligned columns. Shaped batches log num_tokens, entropy and mean_token_accuracy as TRL does, and ce, kl,
-    token_weight and share_below_half. Ranks may have shaped and unshaped batches at one step: TRL's metrics are means
-    over the batches of either kind on all ranks, brought together when they are logged.
+    token_weight and share_below_half. At one step some ranks may have shaped batches and others unshaped ones: TRL's
+    metrics are means over the batches of both kinds on all ranks.
 
     Args:
         model: as in ``SFTTrainer``.
@@ -67,7 +69,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             if kwargs.get("quantization_config") is not None:
                 options["quantization_config"] = kwargs["quantization_config"]
             model = AutoModelForCausalLM.from_pretrained(model, **options)
-        # before SFTTrainer puts its own fused head on the instance, which then wraps ours
+        # before SFTTrainer replaces the instance's forward by one with its own fused head, which then calls ours
         said = DSSConfig.taken_from(kwargs)
         agreed = agreed_config(model, config, said)
         super().__init__(model, *args, **kwargs)
@@ -86,21 +88,14 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         self._set_up_dss(ref_model)
         self._dss_own_mean = False  # TRL divides by all labels of a step itself
 
-    def prepared(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        name: str,
-    ) -> Any:
-        """As SFTTrainer prepares a data set, but for scored or prepared rows all aligned columns stay together."""
+    def prepared(self, dataset: Any, how: Preparation) -> Any:
+        """SFTTrainer's preparation of a data set; of scored and prepared rows one that keeps all columns aligned."""
         columns = set(_columns(dataset))
         if "token_weights" not in columns and not holds_scores(list(columns)):
-            return super().prepared(dataset, processing_class, args, packing, formatting_func, name)
-        self._refuse_options(dataset, args, packing, formatting_func, name)
-        with args.main_process_first(desc=f"preparing {name}"):
+            return super().prepared(dataset, how)
+        self._refuse_options(dataset, how)
+        args = how.args
+        with args.main_process_first(desc=f"preparing {how.name}"):
             if "token_weights" not in columns:
                 template = {"template": self.chat_template, "max_length": args.max_length}
                 dataset = prepare_dss_dataset(dataset, self.text_tokenizer, **template)
@@ -108,7 +103,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
                 dataset = truncate_dataset(dataset, args.max_length)
             if args.shuffle_dataset:
                 dataset = dataset.shuffle(seed=args.seed)
-            if packing and "seq_lengths" not in columns:
+            if how.packing and "seq_lengths" not in columns:
                 dataset = pack_dataset(dataset, args.max_length)
                 dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return dataset
@@ -116,12 +111,12 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """Shaped, or TRL's own, whose metrics stay on their rank: a rank with a shaped batch would gather none."""
+        """The shaped loss or TRL's own, whose metrics stay on their rank: ranks with shaped batches gather none."""
         with ungathered(self.accelerator):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _predicted(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None) -> Any:
-        """As TRL's, a batch divided by its own labels, but with their log-probabilities in place of logits."""
+        """As in TRL, the loss of a batch is divided by its own labels; log-probabilities take the place of logits."""
         if "token_weights" not in inputs:
             return super()._predicted(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self.inputs_on_device(inputs)
@@ -136,30 +131,32 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             self.count_tokens(torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum())
 
     def _take_metrics(self, training: bool) -> dict[str, float]:
-        """Shaped batches' metrics; those that TRL has of its own batches become all batches', on all ranks."""
-        mine = self.metrics_of("train" if training else "eval")
-        told = torch.zeros(len(SUMS), dtype=torch.float64)
-        for name, place in _TOLD.items():
-            told[SUMS.index(place)] = sum(mine[name])
-        told[SUMS.index("told")] = len(mine["entropy"])
-        local = [self.tokens_seen, len(mine["num_tokens"]), sum(mine["aux_loss"]), len(mine["aux_loss"])]
+        """The metrics of shaped batches. Those that TRL collected of unshaped batches are added to them, or replaced by
+        their means over all ranks."""
+        trls = self.metrics_of("train" if training else "eval")
+        unshaped = torch.zeros(len(SUMS), dtype=torch.float64)
+        for name, sum_name in _TRL_METRICS.items():
+            unshaped[SUMS.index(sum_name)] = sum(trls[name])
+        unshaped[SUMS.index("batches_with_stats")] = len(trls["entropy"])
+        local = [self.tokens_seen, len(trls["num_tokens"]), sum(trls["aux_loss"]), len(trls["aux_loss"])]
         sums = torch.tensor(local, dtype=torch.float64, device=self.args.device)
         tokens, counted, auxiliary, batches = self.accelerator.reduce(sums, reduction="sum").tolist()
-        mine.clear()
+        trls.clear()
         if counted:
-            mine["num_tokens"] = [int(tokens)]
+            trls["num_tokens"] = [int(tokens)]
         if batches:
-            mine["aux_loss"] = [auxiliary / batches]
-        self._add_sums(training, told.to(self.args.device))
+            trls["aux_loss"] = [auxiliary / batches]
+        self._add_sums(training, unshaped.to(self.args.device))
         return super()._take_metrics(training)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:  # at the end of training: the batches since the last log
             rest = self._take_metrics(training=True)
-            logs.update({name: rest[name] for name in _TOLD if name in rest})
+            logs.update({name: rest[name] for name in _TRL_METRICS if name in rest})
         super().log(logs, start_time)
 
-    def _refuse_options(self, dataset: Any, args: Any, packing: bool, formatting_func: Any, name: str) -> None:
+    def _refuse_options(self, dataset: Any, how: Preparation) -> None:
+        _, args, packing, formatting_func, name = how
         if not isinstance(dataset, Dataset | IterableDataset):
             raise UserTypeError(
                 f"{name}: of scored rows expected a Dataset or an IterableDataset, got {type(dataset).__name__}"

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with dynamic safety shaping: reference, logging and evaluation."""
+"""Hugging Face's Trainer with dynamic safety shaping: the loss, its reference, logging and evaluation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from fastdss.errors import UserError
 from fastdss.models.experts import coefficient
+from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
     TrainerSeams,
@@ -28,7 +29,7 @@ from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config
 from .live_reference import LiveReference
-from .trainer_data import default_collator, known_reference, tell_unstopped, with_prepared
+from .trainer_data import check_reference, default_collator, warn_unstopped, with_prepared
 
 _log = logging.getLogger(__name__)
 _EXACT = (
@@ -37,18 +38,19 @@ _EXACT = (
     "ref_offset",
     "ref_slope",
 )  # float inputs that mixed precision must not round
-SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches", "entropy", "accuracy", "told")
+SUMS = ("ce", "kl", "weight", "below", "labels", "aux", "batches", "entropy", "accuracy", "batches_with_stats")
 
 
 class ShapedTraining(TrainerSeams):
-    """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; comes before it in the order of bases."""
+    """What ``DSSTrainer`` and ``DSSSFTTrainer`` add to ``Trainer``; it stands before ``Trainer`` among their bases."""
 
     _dss_reference: LiveReference | None = None
-    _dss_own_mean = False  # the class divides its own loss by the labels of its own batch
-    _dss_told_unshaped = False
+    _dss_own_mean = False  # whether the model divides an unshaped loss by the labels of its batch, not of the step
+    _dss_warned_unshaped = False
 
     def _set_up_dss(self: Any, ref_model: Any) -> None:
-        """After ``Trainer.__init__``: refuse what would be wrong, prepare the reference, start the sums."""
+        """Call it after ``Trainer.__init__``. It refuses arguments that would train another loss, and prepares the
+        reference and the sums for logging."""
         args = self.args
         if self.compute_loss_func is not None:
             raise UserError(
@@ -66,11 +68,11 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
-        divide_by_items(self)  # whatever the class says, for the shaped loss is divided so
+        divide_by_items(self)  # whatever the model's class does with an unshaped loss, the shaped one is divided so
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
             check_packing(self.model)
-        tell_unstopped(self)
+        warn_unstopped(self)
         if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and config is not None and config.kl_scale:
             raise UserError(
                 f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
@@ -80,9 +82,9 @@ class ShapedTraining(TrainerSeams):
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
                 "leave it unset, got True"
             )
-        # The inputs are tokens, and FSDP2 computes in the dtype of its parameters.
+        # Casting inputs and outputs is not needed: inputs are tokens, and FSDP2 computes in its parameters' dtype.
         accelerate.cast_nothing(self.accelerator)
-        known_reference(self, ref_model)
+        check_reference(self, ref_model)
         self._dss_reference = LiveReference.of(ref_model, self.model, self.accelerator, args.device)
         self._dss_sums = {True: None, False: None}
 
@@ -93,22 +95,22 @@ class ShapedTraining(TrainerSeams):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's shaped loss; batches without ``token_weights`` go the trainer's own way."""
+        """The model's shaped loss; for a batch without ``token_weights``, the trainer's own loss."""
         shaped = "token_weights" in inputs
         config = dss_config(self.model)
         refers = shaped and config is not None and not config.known_by(inputs)
         reference: LiveReference | None = self._dss_reference
         if reference is not None and (refers or reference.needs_all_ranks(model)):
-            asked = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
-            live = reference.answers(model, asked, inputs.get("labels"), self.accelerator)
+            of_model = {k: v for k, v in inputs.items() if k not in (*_EXACT, "labels", "rows", "kl_rows")}
+            live = reference.answers(model, of_model, inputs.get("labels"), self.accelerator)
             inputs = inputs | live if refers else inputs
         if not shaped:
             self._tell_unshaped(inputs)
             return self._unshaped_loss(model, inputs, return_outputs, num_items_in_batch)
-        # Trainer's own, past TRL's: it hands everything to the model and scales by the number of ranks
+        # Trainer's method even under TRL: it passes all inputs to the model and multiplies by the number of ranks.
         with without_smoother(self):
-            asked = {**inputs, "token_stats": True}
-            loss, outputs = Trainer.compute_loss(self, model, asked, True, num_items_in_batch)
+            with_stats = {**inputs, "token_stats": True}
+            loss, outputs = Trainer.compute_loss(self, model, with_stats, True, num_items_in_batch)
         self._add_up(outputs, inputs, num_items_in_batch)
         if outputs.aux_loss is not None and num_items_in_batch is not None:
             loss = loss + self._auxiliary_excess(outputs.aux_loss)
@@ -121,20 +123,21 @@ class ShapedTraining(TrainerSeams):
         if not self._dss_own_mean:
             return own(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = own(model, inputs, True, None)
-        if self.model.training:  # Trainer believes that it is divided by all labels of the step
+        if self.model.training:  # after divide_by_items, Trainer does not take the mean over micro-batches itself
             loss = loss / micro_batches(self)
         return (loss, outputs) if return_outputs else loss
 
     def _tell_unshaped(self: Any, inputs: Mapping[str, Any]) -> None:
-        """Once: a column of another name, or none, would else be seen in the trained model at the earliest."""
-        if self.model.training and not self._dss_told_unshaped:
-            self._dss_told_unshaped = True
+        """Warn once: a missing or misspelt column of weights would otherwise show in the trained model only."""
+        if self.model.training and not self._dss_warned_unshaped:
+            self._dss_warned_unshaped = True
             _log.warning("a batch without token_weights is trained without shaping; it has %s", ", ".join(inputs))
 
     def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
-        """What takes the MoE auxiliary loss, a mean per micro-batch, from a sum over micro-batches and ranks to a mean.
+        """The correction that makes the MoE auxiliary loss of a step a mean over micro-batches and ranks.
 
-        Divided by all labels of a step, the shaped terms of micro-batches and ranks add up; this one does not.
+        Gradients of micro-batches and ranks are summed. That is right for the shaped terms, which are divided by all
+        labels of the step; the auxiliary loss is already a mean of its micro-batch.
         """
         scaled = self.args.average_tokens_across_devices and divides_by_items(self)
         times = self.accelerator.num_processes if scaled else 1  # by which Trainer.compute_loss multiplied the loss
@@ -142,24 +145,27 @@ class ShapedTraining(TrainerSeams):
         return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
 
     def inputs_on_device(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """DeepSpeed casts float inputs to the model's dtype; a log-probability in bf16 would be off by percents."""
+        """Keep weights and log-probabilities in float32: DeepSpeed casts float inputs to the model's dtype, and in bf16
+        a log-probability of -10 would be off by up to 0.03."""
         exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
         others = {name: value for name, value in inputs.items() if name not in exact}
         found: dict[str, Any] = super().inputs_on_device(others) | exact
         return found
 
     def kept_columns(self: Any) -> tuple[str, ...]:
-        """Where padding and documents are, the collator must know of classes too that take no mask and no positions."""
+        """Columns for the collator. It needs mask and positions even where the model's class takes neither, to find
+        padding and documents."""
         return ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
 
     @torch.no_grad()
     def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:
-        """Sums on the device since the last log; nothing waits for them."""
+        """Add a batch to the sums since the last log. They stay on the device, so that nothing waits for them."""
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
-        counts = labels != -100
+        counts = labels != IGNORE
         count = counts.sum()
         config = dss_config(self.model)
-        told = (counts & ((weights > 0) | (config is not None and config.kl_scale > 0))).sum()  # others aren't computed
+        # Labels for which the loss computes the distribution; the others have no entropy.
+        computed = (counts & ((weights > 0) | (config is not None and config.kl_scale > 0))).sum()
         items = count if num_items_in_batch is None else num_items_in_batch  # what the model divided by
         sums = torch.stack(
             [
@@ -170,9 +176,9 @@ class ShapedTraining(TrainerSeams):
                 count.double(),
                 torch.zeros_like(count).double() if outputs.aux_loss is None else outputs.aux_loss.double(),
                 torch.ones_like(count).double(),
-                outputs.entropy.double().sum() / told.clamp(min=1),
-                outputs.correct.double().sum() / told.clamp(min=1),
-                (told > 0).double(),
+                outputs.entropy.double().sum() / computed.clamp(min=1),
+                outputs.correct.double().sum() / computed.clamp(min=1),
+                (computed > 0).double(),
             ]
         )
         self._add_sums(bool(self.model.training), sums)
@@ -182,24 +188,25 @@ class ShapedTraining(TrainerSeams):
         self._dss_sums[training] = sums if known is None else known + sums
 
     def get_train_dataloader(self: Any) -> Any:
-        """Trainer's own; asked for once a run, so sums of an earlier one, or of an attempt out of memory, end here."""
+        """Trainer's own. Trainer asks for it at the start of each run, so sums of an earlier run, or of one that ran
+        out of memory and starts again with smaller batches, are dropped here."""
         self._dss_sums[True] = None
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def _take_metrics(self: Any, training: bool) -> dict[str, float]:
-        """Means on all ranks since the last time, and a fresh start; nothing where no weights were seen.
+        """The means over all ranks since the last call; empty where no batch had weights.
 
-        Over labels; of entropy and accuracy, as TRL has them, over batches of what each batch's mean was. A rank that
-        saw none adds zeros: the others wait for it.
+        They are means over labels; entropy and accuracy, as in TRL, are means over batches of each batch's mean. Every
+        rank takes part, with zeros where it saw no such batch: the others wait for it.
         """
         sums, self._dss_sums[training] = self._dss_sums[training], None
         if sums is None:
             sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
         total = dict(zip(SUMS, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         found: dict[str, float] = {}
-        if total["told"]:
-            found["entropy"] = total["entropy"] / total["told"]
-            found["mean_token_accuracy"] = total["accuracy"] / total["told"]
+        if total["batches_with_stats"]:
+            found["entropy"] = total["entropy"] / total["batches_with_stats"]
+            found["mean_token_accuracy"] = total["accuracy"] / total["batches_with_stats"]
         if not total["batches"]:
             return found
         labels = max(total["labels"], 1.0)
@@ -222,7 +229,8 @@ class ShapedTraining(TrainerSeams):
     def prediction_step(
         self: Any, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """Trainer's own, where ranks have predictions of one kind; else ValueError on all, before any waits."""
+        """Trainer's own. Raises ``ValueError`` on all ranks where some have shaped batches and others do not: their
+        predictions have other shapes, and gathering them would wait for ever."""
         if not prediction_loss_only:
             shaped = torch.tensor(float("token_weights" in inputs), device=self.args.device)
             if self.accelerator.reduce(shaped, reduction="mean") not in (0, 1):
@@ -277,8 +285,7 @@ class DSSTrainer(ShapedTraining, Trainer):
             adapters), ``"adapter"`` for the PEFT model with its adapters switched off, or a frozen model; the latter
             two serve every form of KL, at the price of one more forward of the backbone per step; where FSDP2 or ZeRO-3
             split it, also for unshaped batches.
-        **kwargs: those of ``Trainer``; ``kl``, ``kl_scale``, ``backend``, ``chunk_bytes`` and ``grad_tol`` are
-            shortcuts to fields of ``config``.
+        **kwargs: those of ``Trainer``, and fields of ``DSSConfig`` (``kl=``, ``kl_scale=``, ``dft=``, …) as shortcuts.
 
     Raises:
         UserError: where the model, ``config`` and shortcuts contradict each other, or the trainer's arguments would
@@ -307,5 +314,5 @@ class DSSTrainer(ShapedTraining, Trainer):
 
 
 def _with_loss(found: dict[str, float]) -> dict[str, float]:
-    """The means, and a NaN as the loss where one of them is not finite: Trainer logs the mean of other losses, or 0."""
+    """The means, with NaN as the loss where one of them is not finite: Trainer leaves such losses out of its mean."""
     return found if all(map(math.isfinite, found.values())) else found | {"loss": math.nan}

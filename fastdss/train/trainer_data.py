@@ -1,4 +1,5 @@
-"""What a trainer looks for in its data: which collator it needs, and whether answers end where ``generate`` stops."""
+"""What a trainer checks of its data: which collator it needs, whether it holds the reference's columns, and whether
+answers end with a token at which ``generate`` stops."""
 
 from __future__ import annotations
 
@@ -11,20 +12,21 @@ from fastdss.loss.objective import KL
 from fastdss.models.inputs import input_names
 from fastdss.models.stops import stop_tokens, unstopped
 
-from .collator import DSSCollator, label_documents
+from .collator import DSSCollator
 from .enable import bare_model, dss_config
+from .example import label_documents
 from .forward import refuse_another_head
 from .prepare import prepare_dss_dataset
 from .scored_rows import holds_scores
 
 _log = logging.getLogger(__name__)
-_ROWS_LOOKED_AT = 32
+_ROWS_LOOKED_AT = 32  # of the data, for a missing end of turn: a choice, as rows of one template all end alike
 _DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer's positional arguments
 _TOKENIZER = 5
 
 
 def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
-    """``DSSCollator`` for the trainer's data, with its tokenizer's padding (any id does: padding never counts)."""
+    """A ``DSSCollator`` for the trainer's data. The padding is the tokenizer's, or any token: padding never counts."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
     columns = _columns_of(dataset)
@@ -36,7 +38,7 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
 
 
 def _columns_of(dataset: Any) -> list[str]:
-    """As far as they are known: data that streams may not know its columns."""
+    """The data set's columns; none where they are unknown, as with some streams."""
     columns = getattr(dataset, "column_names", None)
     if columns is None and isinstance(dataset, Sized) and len(dataset):
         columns = list(dataset[0])  # type: ignore[index]
@@ -44,7 +46,7 @@ def _columns_of(dataset: Any) -> list[str]:
 
 
 def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
-    """Whether rows hold several documents: they say so, or the first one's positions start anew."""
+    """Whether rows hold several documents: there are ``seq_lengths``, or the first row's positions start again at 0."""
     if "seq_lengths" in columns:
         return True
     if "position_ids" not in columns or not isinstance(dataset, Sized) or not len(dataset):
@@ -53,8 +55,8 @@ def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
     return positions is not None and list(positions[1:]).count(0) > 0
 
 
-def tell_unstopped(trainer: Any) -> None:
-    """A model that is never shown the token at which ``generate`` stops learns to go on for ever."""
+def warn_unstopped(trainer: Any) -> None:
+    """Warn where no label is a token at which ``generate`` stops: the model would learn never to end an answer."""
     dataset, stops = trainer.train_dataset, stop_tokens(bare_model(trainer.model))
     if not stops or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return
@@ -70,8 +72,9 @@ def tell_unstopped(trainer: Any) -> None:
         )
 
 
-def known_reference(trainer: Any, ref_model: Any) -> None:
-    """``UserError`` for a full KL of which neither data nor ``ref_model`` hold the reference, or for another head."""
+def check_reference(trainer: Any, ref_model: Any) -> None:
+    """Raise ``UserError`` where a full KL has no reference, neither in the data nor in ``ref_model``, or where columns
+    of the forward KL do not belong to the policy's head."""
     config = dss_config(trainer.model)
     if config is None or not config.needs_logits:
         return
@@ -81,7 +84,7 @@ def known_reference(trainer: Any, ref_model: Any) -> None:
     forward = config.kl == KL.FORWARD
     if any(map(config.known_by, columns)):
         refuse_another_head(bare_model(trainer.model))
-    elif ref_model is None and not (forward and [] in columns):  # of a stream, its batches will tell
+    elif ref_model is None and not (forward and [] in columns):  # whether a stream has the columns, its batches show
         more = ", or the columns of add_reference_logprobs(forward_kl=True)" if forward else ""
         raise UserError(
             f"kl={str(config.kl)!r} sums over the vocabulary: it needs ref_model='adapter' or a model{more}"
@@ -89,20 +92,20 @@ def known_reference(trainer: Any, ref_model: Any) -> None:
 
 
 def with_prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Trainer's arguments, with data sets of scored conversations tokenised by ``processing_class``."""
-    given, values = dict(kwargs), list(args)
-    tokenizer = values[_TOKENIZER] if len(values) > _TOKENIZER else given.get("processing_class")
+    """Trainer's arguments, with data sets of scored conversations replaced by tokenised ones (``processing_class``)."""
+    by_name, by_place = dict(kwargs), list(args)
+    tokenizer = by_place[_TOKENIZER] if len(by_place) > _TOKENIZER else by_name.get("processing_class")
     for place, name in _DATASETS:
-        dataset = values[place] if len(values) > place else given.get(name)
+        dataset = by_place[place] if len(by_place) > place else by_name.get(name)
         if isinstance(dataset, dict):
             dataset = {split: _prepared(part, tokenizer, name) for split, part in dataset.items()}
         elif dataset is not None:
             dataset = _prepared(dataset, tokenizer, name)
-        if len(values) > place:
-            values[place] = dataset
-        elif name in given:
-            given[name] = dataset
-    return tuple(values), given
+        if len(by_place) > place:
+            by_place[place] = dataset
+        elif name in by_name:
+            by_name[name] = dataset
+    return tuple(by_place), by_name
 
 
 def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:

@@ -10,18 +10,21 @@ from typing import Any
 
 
 def real_forward(module: Any) -> str:
-    """The attribute under which a module's own forward lies: dispatch over devices (``device_map``) replaces
-    ``forward`` on the instance, and keeps the real one under a private name."""
+    """The name of the attribute that holds a module's own forward.
+
+    Where accelerate dispatches a model over devices (``device_map``), it replaces ``forward`` on the instance and keeps
+    the original under a private name.
+    """
     return "_old_forward" if is_dispatched(module) else "forward"
 
 
 def is_dispatched(module: Any) -> bool:
-    """Whether accelerate's hooks stand around the module's forward; no public name tells."""
+    """Whether accelerate's hooks wrap the module's forward; no public name says so."""
     return "_old_forward" in module.__dict__
 
 
 def rebind_forward(module: Any) -> None:
-    """After a change of class: what accelerate's hooks call becomes the new class's forward."""
+    """Make accelerate's hooks call the forward of the module's class, after that class was changed."""
     if is_dispatched(module):
         module.__dict__["_old_forward"] = type(module).forward.__get__(module)
         functools.update_wrapper(module.__dict__["forward"], module.__dict__["_old_forward"])
@@ -29,8 +32,11 @@ def rebind_forward(module: Any) -> None:
 
 @contextmanager
 def ungathered(accelerator: Any) -> Iterator[None]:
-    """Within it ``gather_for_metrics`` gives this rank's alone. TRL calls it in every ``compute_loss`` and has no
-    option for that; a rank that makes no such call would be waited for."""
+    """Within the context ``gather_for_metrics`` returns this rank's value alone, without waiting for the others.
+
+    TRL calls it in every ``compute_loss`` and cannot be told not to. A rank whose batch is shaped makes no such call,
+    so the other ranks would wait for it for ever.
+    """
     accelerator.__dict__["gather_for_metrics"] = lambda value: value
     try:
         yield
@@ -39,9 +45,10 @@ def ungathered(accelerator: Any) -> Iterator[None]:
 
 
 def never_dispatch(accelerator: Any) -> bool:
-    """Let every rank read its own batches, also of data that streams; False where the user asked for the contrary.
+    """Let every rank read its own batches, streaming data included; returns False where the user asked for dispatch.
 
-    A public option of the trainer's arguments, but unset it is decided when a loader is made, by the kind of data.
+    The trainer's arguments have a public option for it, but where that is unset, accelerate decides by the kind of data
+    when it makes a loader.
     """
     loading = accelerator.dataloader_config
     if loading.dispatch_batches:
@@ -51,14 +58,14 @@ def never_dispatch(accelerator: Any) -> bool:
 
 
 def fsdp_plugin(accelerator: Any) -> Any:
-    """The plugin by which the model will be split, None without FSDP."""
+    """FSDP's settings, which say how the model will be split; None without FSDP."""
     return getattr(accelerator.state, "fsdp_plugin", None)
 
 
 def cast_nothing(accelerator: Any) -> None:
-    """FSDP2 would round float inputs and outputs of the model, weights, log-probabilities and loss among them.
+    """Keep FSDP2 from rounding the model's float inputs and outputs: token weights, log-probabilities and the loss.
 
-    Public in torch's ``MixedPrecisionPolicy``, but accelerate makes that out of ``bf16=True`` by itself.
+    torch's ``MixedPrecisionPolicy`` has a public switch, but accelerate builds that policy from ``bf16=True`` itself.
     """
     plugin = fsdp_plugin(accelerator)
     if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
@@ -73,6 +80,6 @@ def splits_weights(accelerator: Any) -> bool:
 
 
 def splits_batches(accelerator: Any) -> bool:
-    """Whether context, sequence or tensor parallelism splits what one row consists of."""
+    """Whether context, sequence or tensor parallelism splits single rows over ranks."""
     parallel = getattr(accelerator, "parallelism_config", None)
     return parallel is not None and bool(parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled)

@@ -1,4 +1,4 @@
-"""Names of argparse that its documentation does not promise: how a parser keeps its options and its commands."""
+"""Names of argparse that its documentation does not promise: where a parser keeps its options and its commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The parser's options and positionals, then those of its commands; argparse can add them, but not list them."""
+    """The options and positionals of the parser and of its commands; argparse has no public way to list them."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
@@ -32,7 +32,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def commands_of(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.ArgumentParser, str]]:
-    """Each command's parser, and the line by which ``--help`` lists it, which argparse keeps elsewhere."""
+    """Each command's parser with the line that ``--help`` shows for it, which argparse does not keep on that parser."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for entry in action._choices_actions:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def is_layer(module: Any) -> bool:
-    """Whether the module is one of bitsandbytes' own, by where its class stands."""
+    """Whether the module's class is defined in bitsandbytes; asked so, the package need not be imported."""
     return type(module).__module__.startswith("bitsandbytes.")
 
 
@@ -18,12 +18,12 @@ def is_quantised(weight: Tensor) -> bool:
 
 
 def is_matrix(weight: Tensor) -> bool:
-    """Whether a weight stands for a matrix: in 4 bits it is a column of bytes, which has a state for unpacking."""
+    """Whether a weight represents a matrix: in 4 bits it is a column of bytes, with a ``quant_state`` to unpack it."""
     return weight.ndim == 2 or hasattr(weight, "quant_state")
 
 
 def dequantised(layer: Any) -> Tensor:
-    """The layer's weight as it multiplies by it. PEFT's function knows all kinds; neither library has a public one."""
+    """The matrix that the layer multiplies by. A private function of PEFT knows every kind; no public one exists."""
     from peft.utils.integrations import dequantize_module_weight
 
     found: Tensor = dequantize_module_weight(layer)

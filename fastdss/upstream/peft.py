@@ -1,5 +1,5 @@
-"""Attributes of PEFT's layers. PEFT's public names apply adapters and switch them; what a layer multiplies by, and what
-stands in it, only its attributes tell. PEFT need not be installed to ask."""
+"""Attributes of PEFT's layers. PEFT's public names apply adapters and switch them on and off; what a layer multiplies
+by, and which layer it wraps, only undocumented attributes say. PEFT need not be installed to ask."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class LowRank(NamedTuple):
 
 
 def is_low_rank(layer: Any) -> bool:
-    """Whether the layer is LoRA's, around a layer of its own."""
+    """Whether the layer is a LoRA layer around another one."""
     return hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
 
 
 def is_wrapper(layer: Any) -> bool:
-    """Whether an adapter of any kind stands around another layer, or beside some of its tokens."""
+    """Whether the layer is an adapter of any kind around another layer, or trains rows of some tokens beside it."""
     return hasattr(layer, "base_layer") or hasattr(layer, "token_adapter")
 
 
 def is_adapted(layer: Any) -> bool:
-    """Whether PEFT stands between the layer's original weight and the one in use."""
+    """Whether PEFT may use another weight than the layer's original one."""
     return is_wrapper(layer) or is_copied(layer)
 
 
 def has_base(layer: Any) -> bool:
-    """Whether the layer wraps another, whose parameters it may read without a call."""
+    """Whether the layer wraps another, whose parameters it may read without calling it."""
     return hasattr(layer, "base_layer")
 
 
 def base_of(layer: Any) -> Any:
-    """The layer within, or the layer itself."""
+    """The wrapped layer, or the layer itself where it wraps none."""
     return getattr(layer, "base_layer", layer)
 
 
@@ -54,17 +54,17 @@ def is_copied(layer: Any) -> bool:
 
 
 def original_of(layer: Any) -> Any:
-    """The layer as it was before PEFT copied it, or trained some of its tokens; any other as it is."""
+    """The layer before PEFT copied it or trained some of its tokens; a layer with which PEFT did neither, itself."""
     return layer.original_module if is_copied(layer) or hasattr(layer, "token_adapter") else layer
 
 
 def copies_of(layer: Any) -> list[nn.Module]:
-    """The layers of which a copied ``layer`` will call exactly one."""
+    """The original and the copies of a layer of ``modules_to_save``; its forward calls exactly one of them."""
     return [layer.original_module, *layer.modules_to_save.values()]
 
 
 def copy_in_use(layer: Any) -> Any:
-    """The copy that is active, the original where none is; a layer that was not copied as it is."""
+    """The active copy, or the original where no copy is active; a layer that was not copied, itself."""
     if not is_copied(layer):
         return layer
     active = next((name for name in layer.active_adapters if name in layer.modules_to_save), None)
@@ -113,7 +113,7 @@ def adapters_in_use(model: nn.Module) -> dict[str, tuple[bool, str]]:
 
 
 def belongs_to_adapters(model: Any, parameter: str) -> bool:
-    """Whether a parameter of that name is one of the PEFT ``model``'s adapters: names of its parts are no interface."""
+    """Whether the parameter of that name belongs to an adapter of the PEFT ``model``, told by PEFT's own naming."""
     prefix = getattr(model.base_model, "prefix", "lora_")
     return any(part.startswith((prefix, "modules_to_save", "trainable_tokens")) for part in parameter.split("."))
 

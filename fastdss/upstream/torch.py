@@ -27,43 +27,44 @@ def has_amx() -> bool:
 
 
 def prepacked(weight: Tensor, rows: int) -> Tensor:
-    """A linear layer's fp32 weight in oneDNN's own order, for about ``rows`` rows at a time.
+    """A linear layer's fp32 weight in oneDNN's own order, chosen for inputs of about ``rows`` rows.
 
-    The public ``torch.utils.mkldnn.to_mkldnn`` turns whole modules, and their inputs must be MKL-DNN tensors too.
+    The public ``torch.utils.mkldnn.to_mkldnn`` converts whole modules, whose inputs must then be MKL-DNN tensors too.
     """
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-    return found
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    return packed
 
 
 def prepacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``nn.functional.linear(rows, weight, bias)`` with a ``prepacked`` weight, which the public one does not take."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return found
+    """``nn.functional.linear(rows, weight, bias)`` with a ``prepacked`` weight, which the public function refuses."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
 
 
 def version(tensor: Tensor) -> int | None:
-    """How often ``tensor`` was written to; None for tensors made in inference mode, which do not count.
+    """How often ``tensor`` was written to; None for a tensor made in inference mode, which torch does not count.
 
-    No public name tells, and comparing values would cost a copy of them.
+    No public name says so, and comparing values would cost a copy of them.
     """
     return None if tensor.is_inference() else tensor._version
 
 
 def group_named(name: str) -> torch.distributed.ProcessGroup:
-    """The process group of that name: an op of ``torch.library`` takes no group, and no public name finds one again."""
+    """The process group of that name. An op of ``torch.library`` cannot take a group as its argument, so it takes the
+    name, and no public function finds the group by it."""
     return torch.distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether somebody hooked the module's call; hooks are registered in public, and listed nowhere."""
+    """Whether the module has forward hooks. Registering one is public; there is no public way to list them."""
     return bool(module._forward_hooks)
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether ``torch.compile`` wrapped the module: the class it makes has no public name."""
+    """Whether the module is ``torch.compile``'s wrapper, whose class has no public name."""
     return "_orig_mod" in getattr(module, "_modules", {})
 
 
 def within_compiled(module: Any) -> Any:
-    """The module that ``torch.compile`` wrapped, which has no public name."""
+    """The module inside ``torch.compile``'s wrapper, which has no public name for it."""
     return module._orig_mod

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def is_quantised(weight: Tensor) -> bool:
-    """Whether the weight is a tensor of torchao's own kinds, which share no public class: by where they stand."""
-    if type(weight) in (Tensor, nn.Parameter):  # first, for torch.compile cannot go through the classes of a type
+    """Whether the weight is one of torchao's tensors. They share no public class, so their classes' module decides."""
+    if type(weight) in (Tensor, nn.Parameter):  # asked first: torch.compile cannot trace a loop over __mro__
         return False
     return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
 
 
 def dequantised(weight: Tensor) -> Tensor:
-    """The matrix that stands for the weight; every kind has this method, and none promises it."""
+    """The matrix that the weight represents; all of torchao's tensors have this method, but none documents it."""
     return weight.dequantize().detach()

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from trl import SFTTrainer
 
 
+class Preparation(NamedTuple):
+    """How SFTTrainer prepares a data set; ``name`` is "train" or "eval", or the name of one of several."""
+
+    processing_class: Any
+    args: Any
+    packing: bool
+    formatting_func: Any
+    name: str
+
+
 class OpenSFTTrainer(SFTTrainer):
-    """``SFTTrainer`` whose preparation and metrics can be reached; it makes all of them private."""
+    """``SFTTrainer`` with names for its preparation of data and its metrics, which it keeps private."""
 
     _total_train_tokens: Any  # of this rank; a tensor on the device once ``count_tokens`` was called
 
-    def prepared(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        name: str,
-    ) -> Any:
-        """A data set as SFTTrainer prepares it; to be extended. ``skip_prepare_dataset`` is all or nothing."""
-        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)
+    def prepared(self, dataset: Any, how: Preparation) -> Any:
+        """A data set as SFTTrainer prepares it. Subclasses extend it; the public ``skip_prepare_dataset`` turns the
+        preparation off for all data sets or for none."""
+        return super()._prepare_dataset(dataset, *how)
 
     def _prepare_dataset(
         self,
@@ -34,17 +37,17 @@ class OpenSFTTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        return self.prepared(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        return self.prepared(dataset, Preparation(processing_class, args, packing, formatting_func, dataset_name))
 
     @property
     def text_tokenizer(self) -> Any:
-        """The tokenizer, with the padding that SFTTrainer chose; within a processor where that is what was given."""
+        """The tokenizer with the padding that SFTTrainer chose; where a processor was given, the tokenizer in it."""
         return self._tokenizer
 
     def metrics_of(self, mode: str) -> dict[str, list[Any]]:
-        """TRL's own metrics of "train" or "eval" since they were last logged, each a list of values."""
-        found: dict[str, list[Any]] = self._metrics[mode]
-        return found
+        """TRL's own metrics since they were last logged, each a list of values; ``mode`` is "train" or "eval"."""
+        metrics: dict[str, list[Any]] = self._metrics[mode]
+        return metrics
 
     @property
     def tokens_seen(self) -> Any:
@@ -52,12 +55,12 @@ class OpenSFTTrainer(SFTTrainer):
         return self._total_train_tokens
 
     def count_tokens(self, more: Tensor) -> None:
-        """Add what a batch that TRL did not see holds."""
+        """Count the tokens of a batch that did not pass through TRL's own ``compute_loss``."""
         self._total_train_tokens += more
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     @property
     def router_coefficient(self) -> float | None:
-        """By what TRL multiplies the experts' auxiliary loss, None without one. It writes that to the config, which a
-        model has read already."""
+        """TRL's factor of the experts' auxiliary loss, None without that loss. TRL writes it to the model's config, but
+        a model that is already built does not read it there again."""
         return float(self.router_aux_loss_coef) if self.aux_loss_enabled else None

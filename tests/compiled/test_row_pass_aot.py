@@ -13,7 +13,7 @@ from fastdss.loss.objective import Objective
 
 from .aot import SHARED_LIMIT, TARGETS, Resources, compile_kernel
 
-# kl, dtype of the logits, dtype of the gradient, everything switched on
+# kl, dtype of the logits, dtype of the gradient, everything switched on (but dft, with which smoothing does not go)
 FORMS = [
     pytest.param("none", "fp32", "bf16", False, id="ce bf16"),
     pytest.param("k3", "fp32", "bf16", True, id="k3 bf16, all options"),
@@ -58,6 +58,20 @@ def _pointers(kl: str, dtype: str, out: str, everything: bool) -> dict[str, str 
 @pytest.mark.parametrize("chip", TARGETS)
 @pytest.mark.parametrize(("kl", "dtype", "out", "everything"), FORMS)
 def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> None:
+    _check_row_pass(chip, kl, dtype, out, everything, dft=False)
+
+
+@pytest.mark.parametrize("chip", TARGETS)
+@pytest.mark.parametrize(
+    ("kl", "dtype", "out"),
+    [("k2", "fp32", "fp16"), ("reverse", "fp32", "bf16"), ("forward", "fp32", "bf16"), ("reverse", "fp64", "fp64")],
+)
+def test_dynamic_fine_tuning(chip: str, kl: str, dtype: str, out: str) -> None:
+    """fp16 parameters, which take the row pass whatever the form, and the full forms (ASFT's is the reverse one)."""
+    _check_row_pass(chip, kl, dtype, out, everything=False, dft=True)
+
+
+def _check_row_pass(chip: str, kl: str, dtype: str, out: str, everything: bool, *, dft: bool) -> None:
     arguments = _pointers(kl, dtype, out, everything)
     arguments |= {name: f"*{dtype}" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr")}
     arguments |= {name: f"*{dtype}" if everything else None for name in ("entropy_ptr", "correct_ptr")}
@@ -66,7 +80,7 @@ def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> No
         128256, 8 if dtype == "fp64" else 4, has_ref=kl in ("reverse", "forward"), backend=TARGETS[chip].backend
     )
     constants = _objective(kl, everything) | {
-        "DFT": everything,
+        "DFT": dft,
         "SMOOTHING": 0.1 if everything else 0.0,
         "Z_LOSS": 1e-4 if everything else 0.0,
         "GRAD": True,

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import signal
 import subprocess
@@ -244,10 +243,10 @@ def clueless(monkeypatch):
     """Hidden states that say nothing about the verdict."""
     predict = TrunkProbe.predict
 
-    def guessed(self, states):
+    def guessed(self, states, shortcuts):
         import torch
 
-        values, doubts = predict(self, states)
+        values, doubts = predict(self, states, shortcuts)
         return torch.rand(values.shape, generator=torch.Generator().manual_seed(len(values))).double(), doubts
 
     monkeypatch.setattr(TrunkProbe, "predict", guessed)
@@ -292,11 +291,15 @@ def test_too_few_rows_end_in_the_exact_entry(tmp_path, judge, caplog):
     assert near == truth
 
 
+@pytest.mark.parametrize("engine", ["ray", "ranks"])
+def test_an_engine_that_cannot_approximate_is_refused_by_name(tmp_path, judge, engine, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"approx: expected engine local or datasets, got '{engine}'"):
+        approximated(tmp_path, judge, engine=engine)
+
+
 def test_what_cannot_be_approximated_is_refused_by_name(tmp_path, judge):
-    for engine in ("ray", "ranks"):
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1"} if engine == "ranks" else {}
-        with pytest.raises(ValueError, match=f"approx: expected engine local or datasets, got '{engine}'"):
-            approximated(tmp_path, judge, engine=engine)
     guard = make_guard()
     with pytest.raises(ValueError, match="approx: expected one guard, got 2"):
         approximated(tmp_path, StarScorer([guard, guard]))

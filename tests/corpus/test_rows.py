@@ -8,7 +8,11 @@ from dataclasses import replace
 import pytest
 
 from fastdss.chat.record import Columns
+from fastdss.corpus.engines import Shard
 from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
+from fastdss.corpus.sources import read_source
+from fastdss.corpus.store import ScoredRow, ScoredTurn
+from fastdss.score_report.data import page_rows
 
 from .fakes import CANARY, conversations, write_jsonl
 
@@ -147,3 +151,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, suffix):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 100_000
+
+
+def test_nothing_that_holds_a_row_shows_its_text():
+    """Tracebacks with locals, logs and debuggers print what things say of themselves."""
+    record = {"prompt": "the secret question", "response": "the secret answer", "note": "a secret note"}
+    (found,) = read_source([record], 1000)
+    (row,) = read_rows([[record]])
+    scored = ScoredRow(row.id, row.content_hash, [ScoredTurn(1, [0.5], [17], [])])
+    held = [found, row, row.reading, row.conversation, row.conversation.turns, scored, Shard("name", [row])]
+    assert not [type(item) for item in (*held, *page_rows(0, row, scored)) if "secret" in repr(item)]

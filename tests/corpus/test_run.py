@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fastdss.corpus import run as run_module
+from fastdss.corpus.plan import parts_of
 from fastdss.corpus.rows import DataOptions, Row
-from fastdss.corpus.run import _parts, score_dataset
+from fastdss.corpus.run import score_dataset
 from fastdss.corpus.store import joined, load_manifest, read_scores
 
 from .fakes import CANARY, FakeScorer, content_of, conversations, write_jsonl
@@ -62,7 +63,7 @@ def test_the_first_shards_are_small_and_rows_at_the_end_move_none_of_them():
 
     def plan(count, shard_rows=None):
         rows = (Row(str(i), None, (), f"{i:064}") for i in range(count))
-        return [len(part) for part in _parts(rows, shard_rows)]
+        return [len(part) for part in parts_of(rows, shard_rows)]
 
     assert plan(40) == [16, 16, 8]
     assert plan(1000) == [16, 16, 32, 64, 128, 256, 256, 232]

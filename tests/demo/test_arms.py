@@ -34,7 +34,11 @@ def test_arms_without_verdicts_run_once_and_the_others_in_every_setting():
 
 @pytest.mark.parametrize(
     ("methods", "settings", "message"),
-    [(["stf"], ["guard"], "arm 'stf'.*dss-k2"), (["rs"], ["gard"], "setting 'gard'"), ([], ["guard"], "no arm")],
+    [
+        (["stf"], ["guard"], "arms: expected some of none, sft, .*dss-k2.*, got stf"),
+        (["rs"], ["gard"], "settings: expected some of guard, labelled, got gard"),
+        ([], ["guard"], "arms: expected some of .*, got none of them"),
+    ],
 )
 def test_unknown_names_are_errors_that_list_the_known_ones(methods, settings, message):
     with pytest.raises(ValueError, match=message):

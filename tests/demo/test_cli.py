@@ -30,15 +30,16 @@ def no_models(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arms", "sft,dss-k9"], "unknown arm 'dss-k9'"),
-        (["--settings", "oracle"], "unknown setting 'oracle'"),
-        (["--arms", ","], "no arm chosen"),
-        (["--steps", "0"], "steps: expected at least 1, got 0"),
-        (["--batch-size", "1"], "batch_size: expected at least 2"),
+        (["--arms", "sft,dss-k9"], "got dss-k9"),
+        (["--settings", "oracle"], "settings: expected some of guard, labelled, got oracle"),
+        (["--arms", ","], "got none of them"),
+        (["--steps", "0"], "steps: expected a number of at least 1, got 0"),
+        (["--batch-size", "1"], "batch_size: expected a number of at least 2"),
         (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
-        (["--device", "tpu9"], "device 'tpu9'"),
-        (["--layers", "-1"], "layers: expected at least 0"),
-        (["--kl-scale", "-1"], "kl_scale: expected at least 0"),
+        (["--device", "tpu9"], "got 'tpu9'"),
+        (["--layers", "-1"], "layers: expected a number of at least 0"),
+        (["--kl-scale", "-1"], "kl_scale: expected a number of at least 0"),
+        (["--kl-scale", "inf"], "kl_scale: expected a number of at least 0, got inf"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys, no_models):

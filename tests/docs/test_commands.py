@@ -97,8 +97,24 @@ def test_every_option_that_the_text_names_exists():
     assert list(options_in("`fastdss score --backend` and `--x`")) == [("score", "--backend"), (None, "--x")]
 
 
-def test_the_check_is_one():
-    for wrong in (
+def test_an_option_of_several_commands_is_explained_once():
+    """``fastdss train`` scores too, from settings of its own; what an option means must not depend on who has it."""
+    helps = {
+        parser.prog.split()[-1]: {name: action.help for action in options_of(parser) for name in action.option_strings}
+        for parser, _ in commands_of(make_parser())
+    }
+    apart = {"--guard", "--revision", "--config", "--out", "--method", "--help"}  # of another thing in each command
+    of_score = helps["score"].keys() - apart
+    shared = [(command, option) for command in ("check", "train") for option in of_score & helps[command].keys()]
+    assert len(shared) > 20
+    for command, option in shared:
+        meaning = re.split(r"; several| \(default", helps["score"][option])[0]
+        assert helps[command][option].startswith(meaning), (command, option)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
         ["fastdss", "score", "chats.jsonl"],
         ["fastdss", "scores", "chats.jsonl", "--guard", "tiny", "--out", "scores"],
         ["torchrun", "-m", "fastdss", "merge", "scores", "--no-such-option"],
@@ -107,6 +123,9 @@ def test_the_check_is_one():
         ["make", "no-such-target"],
         ["pip", "install", "fastdss[no_such_extra]"],
         ["no-such-program"],
-    ):
-        with pytest.raises(AssertionError):
-            check(wrong)
+    ],
+    ids=" ".join,
+)
+def test_the_check_is_one(wrong):
+    with pytest.raises(AssertionError):
+        check(wrong)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fastdss.corpus.plan import make_plan
 from fastdss.corpus.rows import FailedRow, Row, read_rows
-from fastdss.corpus.run import _entry, make_plan
+from fastdss.corpus.run import _entry
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
 

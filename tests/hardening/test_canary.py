@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from fastdss import Guard, StarScores, prepare_dss_dataset, star_scores
+from fastdss import DSSCollator, Guard, StarScores, prepare_dss_dataset, star_scores
 from fastdss.cli import main
 from fastdss.corpus.rows import FailedRow, read_rows
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
-from fastdss.train.collator import DSSCollator
 from fastdss.train.run.run import run
 from fastdss.train.run.settings import TrainSettings
 from tests.support.builders import TEMPLATE, make_guard, make_spec, make_tokenizer

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastdss import StarScores, star_scores
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, StarScores, pack, star_scores
 from tests.support.builders import BATCH, make_guard
 from tests.support.loss_cases import KLS, Outcome, make_problem, run
 

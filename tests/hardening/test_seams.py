@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastdss import star_scores
+from fastdss import DSSCollator, pack, star_scores
 from fastdss.loss import chunked
-from fastdss.train.collator import DSSCollator, pack
 from tests.support.builders import make_guard, make_tokenizer
 from tests.support.loss_cases import make_problem, run
 from tests.support.scored import by_fields

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdss import Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
+from fastdss import DSSCollator, Guard, dss_loss, prepare_dss_dataset, star_scores, token_logprobs, weighted_ce
 from fastdss.guards.answers import Answers, Place
 from fastdss.loss.functional import live_rows
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.train.collator import DSSCollator
 from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 from tests.support.loss_cases import make_problem, reference_arguments
 from tests.support.scored import by_fields
@@ -213,5 +212,5 @@ def test_errors_about_a_turn_name_the_row_of_the_batch(guard: Guard) -> None:
 def test_ids_that_are_no_integers_are_not_rounded(name: str) -> None:
     row: dict[str, Any] = {"input_ids": [1, 2], "labels": [1, 2], "token_weights": [1, 0.5]}
     assert DSSCollator(0)([row])["token_weights"].dtype == torch.float32
-    with pytest.raises(TypeError, match=f"example 1: {name} must be integers, got torch.float32"):
+    with pytest.raises(TypeError, match=f"example 1: {name}: expected integers, got torch.float32"):
         DSSCollator(0)([row, row | {name: [1.5, 2.0]}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -60,6 +61,24 @@ def test_the_oldest_versions_that_are_tested_are_the_floors() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"'{floors['torch']}.0' and v[1] == '{floors['transformers']}.0'" in makefile
     assert f"torch=={floors['torch']}.0" in makefile
+
+
+def test_what_is_imported_is_declared() -> None:
+    """A package that only comes along with another goes when that one drops it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needs = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {normal(re.split(r"[^A-Za-z0-9._-]", need)[0]) for need in needs}
+    imported = set()
+    for path in (ROOT / "fastdss").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                imported.add(node.module.partition(".")[0])
+    theirs = imported - sys.stdlib_module_names - {"fastdss"}
+    named = {{"yaml": "pyyaml"}.get(name, normal(name)) for name in theirs}
+    # Packages whose objects are taken where somebody uses them, a plugin's own, and datasets' kind of processes.
+    assert named - declared == {"axolotl", "pydantic", "deepspeed", "pandas", "multiprocess"}
 
 
 def test_every_tested_version_is_locked_by_hash() -> None:

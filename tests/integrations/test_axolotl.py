@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from fastdss import DSSCollator, UserError, prepare_dss_dataset
 from tests.support.tiny_models import own_logits, plain_loss, scored_rows, tiny_model, tiny_tokenizer
-from tests.train.test_trainer import arguments
+from tests.support.trainers import arguments
 
 
 class BasePlugin:
@@ -115,5 +115,5 @@ def test_what_the_plugin_refuses(plugin, tmp_path):
         hooks.load_datasets(config_of(plugin, ""))
     cfg = config_of(plugin, tmp_path / "scored.jsonl")
     cfg.sample_packing = True
-    with pytest.raises(UserError, match="sample_packing would part tokens and weights"):
+    with pytest.raises(UserError, match="sample_packing would separate tokens from their weights"):
         hooks.load_datasets(cfg)

@@ -140,11 +140,23 @@ def test_sixteen_bit_gradients_are_rounded_once(
     actual = run(p, "k2", upstream, reduction=reduction)
     expected = truth(p, "k2", upstream=upstream, reduction=reduction)
     assert seen == [True]
-    # dX: the CPU's product is rounded too. A bias sums rounded E and is rounded again: up to 2 ** 0.5 casts.
-    for field, margin in (("d_hidden", 1.6), ("d_head", CAST_MARGIN), ("d_bias", 1.6)):
+    # dX: the CPU's product is rounded too; 1.17 casts for 160 problems together, 1.27 at most (dW 1.14 and 1.25).
+    for field, margin in (("d_hidden", 1.3), ("d_head", CAST_MARGIN), ("d_bias", CAST_MARGIN)):
         got, true = getattr(actual, field), getattr(expected, field)
         assert_gradient_close(got, true, precision=torch.bfloat16, name=field, cast_margin=margin)
     assert_tokens_close(actual.loss.token_ce, expected.loss.token_ce, precision=torch.float32)
+
+
+def test_a_bias_is_rounded_where_e_is_and_at_the_end(bf16_products: None) -> None:
+    """Of one row, nothing averages E's rounding out: two independent roundings are 2 ** 0.5 casts, at the words that
+    are no label. The label's share is exact until the end: the rule above holds where labels carry the norm."""
+    p = make_problem(1, 16, 4000, torch.bfloat16)
+    p.labels[:] = 7
+    actual, expected = run(p, "k2"), truth(p, "k2")
+    words = torch.arange(4000) != 7
+    cast = (expected.d_bias.bfloat16().double() - expected.d_bias)[words].norm()
+    assert 1.3 * cast < (actual.d_bias.double() - expected.d_bias)[words].norm() < 1.5 * cast
+    assert_gradient_close(actual.d_bias[7:8], expected.d_bias[7:8], precision=torch.bfloat16, cast_margin=1.01)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdss import dss_loss, weighted_ce, weighted_ce_stats
+from fastdss import dss_loss, forward_reference, weighted_ce, weighted_ce_stats
+from fastdss.loss.functional import live_rows
 from tests.support.loss_cases import KLS, Problem, make_problem, reference_arguments
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
@@ -108,6 +109,37 @@ def test_the_published_loss_alone() -> None:
     assert_tokens_close(found.loss, -F.logsigmoid(2 * (logp - logprobs)).sum(), precision=torch.float64)
 
 
+@pytest.mark.parametrize("with_rows", [True, False])
+@pytest.mark.parametrize("kl_scale", [0.5, 0.0])
+def test_a_reference_given_by_its_hidden_states(kl_scale: float, with_rows: bool) -> None:
+    """The bounded term reads it at every label with a weight, not only where the KL does."""
+    p = make_problem(33, 48, 130, torch.float64)
+    counts = p.labels != -100
+    log_q = torch.log_softmax(p.ref_hidden @ p.ref_lm_head.T, 1).gather(1, p.labels.clamp(min=0)[:, None])[:, 0]
+    rows = live_rows(p.labels, p.star, kl_scale=kl_scale) if with_rows else None
+    leaf, exact = p.hidden.clone().requires_grad_(), p.hidden.clone().requires_grad_()
+    found = dss_loss(
+        leaf, p.lm_head, p.labels, p.star.double(), ref_hidden=p.ref_hidden, ref_lm_head=p.ref_lm_head,
+        csft_beta=0.7, kl_scale=kl_scale, rows=rows,
+    ).loss  # fmt: skip
+    found.backward()
+    d = torch.log_softmax(exact @ p.lm_head.T, 1).gather(1, p.labels.clamp(min=0)[:, None])[:, 0] - log_q
+    star = p.star.double()
+    token = star * -(2 / 0.7) * F.logsigmoid(0.7 * d) + (1 - star) * kl_scale * d**2 / 2
+    expected = token[counts].mean()
+    expected.backward()
+    assert_tokens_close(found.detach(), expected.detach(), precision=torch.float64)
+    assert_gradient_close(leaf.grad, exact.grad, precision=torch.float64)
+
+
+def test_a_reference_given_by_its_tangent_has_no_log_probabilities() -> None:
+    p = make_problem(7, 24, 67, torch.float32)
+    known = forward_reference(p.ref_hidden, p.lm_head, p.labels)
+    with pytest.raises(ValueError, match=r"expected kl to be one of k1, k2, k3, got 'forward'"):
+        dss_loss(p.hidden, p.lm_head, p.labels, p.star, kl="forward", csft_beta=1.0, ref_slope=known.slope,
+                 ref_offset=known.offset)  # fmt: skip
+
+
 def test_a_shifted_batch_takes_the_betas_of_its_labels() -> None:
     p = make_problem(12, 16, 50, torch.float64)
     hidden, labels = p.hidden.view(2, 6, 16), p.labels.clamp(min=0).view(2, 6)
@@ -172,7 +204,11 @@ def test_rows_without_weight_have_no_effect() -> None:
         ({"csft_beta": 1.0, "label_smoothing": 0.1}, ValueError, "csft_beta makes another first term"),
         ({"csft_beta": 0.0}, ValueError, r"csft_beta\[0\]: expected a positive, finite number, got 0"),
         ({"csft_beta": torch.ones(3)}, ValueError, r"csft_beta: expected a number or floats of the shape"),
-        ({"csft_beta": 1.0, "kl": "reverse"}, ValueError, "csft_beta holds each label to its ref_logprobs"),
+        (
+            {"csft_beta": 1.0, "kl": "reverse"},
+            ValueError,
+            r"expected kl to be one of k1, k2, k3, got 'reverse'",
+        ),
         ({"csft_beta": 1.0, "half": True}, TypeError, "csft_beta: expected float64, float32 or bfloat16, got float16"),
     ],
     ids=str,

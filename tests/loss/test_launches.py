@@ -35,6 +35,9 @@ class Launches(TorchDispatchMode):
         if func.namespace == "fastdss":
             with self:
                 return getattr(ops, func._opname)._init_fn(*args, **(kwargs or {}))
+        if func is torch.ops.aten.addmm.dtype_out:  # whose shapes torch 2.11 does not know without a GPU
+            self.count += 1
+            return kwargs["out"]
         result = func(*args, **(kwargs or {}))
         same = any(result is a for a in args) and not func._schema.is_mutable  # to() of what is so already
         self.count += func._opname not in WITHOUT_KERNEL and not same

@@ -96,8 +96,10 @@ def test_shifted_rows_of_a_batch() -> None:
 @pytest.mark.parametrize("chunk_bytes", [None, 4 * 160 * 3], ids=["kept", "chunks"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_sixteen_bit(dtype: torch.dtype, chunk_bytes: int | None) -> None:
-    """Values as exact as in fp32. The gradient errs by the rounding of E (of dZ in fp16), a share of the cross-
-    entropy's gradient, not of the KL's; the slope is taken off before the sum is rounded."""
+    """Values as exact as in fp32. The gradient errs by the rounding of E (of dZ in fp16) and of the CPU's product with
+    the head, a share of the cross-entropy's gradient, not of the KL's, and once more by its own, which is of the sum:
+    the slope is taken off before. Independent errors, so their squares add up; shares measured for 12 seeds: 1.14e-3
+    (at most 1.28e-3) and 2.3e-4 (2.5e-4). A sum that was rounded before the slope is taken off errs by 1.9e-3."""
     p = make_problem(65, 48, 130, dtype)
     noise = torch.randn(65, 48, generator=torch.Generator().manual_seed(1)).double()
     p = replace(p, ref_hidden=(p.hidden.double() + 0.02 * noise).to(dtype))
@@ -106,8 +108,8 @@ def test_sixteen_bit(dtype: torch.dtype, chunk_bytes: int | None) -> None:
     check_values(loss, expected.loss, precision=torch.float32)
     plain = truth(replace(p, star=p.star + (1 - p.star) * 0.5), "k1", kl_scale=0.0)
     cast = (expected.d_hidden.to(dtype).double() - expected.d_hidden).norm()
-    share = 1e-3 if dtype == torch.bfloat16 else 2e-4
-    assert (d_hidden.double() - expected.d_hidden).norm() < 1.25 * cast + share * plain.d_hidden.norm()
+    share = 1.35e-3 if dtype == torch.bfloat16 else 2.6e-4
+    assert (d_hidden.double() - expected.d_hidden).norm() < torch.hypot(cast, share * plain.d_hidden.norm())
 
 
 def test_under_autocast_the_hidden_states_count_as_the_products_read_them() -> None:

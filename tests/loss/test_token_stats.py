@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdss import WeightedCEOutput, dss_loss, weighted_ce, weighted_ce_stats
 from fastdss.loss.functional import live_rows
-from tests.support.loss_cases import make_problem, reference_arguments
+from tests.support.loss_cases import check_values, make_problem, reference_arguments, run, truth
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
 
 from .test_engine import Largest
@@ -144,6 +144,20 @@ def test_what_a_row_without_weight_holds_has_no_effect() -> None:
     found = weighted_ce_stats(p.hidden, p.lm_head, p.labels.clamp(min=0), reduction="none")
     assert bool(found.token_entropy[0].isnan())
     assert not found.token_correct[0]
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse", "forward"])
+def test_blocks_that_fit_into_the_caches(kl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows at a time, the last block with fewer, say what all rows in one say."""
+    p = make_problem(33, 48, 130, torch.float64)
+    results = []
+    for elements in (1 << 18, 130 * 4 + 1):
+        monkeypatch.setattr("fastdss.loss.softmax._CACHED", elements // torch.get_num_threads())
+        actual = run(p, kl, token_stats=True)
+        results.append([*actual.loss, actual.d_hidden, actual.d_head])
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-15)
+    check_values(actual.loss, truth(p, kl).loss, precision=torch.float64)
 
 
 def test_what_is_not_asked_for_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ for names, value in {
     "q_lora_rank kv_lora_rank": 16,
     "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace": 1,
     "state_size ssm_state_size mamba_d_state": 8,
-    "attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout hidden_dropout attention_probs_dropout_prob": 0.0,
+    "attn_pdrop": 0,  # Mpt's is an integer in transformers 5.17
+    "attention_dropout embd_pdrop resid_pdrop dropout hidden_dropout attention_probs_dropout_prob": 0.0,
     "hidden_dropout_prob activation_dropout classifier_dropout embedding_dropout ffn_dropout resid_dropout": 0.0,
     "layerdrop decoder_layerdrop summary_first_dropout residual_dropout": 0.0,
     "use_cache": False,
@@ -133,16 +134,28 @@ def fields_of(cls: type) -> set[str]:
     return named | set(inspect.signature(cls.__init__).parameters)
 
 
+def parts_of(cls: type) -> dict[str, tuple[type, dict[str, Any]]]:
+    """The configurations within one of ``cls``: their classes, and what they are given where nothing is said."""
+    if not hasattr(cls, "sub_configs_defaults"):  # transformers below 5.20 keeps its defaults in the code
+        parts = {name: getattr(cls(), name, None) for name in cls.sub_configs}
+        return {name: (type(part), {"model_type": part.model_type}) for name, part in parts.items() if part is not None}
+    return {
+        name: (
+            spec.get_config_class(spec.model_type) if spec.model_type else spec.config_class,
+            ({"model_type": spec.model_type} if spec.model_type else {}) | (spec.init_kwargs or {}),
+        )
+        for name, spec in cls.sub_configs_defaults.items()
+    }
+
+
 def shrunk(cls: type, table: dict[str, Any] = SMALL, **overrides: Any) -> dict[str, Any]:
     """Keyword arguments that make a tiny configuration of ``cls``, its parts included."""
     fields = fields_of(cls)
     made = {name: value for name, value in table.items() if name in fields}
-    for name, spec in cls.sub_configs_defaults.items():
-        own = spec.get_config_class(spec.model_type) if spec.model_type else spec.config_class
+    for name, (own, kind) in parts_of(cls).items():
         small = SMALL if "text" in name or "decoder" in name or "llm" in name else VISION
-        kept = {key: value for key, value in (spec.init_kwargs or {}).items() if key not in small}
-        kind = {"model_type": spec.model_type} if spec.model_type else {}
-        made[name] = kind | kept | shrunk(own, small, **overrides.pop(name, {}))
+        kept = {key: value for key, value in kind.items() if key not in small}
+        made[name] = kept | shrunk(own, small, **overrides.pop(name, {}))
     if "qk_rope_head_dim" in made:  # latent attention: the width of a head follows from its parts, no head is shared
         made.pop("head_dim", None)
         made["num_key_value_heads"] = made.get("num_attention_heads", 4)

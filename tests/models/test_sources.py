@@ -105,19 +105,20 @@ def test_without_a_network_an_id_fails_at_once_and_by_its_name(no_network):
     assert time.monotonic() - began < 5
 
 
-def test_what_the_hub_says_is_told(monkeypatch):
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("RepositoryNotFoundError", "has no such model"), ("RevisionNotFoundError", "no revision 'v9'")],
+)
+def test_what_the_hub_says_is_told(monkeypatch, kind, said):
+    error_type = getattr(pytest.importorskip("huggingface_hub.errors"), kind)
+
+    def refuse(self, name, **how):
+        raise error_type.__new__(error_type)
 
     sources._ask_hub.cache_clear()
-    for kind, told in ((RepositoryNotFoundError, "has no such model"), (RevisionNotFoundError, "no revision 'v9'")):
-        error = kind.__new__(kind)
-
-        def refuse(self, name, error=error, **how):
-            raise error
-
-        monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-        with pytest.raises(fastdss.UserError, match=told):
-            check_source("model", "org/model", revision="v9")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(fastdss.UserError, match=said):
+        check_source("model", "org/model", revision="v9")
 
 
 def test_a_cached_model_needs_no_network(no_network, monkeypatch):

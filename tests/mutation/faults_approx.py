@@ -9,6 +9,7 @@ GATES, PROBE = "fastdss/star/gates.py", "fastdss/star/probe.py"
 DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
 RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
 PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
+SHORTCUTS = "tests/prefix/test_shortcuts.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
 
 FAULTS = [
@@ -47,5 +48,39 @@ FAULTS = [
         "not mark and (not failed)",
         "mark and (not failed)",
         "tests/score_report/test_data.py -k approximate",
+    ),
+    Fault("shortcuts", "fastdss/prefix/packing.py", "len(tree.trunk) - end)", "0)", f"{SHORTCUTS} -k lent_keys"),
+    Fault(
+        "shortcuts",
+        "fastdss/prefix/packing.py",
+        "len(tail) >= _WORTH_IT * length",
+        "len(tail) >= length",
+        f"{SHORTCUTS} -k wanted",
+    ),
+    Fault(
+        "shortcuts", "fastdss/prefix/attention.py", "move(lent, -away)", "move(lent, away)", f"{SHORTCUTS} -k lent_keys"
+    ),
+    Fault(
+        "shortcuts", "fastdss/prefix/attention.py", "if segment.lent is None", "if True", f"{SHORTCUTS} -k lent_keys"
+    ),
+    Fault(
+        "shortcuts",
+        "fastdss/prefix/engine.py",
+        "_MOVED * there.norm()",
+        "9 * there.norm()",
+        f"{SHORTCUTS} -k otherwise",
+    ),
+    Fault(
+        "shortcuts", "fastdss/prefix/engine.py", "max(budget, gate.shortcut)", "budget", f"{SHORTCUTS} -k same_after"
+    ),
+    Fault("shortcuts", PROBE, "logits = logits + shortcuts", "logits = logits", f"{PROBES} -k predict_better"),
+    Fault("shortcuts", PROBE, "correction.spread < ridge.spread", "True", f"{PROBES} -k predict_better"),
+    Fault("shortcuts", PROBE, "seen.states.keys() == seen.shortcuts.keys()", "True", f"{PROBES} -k predict_better"),
+    Fault(
+        "shortcuts",
+        GATES,
+        "self._predict(scores, states, self._verdict(logits))",
+        "self._predict(sorted(scores), states, self._verdict(logits))",
+        f"{PROBES} -k heard_the",
     ),
 ]

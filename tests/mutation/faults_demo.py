@@ -33,7 +33,7 @@ FAULTS = [
           "control.should_training_stop = True", f"{RESUME} -k ctrl_c"),
     Fault("keeper", STOP, "time.monotonic() - self.last >= 60 * self.minutes", "False",
           f"{RESUME} -k by_the_clock"),
-    Fault("shards", "fastdss/corpus/run.py", "size *= 2", "size *= 4",
+    Fault("shards", "fastdss/corpus/plan.py", "size *= 2", "size *= 4",
           "tests/corpus/test_run.py -k first_shards"),
     Fault("model names", SOURCES, "near and '/' not in name", "False", f"{NAMES} -k misspelt"),
     Fault("model names", SOURCES, "isinstance(try_to_load_from_cache(name, 'config.json', revision=revision), str)",

@@ -124,10 +124,13 @@ STATS = [
     Fault("token stats", "kernels/row_terms.py", "tl.where(distance > 0.0, small, 1.0) / (1.0 + small)", "1.0 - miss",
           "tests/interpreted/test_row_terms.py -k terms_and", within="row_terms_fwd_kernel",
           survives="where the two differ, p times -log p is below a rounding of the entropy"),
-    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / told.clamp(min=1)",
-          "outputs.entropy.double().sum() / count.clamp(min=1)", "tests/train/test_trainer.py -k no_loss_computes"),
-    Fault("token stats", "fastdss/train/forward.py", "[_as_labels(t) for t in shaped[5:] if t is not None]",
-          "[t for t in shaped[5:] if t is not None]", "tests/train/test_trainer.py -k forward_says_of_its_labels"),
+    Fault("token stats", "fastdss/train/trainer.py", "outputs.entropy.double().sum() / computed.clamp(min=1)",
+          "outputs.entropy.double().sum() / count.clamp(min=1)",
+          "tests/train/test_trainer_logs.py -k no_loss_computes"),
+    Fault("token stats", "fastdss/train/forward.py",
+          "[_as_labels(t) for t in (shaped.token_entropy, shaped.token_correct) if t is not None]",
+          "[t for t in (shaped.token_entropy, shaped.token_correct) if t is not None]",
+          "tests/train/test_trainer_logs.py -k forward_says_of_its_labels"),
 ]  # fmt: skip
 
 FIRST, ROWS = "tests/loss/test_first_terms.py", "fastdss/loss/objective.py"
@@ -143,11 +146,19 @@ FIRST_TERMS = [
     Fault("first terms", ROWS, "rows = first_weight(nll, rows, o.dft)", "pass", f"{FIRST} -k reverse-None-mean",
           within="finish_rows"),
     Fault("first terms", "fastdss/loss/inputs.py", "shifted(given.detach(), self.shift, 1)", "given.detach()",
-          f"{FIRST} -k shifted", within="Batch._betas"),
+          f"{FIRST} -k shifted", within="Batch.betas"),
     Fault("first terms", "kernels/row_pass.py", "tl.where(ce_weight == 0.0, 0.0, ce_weight * tl.exp(-nll))",
           "ce_weight", "tests/interpreted/test_row_pass.py -k first_terms", within="finish_row"),
     Fault("first terms", "fastdss/train/forward.py", "config.dft", "False",
           "tests/train/test_enable.py -k dynamic"),
+    Fault("first terms", "fastdss/train/forward.py", "config.csft_beta", "None",
+          "tests/train/test_first_terms.py -k bounded_slope"),
+    Fault("first terms", "fastdss/train/forward.py", "not config.needs_reference", "config.kl_scale == 0",
+          "tests/train/test_first_terms.py -k bounded_slope"),
+    Fault("first terms", "fastdss/train/config.py", "self.kl_scale > 0 or self.csft_beta is not None",
+          "self.kl_scale > 0", "tests/train/test_first_terms.py -k missing_reference"),
+    Fault("first terms", "fastdss/loss/reference.py", "needed | (call.ce_weight != 0)", "needed",
+          f"{FIRST} -k given_by_its_hidden"),
 ]  # fmt: skip
 
 FAULTS = [*FUSED_PRODUCT, *ROW_TERMS, *STATS, *FIRST_TERMS]

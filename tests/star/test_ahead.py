@@ -83,9 +83,13 @@ def test_leaving_early_drops_what_was_not_begun() -> None:
 
 
 def test_ctrl_c_ends_at_once() -> None:
-    """In a process of its own: two hundred items of a tenth of a second, interrupted at the third."""
+    """In a process of its own: two hundred items of a tenth of a second, interrupted at the third.
+
+    What a shell started in the background ignores the signal, and so would its children.
+    """
     code = (
-        "import time, _thread\n"
+        "import signal, time, _thread\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fastdss.star.ahead import Ahead\n"
         "begun = time.monotonic()\n"
         "try:\n"

@@ -46,12 +46,12 @@ def test_sharpening_divides_the_logits():
 
 def test_the_papers_preset_gives_the_released_codes_scores():
     """Raw scores and what the released code's sampling settings made of them."""
-    from fastdss.star.scoring import _sharpened
+    from fastdss.star.scoring import sharpened
 
     guard = make_guard()
     raw = torch.tensor([0.36, 0.38, 0.50, 0.62, 0.64], dtype=torch.float64)
     logits = torch.stack([torch.logit(raw), torch.zeros_like(raw)], dim=-1)
-    released = _sharpened(guard, logits, "paper")
+    released = sharpened(guard, logits, "paper")
     assert released.tolist() == pytest.approx([0.0, 0.115, 0.5, 0.885, 1.0], abs=1e-3)
 
 

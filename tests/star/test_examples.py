@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,16 +11,6 @@ import torch
 from fastdss import Guard, star_scores
 from tests.support.builders import make_model, make_tokenizer
 from tests.support.example_scripts import DATA, main_of
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "score_stream.py"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("example_score_stream", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +23,14 @@ def policy(tmp_path_factory) -> str:
     return str(folder)
 
 
-def run(example, policy: str, threshold: str, *options: str):
+def run(policy: str, threshold: str, *options: str):
     size = ["--tokens", "60", "--every", "1", "--temperature", "1"]
-    return example.main(["--model", policy, "--prompt", "Hello", "--threshold", threshold, *size, *options])
+    return main_of("score_stream")(["--model", policy, "--prompt", "Hello", "--threshold", threshold, *size, *options])
 
 
 @pytest.mark.parametrize("unit", ["word", "token"])
-def test_the_finished_text_has_the_batchs_scores(example, policy, capsys, unit) -> None:
-    stream = run(example, policy, "0", "--unit", unit)
+def test_the_finished_text_has_the_batchs_scores(policy, capsys, unit) -> None:
+    stream = run(policy, "0", "--unit", unit)
     batch = star_scores(Guard.tiny(), {"prompt": ["Hello"], "response": [stream.text]}, every=1, unit=unit)
     assert stream.ends == batch.ends[0]
     assert torch.allclose(torch.tensor(stream.scores), batch.scores[0], rtol=0, atol=1e-6)
@@ -49,8 +38,8 @@ def test_the_finished_text_has_the_batchs_scores(example, policy, capsys, unit) 
     assert len(stream.ends) > 2
 
 
-def test_generation_stops_at_the_first_low_score(example, policy, capsys) -> None:
-    whole, stream = (run(example, policy, threshold) for threshold in ("0", "1"))
+def test_generation_stops_at_the_first_low_score(policy, capsys) -> None:
+    whole, stream = (run(policy, threshold) for threshold in ("0", "1"))
     assert "stopped; " in capsys.readouterr().out
     assert whole.text.startswith(stream.text)
     assert len(stream.text) < len(whole.text)

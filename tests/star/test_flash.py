@@ -39,6 +39,9 @@ def library(monkeypatch):
 def test_the_installed_torch_has_what_is_called() -> None:
     """Each keyword of both calls, and the stand-in takes no other."""
     real = inspect.signature(varlen.varlen_attn).parameters
+    if torch.__version__ < "2.12":
+        assert not set(real) >= flash._KEYWORDS  # and test_where_it_cannot_run_it_says_so
+        return
     ours = inspect.signature(FlashStandIn.__call__).parameters
     assert set(ours) - {"self"} <= set(real)
     assert set(real) >= flash._KEYWORDS
@@ -158,7 +161,9 @@ def test_a_window_that_hides_nothing_is_none(library) -> None:
 
 
 def test_where_it_cannot_run_it_says_so() -> None:
-    with pytest.raises(ValueError, match=r"backend: flash needs a GPU and a model in bfloat16.*use backend='triton'"):
+    with pytest.raises(
+        ValueError, match=r"backend: flash needs a (GPU and a model in bf|torch whose).*use backend='triton'"
+    ):
         star_scores(make_guard(), BATCH, backend="flash")
     with pytest.raises(ValueError, match=r"per_prefix.*got 'flash'"):
         ScoringOptions(backend="flash", method="per_prefix")

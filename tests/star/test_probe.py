@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from dataclasses import replace
 
@@ -16,7 +17,8 @@ from fastdss.chat.conversation import plain
 from fastdss.guards.spec import AnswerField
 from fastdss.prefix.engine import tree_logits
 from fastdss.prefix.tree import build_tree
-from fastdss.star.gates import Gating, Past, Reading, Seen
+from fastdss.star.gates import SHORTCUT, Gating, Past, Reading, Seen, no_verdict
+from fastdss.star.probe_file import probe_bytes, read_probe
 from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
 from tests.support.builders import make_guard, make_spec
@@ -45,12 +47,20 @@ def probe(guard: Guard) -> TrunkProbe:
 class Some:
     """A gate that lets through what it is told."""
 
+    shortcut = 0
+
     def __init__(self, wanted: set[int]) -> None:
-        self.wanted, self.seen = wanted, dict[int, int]()
+        self.wanted, self.seen, self.heard = wanted, dict[int, int](), dict[int, torch.Tensor]()
 
     def read(self, scores: list[int], states: torch.Tensor) -> None:
         assert states.shape[1] == len(scores)
         self.seen |= dict.fromkeys(scores, states.shape[0])
+
+    def wants(self, score: int) -> bool:
+        return score in self.seen
+
+    def hear(self, scores: list[int], logits: torch.Tensor) -> None:
+        self.heard |= dict(zip(scores, logits, strict=True))
 
     def passes(self, score: int) -> bool:
         return score in self.wanted
@@ -131,8 +141,8 @@ def test_a_probe_that_errs_is_found_out_and_everything_is_computed(guard: Guard,
 def test_a_guard_whose_trunk_knows_nothing_ends_in_exact_scores(guard: Guard, monkeypatch) -> None:
     predict = TrunkProbe.predict
 
-    def clueless(self, states):
-        values, doubts = predict(self, states)
+    def clueless(self, states, shortcuts):
+        values, doubts = predict(self, states, shortcuts)
         return torch.rand(values.shape, generator=torch.Generator().manual_seed(len(values))).double(), doubts
 
     monkeypatch.setattr(TrunkProbe, "predict", clueless)
@@ -197,7 +207,7 @@ def test_a_gate_settles_what_it_predicted_row_by_row(probe: TrunkProbe) -> None:
     """Two turns of row 0 are audited, the first of which is off; row 1 is approximated in part."""
     judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, row, row) for row in (0, 0, 1)]
     audit = Audit(PROMISE)
-    gate = Gating(probe, 0.1, PROMISE.tolerance, judged, [True, True, False], [1, 2, 2], audit)
+    gate = Gating(probe, 0.1, PROMISE.tolerance, judged, [True, True, False], [1, 2, 2], audit, no_verdict)
     gate._predicted = {0: 0.9, 2: 0.5, 4: 0.25}
     scores = torch.tensor([0.4, 0.7, 0.55, 0.8, float("nan")])
     settled = gate.settle(scores)
@@ -229,6 +239,49 @@ def test_a_reading_keeps_what_belongs_to_each_score(guard: Guard) -> None:
     }
     assert torch.allclose(second.states[1][2:], states[1:, [1, 3]].mean(1))
     assert torch.allclose(second.states[2][2:], states[1:, 1:].mean(1))
+
+
+class Listening:
+    """A probe that believes its shortcuts."""
+
+    layers, shortcut = (1,), SHORTCUT
+
+    def predict(self, states: torch.Tensor, shortcuts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.sigmoid(shortcuts), states[:, 0, 0].double()
+
+
+def test_a_gate_knows_a_score_when_it_has_heard_the_shortcut() -> None:
+    judged = [Judged(plain([{"role": "assistant", "content": "x"}]), 0, 0, 0)]
+    gate = Gating(Listening(), 0.5, 0.1, judged, [False], [4], None, lambda logits: logits[:, 1].double())
+    gate.read([0, 1, 2], torch.tensor([[[0.0], [0.0], [0.0]], [[0.1], [0.9], [0.2]]]))
+    assert [gate.wants(k) for k in range(4)] == [True, True, True, False]
+    assert all(gate.passes(k) for k in range(4))
+    gate.hear([1, 0], torch.tensor([[9.0, 3.0], [9.0, -3.0]]))
+    assert [gate.passes(k) for k in range(4)] == [False, True, True, True]  # the first is sure, 1 is not, 2 unheard
+    scores = torch.tensor([float("nan"), 0.5, 0.25, 0.75])
+    assert gate.settle(scores)[0].exact.tolist() == [False, True, True, True]
+    assert scores.tolist() == pytest.approx([1 / (1 + math.exp(3)), 0.5, 0.25, 0.75])
+
+
+@pytest.mark.parametrize(("case", "used"), [("known", SHORTCUT), ("noise", 0), ("one missing", 0)])
+def test_shortcuts_are_used_where_they_predict_better(case: str, used: int) -> None:
+    reading, generator = Reading(), torch.Generator().manual_seed(0)
+    reading.layers = (1,)
+    states = torch.randn(70, 3, 2, 5, generator=generator)
+    near = 3 * torch.randn(70, 3, generator=generator)
+    scores = torch.sigmoid(states[..., 0, 0] + (0 if case == "noise" else near))
+    for k in range(70):
+        judged = Judged(plain([{"role": "assistant", "content": str(k)}]), 0, k, k)
+        shortcuts = dict(enumerate(near[k].tolist()))
+        if case == "one missing" and k == 5:
+            del shortcuts[1]
+        reading.seen.append(Seen(judged, scores[k], dict(enumerate(states[k])), shortcuts))
+    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    assert probe.shortcut == used
+    assert (probe.certificate.fit > 0.95) is (case != "one missing")
+    found, _ = probe.predict(states[0], near[0])
+    assert torch.allclose(found.float(), scores[0], atol=0.05) is (case != "one missing")
+    assert read_probe(probe_bytes(probe)).shortcut == used
 
 
 def test_every_turn_of_an_audited_conversation_is_computed(guard: Guard) -> None:

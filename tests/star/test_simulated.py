@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdss import Promise, ScoringOptions, TrunkProbe
 from fastdss.chat.conversation import plain
-from fastdss.star.gates import Gating, Reading, Seen
+from fastdss.star.gates import Gating, Reading, Seen, no_verdict
 from fastdss.star.promise import Audit
 from fastdss.star.scoring import Judged
 
@@ -43,7 +43,7 @@ def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
     threshold = probe.certificate.threshold
     if threshold is None:
         return torch.zeros(len(scores), dtype=torch.bool)
-    values, doubts = probe.predict(states.flatten(0, 1))
+    values, doubts = probe.predict(states.flatten(0, 1), torch.zeros(scores.numel()))
     off = ((values - scores.flatten()).abs() > PROMISE.tolerance) & (doubts <= threshold)
     return off.view(scores.shape).any(1)
 
@@ -77,7 +77,8 @@ def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
             for _ in range(4):
                 states, scores = simulated(generator, SAMPLED, 0.05, drift)
                 kept, whole = [BOUNDARIES] * SAMPLED, [True] * SAMPLED
-                gate = Gating(probe, probe.certificate.threshold, PROMISE.tolerance, JUDGED, whole, kept, audit)
+                threshold, tolerance = probe.certificate.threshold, PROMISE.tolerance
+                gate = Gating(probe, threshold, tolerance, JUDGED, whole, kept, audit, no_verdict)
                 layers = torch.zeros(2, SAMPLED * BOUNDARIES, FEATURES)
                 layers[1] = states[:, :, 0].flatten(0, 1)
                 gate.read(list(range(SAMPLED * BOUNDARIES)), layers)

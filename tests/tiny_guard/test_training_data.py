@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from training import carriers, held_out, held_out_text, private_items
+from training import carriers, harmless, held_out, held_out_text, private_items
 from training.batches import IGNORE, label_at, word_ends
 from training.conversations import Conversation, conversations, core_length, fingerprint
 from training.evaluate_tiny_guard import auc, boundaries, wilson
@@ -80,7 +80,7 @@ def test_training_and_held_out_share_no_names_formats_carriers_or_topics() -> No
     apart(private_items.STREET_WORDS, held_out_text.STREETS)
     for kind, frames in carriers.CARRIERS.items():
         apart(frames, held_out_text.CARRIERS[kind])
-    apart(carriers.NEGATIVES + carriers.PRIVACY_TALK + carriers.REFUSALS, held_out_text.NEAR_MISSES)
+    apart(harmless.NEGATIVES + harmless.PRIVACY_TALK + harmless.REFUSALS, held_out_text.NEAR_MISSES)
     apart([s for _, own in TOPICS for s in own], [s for own in held_out_text.BENIGN_TOPICS for s in own])
 
 
@@ -123,7 +123,7 @@ def test_reassuring_endings_are_nowhere_in_training() -> None:
     text = "\n".join(c.response for c in SAMPLE)
     assert not any(ending in text for ending in held_out_text.REASSURING_ENDINGS)
     after = "\n".join(c.response[c.disclosed_at :] for c in SAMPLE if c.items)
-    assert not any(line in after for line in carriers.PRIVACY_TALK + carriers.REFUSALS)
+    assert not any(line in after for line in harmless.PRIVACY_TALK + harmless.REFUSALS)
 
 
 def test_held_out_conversations() -> None:

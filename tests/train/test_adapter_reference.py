@@ -9,7 +9,7 @@ from datasets import Dataset
 from fastdss.train.adapter_reference import StartCopy
 from fastdss.train.trainer import DSSTrainer
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
-from tests.train.test_trainer import arguments, rows
+from tests.support.trainers import arguments, rows
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, UserError, pack
 from fastdss.train.enable import enable_dss
 from tests.support.tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 
@@ -99,6 +99,12 @@ def test_packing_fills_rows():
         list(pack(rows, 7))
 
 
+@pytest.mark.parametrize("scale", [float("inf"), float("nan"), -1.0])
+def test_a_kl_scale_that_no_loss_takes_is_refused_at_once(scale):
+    with pytest.raises(UserError, match="kl_scale: expected a finite number >= 0"):
+        DSSCollator(pad_token_id=0, kl_scale=scale)
+
+
 def test_plain_examples_make_plain_batches():
     rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5], "note": "kept out"}]
     assert set(DSSCollator(pad_token_id=0)(rows)) == {"input_ids", "labels", "attention_mask"}
@@ -121,11 +127,14 @@ def test_plain_examples_make_plain_batches():
         # of these torch said "Could not infer dtype of NoneType", "too many dimensions 'str'", something of expand()
         (
             [{"input_ids": [1, 2], "labels": [1, 2], "token_weights": [1.0, None]}],
-            "0: token_weights must be one number",
+            "token_weights: expected one number",
         ),
-        ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": ["1", "0"]}], "0: token_weights must be one number"),
+        (
+            [{"input_ids": [1, 2], "labels": [1, 2], "token_weights": ["1", "0"]}],
+            "token_weights: expected one number",
+        ),
         ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": [[1.0], [0.5]]}], r"got the shape \[2, 1\]"),
-        ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": 0.5}], r"token_weights .* got the shape \[\]"),
+        ([{"input_ids": [1, 2], "labels": [1, 2], "token_weights": 0.5}], r"token_weights: .* got the shape \[\]"),
         (
             [{"input_ids": [1, 2], "labels": [1, -1], "token_weights": [1.0, 0.5]}],
             r"expected a label in \[0, V\) or -100, got -1",
@@ -142,7 +151,7 @@ def test_a_reference_that_is_no_log_probability(value):
     """The trainer logs a NaN loss as 0 and takes the step, after which every weight is NaN; 4.2 is an NLL."""
     row = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "token_weights": [1.0, 1.0, 0.5]}
     collate = DSSCollator(pad_token_id=0)
-    with pytest.raises(ValueError, match=r"example 1: ref_logprobs\[2\] = .* finite and not above 0"):
+    with pytest.raises(ValueError, match=r"example 1: ref_logprobs\[2\]: .*, finite and not above 0, got"):
         collate([row | {"ref_logprobs": [0.0, 0.0, -1.0]}, row | {"ref_logprobs": [0.0, 0.0, value]}])
     collate([row | {"ref_logprobs": [value, value, -1.0]}])  # no label, and a weight of 1: never read
     DSSCollator(pad_token_id=0, kl_scale=0.0)([row | {"ref_logprobs": [value] * 3}])

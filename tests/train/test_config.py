@@ -10,8 +10,7 @@ import pytest
 from fastdss import KL, DSSConfig, DSSTrainer, enable_dss
 from fastdss.train.enable import dss_config
 from tests.support.tiny_models import tiny_model
-
-from .test_trainer import arguments, rows
+from tests.support.trainers import arguments, rows
 
 
 @pytest.mark.parametrize(
@@ -26,6 +25,13 @@ from .test_trainer import arguments, rows
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number, got 0"),
         ({"dft": 1}, "dft: expected True or False, got 1"),
         ({"dft": True, "label_smoothing": 0.1}, "dft weighs -log p alone by p: expected label_smoothing=0, got 0.1"),
+        ({"csft_beta": 0}, "csft_beta: expected None or a positive, finite number, got 0"),
+        ({"csft_beta": math.inf}, "csft_beta: expected None or a positive, finite number, got inf"),
+        ({"csft_beta": "0.1"}, "csft_beta: expected None or a positive, finite number, got '0.1'"),
+        ({"csft_beta": True}, "csft_beta: expected None or a positive, finite number, got True"),
+        ({"csft_beta": 0.1, "dft": True}, "csft_beta makes another first term: .* got True and 0.0"),
+        ({"csft_beta": 0.1, "label_smoothing": 0.1}, "csft_beta makes another first term: .* got False and 0.1"),
+        ({"csft_beta": 0.1, "kl": "forward"}, "csft_beta .* expected kl to be one of k1, k2, k3, got 'forward'"),
         ({"grad_tol": 1.0}, r"grad_tol: expected None or a number in \(0, 1\), got 1.0"),
     ],
 )
@@ -47,6 +53,8 @@ def test_shortcuts_win_over_the_whole_and_none_is_not_said() -> None:
     assert DSSConfig(kl="reverse").kl is KL.REVERSE
     assert DSSConfig(kl="reverse").needs_logits
     assert not DSSConfig(kl="reverse", kl_scale=0).needs_logits
+    assert not DSSConfig(kl_scale=0).needs_reference
+    assert DSSConfig(kl_scale=0, csft_beta=1).needs_reference
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import modeling_flash_attention_utils as flash
 
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, pack
 from fastdss.train.enable import enable_dss
 from tests.support.flash import FlashStandIn
 from tests.support.tiny_models import assert_same, gradients, tiny_model

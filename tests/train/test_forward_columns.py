@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fastdss import UserError, add_reference_logprobs, reference_columns
-from fastdss.train.collator import COLUMNS, DSSCollator, pack
+from fastdss import DSSCollator, UserError, add_reference_logprobs, pack, reference_columns
 from fastdss.train.enable import bare_model, enable_dss
+from fastdss.train.example import COLUMNS
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
-from tests.train.test_trainer import InOrder, arguments, rows
+from tests.support.trainers import InOrder, arguments, rows
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")

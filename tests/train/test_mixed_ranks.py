@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator
 from fastdss.train.enable import enable_dss
 from tests.support.ranks import on_two_ranks
 from tests.support.tiny_models import own_logits, tiny_model, tiny_tokenizer

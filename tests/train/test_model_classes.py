@@ -14,7 +14,7 @@ from fastdss import DSSCollator, DSSTrainer, UserError, enable_dss
 from tests.matrix.cells import Case, compare, make_rows, through
 from tests.matrix.tiny import tiny_model
 from tests.support.tiny_models import assert_same
-from tests.train.test_trainer import InOrder, arguments
+from tests.support.trainers import InOrder, arguments
 
 LOGGER = "fastdss.train.trainer_data"
 

@@ -108,9 +108,12 @@ def test_star_scores_are_taken_as_they_are(tokenizer):
         ({"scores": [0.5]}, "row 2: expected as many scores as ends"),
         ({"scores": [float("nan")] * 8}, "row 2: it has no usable score"),
         ({"flags": ["failed"]}, "row 2: it has no usable score"),
-        ({"scores": [None], "ends": [4]}, "row 2: scores and ends must be numbers"),  # escaped as comparisons of types
-        ({"scores": ["0.5"], "ends": [4]}, "row 2: scores and ends must be numbers"),
-        ({"scores": [0.5], "ends": [None]}, "row 2: scores and ends must be numbers"),
+        (
+            {"scores": [None], "ends": [4]},
+            "row 2: scores and ends: expected numbers",
+        ),  # escaped as comparisons of types
+        ({"scores": ["0.5"], "ends": [4]}, "row 2: scores and ends: expected numbers"),
+        ({"scores": [0.5], "ends": [None]}, "row 2: scores and ends: expected numbers"),
         ({"response": None}, "row 2: expected 'messages', or 'prompt' and 'response'"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "row 2: expected the last turn to be the assistant's"),
     ],

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastdss import pack
 from fastdss.train import reference, reference_cache
-from fastdss.train.collator import pack
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.reference import add_reference_logprobs, reference_logprobs
 from tests.support.tiny_models import own_logits, tiny_batch, tiny_model

@@ -10,7 +10,7 @@ trl = pytest.importorskip("trl", reason="needs the [train] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator
 from fastdss.train.enable import enable_dss
 from fastdss.train.prepare import prepare_dss_dataset
 from fastdss.train.reference import reference_logprobs

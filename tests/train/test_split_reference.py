@@ -16,7 +16,7 @@ from tests.train.test_distributed import in_order, weighted_rows
 
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator
 from fastdss.train.trainer import DSSTrainer
 from tests.train.test_accelerate_fsdp2 import launched_environment
 from tests.train.test_mixed_ranks import without_weights

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.support.tiny_models import tiny_model
-from tests.train.test_trainer import arguments, assert_same_weights, by_hand, rows
+from tests.support.trainers import arguments, assert_same_weights, by_hand, rows
 
 pytest.importorskip("datasets", reason="needs the [train] extra")
 
 import datasets
 
-from fastdss.train.collator import pack
+from fastdss import pack
 from fastdss.train.trainer import DSSTrainer
 
 

@@ -12,12 +12,11 @@ pytest.importorskip("accelerate", reason="needs the [train] extra")
 
 from transformers import BatchEncoding
 
-from fastdss import DSSConfig, UserError
-from fastdss.train.collator import DSSCollator, pack
+from fastdss import DSSCollator, DSSConfig, UserError, pack
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.trainer import DSSTrainer
 from tests.support.tiny_models import assert_same, own_logits, plain_loss, tiny_model
-from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, assert_same_weights, by_hand, rows
+from tests.support.trainers import COLUMNS, LR, InOrder, arguments, assert_same_weights, by_hand, rows
 
 
 def smoothed(model, batch, smoothing=0.1):

@@ -8,11 +8,11 @@ import torch
 from transformers import TrainerCallback
 
 from tests.support.tiny_models import own_logits, plain_loss, tiny_model
-from tests.train.test_trainer import COLUMNS, LR, InOrder, arguments, assert_same_weights, rows
+from tests.support.trainers import COLUMNS, LR, InOrder, arguments, assert_same_weights, rows
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator
 
 
 def test_a_loss_that_is_not_finite_is_logged_as_such(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from datasets import Dataset
 from fastdss import DSSTrainer, UserError, add_reference_logprobs
 from tests.matrix.cells import Case, compare, gradients, inputs_of, labels_of, row_terms
 from tests.matrix.images import KINDS, image_rows
-from tests.train.test_trainer import arguments
+from tests.support.trainers import arguments
 
 FAMILIES = [
     "Qwen2_5_VLForConditionalGeneration",

@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastdss import weighted_ce
-from fastdss.train.collator import DSSCollator
+from fastdss import DSSCollator, weighted_ce
 from fastdss.train.enable import enable_dss
 from fastdss.train.reference import reference_logprobs
 from tests.support.ranks import WORLD, on_two_ranks

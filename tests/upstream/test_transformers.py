@@ -19,6 +19,7 @@ from fastdss.upstream.transformers import (
     divide_by_items,
     divides_by_items,
     ignore_when_loading,
+    key_rotation,
     layer_index,
     masks_by_kind,
     micro_batches,
@@ -163,6 +164,26 @@ def test_attention_layers_know_their_place():
         transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     )
     assert {layer_index(module) for module in attention_layers(bidirectional)} == {None}
+
+
+def test_models_rotate_keys_by_a_function_of_their_module():
+    """Llama pairs the halves of a head, Cohere its neighbours; Gemma 3 has two rotations."""
+    keys = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for family in ("Llama", "Cohere"):
+        model = tiny_model(family, head_dim=8).model
+        pairs = keys.unflatten(-1, (2, 4)).transpose(-1, -2) if family == "Llama" else keys.unflatten(-1, (4, 2))
+        angles = -5 * model.config.rope_parameters["rope_theta"] ** (-torch.arange(4, dtype=torch.float64) / 4)
+        turned = torch.view_as_real(
+            torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)
+        )
+        expected = (turned.transpose(-1, -2) if family == "Llama" else turned).flatten(-2)
+        move = key_rotation(model)
+        means = "turns keys by the angles of rotary_emb"
+        assert move is not None, changed("apply_rotary_pos_emb", means)
+        found = move(keys, -5)
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6), changed("apply_rotary_pos_emb", means)
+    gemma = transformers.Gemma3TextConfig(**SIZES)
+    assert key_rotation(transformers.AutoModel.from_config(gemma)) is None
 
 
 def test_llama4_scales_queries_by_their_place():

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from fastdss.upstream.trl import OpenSFTTrainer
+from fastdss.upstream.trl import OpenSFTTrainer, Preparation
 from tests.support.tiny_models import SENTENCES, tiny_model, tiny_tokenizer
 
 from .canary import gone
@@ -16,9 +16,9 @@ OPTIONS = {"report_to": "none", "use_cpu": True, "max_steps": 1, "bf16": False, 
 
 
 class Seen(OpenSFTTrainer):
-    def prepared(self, dataset, processing_class, args, packing, formatting_func, name):
-        self.prepared_names = [*getattr(self, "prepared_names", []), name]
-        return super().prepared(dataset, processing_class, args, packing, formatting_func, name)
+    def prepared(self, dataset, how):
+        self.prepared_names = [*getattr(self, "prepared_names", []), how.name]
+        return super().prepared(dataset, how)
 
 
 def made(folder, family="Llama", **options):
@@ -37,7 +37,7 @@ def test_data_sets_pass_prepared(tmp_path):
     running = made(tmp_path)
     assert running.prepared_names == ["train", "eval"], gone("trl", "SFTTrainer._prepare_dataset", "gets each data set")
     parameters = list(inspect.signature(SFTTrainer._prepare_dataset).parameters)
-    expected = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
+    expected = ["self", "dataset", *Preparation._fields[:-1], "dataset_name"]
     assert parameters == expected, gone("trl", "SFTTrainer._prepare_dataset", f"takes {expected}")
 
 

@@ -1,4 +1,4 @@
-"""The trained model's card: what it is, from which data, judged by whom, with which settings, and what was measured."""
+"""The trained model's card: what the model is, its data and guard, its settings, and what was measured."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastdss.version import __version__
 
 from .settings import TrainSettings
 
-# The card says them elsewhere, or they change nothing.
+# Settings that the card's last table leaves out: they stand elsewhere on the card, or do not change the model.
 _LEFT_OUT = ("data", "model", "guard", "out", "resume", "cpu", "report_to")
 
 
-def card(found: Mapping[str, Any]) -> str:
-    """``README.md`` beside the weights, from what ``run`` found."""
-    settings, rows, scores = found["settings"], found["rows"], found["scores"]
+def card(outcome: Mapping[str, Any]) -> str:
+    """The text of the ``README.md`` beside the weights; ``outcome`` is what ``run`` returns."""
+    settings, rows, scores = outcome["settings"], outcome["rows"], outcome["scores"]
     adapter = settings["method"] == "lora"
     base = HUB_ID if settings["model"] == SMOLLM2 else settings["model"]
     head = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
     head += ["pipeline_tag: text-generation", "tags: [fastdss, star-dss]", "---", ""]
     kind = "An adapter (LoRA) for" if adapter else "A fine-tuned copy of"
-    commit = f" (commit {found['model_commit']})" if found["model_commit"] else ""
+    commit = f" (commit {outcome['model_commit']})" if outcome["model_commit"] else ""
     lead = [
         f"# {settings['model']}, fine-tuned with dynamic safety shaping",
         "",
@@ -40,14 +40,14 @@ def card(found: Mapping[str, Any]) -> str:
     ]
     data = [
         ("data", f"`{settings['data']}`"),
-        ("guard", f"`{settings['guard']}`" if found["judged_here"] else "the data came with its scores"),
+        ("guard", f"`{settings['guard']}`" if outcome["judged_here"] else "the data came with its scores"),
         *[(f"rows {name.replace('_', ' ')}", count) for name, count in rows.items() if name != "reasons"],
         *[(name.replace("_", " "), count) for name, count in scores.items() if name != "flags"],
     ]
     measured = [
-        (name.removeprefix("eval_"), f"{found['before'][name]:.4f} | {found['after'][name]:.4f}")
+        (name.removeprefix("eval_"), f"{outcome['before'][name]:.4f} | {outcome['after'][name]:.4f}")
         for name in ("eval_loss", "eval_ce", "eval_kl")
-        if name in found["before"] and name in found["after"]
+        if name in outcome["before"] and name in outcome["after"]
     ]
     text = [
         *head,
@@ -62,6 +62,6 @@ def card(found: Mapping[str, Any]) -> str:
         text += ["", "## Held-out rows", "", "| per label | before | after |", "|---|---|---|"]
         text += [f"| {name} | {values} |" for name, values in measured]
     text += ["", "What the model writes was not measured here: sample it, and judge what it says, before you use it."]
-    changed = {item.name: settings[item.name] for item in fields(TrainSettings) if item.name not in _LEFT_OUT}
-    text += ["", "## Settings", "", "```yaml", *(f"{name}: {value!r}" for name, value in changed.items()), "```", ""]
+    shown = {item.name: settings[item.name] for item in fields(TrainSettings) if item.name not in _LEFT_OUT}
+    text += ["", "## Settings", "", "```yaml", *(f"{name}: {value!r}" for name, value in shown.items()), "```", ""]
     return "\n".join(text)

@@ -1,4 +1,4 @@
-"""Where ``fastdss train`` starts: anew, or from the last checkpoint that is whole and of the same run."""
+"""Where ``fastdss train`` starts: at step 1, or at the last complete checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .settings import TrainSettings
 _log = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
 _ROWS = "rows_sha256"
-# Of no consequence for the steps already taken; a longer run changes the schedule of those to come.
+# Settings that a resumed run may change, since the steps already taken do not depend on them. (With more epochs the
+# learning rate's schedule changes, but only for the steps to come.)
 _MAY_CHANGE = {
     "out",
     "resume",
@@ -35,24 +36,25 @@ _MAY_CHANGE = {
 
 
 def starting_point(settings: TrainSettings, folder: Path) -> str | None:
-    """The checkpoint in ``folder`` to resume from; None for a run that starts anew.
+    """The checkpoint in ``folder`` to resume from; None for a run that starts at step 1.
 
-    Raises ``ValueError`` where steps would be lost or mixed with another run's: checkpoints that are not resumed (the
-    next ``--resume`` would take the last of either run), none to resume, or settings they were not made with.
+    Raises ``ValueError`` where steps would be lost or mixed with those of another run: there are checkpoints and
+    ``--resume`` is not given (a later ``--resume`` could not tell the two runs' checkpoints apart), there are none to
+    resume, or they were made with other settings.
     """
-    found = _numbered(folder)
+    checkpoints = _numbered(folder)
     if not settings.resume:
-        if found:
+        if checkpoints:
             raise UserError(
                 f"out: {folder} has checkpoints of an earlier run: --resume goes on from the last; to start anew, "
                 "move that folder away (scores and reference values beside it are used again)"
             )
         return None
-    whole = finished_checkpoints(folder)
-    if not whole:
+    finished = finished_checkpoints(folder)
+    if not finished:
         raise UserError(f"resume: {folder} has no finished checkpoint: leave out --resume, or check --out")
-    if whole[-1] != found[-1]:
-        _log.warning("%s was interrupted while it was written: going on from %s", found[-1], whole[-1].name)
+    if finished[-1] != checkpoints[-1]:
+        _log.warning("%s was interrupted while it was written: going on from %s", checkpoints[-1], finished[-1].name)
     if (folder / _SETTINGS).exists():
         earlier, now = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), asdict(settings)
         for name in sorted(earlier.keys() & now.keys() - _MAY_CHANGE):
@@ -60,12 +62,13 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
                 raise UserError(
                     f"resume: the checkpoints in {folder} were made with {name} = {earlier[name]!r}, got {now[name]!r}"
                 )
-    return str(whole[-1])
+    return str(finished[-1])
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were written whole, the last one last."""
-    return [path for path in _numbered(folder) if (path / "trainer_state.json").exists()]  # what is written last
+    """The checkpoints that were written completely, in order of their steps."""
+    # Trainer writes trainer_state.json last.
+    return [path for path in _numbered(folder) if (path / "trainer_state.json").exists()]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -74,25 +77,26 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def what_is_kept(out: Path) -> str:
-    """What an interrupted run left in ``out``, and how to go on."""
-    whole = finished_checkpoints(out / "checkpoints")
-    kept = [name for name in ("scores", "reference") if (out / name).is_dir()]
-    if whole:
-        step = whole[-1].name.removeprefix("checkpoint-")
-        return f"Step {step} is kept in {whole[-1]}: the same command with --resume goes on from there."
-    if kept:
-        return f"No step is saved yet; {' and '.join(kept)} in {out} are kept: the same command uses them, from step 1."
+    """A sentence for the user: what an interrupted run left in ``out``, and how to go on."""
+    finished = finished_checkpoints(out / "checkpoints")
+    parts = [name for name in ("scores", "reference") if (out / name).is_dir()]
+    if finished:
+        step = finished[-1].name.removeprefix("checkpoint-")
+        return f"Step {step} is kept in {finished[-1]}: the same command with --resume goes on from there."
+    if parts:
+        names = " and ".join(parts)
+        return f"No step is saved yet; {names} in {out} are kept: the same command uses them, from step 1."
     return f"Nothing is kept in {out} yet: the same command starts anew."
 
 
-def keep_settings(settings: TrainSettings, rows: str, folder: Path) -> None:
-    """Beside the checkpoints to come, for ``starting_point`` and ``check_rows``."""
+def keep_settings(settings: TrainSettings, rows_hash: str, folder: Path) -> None:
+    """Write the settings and the hash of the rows beside the checkpoints, where a resumed run compares them."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _SETTINGS, json.dumps(asdict(settings) | {_ROWS: rows}, indent=1).encode())
+    write_atomically(folder / _SETTINGS, json.dumps(asdict(settings) | {_ROWS: rows_hash}, indent=1).encode())
 
 
 def hash_rows(rows: Any) -> str:
-    """Of a prepared ``datasets.Dataset``: tokens, labels and weights of each row, in their order."""
+    """A hash of the tokens, labels and weights of a prepared ``datasets.Dataset``, row by row."""
     content = hashlib.sha256()
     for row in rows.with_format("torch", columns=["input_ids", "labels", "token_weights"]):
         for name in sorted(row):
@@ -100,11 +104,11 @@ def hash_rows(rows: Any) -> str:
     return content.hexdigest()
 
 
-def check_rows(rows: str, folder: Path, *, resumed: bool) -> None:
-    """``ValueError`` where a resumed run would train on rows of another hash: of another file, order or guard."""
+def check_rows(rows_hash: str, folder: Path, *, resumed: bool) -> None:
+    """Raise ``ValueError`` where a resumed run would train on other rows: of another file, order or guard."""
     if resumed and (folder / _SETTINGS).exists():
-        earlier = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")).get(_ROWS, rows)
-        if earlier != rows:
+        earlier = json.loads((folder / _SETTINGS).read_text(encoding="utf-8")).get(_ROWS, rows_hash)
+        if earlier != rows_hash:
             raise UserError(
                 f"resume: the checkpoints in {folder} were trained on other rows: the data, the scores or the model's "
                 "tokenizer changed since. Bring them back, or move that folder away to start anew"

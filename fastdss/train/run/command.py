@@ -1,4 +1,4 @@
-"""``fastdss train``: the flags, and the way from them to a run."""
+"""``fastdss train``: its flags, and how a run is started from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.voice import one_voice, tell_result
+from fastdss.console.output import print_result, quiet_libraries
 from fastdss.errors import UserError
 
 from .settings import CHOICES, TrainSettings, read_settings
@@ -49,33 +49,33 @@ def _run(args: argparse.Namespace) -> None:
         given["data"] = args.file
     settings = read_settings(given, args.config)
     try:
-        with one_voice(quiet=args.quiet):
-            found = run(settings, progress=not args.quiet)
+        with quiet_libraries(quiet=args.quiet):
+            outcome = run(settings, progress=not args.quiet)
     except KeyboardInterrupt:
         print(f"\n{what_is_kept(Path(settings.out))}", file=sys.stderr)
         raise
     except (UserError, OSError):
         raise
-    except Exception:  # hours of work may be lost with it, and a terminal forgets
-        kept = Path(settings.out) / "traceback.txt"
-        kept.write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"fastdss train: unexpected error; its traceback is kept in {kept}", file=sys.stderr)
+    except Exception:  # it may come after hours, when nobody watches the terminal: a file keeps the traceback
+        path = Path(settings.out) / "traceback.txt"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"fastdss train: unexpected error; its traceback is kept in {path}", file=sys.stderr)
         raise
-    if found:  # only one process of a job has something to tell
-        _tell(args, found, Path(settings.out))
+    if outcome:  # in a job of several processes only the first gets an outcome
+        _print_outcome(args, outcome, Path(settings.out))
 
 
-def _tell(args: argparse.Namespace, found: Mapping[str, Any], out: Path) -> None:
-    rows, before, after = found["rows"], found["before"], found["after"]
-    lost = rows["read"] - rows["trained"] - rows["held_out"]
+def _print_outcome(args: argparse.Namespace, outcome: Mapping[str, Any], out: Path) -> None:
+    rows, before, after = outcome["rows"], outcome["before"], outcome["after"]
+    unused = rows["read"] - rows["trained"] - rows["held_out"]
     lines: list[tuple[str, object]] = [
-        ("rows", f"{rows['read']} read, {rows['trained']} trained, {rows['held_out']} held out, {lost} not used"),
+        ("rows", f"{rows['read']} read, {rows['trained']} trained, {rows['held_out']} held out, {unused} not used"),
         (
             "judged",
-            f"{found['scores']['chunks']} chunks, {found['scores']['chunks_below_half']} of them below one half",
+            f"{outcome['scores']['chunks']} chunks, {outcome['scores']['chunks_below_half']} of them below one half",
         ),
     ]
     if after:
         lines.append(("held-out loss", f"{before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after"))
     paths = {"model": out / "model", "report": out / "report.html", "folder": out}
-    tell_result(args, dict(found) | paths, [*lines, *paths.items()])
+    print_result(args, dict(outcome) | paths, [*lines, *paths.items()])

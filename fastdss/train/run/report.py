@@ -1,4 +1,4 @@
-"""The page at the end of ``fastdss train``: what the guard saw, how training went, a few responses in colour."""
+"""The page that ``fastdss train`` writes: what the guard saw, how training went, and a few responses in colour."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from fastdss.pages.pieces import Series, coloured_text, curves, legend, page, table
 from fastdss.star.scored import ScoredResponse
 
-_SHOWN = 6
-_LONGEST = 2000  # characters of a response that the page shows
+_SHOWN = 6  # responses on the page, as many as are read at a glance: a choice
+_LONGEST = 2000  # characters of a response that the page shows: a choice, about two screens
 _NAMES = {
     "loss": "loss",
     "ce": "CE part",
@@ -20,14 +20,14 @@ _NAMES = {
 }
 
 
-def html(found: Mapping[str, Any], scored: Sequence[ScoredResponse]) -> str:
-    """One self-contained HTML document from what ``train_run.run`` found."""
-    settings, rows = found["settings"], found["rows"]
+def html(outcome: Mapping[str, Any], scored: Sequence[ScoredResponse]) -> str:
+    """One self-contained HTML document; ``outcome`` is what ``run`` returns."""
+    settings, rows = outcome["settings"], outcome["rows"]
     lead = f"{settings['model']} on {settings['data']}, judged by {settings['guard']}"
-    body = [f"<p><strong>{escape(found['stopped'])}</strong></p>"] if found["stopped"] else []
-    body += ["<h2>The data</h2>", _data(rows, found["scores"]), "<h2>Training</h2>", *_training(found["log"])]
-    if found["after"]:
-        body += ["<h2>Held-out rows</h2>", _evaluation(found["before"], found["after"])]
+    body = [f"<p><strong>{escape(outcome['stopped'])}</strong></p>"] if outcome["stopped"] else []
+    body += ["<h2>The data</h2>", _data(rows, outcome["scores"]), "<h2>Training</h2>", *_training(outcome["log"])]
+    if outcome["after"]:
+        body += ["<h2>Held-out rows</h2>", _evaluation(outcome["before"], outcome["after"])]
     body += ["<h2>Responses as the loss saw them</h2>", *_responses(scored)]
     body += ["<h2>Settings</h2>", table(["setting", "value"], [[k, escape(str(v))] for k, v in settings.items()])]
     return page("fastdss train", body, lead=lead)
@@ -60,7 +60,7 @@ def _evaluation(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 
 def _responses(scored: Sequence[ScoredResponse]) -> list[str]:
-    """Those with the lowest chunks first: what was held back, and where."""
+    """The responses with the lowest scores in colour: what the loss held back, and where."""
     lowest = sorted(scored, key=lambda response: response.scores.min().item())[:_SHOWN]
     shown = []
     for response in lowest:

@@ -1,4 +1,7 @@
-"""The run behind ``fastdss train``: score, prepare, reference, train, report; each finished piece is kept on disk."""
+"""The run behind ``fastdss train``: score the data, prepare rows, compute the reference, train, report.
+
+Scores, reference values and checkpoints are kept on disk as they are finished, so that an interrupted run can go on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from fastdss.models.causal_lm import logit_scale_and_softcap
 from fastdss.models.head_call import head_is_adapted, head_trains
 from fastdss.models.sources import find_source, read_config, read_model, read_tokenizer
 from fastdss.optional import require
-from fastdss.star.scored import ScoredResponse
+from fastdss.star.scored import ScoredConversation, ScoredResponse
 from fastdss.upstream.transformers import commit_of, trackers
 
 from ..collator import DSSCollator
@@ -28,15 +31,15 @@ from ..enable import bare_model
 from ..prepare import pack_dataset
 from .card import card
 from .checkpoints import check_rows, hash_rows, keep_settings, starting_point
-from .data import Fates, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
+from .data import RowCounts, check_template, holds_scores, score_rows, scored_before, scored_here, training_rows
 from .settings import OFTEN, TrainSettings
 
 _log = logging.getLogger(__name__)
-_KEPT = 3  # checkpoints; older ones make room
+_KEPT = 3  # checkpoints that stay on disk, since one of a large model takes gigabytes: a choice
 
 
 def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
-    """Everything from the data file to ``report.html``; returns what the report shows. ``progress`` shows bars."""
+    """Run everything, from the data file to ``report.html``; returns what the report shows (on other ranks nothing)."""
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
@@ -49,25 +52,20 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     checkpoint = starting_point(settings, Path(args.output_dir))
     tokenizer = load_tokenizer(settings)
     check_early(settings, args, tokenizer)
-    fates = Fates()
+    row_counts = RowCounts()
     check_template(settings, tokenizer)
     judged_before = holds_scores(settings)
     if judged_before:
-        _log.warning(
-            "the data holds scores (column star): nothing is scored, the guard %s is not asked", settings.guard
-        )
-        scored = list(scored_before(settings, fates))
+        _log.warning("the data comes with scores (column star), so the guard %s is not asked", settings.guard)
+        scored = list(scored_before(settings, row_counts))
     else:
-        with args.main_process_first(desc="scoring"):
-            if args.local_process_index == 0:
-                score_rows(settings, out / "scores", str(args.device), progress=progress)
-        scored = list(scored_here(out / "scores", fates))
+        scored = _scored_now(settings, args, out, row_counts, progress)
     commit = commit_of(find_source("model", settings.model).where, settings.revision or None)
     model = load_model(settings, tokenizer, args.bf16)
     limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
-    prepared = Dataset.from_list(training_rows(scored, tokenizer, int(limit), fates))
     responses = [response for conversation in scored for response in conversation.turns]
-    prepared, held_out = split_rows(settings, prepared)
+    aligned = training_rows(scored, tokenizer, int(limit), row_counts)
+    prepared, held_out = split_rows(settings, Dataset.from_list(aligned))
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
@@ -86,15 +84,12 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
         trainer.save_model(str(out / "model"))
     except NotFinite as error:
         stopped = error
-    found = {
+    rows = {"trained": len(prepared), "held_out": 0 if held_out is None else len(held_out)}
+    outcome = {
         "settings": asdict(settings),
         "judged_here": not judged_before,
         "model_commit": commit,  # None where the model is a folder
-        "rows": {
-            **fates.told(),
-            "trained": len(prepared),
-            "held_out": 0 if held_out is None else len(held_out),
-        },
+        "rows": row_counts.as_json() | rows,
         "scores": score_summary(responses),
         "before": before,
         "after": after,
@@ -102,34 +97,46 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
         "stopped": None if stopped is None else str(stopped),
     }
     if trainer.is_world_process_zero():
-        write_report(found, responses, out)
-        if stopped is None:
-            (out / "model" / "README.md").write_text(card(found), encoding="utf-8")
+        write_report(outcome, responses, out)
     if stopped is not None:
         raise stopped
-    return found if trainer.is_world_process_zero() else {}
+    return outcome if trainer.is_world_process_zero() else {}
+
+
+def _scored_now(
+    settings: TrainSettings, args: Any, out: Path, row_counts: RowCounts, progress: bool
+) -> list[ScoredConversation]:
+    """The data scored by the guard: by one process of each machine, and then read by all."""
+    with args.main_process_first(desc="scoring"):
+        if args.local_process_index == 0:
+            score_rows(settings, out / "scores", str(args.device), progress=progress)
+    return list(scored_here(out / "scores", row_counts))
 
 
 def split_rows(settings: TrainSettings, rows: Any) -> tuple[Any, Any]:
-    """Those to train on and those held out, None where none are."""
+    """The rows to train on and the rows held out (None where ``eval_share`` is 0 or there is one row only)."""
     if not settings.eval_share or len(rows) < 2:
         return rows, None
     split = rows.train_test_split(test_size=max(1, int(settings.eval_share * len(rows))), seed=settings.seed)
     return split["train"], split["test"]
 
 
-def write_report(found: dict[str, Any], scored: list[ScoredResponse], out: Path) -> None:
-    """``report.json``, where numbers that are not finite (JSON has none) are null, and ``report.html``."""
+def write_report(outcome: dict[str, Any], scored: list[ScoredResponse], out: Path) -> None:
+    """Write ``report.html`` and ``report.json``, where numbers that are not finite, which JSON lacks, become null; and
+    the card of the model, if one was saved."""
     from .report import html
 
-    text = json.dumps(json.loads(json.dumps(found), parse_constant=lambda _: None), indent=1)
+    if outcome["stopped"] is None:
+        (out / "model" / "README.md").write_text(card(outcome), encoding="utf-8")
+    text = json.dumps(json.loads(json.dumps(outcome), parse_constant=lambda _: None), indent=1)
     (out / "report.json").write_text(text, encoding="utf-8")
-    (out / "report.html").write_text(html(found, scored), encoding="utf-8")
+    (out / "report.html").write_text(html(outcome, scored), encoding="utf-8")
     _log.info("wrote %s", out / "report.html")
 
 
 def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
-    """``ValueError`` for what would else fail after the guard's hours: tracker, schedule, modules of the adapters."""
+    """Raise ``ValueError`` now for what would otherwise fail once the guard has worked for hours: a tracker that is not
+    installed, a schedule that needs options, adapters for modules that the model lacks."""
     from transformers import AutoModelForCausalLM, get_scheduler
 
     try:
@@ -148,7 +155,8 @@ def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
 
 
 def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
-    """What the guard thought of the data: chunks, how many below one half, responses that end safe but were not."""
+    """What the scores say of the data: how many chunks are below one half, and how many responses with such a chunk end
+    with a score above it, which a verdict on the whole response would have passed."""
     scores = [response.scores.tolist() for response in scored]
     below = [min(values) < 0.5 for values in scores]
     return {
@@ -164,7 +172,7 @@ def score_summary(scored: list[ScoredResponse]) -> dict[str, Any]:
 
 
 def load_tokenizer(settings: TrainSettings) -> Any:
-    """The policy's, with a chat template."""
+    """The policy's tokenizer; raises ``UserError`` where it has no chat template."""
     tokenizer = read_tokenizer(find_source("model", settings.model, settings.revision or None))
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {settings.model} has no chat template: use an instruction-tuned model")
@@ -172,7 +180,7 @@ def load_tokenizer(settings: TrainSettings) -> Any:
 
 
 def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
-    """The policy: adapters over a model in bf16 where the hardware has it, else fp32 weights."""
+    """The policy. With LoRA the frozen weights are bf16 where training computes in bf16; trained weights are fp32."""
     lora = settings.method == "lora"
     dtype = torch.bfloat16 if bf16 and lora else torch.float32
     source = find_source("model", settings.model, settings.revision or None)
@@ -180,18 +188,19 @@ def load_model(settings: TrainSettings, tokenizer: Any, bf16: bool) -> Any:
 
 
 def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
-    """The model with adapters where they are asked for; ``ValueError`` where tokenizer or adapters do not fit it."""
+    """The model, with adapters where ``method`` is ``lora``; raises ``ValueError`` where tokenizer or adapters do not
+    fit the model."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise UserError(f"model: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows")
+        raise UserError(f"model: expected an embedding for its tokenizer's {len(tokenizer)} tokens, got {rows} rows")
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
         targets = [target.strip() for target in settings.lora_targets.split(",")]
         modules = [f".{name}" for name, _ in model.named_modules() if name]
-        for target in targets:  # PEFT says nothing as long as one of several is found
+        for target in targets:  # PEFT raises an error only where it finds none of them
             if target != "all-linear" and not any(name.endswith(f".{target}") for name in modules):
-                raise UserError(f"lora_targets: the model has no module {target!r}")
+                raise UserError(f"lora_targets: expected names of the model's modules, got {target!r}")
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
@@ -245,12 +254,13 @@ def make_trainer(
     *,
     progress: bool = False,
 ) -> Any:
-    """A trainer without bars, with its reference: values computed once where they can be, else a live one."""
+    """The trainer with one progress bar in place of its own, and with a reference: columns computed once where that is
+    possible, else a model that is asked at every step."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from .stop import StoppingTrainer
+    from .stop import StepBar, StoppingTrainer
 
-    if settings.packing:  # first, as a packed row's reference is that of its documents, and columns can be large
+    if settings.packing:  # before the reference's columns, which would make the rows to pack many times larger
         train = pack_dataset(train, limit)
         held_out = None if held_out is None else pack_dataset(held_out, limit)
     reference: Any = None
@@ -270,22 +280,26 @@ def make_trainer(
         config=settings.dss,
         ref_model=reference,
     )
-    for theirs in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(theirs)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(StepBar(progress))
     return trainer
 
 
 def computed_before(settings: TrainSettings, model: Any) -> bool:
-    """Whether the reference's part is known before training: of the full KL the forward form, with a frozen head."""
+    """Whether columns of the data can hold all that the KL term needs of the reference.
+
+    They can for k1, k2 and k3, and for the forward KL if policy and reference share a frozen head without softcap.
+    """
     if settings.kl not in FULL_KL or not settings.kl_scale:
         return True
     bare = bare_model(model)
-    one_head = not head_trains(bare) and not head_is_adapted(bare) and logit_scale_and_softcap(bare)[1] is None
-    return settings.kl == KL.FORWARD and one_head and not settings.live_reference
+    shared_head = not head_trains(bare) and not head_is_adapted(bare) and logit_scale_and_softcap(bare)[1] is None
+    return settings.kl == KL.FORWARD and shared_head and not settings.live_reference
 
 
 def with_reference(settings: TrainSettings, args: Any, model: Any, rows: Any, progress: bool) -> Any:
-    """``rows`` with the columns of the model before training, made in the precision of training."""
+    """``rows`` with the reference's columns: those of the model before training, computed in training's precision."""
     from ..reference import add_reference_logprobs
 
     model.to(args.device)

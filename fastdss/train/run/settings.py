@@ -1,4 +1,4 @@
-"""What can be set about a run of ``fastdss train``, by flags or in a YAML file."""
+"""The settings of a run of ``fastdss train``, given by flags or in a YAML file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from typing import Any
 from fastdss.chat.boundaries import UNITS
 from fastdss.chat.conversation import WHICH_TURNS
 from fastdss.chat.formats import BY_NAME
+from fastdss.chat.record import Columns
+from fastdss.corpus.option_help import HELP
+from fastdss.corpus.rows import DataOptions
 from fastdss.errors import UserError
 from fastdss.loss.checks import BACKENDS
 from fastdss.loss.objective import KL
+from fastdss.star.options import ScoringOptions
 
 from ..config import DSSConfig
 
@@ -32,12 +36,12 @@ CHOICES = {
 _LEAST = {
     **dict.fromkeys(("every", "lora_rank", "batch_size", "accumulation", "max_length", "max_bytes"), 1),
     **dict.fromkeys(("kl_scale", "epochs", "learning_rate", "warmup_steps", "weight_decay", "seed", "max_tokens"), 0),
-    **dict.fromkeys(("save_steps", "save_minutes", "threads", "logging_steps"), 0),
+    **dict.fromkeys(("csft_beta", "save_steps", "save_minutes", "threads", "logging_steps"), 0),
 }
 
 
 OFTEN = 10  # steps between log lines, at most, where nothing is said
-_LARGEST_SEED = 2**32 - 1  # that numpy takes
+_LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
 def _set(default: Any, text: str) -> Any:
@@ -48,53 +52,56 @@ def _set(default: Any, text: str) -> Any:
 class TrainSettings:
     """One run: data, models, loss, optimisation. The names are the flags' and the YAML file's."""
 
-    data: str = _set("", "file (JSON, CSV, Parquet, Arrow), folder, URL or Hub id; with scores or without")
+    data: str = _set("", f"{HELP['data']}; with scores or without")
     model: str = _set("", "causal LM to fine-tune: smollm2, a folder, a GGUF file or a Hub id")
-    guard: str = _set("tiny", "guard model: a folder, a Hub id, or 'tiny' (contact details only)")
+    guard: str = _set("tiny", HELP["guard"])
     revision: str = _set("", "commit, tag or branch of the model on the Hub")
-    guard_revision: str = _set("", "commit, tag or branch of the guard on the Hub")
+    guard_revision: str = _set("", HELP["revision"])
     out: str = _set("fastdss_run", "folder for scores, checkpoints, the model and the report")
-    every: int = _set(5, "units per scored chunk")
-    unit: str = _set("word", "what a chunk counts")
-    max_tokens: int = _set(0, "score what fits of rows longer than the guard's context; 0: such rows have no scores")
-    format: str = _set("auto", "of the conversations, else found by the columns")
-    split: str = _set("", "of a folder, a file or a Hub id that holds several")
-    config_name: str = _set("", "part of a Hub id that has several")
-    turns: str = _set("all", "judge and train every trained turn of the assistant, or the last")
-    prompt_column: str = _set("prompt", "where the data has its prompt")
-    response_column: str = _set("response", "where the data has its response")
-    messages_column: str = _set("messages", "where the data has its messages")
-    id_column: str = _set("id", "where the data has its id")
-    number_rows: bool = _set(False, "take positions for ids, whatever the data has")
-    max_bytes: int = _set(8 << 20, "longest row of the data; longer ones fail")
-    kl: str = _set("k2", "form of the KL term")
-    kl_scale: float = _set(0.5, "lambda of the loss")
-    dft: bool = _set(False, "weigh each token of the cross-entropy term by its own probability (dynamic fine-tuning)")
-    live_reference: bool = _set(False, "ask the reference at every step for the forward KL, in place of its columns")
+    every: int = _set(ScoringOptions.every, HELP["every"])
+    unit: str = _set(ScoringOptions.unit, HELP["unit"])
+    max_tokens: int = _set(0, f"{HELP['max_tokens']}; 0: no limit but that context")
+    format: str = _set(DataOptions.format, HELP["format"])
+    split: str = _set("", HELP["split"])
+    config_name: str = _set("", HELP["config"])
+    turns: str = _set(DataOptions.turns, HELP["turns"])
+    prompt_column: str = _set(Columns.prompt, HELP["prompt_column"])
+    response_column: str = _set(Columns.response, HELP["response_column"])
+    messages_column: str = _set(Columns.messages, HELP["messages_column"])
+    id_column: str = _set(Columns.id, HELP["id_column"])
+    number_rows: bool = _set(False, HELP["number_rows"])
+    max_bytes: int = _set(DataOptions.max_bytes, HELP["max_bytes"])
+    kl: str = _set(str(DSSConfig.kl), "form of the KL term")
+    kl_scale: float = _set(DSSConfig.kl_scale, "factor of the KL term, lambda in the paper")
+    dft: bool = _set(DSSConfig.dft, "dynamic fine-tuning: weigh each token of the cross-entropy by its probability")
+    csft_beta: float = _set(
+        0.0, "constrained fine-tuning: bound the pull at labels that the reference finds less likely; 0: no"
+    )
+    live_reference: bool = _set(False, "for the forward KL, run the reference at every step instead of once before")
     grad_tol: float = _set(0.0, "share of the logits' gradient that the head's GEMMs may leave out; 0: exact")
-    backend: str = _set("auto", "what computes the loss")
-    chunk_bytes: int = _set(0, "bound of the slab of logits; 0: the device's")
-    method: str = _set("lora", "what is trained")
+    backend: str = _set(DSSConfig.backend, "which implementation computes the loss")
+    chunk_bytes: int = _set(0, "most bytes of logits that exist at one time; 0: by the device")
+    method: str = _set("lora", "what is trained: adapters, or the full model")
     lora_rank: int = _set(16, "rank of the adapters")
     lora_targets: str = _set("all-linear", "modules with adapters, separated by commas")
     epochs: float = _set(3.0, "passes over the data")
-    max_steps: int = _set(-1, "stop after so many optimiser steps instead")
+    max_steps: int = _set(-1, "optimiser steps after which to stop, in place of epochs; -1: by epochs")
     batch_size: int = _set(8, "rows per device and micro-batch")
     accumulation: int = _set(1, "micro-batches per optimiser step")
     learning_rate: float = _set(2e-4, "peak of the schedule")
     scheduler: str = _set("cosine", "learning rate schedule of transformers")
-    warmup_steps: float = _set(0.03, "share of the steps, or their number, until the peak")
-    weight_decay: float = _set(0.0, "of AdamW")
-    max_length: int = _set(2048, "tokens per row; longer ones are cut")
-    packing: bool = _set(False, "join short rows, without padding")
-    checkpointing: bool = _set(False, "recompute activations to save memory")
-    precision: str = _set("auto", "of the GEMMs")
+    warmup_steps: float = _set(0.03, "steps until the peak: a number, or below 1 a share of all steps")
+    weight_decay: float = _set(0.0, "weight decay of AdamW")
+    max_length: int = _set(2048, "tokens per row; longer rows are cut")
+    packing: bool = _set(False, "join short rows to long ones, without padding")
+    checkpointing: bool = _set(False, "recompute activations in the backward pass, to save memory")
+    precision: str = _set("auto", "precision of matrix products")
     eval_share: float = _set(0.1, "share of rows held out")
     save_steps: int = _set(0, "steps between checkpoints; 0: once an epoch")
-    save_minutes: float = _set(10.0, "minutes after which a checkpoint is due in any case; 0: by steps or epochs alone")
+    save_minutes: float = _set(10.0, "most minutes between checkpoints; 0: by steps or epochs alone")
     logging_steps: int = _set(0, "steps between log lines and points of the chart; 0: 10, fewer in a short run")
     report_to: str = _set("none", "tracker of transformers: none, wandb, tensorboard, …")
-    seed: int = _set(0, "of the split, the adapters and the order")
+    seed: int = _set(0, "seed of the held-out rows, the adapters and the order of rows")
     resume: bool = _set(False, "go on from the last finished checkpoint in the folder, with the same settings")
     cpu: bool = _set(False, "do not use a GPU")
     threads: int = _set(0, "CPU threads; 0: PyTorch's choice")
@@ -110,7 +117,7 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"{name}: expected a number of at least {least}, got {value}")
-        _ = self.dss  # the loss has its own check of its options
+        _ = self.dss  # making a DSSConfig checks the loss's options
         if not self.epochs and self.max_steps == -1:
             raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")
         if self.max_steps != -1 and self.max_steps < 1:  # 0 would train for all epochs
@@ -122,7 +129,7 @@ class TrainSettings:
 
     @property
     def dss(self) -> DSSConfig:
-        """The shaped loss's options; 0 is how a flag says that there is no bound."""
+        """The shaped loss's options. A flag cannot say None, so 0 stands for it."""
         return DSSConfig(
             kl=self.kl,  # type: ignore[arg-type]  # one of CHOICES
             kl_scale=self.kl_scale,
@@ -130,13 +137,15 @@ class TrainSettings:
             chunk_bytes=self.chunk_bytes or None,
             grad_tol=self.grad_tol or None,
             dft=self.dft,
+            csft_beta=self.csft_beta or None,
         )
 
 
 def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainSettings:
-    """Settings from flags (``given``; None where a flag is absent) over those of a YAML file over the defaults.
+    """The settings of a run: a flag (``given``; None where it is absent) wins over the YAML file ``config``, and that
+    over the default.
 
-    Raises ``ValueError`` for names that do not exist and values of the wrong type, naming them.
+    Raises ``ValueError`` for unknown names and values of the wrong type.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -158,7 +167,7 @@ def read_settings(given: Mapping[str, Any], config: str | None = None) -> TrainS
             raise UserError(f"{config}: expected a mapping of settings, got {type(values).__name__}")
         names = [key.value for key, _ in named.value] if values else []
         for name in names:
-            if names.count(name) > 1:  # of two lines, YAML would take the last and say nothing
+            if names.count(name) > 1:  # PyYAML would silently take the last
                 raise UserError(f"{config}: {name!r} is set {names.count(name)} times")
     values |= {name: value for name, value in given.items() if value is not None}
     known = {f.name: type(f.default) for f in fields(TrainSettings)}

@@ -1,4 +1,4 @@
-"""When ``fastdss train`` saves and stops: by the clock, at Ctrl-C, where a loss or a weight is no number any more."""
+"""When ``fastdss train`` saves and stops: by the clock, at Ctrl-C, and where a loss or a weight is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback
 
-from fastdss.console.voice import progress_bar
+from fastdss.console.output import progress_bar
 from fastdss.errors import UserError
 
 from ..trainer import DSSTrainer
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Keeper(TrainerCallback):
-    """Saves every ``minutes`` too (0: never), and at Ctrl-C after the step that runs, and stops there.
+    """Saves a checkpoint every ``minutes`` (0: never); at Ctrl-C it lets the present step finish, saves, and stops.
 
-    A second Ctrl-C stops at once. In a job of several processes a signal reaches each at another step, so there Ctrl-C
-    stops at once too, and the first process's clock is everybody's.
+    A second Ctrl-C stops at once. In a job of several processes a signal reaches each of them at another step, so there
+    the first Ctrl-C stops at once, and all processes go by the clock of the first.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -36,7 +36,7 @@ class Keeper(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, Ctrl-C asks this to stop; raises ``KeyboardInterrupt`` at its end if it did."""
+        """Within the context Ctrl-C only marks that training shall stop; ``KeyboardInterrupt`` is raised at its end."""
         if dist.is_initialized() or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -66,14 +66,14 @@ class Keeper(TrainerCallback):
     def _due(self) -> bool:
         due = time.monotonic() - self.last >= 60 * self.minutes
         if dist.is_initialized():
-            told = [due]
-            dist.broadcast_object_list(told, src=0)
-            due = told[0]
+            from_first = [due]
+            dist.broadcast_object_list(from_first, src=0)
+            due = from_first[0]
         return due
 
 
 class StepBar(TrainerCallback):
-    """One bar over all steps, with the last logged loss."""
+    """A progress bar over all steps, with the last logged loss."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
@@ -111,7 +111,7 @@ class NotFinite(UserError, RuntimeError):
 
 
 class StoppingTrainer(DSSTrainer):
-    """``DSSTrainer`` that raises ``NotFinite`` for a NaN or infinite loss, and before such weights would be saved."""
+    """A ``DSSTrainer`` that raises ``NotFinite`` for a NaN or infinite loss, and instead of saving such weights."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -48,11 +48,12 @@ def test_every_kind_of_reference(files, tmp_path, method, kl):
     assert (tmp_path / "reference").exists() == (kl in ("k3", "forward"))
 
 
-def test_grad_tol_reaches_the_loss(files, tmp_path):
-    run(settings(files, tmp_path / "exact", method="full", max_steps=1, warmup_steps=0.0))
-    run(settings(files, tmp_path / "filtered", method="full", max_steps=1, warmup_steps=0.0, grad_tol=0.5))
-    exact, filtered = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("exact", "filtered"))
-    assert any(not torch.equal(exact[name], filtered[name]) for name in exact)
+@pytest.mark.parametrize("option", [{"grad_tol": 0.5}, {"csft_beta": 2.0, "kl_scale": 0.0}], ids=str)
+def test_options_reach_the_loss(files, tmp_path, option):
+    run(settings(files, tmp_path / "plain", method="full", max_steps=1, warmup_steps=0.0))
+    run(settings(files, tmp_path / "other", method="full", max_steps=1, warmup_steps=0.0, **option))
+    plain, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "other"))
+    assert any(not torch.equal(plain[name], other[name]) for name in plain)
 
 
 def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):

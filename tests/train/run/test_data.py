@@ -11,7 +11,7 @@ from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
 from fastdss.star.scores import StarScores
 from fastdss.train.run import run as train_run
-from fastdss.train.run.data import Fates, score_rows, scored_here
+from fastdss.train.run.data import RowCounts, score_rows, scored_here
 from fastdss.train.run.run import load_model, run
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.train_runs import settings
@@ -34,9 +34,8 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
     def scores():
         judged.clear()
         score_rows(options, store, "cpu")
-        return [row for chat in scored_here(store, Fates()) for row in StarScores(chat.turns).to_training_rows()], len(
-            judged
-        )
+        chats = scored_here(store, RowCounts())
+        return [row for chat in chats for row in StarScores(chat.turns).to_training_rows()], len(judged)
 
     whole, runs = scores()
     assert runs == 1
@@ -115,7 +114,7 @@ def test_a_tokenizer_larger_than_the_model(files, tmp_path):
     """Escaped as an IndexError of torch once the first such token came."""
     tiny_model(vocab_size=100).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model: its tokenizer has 320 tokens, its embedding 100 rows"):
+    with pytest.raises(ValueError, match="model: expected an embedding for its tokenizer's 320 tokens, got 100 rows"):
         load_model(settings(files, tmp_path / "out", model=str(tmp_path)), tiny_tokenizer(), bf16=False)
 
 
@@ -123,9 +122,9 @@ def test_rows_without_scores_are_left_out(files, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text((files / "data.jsonl").read_text() + '{"prompt": "a", "response": 5}\n')
     score_rows(settings(files, tmp_path, data=str(data)), tmp_path / "scores", "cpu")
-    fates = Fates()
-    assert len(list(scored_here(tmp_path / "scores", fates))) == 8
-    assert fates.told() == {
+    counts = RowCounts()
+    assert len(list(scored_here(tmp_path / "scores", counts))) == 8
+    assert counts.as_json() == {
         "read": 9,
         "without scores": 1,
         "reasons": {"line 9: response: expected text, got int": 1},

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from fastdss import DSSConfig
 from fastdss.cli import make_parser
+from fastdss.errors import UserError
 from fastdss.train.run import run as train_run
 from fastdss.train.run.run import load_model, run
 from fastdss.train.run.settings import TrainSettings, read_settings
@@ -36,6 +38,9 @@ pytest.importorskip("peft", reason="needs the [train] extra")
         ({"data": "x", "model": "m", "kl_scale": math.nan}, "kl_scale: expected a number of at least 0, got nan"),
         ({"data": "x", "model": "m", "epochs": 0}, "epochs: 0 of them train nothing; expected more, or max_steps"),
         ({"data": "x", "model": "m", "grad_tol": 1}, r"grad_tol: expected None or a number in \(0, 1\), got 1"),
+        ({"data": "x", "model": "m", "csft_beta": -1}, "csft_beta: expected a number of at least 0, got -1"),
+        ({"data": "x", "model": "m", "csft_beta": 1, "dft": True}, "csft_beta makes another first term"),
+        ({"data": "x", "model": "m", "csft_beta": 1, "kl": "reverse"}, "csft_beta .* k1, k2, k3, got 'reverse'"),
         ({"data": "x", "model": "m", "epochs": "inf"}, "epochs: expected a number of at least 0, got inf"),
         ({"data": "x", "model": "m", "learning_rate": -1e-4}, "learning_rate: expected a number of at least 0, got -0"),
         ({"data": "x", "model": "m", "batch_size": 0}, "batch_size: expected a number of at least 1, got 0"),
@@ -43,8 +48,17 @@ pytest.importorskip("peft", reason="needs the [train] extra")
     ],
 )
 def test_settings_that_make_no_sense(given, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read_settings(given)
+
+
+def test_the_losses_options_by_flags(monkeypatch):
+    parser, found = make_parser(), []
+    monkeypatch.setattr(train_run, "run", lambda settings, **_: found.append(settings.dss))
+    for flags in ([], ["--csft-beta", "0.1", "--kl", "k3"], ["--dft", "--grad-tol", "0.01"]):
+        args = parser.parse_args(["train", "some.jsonl", "--model", "m", *flags])
+        args.run(args)
+    assert found == [DSSConfig(), DSSConfig("k3", csft_beta=0.1), DSSConfig(dft=True, grad_tol=0.01)]
 
 
 def test_the_data_without_a_flag(files, monkeypatch):
@@ -88,9 +102,9 @@ def test_a_file_that_sets_nothing(tmp_path, text):
         ({"report_to": "nope"}, "report_to: nope is not supported"),
         ({"scheduler": "warmup_stable_decay"}, "scheduler: .* options that cannot be set here: .*num_decay_steps"),
         ({"scheduler": "cosine_with_min_lr"}, "scheduler: .* options that cannot be set here: .*min_lr"),
-        ({"lora_targets": "nope"}, "lora_targets: the model has no module 'nope'"),
-        ({"lora_targets": "q_proj,nope"}, "lora_targets: the model has no module 'nope'"),  # was left out in silence
-        ({"lora_targets": "proj"}, "lora_targets: the model has no module 'proj'"),
+        ({"lora_targets": "nope"}, "lora_targets: expected names of the model's modules, got 'nope'"),
+        ({"lora_targets": "q_proj,nope"}, "lora_targets: .*, got 'nope'"),  # was left out in silence
+        ({"lora_targets": "proj"}, "lora_targets: expected names of the model's modules, got 'proj'"),
     ],
 )
 def test_settings_that_fit_nothing_are_refused_before_anything_is_scored(
