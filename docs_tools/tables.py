@@ -26,18 +26,20 @@ def speed() -> str:
     )
     released, trl, fast = (_step(train, name) for name in ("released", "trl", "fastdss"))
     lines.append(
-        f"| a training step, k2: time of fused SFT's, memory | {released} (as released) | {trl} (TRL's fused head) | "
+        f"| a training step, k2: time over that of fused SFT; memory | "
+        f"{released} (as released) | {trl} (TRL's fused head) | "
         f"**{fast}** | 2 CPU threads |"
     )
     prose = [row for row in text if row["text"] and row["loss"] == "k2" and row["dtype"] == "bfloat16"]
     compiled, fast = rows.one(prose, method="torch.compile"), rows.one(prose, method="fastdss")
     lines.append(
-        f"| the loss, k2, bf16, prose: time over the products', error | - | **{compiled['cpu_ratio_to_floor']:.2f}**, "
+        "| the loss, k2, bf16, on prose: time over that of its matrix products; error of the gradient | - | "
+        f"**{compiled['cpu_ratio_to_floor']:.2f}**, "
         f"{compiled['error']:.3f} (`torch.compile`) | {fast['cpu_ratio_to_floor']:.2f}, **{fast['error']:.3f}** | 1 "
         "CPU thread |"
     )
     for kl, name in (
-        ("k2", "the loss, k2, bf16: time over the products', memory"),
+        ("k2", "the loss, k2, bf16: time over that of its matrix products; memory"),
         ("reverse", "the same, reverse KL"),
     ):
         eager, compiled, fast = (rows.one(cuda, loss=kl, method=way) for way in ("eager", "torch.compile", "fastdss"))
