@@ -1,4 +1,5 @@
-"""A real model whose trunk does not know its verdict: SmolLM2 asked zero-shot ends in exact scores at their price."""
+"""A real model whose trunk does not know its verdict, SmolLM2 asked zero-shot: from hidden states alone nothing can be
+promised, and all scores are exact at their price. Its shortcuts do know a little, and then the promise holds."""
 
 import random
 import time
@@ -10,6 +11,7 @@ from fastdss import Promise
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.scorer import StarScorer
 from fastdss.corpus.store import read_scores
+from fastdss.star.gates import SHORTCUT, Reading
 from tests.star.test_smollm2 import guard  # noqa: F401  (a fixture)
 from training.held_out import benign, poisoned
 
@@ -27,7 +29,7 @@ def rows_of(count, words):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_zero_shot_ends_in_exact_scores_at_no_more_than_a_tenth_above_their_price(tmp_path, guard, monkeypatch):  # noqa: F811
+def test_zero_shot_costs_no_more_than_a_tenth_above_exact_scores(tmp_path, guard, monkeypatch):  # noqa: F811
     tokens, run = [], fastdss.prefix.engine.Runner.run
 
     def counted(self, segments, store, read=None):
@@ -35,18 +37,24 @@ def test_zero_shot_ends_in_exact_scores_at_no_more_than_a_tenth_above_their_pric
         return run(self, segments, store, read)
 
     monkeypatch.setattr(fastdss.prefix.engine.Runner, "run", counted)
-    rows, scorer, spent = rows_of(60, 10), StarScorer(guard, gemm="default"), {}
+    rows, scorer = rows_of(60, 10), StarScorer(guard, gemm="default")
+    spent, told, scores = {}, {}, {}
     assert len(scorer.guards) == 1  # loaded, so that the check of a new guard is no part of the price
-    for way, promise in (("exact", None), ("approx", PROMISE)):
+    for way, promise, shortcut in (("exact", None, 0), ("trunk", PROMISE, 0), ("shortcuts", PROMISE, SHORTCUT)):
+        monkeypatch.setattr(Reading, "shortcut", shortcut)
         begun, before = time.process_time(), sum(tokens)
-        manifest = score_dataset(rows, tmp_path / way, scorer, approx=promise)
+        told[way] = score_dataset(rows, tmp_path / way, scorer, approx=promise).get("approx")
         spent[way] = time.process_time() - begun, sum(tokens) - before
-    told = manifest["approx"]
-    assert told["words"].startswith("All scores are exact: nothing is approximated")
-    assert told["certificate"]["fit"] < 0.9
-    exact, near = ([turn.scores for row in read_scores(tmp_path / way) for turn in row.turns] for way in spent)
-    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(exact, near, strict=True))
-    seconds, price = (after / before for before, after in zip(spent["exact"], spent["approx"], strict=True))
-    print(f"tokens x {price:.3f}, processor time x {seconds:.3f}; R^2 {told['certificate']['fit']:.2f}")
-    assert price <= 1.1
-    assert seconds <= 1.1
+        scores[way] = [turn.scores for row in read_scores(tmp_path / way) for turn in row.turns]
+    assert told["trunk"]["words"].startswith("All scores are exact: nothing is approximated")
+    assert told["trunk"]["certificate"]["fit"] < 0.9
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(scores["exact"], scores["trunk"], strict=True))
+    pairs = zip(scores["exact"], scores["shortcuts"], strict=True)
+    off = sum(a != pytest.approx(b, abs=PROMISE.tolerance) for a, b in pairs)
+    print(told["shortcuts"]["words"], off, "rows are off")
+    assert off <= PROMISE.at_most * len(rows)
+    for way in ("trunk", "shortcuts"):
+        seconds, price = (after / before for before, after in zip(spent["exact"], spent[way], strict=True))
+        print(f"{way}: tokens x {price:.3f}, time x {seconds:.3f}; R^2 {told[way]['certificate']['fit']:.2f}")
+        assert price <= 1.1
+        assert seconds <= 1.1
