@@ -116,7 +116,7 @@ class RowTerms(NamedTuple):
     row: Tensor  # v
     label: Tensor  # dZ_y
     const: Tensor | None  # C
-    told: Tensor | None  # [2, n] entropy, and 1 where the label is the likeliest word
+    token_stats: Tensor | None  # [2, n] entropy, and 1 where the label is the likeliest word
 
 
 def launch_row_terms_fwd(
@@ -149,6 +149,6 @@ def launch_row_terms_fwd(
                 BLOCK_ROWS=BLOCK_ROWS, num_warps=4,
             )  # fmt: skip
     ce, kl, weighted_ce, weighted_kl, row, label, const = made[:7].unbind()
-    told = None if entropy is None else made[7:]
+    token_stats = None if entropy is None else made[7:]
     weighted_kl, const = None if kl_weight is None else weighted_kl, const if label_smoothing else None
-    return RowTerms(ce, kl, weighted_ce, weighted_kl, row, label, const, told)
+    return RowTerms(ce, kl, weighted_ce, weighted_kl, row, label, const, token_stats)

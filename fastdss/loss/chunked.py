@@ -20,7 +20,7 @@ from .objective import Objective, RowInputs, RowStats, finish_rows, torch_row_pa
 from .row_gradient import Gradient, RowGradient
 from .row_terms import row_terms
 from .rows import Slab, chunk_rows, gather, plan_rows, row_inputs, without_weight
-from .softmax import told_of
+from .softmax import token_stats_of
 from .vocab_shard import VocabShard
 
 
@@ -61,7 +61,9 @@ class _Run:
         self.token_ce, self.token_kl = (
             call.hidden.new_zeros(call.labels.shape, dtype=self.accumulate) for _ in range(2)
         )
-        self.told = call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
+        self.token_stats = (
+            call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
+        )
         self.head = call.lm_head.to(call.compute_dtype)
         self.vectors = row_inputs(call, self.plan)  # once, then slices
 
@@ -81,7 +83,7 @@ class _Run:
             labels = self.shard.columns_of(inputs.labels)
             e, mean_logit = made.make(x, labels, part)
             terms = row_terms(part, mean_logit, inputs, self.objective, self.shard, dead, self.call.backend)
-            self._put(rows, terms.ce, terms.kl, terms.told)
+            self._put(rows, terms.ce, terms.kl, terms.token_stats)
             if self.grad:
                 self._add(ExpGradient(e, terms.factors, labels.column, self.call.backend), x, rows, span.start == 0)
 
@@ -99,13 +101,16 @@ class _Run:
             if with_ref:
                 assert call.ref_lm_head is not None
                 project(self._ref_rows(rows, span, with_ref, inputs), call.ref_lm_head, out=ref)
-            told = None if self.told is None else ref.new_empty((2, x.shape[0]))
+            token_stats = None if self.token_stats is None else ref.new_empty((2, x.shape[0]))
             gradient, ce, kl = _pass_rows(
-                call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad, told
+                call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad, token_stats
             )
             if dead is not None:
-                ce, told = ce.masked_fill(dead, 0), None if told is None else told.masked_fill(dead, 0)
-            self._put(rows, ce, kl, told)
+                ce, token_stats = (
+                    ce.masked_fill(dead, 0),
+                    None if token_stats is None else token_stats.masked_fill(dead, 0),
+                )
+            self._put(rows, ce, kl, token_stats)
             if self.grad:
                 self._add(gradient, x, rows, span.start == 0)
 
@@ -116,11 +121,11 @@ class _Run:
         ref_rows = rows[:with_ref] if isinstance(rows, Tensor) else slice(span.start, span.start + with_ref)
         return gather(self.call.ref_hidden, ref_rows, unused, self.call.ref_hidden.dtype)
 
-    def _put(self, rows: Tensor | slice, ce: Tensor, kl: Tensor, told: Tensor | None) -> None:
+    def _put(self, rows: Tensor | slice, ce: Tensor, kl: Tensor, token_stats: Tensor | None) -> None:
         self.token_ce[rows] = ce
         self.token_kl[rows] = kl
-        if self.told is not None and told is not None:
-            self.told[:, rows] = told
+        if self.token_stats is not None and token_stats is not None:
+            self.token_stats[:, rows] = token_stats
 
     def _add(self, gradient: Gradient, x: Tensor, rows: Tensor | slice, first: bool) -> None:
         d_x = None if self.d_hidden is None else _rows_to_fill(self.d_hidden, rows)
@@ -140,7 +145,7 @@ class _Run:
         if self.d_hidden is not None and self.call.ref_slope is not None:
             assert self.call.kl_weight is not None
             self.d_hidden.addcmul_(self.call.ref_slope.to(self.accumulate), self.call.kl_weight.unsqueeze(1))
-        return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias, self.told)
+        return LossResult(self.token_ce, self.token_kl, self.d_hidden, self.d_head, self.d_bias, self.token_stats)
 
 
 def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
@@ -161,11 +166,11 @@ def _pass_rows(
     ref: Tensor,
     inputs: RowInputs,
     grad: bool,
-    told: Tensor | None,
+    token_stats: Tensor | None,
 ) -> tuple[RowGradient, Tensor, Tensor]:
     """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``.
 
-    told: [2, c] as LossResult.token_stats, to be filled.
+    token_stats: [2, c] as LossResult.token_stats, to be filled.
     """
     logits, with_ref = slab.logits(count), ref.shape[0]
     dtype = _gradient_dtype(call, logits.dtype)
@@ -174,10 +179,10 @@ def _pass_rows(
     for part, ref_logits in ((slice(0, with_ref), ref), (slice(with_ref, count), None)):
         if part.start == part.stop:
             continue
-        rows, told_here = inputs.at(part), None if told is None else told[:, part]
+        rows, stats_here = inputs.at(part), None if token_stats is None else token_stats[:, part]
         if call.backend == "triton":
             assert out is not None
-            given = logits[part], ref_logits, out[part], rows, grad, told_here
+            given = logits[part], ref_logits, out[part], rows, grad, stats_here
             parts.append(triton_row_pass(call, objective, shard, *given))
         else:
             terms = torch_row_pass(
@@ -191,7 +196,7 @@ def _pass_rows(
                 vocab_size=shard.size,
                 combine=shard.combiner(objective),
                 grad=grad,
-                token_stats=told_here,
+                token_stats=stats_here,
             )
             parts.append((*terms, terms[0]))  # the third is of use only where a kernel rounds
     ce, kl, lost = parts[0] if len(parts) == 1 else (torch.cat(pair) for pair in zip(*parts, strict=True))
@@ -214,7 +219,7 @@ def triton_row_pass(
     out: Tensor,
     rows: RowInputs,
     grad: bool,
-    told: Tensor | None,
+    token_stats: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(token_ce, token_kl, lost)`` by the kernels: one, or two with the ranks' statistics combined in between."""
     from fastdss.kernels import row_pass as kernels
@@ -230,12 +235,14 @@ def triton_row_pass(
     if combine is None:
         smooth = {"label_smoothing": o.label_smoothing, "z_loss": o.z_loss}
         given = logits, ref_logits, out, rows.labels, rows.ce_weight, rows.kl_weight, rows.ref_logprobs
-        ce, kl, lost = kernels.launch_row_pass_fwd(*given, dft=o.dft, grad=grad, token_stats=told, **smooth, **common)
+        ce, kl, lost = kernels.launch_row_pass_fwd(
+            *given, dft=o.dft, grad=grad, token_stats=token_stats, **smooth, **common
+        )
         return ce, kl, lost
     with_mean = bool(o.label_smoothing)
     lse, label_logit, logit_sum, ref_lse, mean_diff, *more = kernels.launch_row_stats_fwd(
         logits, ref_logits, rows.labels, vocab_start=shard.start, with_mean=with_mean,
-        token_stats=told is not None, **common,
+        token_stats=token_stats is not None, **common,
     )  # fmt: skip
     has_ref = ref_logits is not None
     local = RowStats(
@@ -247,8 +254,8 @@ def triton_row_pass(
         *more,
     )
     stats = combine(local)
-    if told is not None:
-        told.copy_(told_of(stats.entropy, stats.label_logit, stats.rival))
+    if token_stats is not None:
+        token_stats.copy_(token_stats_of(stats.entropy, stats.label_logit, stats.rival))
     ce, kl, coefficients = finish_rows(stats, rows, o, shard.size)
     if not grad:
         return ce, kl, torch.zeros_like(ce)

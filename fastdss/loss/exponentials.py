@@ -51,7 +51,7 @@ from .objective import (
     smoothing_term,
     transform,
 )
-from .softmax import entropy_scratch, softmax_, told_of
+from .softmax import entropy_scratch, softmax_, token_stats_of
 from .vocab_shard import Columns, OtherWords, VocabShard
 
 _LABELS = 512  # rows or columns of E read at a time where its products have wide results
@@ -75,8 +75,10 @@ class LocalSums(NamedTuple):
 
     @staticmethod
     def empty(like: Tensor, rows: int, dtype: torch.dtype, objective: Objective, token_stats: bool) -> LocalSums:
-        label_logit, others, total, slope, *told = like.new_empty((6 if token_stats else 4, rows), dtype=dtype).unbind()
-        entropy, rival = told or (None, None)
+        label_logit, others, total, slope, *asked = like.new_empty(
+            (6 if token_stats else 4, rows), dtype=dtype
+        ).unbind()
+        entropy, rival = asked or (None, None)
         return LocalSums(label_logit, others, total, None if objective.softcap is None else slope, entropy, rival)
 
     def at(self, span: slice) -> LocalSums:
@@ -92,7 +94,7 @@ class ExpStats(NamedTuple):
     lse: Tensor | None  # where the z-loss or smoothing need it
     mean_logit: Tensor | None
     cap_slope: Tensor | None
-    told: Tensor | None  # [2, n] as LossResult.token_stats
+    token_stats: Tensor | None  # [2, n] as LossResult.token_stats
 
 
 def torch_exponentials(
@@ -165,10 +167,10 @@ def combined(
     lse = None
     if o.z_loss or o.label_smoothing:  # o + log of whatever is larger: either may be -inf
         lse = torch.where(distance > 0, others + F.softplus(-distance, threshold=40.0), label_logit + nll)
-    told = None
+    token_stats = None
     if words.entropy is not None:
-        told = told_of(_entropy(distance, nll, miss, words.entropy), label_logit, words.rival)
-    return ExpStats(nll, miss, unit, lse, mean_logit, sums.cap_slope, told)
+        token_stats = token_stats_of(_entropy(distance, nll, miss, words.entropy), label_logit, words.rival)
+    return ExpStats(nll, miss, unit, lse, mean_logit, sums.cap_slope, token_stats)
 
 
 def _entropy(distance: Tensor, nll: Tensor, miss: Tensor, others: Tensor) -> Tensor:

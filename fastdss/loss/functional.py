@@ -12,7 +12,7 @@ from .checks import check_constrained, check_kl_scale, check_reference
 from .host_rows import live_rows
 from .inputs import Batch, HeadReference, LabelReference, LiveRows, RunOptions
 from .objective import KL, LABEL_KL, KLName, Objective
-from .reduce import evaluate_reduced, token_losses, told_of_tokens
+from .reduce import entropy_and_correct, evaluate_reduced, token_losses
 from .reference import logprobs_of_reference
 from .tangent import ForwardReference, check_one_head, check_softcap, forward_reference, refuse_another_head, tangent_of
 
@@ -181,7 +181,7 @@ def weighted_ce_stats(
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
     options = RunOptions(rows, compact, backend, chunk_bytes, group, grad_tol, token_stats=True)
     run = evaluate_reduced(batch.call(spec, options, bias=bias), batch, reduction, num_items_in_batch, main_grad)
-    return WeightedCEOutput(run.loss, run.token_ce.view(batch.shape), *told_of_tokens(run, batch))
+    return WeightedCEOutput(run.loss, run.token_ce.view(batch.shape), *entropy_and_correct(run, batch))
 
 
 def dss_loss(
@@ -324,8 +324,8 @@ def dss_loss(
         assert isinstance(reference, LabelReference)
         token_kl = -token_kl
         loss = refuse_another_head(loss, run.token_ce, token_kl, reference)
-    told = told_of_tokens(run, batch) if token_stats else ()
-    return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape), *told)
+    stats = entropy_and_correct(run, batch) if token_stats else ()
+    return DSSLossOutput(loss, run.ce, run.kl, run.token_ce.view(batch.shape), token_kl.view(batch.shape), *stats)
 
 
 def token_logprobs(

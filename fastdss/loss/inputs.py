@@ -65,7 +65,7 @@ class RunOptions(NamedTuple):
     chunk_bytes: int | None
     group: Any
     grad_tol: float | None = None
-    token_stats: bool = False  # what is told besides
+    token_stats: bool = False  # whether entropies and hits of tokens are wanted
 
 
 class RowWeights(NamedTuple):

@@ -136,12 +136,12 @@ class KeptLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         call = work.call
         with exactly(call.hidden.device):
-            (ce, kl, parts, factors, told), kept = work.run(needs[0], needs[1] or needs[2])
+            (ce, kl, parts, factors, token_stats), kept = work.run(needs[0], needs[1] or needs[2])
             tokens = [ce, kl] if summed else [ce, kl, *parts]
             if kept.rows is not None:
-                tokens += [] if told is None else [*told]
+                tokens += [] if token_stats is None else [*token_stats]
                 new = ce.new_zeros((len(tokens), call.labels.shape[0])).index_copy_(1, kept.rows, torch.stack(tokens))
-                tokens, told = list(new.unbind()), None if told is None else new[-2:]
+                tokens, token_stats = list(new.unbind()), None if token_stats is None else new[-2:]
             parts = [part.sum() for part in parts] if summed else tokens[2 : 2 + len(parts)]
         loss, *parts = parts if len(parts) == 1 else (parts[0] + parts[1], *parts)
         # main_grad is not saved: other micro-batches write to it before this one's backward.
@@ -151,7 +151,7 @@ class KeptLoss(torch.autograd.Function):
             loss,
             *(parts or (None, None)),
             *tokens[:2],
-            told,
+            token_stats,
         )
         ctx.mark_non_differentiable(*(t for t in found[1:] if t is not None))
         ctx.set_materialize_grads(False)

@@ -50,7 +50,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .softmax import entropy_scratch, softmax_, told_of
+from .softmax import entropy_scratch, softmax_, token_stats_of
 
 
 class KL(StrEnum):
@@ -280,7 +280,7 @@ def torch_row_pass(
         stats = combine(local) if combine else local
         token_ce[block], token_kl[block], coefficients = finish_rows(stats, part, objective, vocab_size)
         if token_stats is not None:
-            token_stats[:, block] = told_of(stats.entropy, stats.label_logit, stats.rival)
+            token_stats[:, block] = token_stats_of(stats.entropy, stats.label_logit, stats.rival)
         if grad:
             _write_gradient(z, other, part.labels - vocab_start, local, sums, stats, coefficients, objective)
             if jacobian is not None:

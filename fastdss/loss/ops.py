@@ -68,14 +68,14 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
         found = MainGradSum.apply(main_grad, needs, *call)  # type: ignore[no-untyped-call]
     else:
         found = summed_loss(*call, needs) if summed else token_loss(*call)
-    loss, token_ce, token_kl, told = found[:4]
-    told = told if call.token_stats else None
+    loss, token_ce, token_kl, token_stats = found[:4]
+    token_stats = token_stats if call.token_stats else None
     if call.kl_weight is None:
-        return Evaluated(loss, None, None, token_ce, token_kl, told)
+        return Evaluated(loss, None, None, token_ce, token_kl, token_stats)
     ce, kl = _first_part(call, token_ce), scaled_weight(call.kl_weight, token_kl)
     if summed:
         ce, kl = ce.sum(), kl.sum()
-    return Evaluated(loss, ce, kl, token_ce, token_kl, told)
+    return Evaluated(loss, ce, kl, token_ce, token_kl, token_stats)
 
 
 @torch.library.custom_op(
@@ -88,8 +88,8 @@ def summed_loss(*args: Any) -> tuple[Tensor, ...]:
     call, needs = LossCall(*args[:-1]), args[-1]
     result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
     total = _weighted(call, result.token_ce, result.token_kl).sum()
-    told = _or_empty(result.token_stats, total)
-    return total, result.token_ce, result.token_kl, told, *_gradients(result, total)
+    token_stats = _or_empty(result.token_stats, total)
+    return total, result.token_ce, result.token_kl, token_stats, *_gradients(result, total)
 
 
 @summed_loss.register_fake

@@ -53,7 +53,7 @@ def evaluate_reduced(
     return Evaluated(loss, ce, kl, *found[3:])
 
 
-def told_of_tokens(run: Evaluated, batch: Batch) -> tuple[Tensor, Tensor]:
+def entropy_and_correct(run: Evaluated, batch: Batch) -> tuple[Tensor, Tensor]:
     """Entropies, and whether the label was the likeliest word."""
     assert run.token_stats is not None
     entropy, correct = run.token_stats.unbind()

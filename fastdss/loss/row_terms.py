@@ -20,7 +20,7 @@ class RowTerms(NamedTuple):
     kl: Tensor
     parts: list[Tensor]  # both times their weights; the KL's only where it has some
     factors: ExpFactors
-    told: Tensor | None  # [2, n] as LossResult.token_stats
+    token_stats: Tensor | None  # [2, n] as LossResult.token_stats
 
 
 def row_terms(
@@ -53,7 +53,7 @@ def row_terms(
         )  # fmt: skip
         first = made.weighted_ce if rows.csft_beta is None else first_part(made.ce, given, o.dft)
         parts = [first] if made.weighted_kl is None else [first, made.weighted_kl]
-        return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const), made.told)
+        return RowTerms(made.ce, made.kl, parts, ExpFactors(made.row, made.label, made.const), made.token_stats)
     stats = combined(sums, mean_logit, rows.labels, objective, shard, checked=checked)
     rows = first_weight(stats.nll, rows, objective.dft)
     ce, kl, factors = terms_and_factors(stats, rows, objective, shard, dead)
@@ -61,5 +61,7 @@ def row_terms(
         parts = [rows.ce_weight * ce]
     else:  # a row without a KL weight has a KL of 0, but without one for it a cross-entropy may be infinite
         parts = [first_part(ce, given, objective.dft), rows.kl_weight * kl]
-    told = stats.told if stats.told is None or dead is None else stats.told.masked_fill(dead, 0)
-    return RowTerms(ce, kl, parts, factors, told)
+    token_stats = (
+        stats.token_stats if stats.token_stats is None or dead is None else stats.token_stats.masked_fill(dead, 0)
+    )
+    return RowTerms(ce, kl, parts, factors, token_stats)

@@ -54,7 +54,7 @@ def softmax_(z: Tensor, scratch: Tensor | None = None) -> SoftmaxSums:
     return SoftmaxSums(lse, total, peak, entropy)
 
 
-def told_of(entropy: Tensor | None, label_logit: Tensor, rival: Tensor | None) -> Tensor:
+def token_stats_of(entropy: Tensor | None, label_logit: Tensor, rival: Tensor | None) -> Tensor:
     """[2, n] entropies, and 1 where the label was likelier than every other word."""
     assert entropy is not None
     assert rival is not None

@@ -34,8 +34,9 @@ def _objective(kl: str, everything: bool) -> dict[str, Any]:
     }
 
 
-def _check(resources: Resources, chip: str) -> None:
-    assert (resources.stack, resources.spills) == (0, 0)
+def _check(resources: Resources, chip: str, stack: int = 0) -> None:
+    assert resources.stack <= stack
+    assert resources.spills == 0
     assert resources.shared <= SHARED_LIMIT[chip]
     assert 0 < resources.registers <= 255
 
@@ -67,14 +68,26 @@ def test_fused(chip: str, kl: str, dtype: str, out: str, everything: bool) -> No
     [("k2", "fp32", "fp16"), ("reverse", "fp32", "bf16"), ("forward", "fp32", "bf16"), ("reverse", "fp64", "fp64")],
 )
 def test_dynamic_fine_tuning(chip: str, kl: str, dtype: str, out: str) -> None:
-    """fp16 parameters, which take the row pass whatever the form, and the full forms (ASFT's is the reverse one)."""
-    _check_row_pass(chip, kl, dtype, out, everything=False, dft=True)
+    """fp16 parameters, which take the row pass whatever the form, and the full forms (ASFT's is the reverse one); with
+    entropies, as trainers ask for them."""
+    stack = 24 if dtype == "fp64" else 0  # bytes, at 80 registers: fp64 with entropies is for checks, not for speed
+    _check_row_pass(chip, kl, dtype, out, everything=False, dft=True, stats=True, stack=stack)
 
 
-def _check_row_pass(chip: str, kl: str, dtype: str, out: str, everything: bool, *, dft: bool) -> None:
+@pytest.mark.parametrize("chip", TARGETS)
+@pytest.mark.parametrize("dft", [False, True])
+def test_the_reverse_form_without_anything_more(chip: str, dft: bool) -> None:
+    """On sm_80 and sm_90 the compiler sets 8 bytes aside on the stack, at 40 registers and without a spill. It does not
+    at 52 registers with entropies, so nothing runs short; the H100's figures of this form are of such a kernel."""
+    _check_row_pass(chip, "reverse", "fp32", "bf16", everything=False, dft=dft, stack=8)
+
+
+def _check_row_pass(
+    chip: str, kl: str, dtype: str, out: str, everything: bool, *, dft: bool, stats: bool = False, stack: int = 0
+) -> None:
     arguments = _pointers(kl, dtype, out, everything)
     arguments |= {name: f"*{dtype}" for name in ("token_ce_ptr", "token_kl_ptr", "lost_ptr")}
-    arguments |= {name: f"*{dtype}" if everything else None for name in ("entropy_ptr", "correct_ptr")}
+    arguments |= {name: f"*{dtype}" if everything or stats else None for name in ("entropy_ptr", "correct_ptr")}
     arguments |= {"width": "i32", "stride_logits": "i32", "stride_ref": "i32", "stride_out": "i32"}
     config = row_pass_config(
         128256, 8 if dtype == "fp64" else 4, has_ref=kl in ("reverse", "forward"), backend=TARGETS[chip].backend
@@ -87,7 +100,7 @@ def _check_row_pass(chip: str, kl: str, dtype: str, out: str, everything: bool, 
         "BLOCK_V": config.block_v,
     }
     made = compile_kernel(row_pass_fwd_kernel, chip, arguments, constants, num_warps=config.num_warps)
-    _check(made, chip)
+    _check(made, chip, stack)
     if chip.startswith("sm_"):
         assert re.search(r"ld\.global\.v(4\.b32|2\.b64)", made.assembly), "not 16 bytes at a time"
 

@@ -57,8 +57,8 @@ def test_terms_and_factors(kind: str, z_loss: float, smoothing: float) -> None:
     torch.testing.assert_close(made.row.double(), row.masked_fill(dead, 0), rtol=1e-4, atol=1e-15)
     p = pair.detach().softmax(1)
     entropy = torch.special.entr(p).sum(1) + p[:, 1] * spread
-    torch.testing.assert_close(made.told[0].double(), entropy.masked_fill(dead, 0), rtol=1e-4, atol=1e-30)
-    assert torch.equal(made.told[1] == 1, (label_logit > rival) & ~dead)
+    torch.testing.assert_close(made.token_stats[0].double(), entropy.masked_fill(dead, 0), rtol=1e-4, atol=1e-30)
+    assert torch.equal(made.token_stats[1] == 1, (label_logit > rival) & ~dead)
     if smoothing:
         torch.testing.assert_close(made.const.double(), -weight.double() * smoothing * scale / words, **near)
 
@@ -84,8 +84,8 @@ def test_rows_without_weight_and_labels_outside() -> None:
         torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]), None, None,
         vocab_size=9, kl_code=0, label_smoothing=0.0, z_loss=0.0, logit_scale=1.0,
     )  # fmt: skip
-    assert made.told[1].tolist() == [0, 0, 0, 0, 1]
-    for values in (made.ce, made.weighted_ce, made.row, made.label, made.told[0]):
+    assert made.token_stats[1].tolist() == [0, 0, 0, 0, 1]
+    for values in (made.ce, made.weighted_ce, made.row, made.label, made.token_stats[0]):
         assert not values[[0, 1]].any()
         assert bool(values[[2, 3]].isnan().all())
         assert values[4] == 0

@@ -49,7 +49,7 @@ FAULTS = [
         "mark and (not failed)",
         "tests/score_report/test_data.py -k approximate",
     ),
-    Fault("shortcuts", "fastdss/prefix/packing.py", "len(tree.trunk) - end)", "0)", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", "fastdss/prefix/packing.py", "len(tree.trunk) - end", "0", f"{SHORTCUTS} -k lent_keys"),
     Fault(
         "shortcuts",
         "fastdss/prefix/packing.py",
@@ -60,9 +60,7 @@ FAULTS = [
     Fault(
         "shortcuts", "fastdss/prefix/attention.py", "move(lent, -away)", "move(lent, away)", f"{SHORTCUTS} -k lent_keys"
     ),
-    Fault(
-        "shortcuts", "fastdss/prefix/attention.py", "if segment.lent is None", "if True", f"{SHORTCUTS} -k lent_keys"
-    ),
+    Fault("shortcuts", "fastdss/prefix/attention.py", "segment.lent is None", "True", f"{SHORTCUTS} -k lent_keys"),
     Fault(
         "shortcuts",
         "fastdss/prefix/engine.py",
@@ -79,8 +77,8 @@ FAULTS = [
     Fault(
         "shortcuts",
         GATES,
-        "self._predict(scores, states, self._verdict(logits))",
-        "self._predict(sorted(scores), states, self._verdict(logits))",
+        "self._states.pop(score)",
+        "self._states[scores[0]]",
         f"{PROBES} -k heard_the",
     ),
 ]
