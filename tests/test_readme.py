@@ -29,7 +29,7 @@ def policy():
 def test_scores(capsys):
     names = example("Score a file, and train on it")
     scores = names["star"].scores[0]
-    assert len(scores) == len(names["star"].ends[0]) == 4
+    assert len(scores) == len(names["star"].ends[0]) == 3
     assert scores[0] > 0.5 > scores[-1]
     assert "tensor" in capsys.readouterr().out
 
