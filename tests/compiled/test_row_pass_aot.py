@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import triton
 from fastdss.kernels.configs import row_pass_config
 from fastdss.kernels.row_pass import row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
 
@@ -23,6 +24,10 @@ FORMS = [
 ]
 
 
+# Bytes that a kernel may have on the stack without a spill: triton 3.6 gives a few of them where 3.7 gives none.
+LEAST_STACK = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else 16
+
+
 def _objective(kl: str, everything: bool) -> dict[str, Any]:
     cap = 30.0 if everything else None
     return {
@@ -35,7 +40,7 @@ def _objective(kl: str, everything: bool) -> dict[str, Any]:
 
 
 def _check(resources: Resources, chip: str, stack: int = 0) -> None:
-    assert resources.stack <= stack
+    assert resources.stack <= max(stack, LEAST_STACK)
     assert resources.spills == 0
     assert resources.shared <= SHARED_LIMIT[chip]
     assert 0 < resources.registers <= 255

