@@ -18,7 +18,7 @@ import numpy as np
 
 from .tree import PrefixTree, shared_length
 
-_WORTH_IT = 4  # times a shortcut's length: shorter branches are computed
+_WORTH_IT = 8  # times a shortcut's length: at 17 tokens, four cost more than they spared (bench_probe, the tiny guard)
 
 
 @dataclass(frozen=True)

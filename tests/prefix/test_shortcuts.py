@@ -16,7 +16,7 @@ from fastdss.prefix.engine import Runner, tree_logits
 from fastdss.prefix.tree import PrefixTree, build_tree
 from tests.support.builders import make_guard
 
-LENGTH = 4
+LENGTH = 2
 CHAT = [{"role": "user", "content": "Hello"}]
 TEXTS = ("Call her today, or call him.", "Why not call them by name?", "It is 555 0100, I am sure...")
 
@@ -112,7 +112,7 @@ def test_only_what_is_wanted_and_long_enough_is_heard() -> None:
     assert sorted(listener.heard) == [1, 2]
     short, listener = PrefixTree(list(range(9, 40)), [10, 15], [list(range(50, 65)), list(range(50, 66))]), Listener()
     tree_logits(guard.model, guard.token_ids, [short], [0], gate=listener)
-    assert sorted(listener.heard) == [1]  # 15 tokens are fewer than four times four
+    assert sorted(listener.heard) == [1]  # 15 tokens are fewer than eight times two
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
