@@ -9,18 +9,17 @@ they cannot be read again, so there the largest logit is found first, by another
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import row_pass_config
 from .primitives import entropy_of, load_logits, log_weighted, on_device_of
-from .row_pass import interpreted, label_logit_of
+from .row_pass import label_logit_of, launch_options
 
 ROOM = tl.constexpr(16.0)  # how many nats the guessed offset lies above the label's logit
 # The largest sum of a row that is accepted: the row's product with the head, and the factor v, which may then be 2**-60
-# of a weight, still fit in fp32 and bf16. Beyond it (60 log 2 = 41.6 nats above the offset) the row is read again: ROOM + 41.6 is about 57 nats.
+# of a weight, still fit in fp32 and bf16. Beyond it (60 log 2 = 41.6 nats above the offset) the row is read again: the
+# label then lies ROOM + 41.6, about 57 nats, below the largest logits.
 LARGEST = tl.constexpr(2.0**60)
 
 
@@ -137,13 +136,11 @@ def launch_exponentials_fwd(
     E is not needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
     """
     count, width = logits.shape
-    backend = "interpreter" if interpreted() else "hip" if torch.version.hip else "cuda"
-    block_v, num_warps = config or row_pass_config(width, logits.element_size(), has_ref=False, backend=backend)
     if count:
         with on_device_of(logits):
             exponentials_fwd_kernel[(count,)](
                 logits, out, bias, local_labels, label_logit, others, total, cap_slope, entropy, rival,
                 width, logits.stride(0),
                 0 if out is None else out.stride(0), scale, softcap, out is logits,
-                BLOCK_V=block_v, num_warps=num_warps,
+                **launch_options(logits, False, config),
             )  # fmt: skip

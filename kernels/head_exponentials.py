@@ -274,9 +274,9 @@ def launch_head_exponentials_fwd(
     """Write E of ``x @ head.T`` to ``out``, and the sums of each row to the tensors that are given for them.
 
     The sums, [c] each, are those of ``launch_exponentials_fwd``. x: [c, D] and head: [V, D] have one dtype of at most
-    32 bit; ``takes`` says whether the kernel can read head. out: [c, V]; None: E is not needed. local_labels: [c] int64, outside
-    of [0, V) where another rank holds the label. config, programs: the product's configuration and number of programs;
-    by default those of the device.
+    32 bit; ``takes`` says whether the kernel can read head. out: [c, V]; None: E is not needed. local_labels: [c]
+    int64, outside of [0, V) where another rank holds the label. config, programs: the product's configuration and
+    number of programs; by default those of the device.
     """
     finished = softcap is not None or bias is not None
     config = config or head_config(x.device, finished=finished, told=entropy is not None)

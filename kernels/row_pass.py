@@ -277,7 +277,8 @@ def interpreted() -> bool:
     return isinstance(row_pass_fwd_kernel, InterpretedFunction)
 
 
-def _launch_options(logits: Tensor, has_ref: bool, config: tuple[int, int] | None) -> dict[str, int]:
+def launch_options(logits: Tensor, has_ref: bool, config: tuple[int, int] | None) -> dict[str, int]:
+    """The block size and warps of a kernel with one program per row: ``config``, or the device's pinned one."""
     backend = "interpreter" if interpreted() else "hip" if torch.version.hip else "cuda"
     block_v, num_warps = config or row_pass_config(
         logits.shape[1], logits.element_size(), has_ref=has_ref, backend=backend
@@ -320,7 +321,7 @@ def launch_row_pass_fwd(
                 logits, ref_logits, out, bias, ref_bias, labels, ce_weight, kl_weight, ref_logprobs, token_ce, token_kl,
                 lost, entropy, correct, width, logits.stride(0), 0 if ref_logits is None else ref_logits.stride(0),
                 out.stride(0), kl_code, dft, label_smoothing, z_loss, *scales, grad,
-                **_launch_options(logits, ref_logits is not None, config),
+                **launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return token_ce, token_kl, lost
 
@@ -351,7 +352,7 @@ def launch_row_stats_fwd(
                 logits, ref_logits, bias, ref_bias, labels, stats, width, vocab_start, logits.stride(0),
                 0 if ref_logits is None else ref_logits.stride(0), stats.stride(0), kl_code, with_mean,
                 token_stats, *scales,
-                **_launch_options(logits, ref_logits is not None, config),
+                **launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return stats
 
@@ -381,6 +382,6 @@ def launch_row_gradient_bwd(
             row_gradient_bwd_kernel[(count,)](
                 logits, ref_logits, out, bias, ref_bias, labels, factors, lost, width, vocab_start, logits.stride(0),
                 0 if ref_logits is None else ref_logits.stride(0), out.stride(0), factors.stride(0), kl_code,
-                *scales, **_launch_options(logits, ref_logits is not None, config),
+                *scales, **launch_options(logits, ref_logits is not None, config),
             )  # fmt: skip
     return lost
