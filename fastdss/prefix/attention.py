@@ -1,12 +1,11 @@
-"""Attention of packed segments over a K/V store, entered through transformers' attention registry.
+"""Attention of packed segments over a K/V store, called through transformers' attention registry.
 
-Any causal LM of transformers calls the registered function with its own projections, scaling, softcap and window; the
-plan of the micro-batch arrives as an extra forward argument. No [L, L] mask exists: a segment of n tokens after
-``start`` others needs n rows of a band matrix that depends on relative positions only, so all segments use slices
-of one small band.
+Any causal language model of transformers calls the registered function with its own projections, scaling, softcap and
+window. The plan of the micro-batch arrives as an extra argument of the model's forward. No mask [L, L] is made: a
+segment of n tokens after ``start`` others needs n rows of a mask that depends on relative positions only (a band
+matrix), so all segments use slices of one small band.
 
-Seam for other implementations: anything with the signature of ``attend_in_order`` can be named in
-``PrefixPlan.attend``.
+Other implementations of attention can be set as ``PrefixPlan.attend``; they have the signature of ``attend_in_order``.
 """
 
 from __future__ import annotations
@@ -27,34 +26,34 @@ from fastdss.upstream.transformers import attention_of, layer_index, query_tempe
 from .packing import Segment
 
 NAME = "fastdss_prefix"
-Mover = Callable[[Tensor, int], Tensor]  # keys [Hkv, n, d], by how many positions -> as they would be there
-LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small
-# Not cuDNN, which reads masks 16 bytes at a time: rows of any length are misaligned addresses (torch 2.11).
+Mover = Callable[[Tensor, int], Tensor]  # (keys [Hkv, n, d], k) -> the same keys as they would be k positions later
+LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small (a choice)
+# Without cuDNN, which reads masks 16 bytes at a time: rows of other lengths are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Arguments that models pass to attention functions and that can be ignored here.
 _NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
 _NEUTRAL |= {"output_router_logits", "return_dict", "past_key_values", "position_embeddings", "logits_to_keep"}
 
 
 class KVStore:
-    """Keys and values of ``capacity`` positions per layer: ``[Hkv, capacity, d]``, allocated when a layer first
-    writes."""
+    """Keys and values of ``capacity`` positions: ``[Hkv, capacity, d]`` per layer, allocated at its first write."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's store, shaped after one pack's ``key: [1, Hkv, N, d]`` and ``value: [1, Hkv, N, dv]``."""
+        """The layer's ``(keys, values)``, made to fit ``key: [1, Hkv, N, d]`` and ``value: [1, Hkv, N, dv]``."""
         if index not in self.layers:
             self.layers[index] = (
-                # Zeros, for FA3 multiplies what nobody wrote by 0, and NaN times 0 is NaN.
+                # Zeros, because FA3 multiplies positions that were never written by 0, and NaN times 0 is NaN.
                 key.new_zeros(key.shape[1], self.capacity, key.shape[3]),
                 value.new_zeros(value.shape[1], self.capacity, value.shape[3]),
             )
         return self.layers[index]
 
     def resized(self, capacity: int) -> KVStore:
-        """A copy with another capacity; positions that both have keep their contents."""
+        """A copy with another capacity; positions that exist in both keep their contents."""
         copy, n = KVStore(capacity), min(capacity, self.capacity)
         for index, pair in self.layers.items():
             sources = (source[:, :n] for source in pair)
@@ -64,8 +63,7 @@ class KVStore:
         return copy
 
     def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int], size: int | None = None) -> None:
-        """Write another store's layers, or their first ``size`` positions, to the beginning of the slots at
-        ``bases``."""
+        """Write another store's layers, or their first ``size`` positions, to the slots that begin at ``bases``."""
         for index, pair in saved.items():
             for target, source in zip(self.layer(index, pair[0][None], pair[1][None]), pair, strict=True):
                 for base in bases:
@@ -74,19 +72,24 @@ class KVStore:
 
 @dataclass(eq=False)
 class PrefixPlan:
-    """What one micro-batch's attention must know: its segments in order, and the store."""
+    """What the attention of one micro-batch needs to know: its segments in order, and the store."""
 
     segments: list[Segment]
     store: KVStore
     attend: Callable[..., Tensor]
-    bands: dict[tuple[Any, ...], Tensor]  # shared by the micro-batches of a run
-    windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that attended
-    chunks: Mapping[int, int] = field(default_factory=dict)  # of the layers whose tokens see their own chunk only
-    packed: Any = None  # what attend_by_kernel computes once for all layers
-    move: Mover | None = None  # of the keys that are lent to shortcuts
+    bands: dict[tuple[Any, ...], Tensor]  # masks, shared by the micro-batches of a runner
+    windows: dict[int, int | None] = field(default_factory=dict)  # for each layer that attended, its window
+    chunks: Mapping[int, int] = field(
+        default_factory=dict
+    )  # chunk size of layers whose tokens see their own chunk only
+    packed: Any = None  # a PackedBatch, made once for all layers
+    move: Mover | None = None  # moves keys that shortcuts read from other positions
 
     def band(self, n: int, start: int, window: int | None, like: Tensor) -> Tensor | None:
-        """Additive mask ``[n, start + n]`` of n tokens after others: causal, and within the window if there is one."""
+        """Additive mask ``[n, start + n]`` for n tokens after ``start`` others: causal, and within the window if any.
+
+        None if the mask would hide nothing.
+        """
         if window is None and n == 1:
             return None
         key = (window, like.device, like.dtype)
@@ -96,7 +99,7 @@ class PrefixPlan:
             band = self.bands[key] = _band(rows, 2 * start, window, like)
         offset = band.shape[1] - band.shape[0]
         cut = band[:n, offset - start : offset + n]
-        return cut.clone() if like.is_cuda else cut  # there a mask must begin at a multiple of 16 bytes
+        return cut.clone() if like.is_cuda else cut  # on CUDA a mask must begin at a multiple of 16 bytes
 
 
 def _band(rows: int, before: int, window: int | None, like: Tensor) -> Tensor:
@@ -111,10 +114,10 @@ def attend_in_order(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
     softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Segment after segment: write its keys and values to its slot, then attend to the slot up to its end.
+    """Segment after segment: write its keys and values to its slot, then attend to the slot up to the segment's end.
 
     query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv]. With ``chunk``, position p sees
-    those from ``p // chunk * chunk`` on; ``sinks`` [H] are logits beside each head's own, whose values are zero.
+    the positions from ``p // chunk * chunk`` on. ``sinks`` [H]: one more logit for each head, whose value is zero.
     """
     keys, values = plan.store.layer(layer, key, value)
     groups = query.shape[1] // keys.shape[0]
@@ -147,14 +150,17 @@ def attend_in_order(
 
 
 def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    """Every token sees itself alone; the store gets their keys, one after the other."""
+    """Attention in which every token sees only itself; the tokens' keys are stored one after the other."""
     keys, _values = plan.store.layer(layer, key, value)
     keys[:, : key.shape[2]] = key[0]
     return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
 
 
 def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:
-    """``[Hkv, start + n, d]``: what a shortcut sees of keys or values ``stored``, and its own ``new`` ones."""
+    """``[Hkv, start + n, d]``: the keys or values that a shortcut sees, of ``stored`` and of its own ``new`` tokens.
+
+    See ``Segment.lent``. move: given for keys, which are moved to the positions that they stand for.
+    """
     assert segment.lent is not None
     begin, away = segment.lent
     base = segment.base
@@ -163,7 +169,10 @@ def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None
 
 
 def _stretches(segment: Segment, chunk: int | None) -> Iterator[tuple[int, int, int]]:
-    """``(begin, end, low)``: tokens [begin, end) of the segment see positions from ``low`` on."""
+    """``(begin, end, low)`` for parts of the segment: tokens [begin, end) see positions from ``low`` on.
+
+    Without chunks there is one part, with low = 0.
+    """
     begin, n = 0, len(segment.ids)
     while begin < n:
         low = 0 if chunk is None else (segment.start + begin) // chunk * chunk
@@ -205,7 +214,7 @@ def prefix_attention(
     fastdss_plan: PrefixPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in every attention layer (its registry fixes the signature)."""
+    """The function that transformers calls in every attention layer; its registry prescribes the signature."""
     name = type(module).__name__
     if fastdss_plan is None:
         raise UserError(
@@ -217,7 +226,7 @@ def prefix_attention(
     layer = layer_index(module)
     if layer is None:
         raise UserError(f"{name} is not a causal attention layer with a layer_idx")
-    if layer in fastdss_plan.windows:  # called twice: the store would keep the last call's keys for both
+    if layer in fastdss_plan.windows:  # a second call in one layer would overwrite the first one's keys in the store
         raise UserError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -227,8 +236,11 @@ def prefix_attention(
 
 
 def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> Tensor | float:
-    """``[N, 1]``: Llama 4 scales the queries of layers without rotation by their place, which it takes to be that in
-    the pack; this is the scale of each token's own position over that one."""
+    """``[N, 1]`` factors that correct the queries of Llama 4's layers without rotation.
+
+    The model scales these queries by position, which it takes to be a token's place in the pack. The factor is the
+    scale of the token's own position divided by the scale of its place in the pack.
+    """
     temperature = query_temperature(module)
     if temperature is None:
         return 1.0
@@ -243,12 +255,13 @@ def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> 
     return (scale(own) / scale(told)).to(query)[:, None]
 
 
-AttentionInterface.register(NAME, prefix_attention)  # no mask function of this name: transformers then builds no mask
+# No mask function is registered by this name, so transformers builds no mask.
+AttentionInterface.register(NAME, prefix_attention)
 
 
 @contextmanager
 def using_prefix_attention(model: Any) -> Iterator[None]:
-    """Let ``model`` attend through ``prefix_attention``, in eval mode and without gradients, for a while."""
+    """Within the context ``model`` attends through ``prefix_attention``, in eval mode and without gradients."""
     before = attention_of(model.config)
     training = model.training
     model.eval()

@@ -1,10 +1,10 @@
-"""The faster fp32 GEMM of this CPU for a model's linear layers: the default one, or oneDNN with prepacked weights.
+"""Chooses the faster fp32 GEMM for a model's linear layers on a CPU: the default one, or oneDNN with prepacked weights.
 
-Same fp32 arithmetic, another order of summation, so the choice moves scores by 2e-6 and must not depend on anything
-that differs between two runs of one call, a stopwatch least of all. ``auto`` decides by the kind of processor and the
-size of the call: oneDNN on AMD's, where MKL falls behind (1.1 to 1.3 times end to end, Zen 3 and 4). Prepacked weights
-are a second copy of them, which a ``PackedWeights`` keeps from call to call: packing SmolLM2-135M costs as much as 400
-of its tokens.
+Both compute in fp32, but add in another order, which changes scores by 2e-6. So the choice must not depend on
+anything that differs between two runs of the same call, such as a measured time. ``auto`` goes by the make of the
+processor and the size of the call: it takes oneDNN on AMD's processors, where it is 1.1 to 1.3 times as fast end to end
+as the default, MKL (Zen 3 and 4). Prepacked weights are a second copy of the weights. A ``PackedWeights`` keeps them
+from call to call, because packing SmolLM2-135M takes as long as computing 400 of its tokens.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fastdss.errors import UserError
 from fastdss.upstream.torch import prepacked, prepacked_linear, version
 
 GEMMS = ("auto", "default", "onednn")
-WORTH_PACKING = 2000  # tokens of a call below which prepacking the weights costs more than it saves
-_PACKED_FOR = 256  # rows that oneDNN is told to expect; a micro-batch has 400 to 800
+WORTH_PACKING = 2000  # with fewer tokens in a call, prepacking the weights takes longer than it saves
+_PACKED_FOR = 256  # number of rows that oneDNN packs the weights for; a choice: micro-batches have 400 to 800
 
 
 class PackedWeights:
     """Prepacked weights of linear layers, kept until the layer or this object is gone; ``clear`` frees them sooner.
 
-    A kept copy serves while the weight's version and its products with fixed random numbers are the same as when it
-    was packed: versions miss writes through ``.data``, products miss what is too small to move a row's output. The
-    check reads the weights once, as a forward over a single token does.
+    Packed weights are used again only if the weight has not changed since. Two things tell: its version counter, and
+    its product with a fixed random vector. Version counters miss writes through ``.data``; products miss changes that
+    are too small to change a row's output. The check reads the weights once, as a forward over a single token does.
     """
 
     def __init__(self) -> None:
@@ -63,10 +63,10 @@ class PackedWeights:
 
 @contextmanager
 def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None, tokens: int = 0) -> Iterator[str]:
-    """Run ``model``'s plain fp32 CPU ``nn.Linear`` layers on ``backend`` for a while; gives the one in use.
+    """Within the context, run the model's plain fp32 CPU ``nn.Linear`` layers on ``backend``; yields the one in use.
 
-    ``packed`` keeps the prepacked weights for the next time. ``"onednn"`` raises ``ValueError`` where it cannot run;
-    ``"auto"`` then stays with the default, and where the call has fewer than ``WORTH_PACKING`` tokens.
+    ``packed`` keeps the prepacked weights for the next call. ``"onednn"`` raises ``ValueError`` where it cannot run.
+    ``"auto"`` takes the default there, and in calls of fewer than ``WORTH_PACKING`` tokens.
     """
     packed = packed or PackedWeights()
     if backend not in GEMMS:
@@ -89,13 +89,13 @@ def cpu_gemm(model: nn.Module, backend: str, packed: PackedWeights | None = None
 
 
 def preferred_gemm(*models: nn.Module) -> str:
-    """What ``"auto"`` takes for a long call, by the kind of processor and of layers alone."""
+    """The GEMM that ``"auto"`` takes for a long call; it depends only on the processor and the models' layers."""
     return "onednn" if _by_amd() and any(eligible_layers(model) for model in models) else "default"
 
 
 @cache
 def _by_amd() -> bool:
-    """Elsewhere than on Linux it is not known, and the default stays."""
+    """Whether the processor is one of AMD's, as Linux tells. On other systems it is not known: False."""
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -103,7 +103,7 @@ def _by_amd() -> bool:
 
 
 def eligible_layers(model: nn.Module) -> list[nn.Linear]:
-    """Layers whose forward is that of ``nn.Linear`` and nothing else: no hooks, adapters or quantisation."""
+    """The fp32 CPU layers that run ``nn.Linear.forward`` itself: no replaced forward, no adapters, no quantisation."""
     if not torch.backends.mkldnn.is_available():
         return []
     return [
@@ -113,5 +113,5 @@ def eligible_layers(model: nn.Module) -> list[nn.Linear]:
         and "forward" not in vars(module)
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32
-        and type(module.weight) is nn.Parameter  # quantised ones are of classes of their own, and say fp32 too
+        and type(module.weight) is nn.Parameter  # quantised weights are of other classes, whose dtype says fp32 too
     ]

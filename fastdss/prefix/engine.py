@@ -1,4 +1,4 @@
-"""Prefix trees through a model: verdict logits for every prefix, each distinct token computed once."""
+"""Runs prefix trees through a model: verdict logits for every prefix, computing each distinct token once."""
 
 from __future__ import annotations
 
@@ -43,15 +43,17 @@ from .packing import (
 )
 from .tree import PrefixTree, shared_length
 
-Report = Callable[[int], None]  # is told how many scores are new
-Saved = dict[int, tuple[Tensor, Tensor]]
-SMALLEST_BUDGET = 16
-_FAR, _MOVED = 61, 0.02  # positions that keys are moved by to try it, and how far off 16 bits may leave them
+Report = Callable[[int], None]  # called with the number of new scores
+Saved = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
+SMALLEST_BUDGET = 16  # tokens at a time; when memory runs out the budget is halved, but not below this (a choice)
+# Whether keys can be moved is tried by moving a key by _FAR positions; relative to its norm it may be off by _MOVED,
+# which leaves room for rounding to 16 bit. Both are choices.
+_FAR, _MOVED = 61, 0.02
 _OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Runner:
-    """Runs micro-batches of segments through ``model`` and reads the verdict rows of its head."""
+    """Runs micro-batches of segments through ``model``, and computes logits of the verdict tokens alone."""
 
     def __init__(self, model: Any, verdict_ids: Sequence[int], attend: Callable[..., Tensor] = attend_in_order) -> None:
         self.attend = attend
@@ -72,10 +74,11 @@ class Runner:
     def run(
         self, segments: list[Segment], store: KVStore, read: Callable[[list[int], Tensor], None] | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Logits ``[verdicts, R]`` of the segments' verdict positions, and the index of the score of each.
+        """Logits ``[verdicts, R]`` at the segments' verdict positions, and the index of the score of each.
 
-        They lie on the device, and nothing here waits for it: the next micro-batch is launched while this one runs.
-        ``read`` gets the indices of the tapped scores, and the hidden states ``[layers + 1, taps, D]`` there.
+        The logits stay on the device, and the host does not wait for them: it launches the next micro-batch while this
+        one runs. ``read`` is called with the indices of the tapped scores and the hidden states ``[layers + 1, taps,
+        D]`` at the taps, on the CPU.
         """
         ids = [token for segment in segments for token in segment.ids]
         positions = [p for segment in segments for p in range(segment.start, segment.start + len(segment.ids))]
@@ -105,10 +108,10 @@ class Runner:
         return self.head.logits(picked.to(self.rows.device), self.rows), scores
 
     def of_shortcuts(self) -> Runner | None:
-        """The same for shortcuts; None where keys cannot be moved to other positions.
+        """A runner for shortcuts, or None if this model's keys cannot be moved to other positions.
 
-        A token that sees itself alone has the same states wherever it stands, so that in every layer its keys at two
-        places must be each other's, moved.
+        It is tried: a token that attends only to itself has the same states at any position. So in every layer its key
+        at one position, moved to another, must equal its key there.
         """
         move = key_rotation(self.body)
         if move is None:
@@ -124,7 +127,7 @@ class Runner:
         return runner
 
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:
-        """Every layer must have attended, and been told of the window that the model's own mask would apply."""
+        """Refuse models whose layers attend elsewhere, or do not pass on the window that their own mask would apply."""
         name, layers = type(self.body).__name__, self.config.num_hidden_layers
         if len(plan.windows) != layers:
             raise UserError(
@@ -140,31 +143,33 @@ class Runner:
 
 
 class Gate(Protocol):
-    """Sees the hidden states where branches leave their trunks, and says which branches are computed.
+    """Decides which branches are computed, from the hidden states where they leave their trunks.
 
-    ``shortcut``: how many last tokens of each branch are computed before, see ``shortcut_segments``; 0: none.
+    ``shortcut``: how many of the last tokens of a branch its shortcut has (see ``shortcut_segments``), which is
+    computed before the decision; 0: there are no shortcuts.
     """
 
     shortcut: int
 
     def read(self, scores: list[int], states: Tensor) -> None:
-        """states: ``[layers + 1, len(scores), D]`` float32, on the CPU."""
+        """Take the hidden states for these scores: ``[layers + 1, len(scores), D]`` float32, on the CPU."""
 
     def wants(self, score: int) -> bool:
-        """Whether to compute this shortcut; asked once its trunk was read."""
+        """Whether to compute the shortcut of this score; asked after ``read``."""
 
     def hear(self, scores: list[int], logits: Tensor) -> None:
-        """logits: ``[len(scores), R]`` of the verdicts of shortcuts, on the CPU."""
+        """Take the logits of shortcuts for these scores: ``[len(scores), R]``, on the CPU."""
 
     def passes(self, score: int) -> bool:
-        """Whether the branch of this score is computed; asked once its trunk was read and its shortcut heard."""
+        """Whether to compute the branch of this score; asked after ``read`` and ``hear``."""
 
 
 class KeptHead:
     """Keys and values of ``ids``, the tokens with which a guard's renderings begin, kept from call to call.
 
-    They serve while no parameter was replaced or written to, and while the model still gives the last of these tokens
-    the same keys and values, bit for bit, in every layer. Parameters alone would miss an adapter that is switched off.
+    They are used again if no parameter was replaced or written to, and if the model still gives the last of these
+    tokens the same keys and values, bit for bit, in every layer. Checking only the parameters would miss an adapter
+    that was switched off.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -173,25 +178,25 @@ class KeptHead:
         self._parameters: list[tuple[int, int | None]] = []
 
     def layers(self, runner: Runner, budget: int) -> Saved:
-        """Per layer, keys and values ``[Hkv, len(ids), d]`` of the model as it is now."""
+        """Keys and values ``[Hkv, len(ids), d]`` of each layer, for the model as it is now."""
         parameters = [(id(p), version(p)) for p in runner.body.parameters()]
-        store, self._store = self._store, None  # a forward that fails leaves nothing behind
+        store, self._store = self._store, None  # if a forward below fails, nothing stays kept
         if store is None or parameters != self._parameters or not self._replays(runner, store):
             store = KVStore(len(self.ids))
             _compute(runner, store, self.ids, 0, budget)
             if self.ids:
-                self._replays(runner, store)  # later replays are compared with it
+                self._replays(runner, store)  # writes the last token's keys and values as later replays will make them
         self._store, self._parameters = store, parameters
         return store.layers
 
     def _replays(self, runner: Runner, store: KVStore) -> bool:
-        """Compute the last token once more; whether its keys and values stayed what they were."""
+        """Compute the last token again; returns whether its keys and values are the same as before."""
         last = len(self.ids) - 1
         before = [kept[:, last].clone() for pair in store.layers.values() for kept in pair]
         _compute(runner, store, self.ids, max(last, 0), 1)
         after = [kept[:, last] for pair in store.layers.values() for kept in pair]
         same = [(old == new).all().to(runner.device) for old, new in zip(before, after, strict=True)]
-        return bool(torch.stack(same).all()) if same else True  # one wait for all layers
+        return bool(torch.stack(same).all()) if same else True  # the host waits once, not once per layer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptHead, (self.ids,)  # copies and pickles start empty
@@ -214,11 +219,11 @@ def tree_logits(
 ) -> Tensor:
     """Logits ``[total prefixes, R]`` of the verdict tokens, as one forward per prefix would give them.
 
-    ``prompts[i]`` numbers tree i's prompt: trees of equal prompts share it. ``budget`` tokens go through the model at
-    a time and ``store_tokens`` trunk tokens are kept; when memory runs out both are halved, for what is left of the
-    call, and the group starts again; when one response alone finds no room, the error goes on. ``packed`` and ``kept``
-    carry prepacked weights and the head's keys and values from call to call. ``gate`` says which branches are computed;
-    the logits of the others are NaN.
+    ``prompts[i]`` is the number of tree i's prompt; trees with the same number share the prompt's tokens. ``budget``
+    tokens go through the model at a time, and the store holds ``store_tokens`` tokens of trunks. When memory runs out,
+    both are halved for the rest of the call, and the group is computed again; if there is no room even for one response
+    and the smallest budget, the error is raised. ``packed`` and ``kept`` carry prepacked weights and the head's keys
+    and values from call to call. ``gate`` decides which branches are computed; the logits of the others are NaN.
     """
     runner = Runner(model, verdict_ids, attend)
     on_cpu = runner.device.type == "cpu"
@@ -226,7 +231,7 @@ def tree_logits(
     store_tokens = store_tokens or (8192 if on_cpu else 65536)
     total = sum(tree.num_prefixes for tree in trees)
     dtype = torch.promote_types(runner.head.weight.dtype, torch.float32)
-    # A score that nothing fills must not look like one.
+    # NaN, so that a score that is not computed cannot be mistaken for one.
     logits = torch.full((total, len(verdict_ids)), float("nan"), dtype=dtype)
     head = shared_head(trees)
     known = shared_length(np.asarray(kept.ids), np.asarray(head)) if kept else 0
@@ -236,8 +241,8 @@ def tree_logits(
     reads = () if gate is None else (gate.read,)
     with using_prefix_attention(model), cpu_gemm(runner.body, gemm, packed, work):
         saved: Saved = {}
-        on_device: list[Tensor] = []  # logits of the finished groups, and the scores they are of
-        places: list[int] = []
+        on_device: list[Tensor] = []  # logits of the finished groups
+        places: list[int] = []  # the indices of their scores
         shortcuts = runner.of_shortcuts() if gate is not None and gate.shortcut else None
         while groups:
             rows: list[Tensor] = []
@@ -271,12 +276,16 @@ def tree_logits(
 
 
 def fetch(parts: Sequence[Tensor]) -> Tensor:
-    """``[sum of rows, R]`` on the CPU: the one place where scores are waited for."""
+    """``[sum of rows, R]`` on the CPU. Without a gate this is the only place where the host waits for scores."""
     return torch.cat(list(parts)).cpu()
 
 
 def _phases(group: Group, head: int, gate: Gate | None, listen: Callable[[], None]) -> Iterator[Iterator[Segment]]:
-    """The group's segments; with a gate the trunks', and after listening those of the branches that it lets through."""
+    """The group's segments, in phases.
+
+    Without a gate there is one phase. With a gate the first phase computes the trunks; then ``listen`` computes
+    shortcuts; the second phase computes the branches that the gate lets pass.
+    """
     if gate is None:
         yield schedule(group, head)
         return
@@ -290,7 +299,7 @@ def _phases(group: Group, head: int, gate: Gate | None, listen: Callable[[], Non
 
 
 def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, gate: Gate | None) -> None:
-    """Let the gate hear the shortcuts that it wants, unless the model's keys cannot be moved: it hears of none then."""
+    """Compute the shortcuts that the gate wants, and give it their logits. runner: None if keys cannot be moved."""
     if runner is None or gate is None:
         return
     segments = shortcut_segments(group, gate.shortcut, gate.wants)
@@ -300,7 +309,7 @@ def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, ga
 
 
 def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:
-    """Keys and values of the tokens that all trunks begin with; ``kept`` has the first ``known`` of them."""
+    """Keys and values of ``head``, the tokens that all trunks begin with; ``kept`` has the first ``known`` of them."""
     store = KVStore(len(head))
     if kept is not None and known:
         store.load(kept.layers(runner, budget), [0], known)
@@ -315,7 +324,7 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device said by one of its many names that it has no room."""
+    """Whether the error is one of the many by which devices and libraries report that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
@@ -327,9 +336,9 @@ def reference_logits(
     *,
     separator: int | None = None,
 ) -> Tensor:
-    """The plain way, for comparison: one forward of the untouched model per rendering; ``[len(renderings), R]``.
+    """Logits ``[len(renderings), R]`` by one forward of the unchanged model per rendering, for comparison.
 
-    Columns are of the last token's logits, or of the classes of a model that classifies whole texts.
+    Columns are verdict tokens in the last token's logits, or classes of a model that classifies whole texts.
     """
     training = model.training
     device = model.get_input_embeddings().weight.device
@@ -350,13 +359,17 @@ def reference_logits(
 
 
 def _chunks(config: Any) -> dict[int, int]:
-    """Sizes of the chunks, by layer, within which tokens see each other; as masks of transformers have them."""
+    """For layers with chunked attention, in which tokens see their own chunk only, the size of a chunk."""
     kinds, size = getattr(config, "layer_types", None) or (), getattr(config, "attention_chunk_size", None)
     return {layer: size for layer, kind in enumerate(kinds) if kind == "chunked_attention" and size}
 
 
 def check_supported(model: Any, longest: int) -> None:
-    """Raise ``ValueError`` for what a prefix tree cannot reproduce: state outside of K/V, windows it is not told of."""
+    """Raise ``ValueError`` for models that a prefix tree cannot reproduce.
+
+    These are models with state outside of keys and values, and with rotary frequencies that depend on the length of the
+    text. longest: the length of the longest text.
+    """
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
     strange = set(getattr(config, "layer_types", None) or ()) - {
@@ -367,7 +380,8 @@ def check_supported(model: Any, longest: int) -> None:
     if strange:
         raise UserError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
     rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per layer type
+    # rope_parameters is one set of parameters, or one per layer type.
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if kind.get("rope_type") in ("dynamic", "longrope"):
             native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
             if longest > native:

@@ -1,16 +1,19 @@
-"""Attention of a whole micro-batch by torch's flash-attn, in two calls that are merged.
+"""Attention of a whole micro-batch by torch's flash-attn, in two calls whose results are merged.
 
-It stands for ``attend_in_order`` and leaves the store as it does, by the runs and waves of ``packed_attention``:
+It replaces ``attend_in_order`` and leaves the store in the same state. With the runs and waves of ``packed_attention``:
 
     out_1, lse_1 = every run against what its slot holds before it, in place, not causal
     out_2, lse_2 = every run against its own tokens, causal
     out = out_2 + sigmoid(lse_1 - lse_2) * (out_1 - out_2)            in fp32, rounded once
 
-``torch.nn.attention.varlen`` is one door to what torch has of flash-attn (FA2 in its wheels; FA3 or FA4 where the
-caller activated them). What differs between these is nowhere relied upon: a run with an empty slot has a log-sum-exp
-of +inf in one and -inf in another, so its share is set here; the log-sum-exp is ``[H, T]``, whatever the docstring
-says; whole tiles of values may be multiplied by 0, so a store begins as zeros. It knows no softcap, no sinks, no
-chunks, and no window in the first call: such layers stay with the kernel, and asking for them here is an error.
+``torch.nn.attention.varlen`` gives access to every flash-attn that torch has (FA2 in its wheels; FA3 or FA4 where the
+caller activated them). They differ in three ways, on which nothing here depends. A run with an empty slot has a
+log-sum-exp of +inf in one and -inf in another, so its share is set here. The log-sum-exp is ``[H, T]``, although a
+docstring says otherwise. Whole tiles of values may be multiplied by 0, also where none were written, so a
+store begins as zeros.
+
+This path supports no softcap, no sinks and no chunks, and no window in the first call. For models that need one of them
+it raises an error; the Triton kernel supports them.
 """
 
 from __future__ import annotations
@@ -35,11 +38,11 @@ _ELSE = "use backend='triton' or 'torch'"
 
 @dataclass(frozen=True)
 class Part:
-    """A wave, as flash-attn is told of it: packed tokens ``[left, right)``, cut into runs at ``cuts``.
+    """A wave as flash-attn's arguments: packed tokens ``[left, right)``, cut into runs at ``cuts``.
 
-    ``cuts``, ``bases``: [runs + 1] int32, ``used``: [runs] int32, where each run's slot begins and how much of it is
-    visible. ``longest`` and ``reach`` are the greatest run and ``used``. ``alone``: [right - left, 1, 1] bool, the
-    tokens whose slot shows them nothing; None where there are none.
+    ``cuts``, ``bases``: [runs + 1] int32; ``bases`` says where each run's slot begins. ``used``: [runs] int32, how many
+    positions of the slot the run sees. ``longest``: the length of the longest run; ``reach``: the largest of ``used``.
+    ``alone``: [right - left, 1, 1] bool, the tokens that see no position of their slot; None if there are none.
     """
 
     left: int
@@ -56,10 +59,10 @@ def attend_by_flash(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
     softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """``attend_in_order``'s result and store, by flash-attn; ``ValueError`` where it cannot run.
+    """Computes what ``attend_in_order`` does, by flash-attn; ``ValueError`` where that cannot run.
 
-    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, d] -> [1, N, H, d]. With FA3, values that are NaN in
-    one slot reach its neighbour's.
+    query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, d] -> [1, N, H, d]. With FA3, NaN values in one slot
+    also reach results of the slot beside it.
     """
     problem = flash_problem(query, value)
     if problem:
@@ -80,7 +83,7 @@ def attend_by_flash(
 
 
 def _attend_part(part: Part, q: Tensor, k: Tensor, v: Tensor, store: tuple[Tensor, Tensor], scaling: float) -> Tensor:
-    """``[n, H, d]`` of one wave; q: [n, H, d], k and v: [n, Hkv, d], store: [Hkv, capacity, d] each."""
+    """The result ``[n, H, d]`` of one wave; q: [n, H, d], k and v: [n, Hkv, d], store: [Hkv, capacity, d] each."""
     how: dict[str, Any] = {
         "scale": scaling,
         "return_aux": varlen.AuxRequest(lse=True),
@@ -97,9 +100,10 @@ def _attend_part(part: Part, q: Tensor, k: Tensor, v: Tensor, store: tuple[Tenso
 
 
 def merge(kept: Tensor, kept_lse: Tensor, own: Tensor, own_lse: Tensor, alone: Tensor | None) -> Tensor:
-    """One softmax's result from those over two sets of keys: ``[n, H, d]`` each, log-sum-exps ``[H, n]``, in fp32.
+    """Merge two results of attention, over two sets of keys, into that of one softmax over all keys, in fp32.
 
-    ``alone``: ``[n, 1, 1]`` bool, the tokens for which ``kept`` is of no keys at all, whatever it holds there.
+    kept, own: ``[n, H, d]``, with log-sum-exps ``[H, n]``. ``alone``: ``[n, 1, 1]`` bool, the tokens for which the set
+    of ``kept`` is empty: whatever ``kept`` holds for them is ignored.
     """
     share = torch.sigmoid(kept_lse - own_lse).transpose(0, 1)[..., None]
     dtype = torch.promote_types(own.dtype, torch.float32)
@@ -110,7 +114,7 @@ def merge(kept: Tensor, kept_lse: Tensor, own: Tensor, own_lse: Tensor, alone: T
 
 
 def flash_problem(query: Tensor, value: Tensor) -> str | None:
-    """Why flash-attn cannot run on these ``[1, H, N, d]``; None where it can."""
+    """Why flash-attn cannot run on these tensors ``[1, H, N, d]``; None if it can."""
     missing = _KEYWORDS - set(inspect.signature(varlen.varlen_attn).parameters)
     if missing:
         return f"needs a torch whose varlen_attn knows {', '.join(sorted(missing))}, got torch {torch.__version__}"
@@ -122,7 +126,7 @@ def flash_problem(query: Tensor, value: Tensor) -> str | None:
 
 
 def _check_rules(plan: PrefixPlan, window: int | None, rules: dict[str, object]) -> None:
-    """A window that hides nothing of the longest slot is none."""
+    """Refuse rules that flash-attn does not support; a window as long as the longest slot hides nothing and is none."""
     last = max(segment.start + len(segment.ids) for segment in plan.segments)
     found = [name for name, value in rules.items() if value is not None]
     found += ["window"] if window is not None and window < last else []
@@ -133,7 +137,7 @@ def _check_rules(plan: PrefixPlan, window: int | None, rules: dict[str, object])
 
 
 def _parts(batch: PackedBatch, capacity: int, device: torch.device) -> list[Part]:
-    """The waves of a micro-batch for flash-attn, made when its first layer asks."""
+    """The waves of a micro-batch as flash-attn's arguments, made once, by the first layer that asks."""
     key = ("flash", device)
     if key not in batch.on_device:
         arrays = [array for wave in batch.waves for array in _wave_arrays(wave, capacity)]

@@ -1,8 +1,9 @@
-"""Texts that grow, many at once: logits at the ends of their renderings, each new token computed once.
+"""Logits at the ends of the renderings of many growing texts, computing each new token once.
 
-A text keeps its last rendering's keys and values in a slot. The next rendering computes the tokens with which it leaves
-that one and overwrites its tail. Renderings of all texts go through the model together: segments of different slots do
-not see each other, and those of one slot are in the order in which each may overwrite the one before.
+A text keeps the keys and values of its last rendering in a slot. Of the next rendering only the tokens from the first
+difference on are computed; they overwrite the end of the last one. The renderings of all texts go through the model
+together: segments of different slots do not see each other, and those of one slot are in order, so that each may
+overwrite what the one before wrote.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ Texts = Mapping[Any, Sequence[Sequence[int]]]  # the renderings of each owner, i
 
 
 class GrowingTexts:
-    """Keys and values of the texts of many owners, which come and go; an owner is anything that can be held weakly.
+    """Keys and values of the texts of many owners, which come and go.
 
-    ``budget`` tokens go through the model at a time; when memory runs out it is halved for what is left of the call.
+    An owner is any object that can be referenced weakly; when it is gone, its slot is free again. ``budget`` tokens go
+    through the model at a time; when memory runs out, the call is repeated with half of them.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class GrowingTexts:
         self._held: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()  # the tokens that each slot holds
 
     def logits(self, texts: Texts) -> Tensor:
-        """``[renderings, R]`` on the CPU, owner after owner, as one forward per rendering would give them."""
+        """Logits ``[renderings, R]`` on the CPU, owner after owner, as one forward per rendering would give them."""
         budget = self._budget
         with using_prefix_attention(self._model):
             while True:
@@ -59,13 +61,13 @@ class GrowingTexts:
                     budget = max(budget // 2, SMALLEST_BUDGET)
 
     def copy(self, owner: Any, to: Any) -> None:
-        """Let ``to`` go on from where ``owner`` is."""
+        """Give ``to`` a copy of the owner's text, to go on from there."""
         if owner in self._held:
             self._slots.copy(owner, to, len(self._held[owner]))
             self._held[to] = self._held[owner]
 
     def forget(self, owner: Any) -> None:
-        """Give up what is held of the owner's text."""
+        """Drop the owner's text and free its slot."""
         self._held.pop(owner, None)
         self._slots.release(owner)
 
@@ -82,7 +84,7 @@ class GrowingTexts:
                 segments.append(Segment(base, start, list(rendering[start:]), [(len(ids) - 1 - start, count)]))
                 count += 1
             held[owner] = ids
-            # If the forward fails, only these positions still hold what they held.
+            # The forward below overwrites the other positions; if it fails, only these are still valid.
             self._held[owner] = self._held[owner][:certain]
         batches = micro_batches(segments, budget, LONGEST_SEGMENT)
         found = [self._runner.run(batch, self._slots.store) for batch in batches]
@@ -91,7 +93,7 @@ class GrowingTexts:
         return logits
 
     def _make_room(self, texts: Texts, budget: int) -> None:
-        """Slots that are long enough; new ones begin with what the guard keeps of its template's head."""
+        """Make every slot long enough. A new one begins with what its text shares with the template's kept head."""
         head = np.asarray(self._head.ids)
         new = []
         for owner, renderings in texts.items():

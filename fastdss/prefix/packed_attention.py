@@ -1,20 +1,23 @@
 """Attention of a whole micro-batch in one launch of the Triton kernel.
 
-It stands for ``attend_in_order`` and leaves the store as it does. There, each segment's keys go to its slot before the
-segment attends, so what a slot holds depends on the order. Here the order becomes data:
+It replaces ``attend_in_order`` and leaves the store in the same state. There, each segment's keys are written to its
+slot before the segment attends, so what a slot holds depends on the order of the segments. Here segments attend at
+once, and the order is turned into data:
 
-- a *run* is a row of segments that continue each other in one slot. Its tokens see the run's own keys where they lie
-  in the pack, and ``start`` keys of the slot;
-- in a *wave*, runs whose keys another run of the wave reads are written to the store first, everybody attends, then
-  the rest is written, each position by the last run that has it. A run opens a new wave when it reads keys that
-  an earlier run of the wave must not see yet. The trunk-then-descending-branches order of ``packing.schedule`` needs
-  one wave per micro-batch.
+- A *run* is a sequence of segments that continue each other in one slot. Its tokens see the run's own keys, which they
+  read from the pack, and the first ``start`` keys of the slot.
+- A *wave* is a sequence of runs that attend at once. Keys that another run of the wave reads are written to the store
+  before; all other keys are written after, each position by the last run that has it. A run begins a new wave if it
+  reads keys of the current wave that an earlier run of it must not see yet, because that run reads what their positions
+  held before. In the order of ``packing.schedule``, trunks first, then branches beginning with those that leave the
+  trunk last, a micro-batch needs one wave.
 
-On a CPU the loop stays. Sharing the trunk part of neighbouring branches in one product, merged with the rest by
-log-sum-exp, was measured there (SmolLM2-135M's shapes, 400-token micro-batches, one thread): 0.94x the loop's speed for
-200 words / 40 boundaries, 1.05x for 800 / 40, 1.00 to 1.05x for 800 / 160: not worth a second path. Nor are batches of
-short segments with their keys gathered side by side: 1.00x for the built-in guard on answers of 22 words, 0.94x at
-SmolLM2's shapes; what fewer calls save, gathering costs.
+On a CPU the loop of ``attend_in_order`` is used. Two other ways were tried there and not taken. One computes the trunk
+part of neighbouring branches in one product, merged with the rest by log-sum-exp. It ran at 0.94 of the loop's speed
+for answers of 200 words with 40 boundaries, at 1.05 for 800 words with 40, and at 1.00 to 1.05 for 800 words with 160
+(SmolLM2-135M's shapes, micro-batches of 400 tokens, one thread). The other gathers the keys of short segments side by
+side to batch them. It ran at 1.00 of the loop's speed for the built-in guard on answers of 22 words and at 0.94 for
+SmolLM2's shapes, because gathering costs what fewer calls save.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """Packed tokens ``[left, right)`` at positions ``start, …`` of the slots at ``bases``; they read the first one."""
+    """Packed tokens ``[left, right)``, at the positions from ``start`` on of the slots at ``bases``.
+
+    They are written to all these slots, and read the first one.
+    """
 
     bases: tuple[int, ...]
     start: int
@@ -51,7 +57,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Wave:
-    """Runs that can attend at once. ``before`` and ``after``: store positions, and packed indices to write there."""
+    """Runs that can attend at once.
+
+    ``before`` and ``after`` they attend, tokens are written to the store: (positions, packed indices of the tokens).
+    """
 
     runs: list[Run]
     before: tuple[np.ndarray, np.ndarray]
@@ -59,7 +68,7 @@ class Wave:
 
 
 def find_runs(segments: Sequence[Segment]) -> list[Run]:
-    """The segments of a micro-batch with those joined that continue the one before them."""
+    """The runs of a micro-batch: its segments, each joined to the one before it if it continues that one."""
     runs: list[Run] = []
     left = 0
     for segment in segments:
@@ -73,10 +82,10 @@ def find_runs(segments: Sequence[Segment]) -> list[Run]:
 
 
 def find_waves(runs: Sequence[Run], capacity: int) -> list[Wave]:
-    """Runs in order -> waves whose outcome is that of running them one after another (see the module's docstring)."""
+    """Waves with the same outcome as running the runs one after another, see the module's docstring."""
     waves: list[list[Run]] = []
-    seen: dict[int, int] = {}  # how far the runs of the wave read in each slot
-    taken: dict[int, int] = {}  # the first position of a slot that someone writes after someone read it
+    seen: dict[int, int] = {}  # for each slot, how many positions the runs of this wave read
+    taken: dict[int, int] = {}  # for each slot, the first position that a run of this wave reads and a later one writes
     for run in runs:
         if not waves or taken.get(run.bases[0], run.start) < run.start:
             waves.append([])
@@ -90,7 +99,8 @@ def find_waves(runs: Sequence[Run], capacity: int) -> list[Wave]:
 
 
 def _plan_writes(runs: list[Run], capacity: int) -> Wave:
-    wanted: dict[int, int] = {}  # how far later runs read in each slot
+    """The wave of ``runs``: what a later run reads is written before, everything else after."""
+    wanted: dict[int, int] = {}  # for each slot, how many positions the later runs read
     early = []
     for run in reversed(runs):
         if any(wanted.get(base, 0) > run.start for base in run.bases):
@@ -103,7 +113,7 @@ def _plan_writes(runs: list[Run], capacity: int) -> Wave:
 
 
 def _owners(runs: Sequence[Run], capacity: int) -> np.ndarray:
-    """For each position of the store, the packed index of the last token that is written there, or -1."""
+    """For each position of the store, the packed index of the last token written there by ``runs``, or -1."""
     owners = np.full(capacity, -1, dtype=np.int64)
     for run in runs:
         for base in run.bases:
@@ -112,14 +122,16 @@ def _owners(runs: Sequence[Run], capacity: int) -> np.ndarray:
 
 
 def _moves(owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(positions of the store, packed indices to write there)``."""
     positions = np.flatnonzero(owners >= 0)
     return positions, owners[positions]
 
 
 def tile_table(runs: Sequence[Run], size: int) -> np.ndarray:
-    """``[T, 9]`` int32: tiles of at most ``size`` consecutive tokens of one slot, those with the most keys first.
+    """``[T, 9]`` int32: tiles of at most ``size`` consecutive tokens of one slot, those that see the most keys first.
 
-    Columns: first token, end, base of the slot, then least and greatest limit, run start and position in the tile.
+    Columns: first token, end, base of the slot, then the least and the greatest of the tile's limits, of its run starts
+    and of its positions (see :func:`_per_token`).
     """
     limit, run, token = _per_token(runs)
     edges = [0] + [i for i in range(1, len(runs)) if runs[i].bases[0] != runs[i - 1].bases[0]] + [len(runs)]
@@ -137,7 +149,10 @@ def tile_table(runs: Sequence[Run], size: int) -> np.ndarray:
 
 
 def _per_token(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each packed token of the runs: how many keys of the slot it sees, where its run begins, its packed index."""
+    """``(limits, run starts, tokens)`` for each packed token of the runs.
+
+    They are how many keys of its slot it sees, the packed index at which its run begins, and its own packed index.
+    """
     lengths = [run.right - run.left for run in runs]
     limit = np.repeat(np.array([run.start for run in runs]), lengths)
     left = np.repeat(np.array([run.left for run in runs]), lengths)
@@ -146,7 +161,7 @@ def _per_token(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass
 class PackedBatch:
-    """What a micro-batch's layers share: its runs and waves, and their arrays on each device that asked."""
+    """What all layers of a micro-batch share: its runs and waves, and their arrays on each device that needs them."""
 
     runs: list[Run]
     waves: list[Wave]
@@ -154,7 +169,7 @@ class PackedBatch:
 
     @classmethod
     def of(cls, plan: PrefixPlan) -> PackedBatch:
-        """The plan's, made when the first layer asks."""
+        """The plan's batch, made by the first layer that asks."""
         if plan.packed is None:
             runs = find_runs(plan.segments)
             plan.packed = cls(runs, find_waves(runs, plan.store.capacity))
@@ -162,7 +177,7 @@ class PackedBatch:
         return found
 
     def writes(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-        """Per wave: store positions and packed indices to write before attention, then those to write after it."""
+        """For each wave: store positions and packed indices to write before attention, then those to write after it."""
         key = ("writes", device)
         if key not in self.on_device:
             arrays = [array for wave in self.waves for array in (*wave.before, *wave.after)]
@@ -171,7 +186,7 @@ class PackedBatch:
         return (tuple(flat[i : i + 4]) for i in range(0, len(flat), 4))
 
     def tiles(self, device: torch.device, size: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Per token its limit and where its run begins, and per wave its tiles; all int32."""
+        """``(limits, run starts, tiles)``: the first two for each token, the last for each wave; all int32."""
         key = ("tiles", device, size)
         if key not in self.on_device:
             limit, run, _ = _per_token(self.runs)
@@ -183,7 +198,7 @@ class PackedBatch:
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays of one dtype in one transfer."""
+    """Arrays of one dtype as tensors on ``device``, moved in one transfer."""
     joined = torch.from_numpy(np.concatenate(arrays))
     if device.type == "cuda":
         joined = joined.pin_memory().to(device, non_blocking=True)
@@ -194,7 +209,7 @@ def attend_packed(
     plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
     softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """``attend_in_order``'s result and store: by the kernel on a GPU that has a configuration, by the loop elsewhere.
+    """Computes what ``attend_in_order`` does: by the kernel on a GPU that has a configuration, by that loop elsewhere.
 
     query: [1, H, N, d], key: [1, Hkv, N, d], value: [1, Hkv, N, dv] -> [1, N, H, dv].
     """
@@ -206,7 +221,7 @@ def attend_packed(
 
 @functools.cache
 def _kernel_config(head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> PrefixConfig | None:
-    """The kernel's on this device; None, and once a line in the log, where the kernel cannot run."""
+    """The kernel's configuration on this device. Where the kernel cannot run, None, and a warning in the log, once."""
     try:
         from fastdss.kernels.configs import prefix_config
         from fastdss.kernels.prefix_attention import architecture
@@ -222,10 +237,10 @@ def attend_by_kernel(
     softcap: float | None, chunk: int | None = None, sinks: Tensor | None = None,
     *, config: PrefixConfig | None = None,
 ) -> Tensor:  # fmt: skip
-    """As ``attend_packed``, by the Triton kernel, also in the interpreter; ``ValueError`` where it cannot run.
+    """As ``attend_packed``, always by the Triton kernel, also in the interpreter; ``ValueError`` where it cannot run.
 
-    ``config`` is the chip's pinned one unless given. Branches of one slot share tiles, so NaN values in one of them
-    reach its neighbours of the same slot.
+    ``config``: by default the one pinned for the chip. Branches of one slot share tiles, so that NaN values in one
+    branch also reach the results of its neighbours in the slot.
     """
     from fastdss.kernels.configs import prefix_config
     from fastdss.kernels.prefix_attention import (
@@ -253,7 +268,7 @@ def attend_by_kernel(
 
 
 def write(store: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], to: Tensor, source: Tensor) -> None:
-    """Copy the packed tokens ``source`` of ``[Hkv, N, d]`` to the store's positions ``to``."""
+    """Copy the tokens with packed indices ``source``, of ``new`` ``[Hkv, N, d]``, to the store's positions ``to``."""
     if len(to):
         for kept, fresh in zip(store, new, strict=True):
             kept.index_copy_(1, to, fresh.index_select(1, source))

@@ -1,11 +1,11 @@
-"""Prefix trees -> segments in K/V slots -> micro-batches under a token budget.
+"""Cuts prefix trees into segments in K/V slots, and packs the segments into micro-batches under a token budget.
 
-Every trunk gets a *slot*: a run of positions in one K/V store. A *segment* is a run of new tokens that follows
-``start`` tokens already in its slot; computing it writes its keys and values there, and then it attends to all of
-``slot[: start + n]`` causally. Trunks are computed first. Branches follow, those that leave the trunk last foremost, so
-each overwrites only positions that no later branch can see: trunk and branch are one and the same operation, nothing is
-copied, and the memory does not grow with the number of branches. No rendering is longer than the trunk, so all fit the
-slot.
+Every trunk gets a *slot*: a run of positions in one K/V store. A *segment* is a run of n new tokens that follows
+``start`` tokens already in its slot. Computing it writes its keys and values there, and its tokens attend causally to
+``slot[: start + n]``. Trunks are computed first, then branches, beginning with those that leave the trunk last. So each
+branch overwrites only positions that no later branch can see. Trunk and branch are thus the same operation, nothing is
+copied, and the memory does not grow with the number of branches. No rendering is longer than the trunk, so all fit into
+the slot.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import numpy as np
 
 from .tree import PrefixTree, shared_length
 
-_WORTH_IT = 8  # times a shortcut's length: at 17 tokens, four cost more than they spared (bench_probe, the tiny guard)
+# A shortcut is computed if its branch is at least this many times as long. For branches of 17 tokens, shortcuts of 4
+# tokens cost more time than they saved (bench_probe, the built-in tiny guard).
+_WORTH_IT = 8
 
 
 @dataclass(frozen=True)
 class Segment:
     """New tokens ``ids`` at positions ``start, start + 1, …`` of the slot that begins at ``base`` in the store.
 
-    ``verdicts`` pairs an offset into ``ids`` with the index of the score that is read there; ``taps`` one with the
-    index of a score whose branch leaves the trunk after that token; ``copies`` are the bases of further slots that
-    share these tokens. ``lent`` makes it a shortcut, see ``shortcut_segments``: positions from its first number on are
-    read as many positions later as its second says.
+    ``verdicts`` are pairs of an offset into ``ids`` and the index of the score that is read there. ``taps`` are pairs
+    of an offset and the index of a score whose branch leaves the trunk after that token. ``copies`` are the bases of
+    further slots that share these tokens. ``lent`` makes the segment a shortcut, see ``shortcut_segments``: with
+    ``lent=(p, n)`` the keys for the positions from p on are read n positions later in the slot.
     """
 
     base: int
@@ -40,7 +42,7 @@ class Segment:
     lent: tuple[int, int] | None = None
 
     def cut(self, size: int) -> Iterator[Segment]:
-        """Pieces of at most ``size`` tokens, in order; a shortcut is a few tokens and stays whole."""
+        """Pieces of at most ``size`` tokens, in order. A shortcut has only a few tokens and stays whole."""
         if self.lent is not None:
             yield self
             return
@@ -68,7 +70,7 @@ class Group:
 
     @property
     def capacity(self) -> int:
-        """Positions of the store: every trunk has its slot."""
+        """How many positions the store needs: one for each token of each trunk."""
         return sum(len(tree.trunk) for tree in self.trees)
 
     def split(self, store_tokens: int) -> list[Group]:
@@ -108,7 +110,10 @@ def schedule(group: Group, head: int) -> Iterator[Segment]:
 
 
 def trunk_segments(group: Group, head: int, *, tapped: bool = False) -> Iterator[Segment]:
-    """Those of the trunks; ``tapped``: with the places where branches leave them, but for those in shared tokens."""
+    """The segments of the trunks; tokens that trunks of one prompt share are computed once.
+
+    tapped: with ``taps`` where branches leave the trunk, except in tokens that trunks share.
+    """
     bases = group.bases
     filled = {}
     for rows in _equal_prompts(group.prompts):
@@ -135,18 +140,19 @@ def trunk_segments(group: Group, head: int, *, tapped: bool = False) -> Iterator
 
 
 def branch_segments(group: Group, trees: Sequence[PrefixTree]) -> Iterator[Segment]:
-    """Those of the branches of ``trees``: the group's own, or what is left of them where some are not computed."""
+    """The segments of the branches. trees: those of the group, or the same without branches that are not wanted."""
     for base, first, tree in zip(group.bases, group.first_score, trees, strict=True):
         for k, start, ids in tree.branches:
             yield Segment(base, start, ids, [(len(ids) - 1, first + k)])
 
 
 def shortcut_segments(group: Group, length: int, wanted: Callable[[int], bool]) -> Iterator[Segment]:
-    """The last ``length`` tokens of the branches whose scores are wanted, where that is a small part of them.
+    """Shortcuts for the branches whose scores are wanted: their last ``length`` tokens, if branches are much longer.
 
-    Branches end alike, and the trunk has such an end of its own. A shortcut sees the trunk up to where its branch
-    leaves it, then the trunk's end in the place of the branch's, which is not computed. Its verdict is not the
-    branch's, but often near it. It writes nothing to the slot, so branches can follow.
+    All branches end with the same template text, and so does the trunk. A shortcut's tokens see the trunk up to where
+    the branch leaves it, and then, in place of the rest of the branch, which is not computed, the tokens at the same
+    distance from the trunk's end. The verdict of a shortcut is not that of its branch, but often close to it. A
+    shortcut writes nothing to the slot, so that branches can be computed after it.
     """
     for base, first, tree in zip(group.bases, group.first_score, group.trees, strict=True):
         for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True)):
@@ -156,7 +162,7 @@ def shortcut_segments(group: Group, length: int, wanted: Callable[[int], bool]) 
 
 
 def micro_batches(segments: Iterable[Segment], budget: int, longest: int) -> Iterator[list[Segment]]:
-    """Segments in batches of at most ``budget`` tokens, in order; none is longer than ``longest``."""
+    """Batches of at most ``budget`` tokens. Segments keep their order; those longer than ``longest`` are cut."""
     batch: list[Segment] = []
     room = budget
     for segment in segments:
@@ -171,6 +177,7 @@ def micro_batches(segments: Iterable[Segment], budget: int, longest: int) -> Ite
 
 
 def _equal_prompts(prompts: Sequence[int]) -> list[list[int]]:
+    """The indices of ``prompts``, grouped by prompt."""
     rows: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(i)
@@ -178,5 +185,5 @@ def _equal_prompts(prompts: Sequence[int]) -> list[list[int]]:
 
 
 def _limit(shared: int, trees: Sequence[PrefixTree]) -> int:
-    """A shared prefix leaves every verdict, and at least one token, to each tree's own segment."""
+    """``shared``, or fewer tokens: each tree's own segment must keep all its verdicts, and at least one token."""
     return min(shared, *(min(tree.first_verdict, len(tree.trunk) - 1) for tree in trees))

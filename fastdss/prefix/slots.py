@@ -1,6 +1,6 @@
-"""Slots of many texts in one store of keys and values: taken, widened and given back at any time.
+"""Slots for many texts in one store of keys and values; they can be taken, widened and released at any time.
 
-One store, because one attention kernel reads the slots of all texts of a micro-batch.
+All share one store because one attention kernel reads the slots of all texts of a micro-batch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import torch
 
 from .attention import KVStore
 
-_GRAIN = 64  # positions: a slot is a multiple of it, so that a text does not move with every word
+_GRAIN = 64  # a slot's size is a multiple of this many positions, so that a text that grows rarely moves (a choice)
 
 
 class Slots:
-    """Each owner has a run of positions of ``store``; an owner that nobody holds any more has given its own back."""
+    """Each owner has a slot: a run of positions of ``store``.
+
+    Owners are held weakly: when an owner is garbage-collected, its slot is free again.
+    """
 
     def __init__(self) -> None:
         self.store = KVStore(0)
@@ -28,9 +31,10 @@ class Slots:
 
     @torch.inference_mode()
     def reserve(self, owner: Any, size: int, kept: int) -> None:
-        """See that ``owner`` has a slot of ``size`` positions, of which the first ``kept`` hold what they held.
+        """Make sure that ``owner`` has a slot of at least ``size`` positions; the first ``kept`` keep their contents.
 
-        A slot that is too small grows by half more than what is asked for, and moves where its neighbour is near.
+        A slot that is too small gets half as much again as is asked for, so that it seldom needs to grow. It moves if
+        another slot is in the way.
         """
         base, room = self._places.get(owner, (0, 0))
         if size <= room:
@@ -48,7 +52,7 @@ class Slots:
 
     @torch.inference_mode()
     def copy(self, owner: Any, to: Any, size: int) -> None:
-        """Give ``to`` a slot with the first ``size`` positions of ``owner``'s."""
+        """Give ``to`` a slot that begins with a copy of the first ``size`` positions of the owner's slot."""
         self.reserve(to, size, 0)
         source, target = self.base(owner), self.base(to)
         for pair in self.store.layers.values():
@@ -56,19 +60,19 @@ class Slots:
                 rows[:, target : target + size] = rows[:, source : source + size]
 
     def release(self, owner: Any) -> None:
-        """The owner's slot is free again; with the last one the store's memory goes."""
+        """Free the owner's slot. When no slot is left, the store's memory is freed too."""
         self._places.pop(owner, None)
         if not self._places:
             self.store = KVStore(0)
 
 
 def _free(others: list[tuple[int, int]], base: int, room: int, capacity: int) -> bool:
-    """Whether a slot may stay at ``base``: nobody else's is in its way, and the store need not grow for it."""
+    """Whether a slot of ``room`` positions fits at ``base``: within the store, and over no other slot."""
     return base + room <= capacity and all(base + room <= at or at + size <= base for at, size in others)
 
 
 def _first_gap(others: list[tuple[int, int]], room: int) -> int:
-    """The first place with ``room`` positions before, between or after the slots of others, which are sorted."""
+    """The first position from which ``room`` positions are free. others: ``(base, size)`` of all slots, sorted."""
     end = 0
     for at, size in others:
         if at - end >= room:

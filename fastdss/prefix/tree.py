@@ -1,8 +1,9 @@
-"""Renderings of the prefixes of one response -> a trunk and its branches.
+"""Turns the renderings of one response's prefixes into a trunk and branches.
 
 The trunk is the longest rendering. Prefix k shares its first ``starts[k]`` tokens with the trunk and goes on with
-``tails[k]``. The split is found by comparing token lists, never at the response's boundary: a tokenizer may join the
-response's last characters with the template's next ones (``.`` + ``\\n\\n`` is one Llama token).
+``tails[k]``. Where they part is found by comparing tokens. The end of the response in the text would be the wrong
+place: a tokenizer may join the response's last characters with the template's next ones (``.`` + ``\\n\\n`` is one
+Llama token).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """``trunk[:starts[k]] + tails[k]`` is the k-th rendering, and its last token is where the verdict is read."""
+    """``trunk[:starts[k]] + tails[k]`` is the k-th rendering; the guard's verdict is read at its last token."""
 
     trunk: list[int]
     starts: list[int]
@@ -29,21 +30,22 @@ class PrefixTree:
 
     @property
     def num_tokens(self) -> int:
-        """Distinct tokens: what a model must compute."""
+        """The number of distinct tokens, which a model must compute."""
         return len(self.trunk) + sum(len(ids) for _, _, ids in self.branches)
 
     @property
     def num_naive_tokens(self) -> int:
-        """Tokens of one forward per prefix."""
+        """The number of tokens that one forward per prefix would compute."""
         return sum(self.starts) + sum(map(len, self.tails))
 
     @cached_property
     def branches(self) -> list[tuple[int, int, list[int]]]:
-        """``(k, start, ids)`` in an order in which each may overwrite what the ones before it wrote to the slot.
+        """``(k, start, ids)`` for each branch: prefix k needs the tokens ``ids`` at the positions from ``start`` on.
 
-        Where prefix k leaves the trunk comes first in the order, the last such place foremost. Tails that begin at one
-        place (the continuations of one answer) are sorted, so each needs only the ``ids`` with which it leaves the
-        tail before it; the last token is always among them, because its verdict is read.
+        In this order each branch may overwrite what the ones before it wrote to the slot. Branches that leave the trunk
+        later come first. Among branches that leave it at the same place (such as the continuations of one answer) the
+        tails are sorted, and a branch needs only the ``ids`` that differ from the tail before it. The last token is
+        always among them, because a verdict is read there.
         """
         found: list[tuple[int, int, list[int]]] = []
         before: tuple[int, list[int]] = (-1, [])
@@ -58,12 +60,12 @@ class PrefixTree:
 
     @property
     def first_verdict(self) -> int:
-        """The first position of the trunk that is itself a verdict; a shared prefix must end before it."""
+        """The first position of the trunk at which a verdict is read; a shared prefix must end before it."""
         ends = [start - 1 for start, tail in zip(self.starts, self.tails, strict=True) if not tail]
         return min(ends, default=len(self.trunk))
 
     def without(self, left_out: Iterable[int]) -> PrefixTree:
-        """The same tree, of which the branches of these prefixes are not computed."""
+        """The same tree, but without computing the branches of these prefixes."""
         return PrefixTree(self.trunk, self.starts, self.tails, frozenset(left_out))
 
     def first(self, k: int) -> PrefixTree:

@@ -1,4 +1,7 @@
-"""Texts through a model whose tokens see those after them: nothing is shared, so texts of one length go together."""
+"""Runs texts through a model whose tokens also see later tokens, such as an encoder.
+
+Prefixes cannot share computation there, so every text is computed whole, in batches of texts of about one length.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ def batched_logits(
 ) -> Tensor:
     """Logits ``[len(renderings), R]`` of the classes, as one forward per rendering would give them.
 
-    Equal renderings are computed once. Batches are sorted by length and hold ``budget`` tokens with their padding,
-    which the attention mask hides. ``separator`` is that of two texts, for models that number them.
+    Equal renderings are computed once. Texts are sorted by length into batches of at most ``budget`` tokens, padding
+    included; the attention mask hides the padding. ``separator`` is the token between two texts, for models that give
+    each of them a number (token types).
     """
     device = next(model.parameters()).device
     budget = budget or (2048 if device.type == "cpu" else 65536)
