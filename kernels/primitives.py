@@ -9,6 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Numbers of the KL forms, as fastdss.KL.code counts them: 0 is none, then k1, k2, k3, the reverse and the forward KL.
+K2 = tl.constexpr(2)
+K3 = tl.constexpr(3)
+REVERSE = tl.constexpr(4)
+
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which Triton launches on the tensor's device; by itself it launches on the current device."""
@@ -31,6 +36,18 @@ def expm1(x):
     """exp(x) - 1 without cancellation near 0 (series up to x^6, relative error below 2e-9 for |x| < 0.05)."""
     series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720)))))
     return tl.where(tl.abs(x) < 0.05, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def label_kl(nll, ref_logprob, kl_weight, KL: tl.constexpr):
+    """(k(d), k'(d)) with d = log p - log p_ref. Without a weight d is taken as 0: it may be infinite there."""
+    d = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
+    value, slope = d, tl.full(d.shape, 1.0, d.dtype)
+    if KL == K2:
+        value, slope = d * d * 0.5, d
+    if KL == K3:
+        value, slope = expm1(-d) + d, -expm1(-d)
+    return value, slope
 
 
 @triton.jit

@@ -15,11 +15,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from .configs import row_pass_config
-from .primitives import entropy_of, expm1, load_logits, log_weighted, on_device_of
-
-# Numbers of the KL forms: 0 is none, 1 to 3 are k1 to k3. A test compares them with fastdss.KL.
-REVERSE = tl.constexpr(4)
-FORWARD = tl.constexpr(5)
+from .primitives import REVERSE, entropy_of, label_kl, load_logits, log_weighted, on_device_of
 
 
 @triton.jit
@@ -95,16 +91,7 @@ def finish_row(
     label = -ce_weight * (1.0 - SMOOTHING)
     token_kl = tl.zeros_like(nll)
     if KL > 0 and KL < REVERSE:
-        distance = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
-        if KL == 1:
-            token_kl = distance
-            slope = distance * 0.0 + 1.0
-        elif KL == 2:
-            token_kl = 0.5 * distance * distance
-            slope = distance
-        else:
-            token_kl = expm1(-distance) + distance
-            slope = -expm1(-distance)
+        token_kl, slope = label_kl(nll, ref_logprob, kl_weight, KL)
         prob -= kl_weight * slope
         label += kl_weight * slope
     elif HAS_REF:

@@ -12,11 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import expm1, on_device_of
+from .primitives import label_kl, on_device_of
 
 BLOCK_ROWS = 128  # rows of a program: few, since there is so little work that only latency counts
-K2 = tl.constexpr(2)  # numbers of the KL forms, as in row_pass.py
-K3 = tl.constexpr(3)
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal fp32
 
 
@@ -30,18 +28,6 @@ def log1p_of_unit(x):
     q = s * s
     series = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17)))
     return 2.0 * s * (1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * series)))))
-
-
-@triton.jit
-def label_kl(nll, ref_logprob, kl_weight, KL: tl.constexpr):
-    """(k(d), k'(d)) with d = log p - log p_ref. Without a weight d is taken as 0: it may be infinite there."""
-    d = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
-    value, slope = d, tl.full(d.shape, 1.0, d.dtype)
-    if KL == K2:
-        value, slope = d * d * 0.5, d
-    if KL == K3:
-        value, slope = expm1(-d) + d, -expm1(-d)
-    return value, slope
 
 
 @triton.jit

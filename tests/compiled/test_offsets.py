@@ -13,7 +13,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastdss.kernels.row_pass import REVERSE, row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
+from fastdss.kernels.primitives import REVERSE
+from fastdss.kernels.row_pass import row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
 
 from fastdss import KL
 

@@ -75,6 +75,19 @@ def test_a_certain_label_keeps_its_digits() -> None:
     torch.testing.assert_close(-made.label.double(), others.double().sigmoid(), rtol=2e-6, atol=0)
 
 
+def test_a_small_difference_from_the_reference_keeps_its_digits() -> None:
+    """k3's slope 1 - exp(-d) near d = 0, where 1 and exp(-d) have all but their last digits in common in fp32."""
+    d = torch.tensor([1e-6, 1e-3, -0.02, 0.049, -0.049])
+    others, labels = torch.full((5,), -20.0), torch.zeros(5, dtype=torch.int64)  # so that -log p is 2e-9, and -ref is d
+    made = launch_row_terms_fwd(
+        torch.zeros(5), others, torch.ones(5), None, None, None, None, labels, torch.zeros(5), torch.ones(5), -d,
+        vocab_size=9, kl_code=KINDS["k3"], label_smoothing=0.0, z_loss=0.0, logit_scale=1.0,
+    )  # fmt: skip
+    exact = -torch.log1p(others.double().exp()) + d.double()
+    slope = -torch.expm1(-exact) * others.double().sigmoid()
+    torch.testing.assert_close(-made.row.double(), slope, rtol=2e-6, atol=0)
+
+
 def test_rows_without_weight_and_labels_outside() -> None:
     nan, inf = torch.nan, torch.inf
     others = torch.tensor([nan, inf, 1.0, 1.0, -inf])

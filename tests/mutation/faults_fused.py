@@ -6,6 +6,7 @@ from .fault import Fault
 
 FUSED, FUSED_TESTS = "kernels/head_exponentials.py", "tests/interpreted/test_head_exponentials.py"
 TERMS, TERMS_TESTS = "kernels/row_terms.py", "tests/interpreted/test_row_terms.py"
+PIECES = "kernels/primitives.py"
 SCALED = "kernels/scaled_rows.py"
 PRODUCT = "head_exponentials_fwd_kernel"
 TERM = "row_terms_fwd_kernel"
@@ -63,9 +64,9 @@ ROW_TERMS = [
           within="log1p_of_unit"),
     Fault("Triton row terms", TERMS, "tl.where(distance > 0.0, 1.0, small)", "small", f"{TERMS_TESTS} -k terms_and",
           within=TERM),
-    Fault("Triton row terms", TERMS, "value, slope = d * d * 0.5, d", "value, slope = d * d * 0.5, 2.0 * d",
+    Fault("Triton row terms", PIECES, "value, slope = d * d * 0.5, d", "value, slope = d * d * 0.5, 2.0 * d",
           f"{TERMS_TESTS} -k terms_and", within="label_kl"),
-    Fault("Triton row terms", TERMS, "-expm1(-d)", "expm1(-d)", f"{TERMS_TESTS} -k terms_and", within="label_kl"),
+    Fault("Triton row terms", PIECES, "-expm1(-d)", "expm1(-d)", f"{TERMS_TESTS} -k terms_and", within="label_kl"),
     Fault("Triton row terms", TERMS, "2.0 * Z_LOSS * lse", "Z_LOSS * lse", f"{TERMS_TESTS} -k terms_and", within=TERM),
     Fault("Triton row terms", TERMS, "weight * SMOOTHING + more - prob * miss", "more - prob * miss",
           f"{TERMS_TESTS} -k terms_and", within=TERM),
