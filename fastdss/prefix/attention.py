@@ -150,7 +150,7 @@ def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value
     """Every token sees itself alone; the store gets their keys, one after the other."""
     keys, _values = plan.store.layer(layer, key, value)
     keys[:, : key.shape[2]] = key[0]
-    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
 
 def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:
