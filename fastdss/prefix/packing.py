@@ -145,8 +145,9 @@ def shortcut_segments(group: Group, length: int, wanted: Callable[[int], bool]) 
     """The last ``length`` tokens of the branches whose scores are wanted, where that is a small part of them.
 
     Branches end alike, and the trunk has such an end of its own. A shortcut sees the trunk up to where its branch
-    leaves it, then the trunk's end in the place of the branch's, which is not computed. Its verdict is not the
-    branch's, but often near it. It writes nothing to the slot, so branches can follow.
+    leaves it, then the trunk's end in the place of the branch's, which is not computed. The trunk's end was computed
+    behind the whole response, so it carries text after the boundary, and a shortcut's verdict is not the branch's, but
+    often near it. It writes nothing to the slot, so branches can follow.
     """
     for base, first, tree in zip(group.bases, group.first_score, group.trees, strict=True):
         for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True)):
