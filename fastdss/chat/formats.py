@@ -294,6 +294,7 @@ def _tools(record: Record) -> tuple[Any, ...]:
 
 
 def _with_system(system: Any, turns: list[Turn]) -> list[Turn]:
+    """``turns`` with ``system`` in their system turn, before its own text unless that holds ``system`` already."""
     text = _checked("system", _text("system", system))
     if not text.strip():
         return turns

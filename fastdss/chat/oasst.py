@@ -45,6 +45,7 @@ def paths_of_tree(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _paths(children: Any) -> Iterator[dict[str, Any]]:
+    """A record for each path; ``children`` gives the answers to a message, and for None the first messages."""
     trained: set[int] = set()  # messages that an earlier path has
     stack: list[list[Mapping[str, Any]]] = [[row] for row in reversed(list(_ranked(children(None))))]
     while stack:

@@ -181,14 +181,14 @@ class PolicyChat:
             message, skeleton = self._message(turn, past), self._message(turn, past)
             if draft.tags and not past and message["content"]:
                 message["content"] = _with_own_tags(turn, message["content"], draft.tags)
-            for path, found in self._fields(t, turn, past):
+            for call, found in self._fields(t, turn, past):
                 word = f"{stem}{len(draft.fields)}q"
                 draft.fields[word] = found
-                if path is None:
+                if call is None:
                     key = self.reasoning_key if found.kind == "reasoning" else None
                     skeleton[key or "content"] = word
                 else:
-                    skeleton["tool_calls"][path]["function"]["name"] = word
+                    skeleton["tool_calls"][call]["function"]["name"] = word
             draft.messages.append(message)
             draft.skeleton.append(skeleton)
         return draft
@@ -228,6 +228,7 @@ class PolicyChat:
         return (turn.reasoning, turn.content) if turn.reasoning else (thought, turn.content[rest:])
 
     def _fields(self, t: int, turn: Turn, past: bool) -> Iterator[tuple[int | None, _Field]]:
+        """The texts of turn ``t`` that the rendering must show; names of calls with the call's number, others None."""
         thought, content = self._texts(turn, past)
         parts = {part.kind: part for part in turn.answer.parts} if turn.role == "assistant" else {}
         if thought:
@@ -262,7 +263,7 @@ class PolicyChat:
         for ((begin, end), found), limit in zip(own, limits, strict=True):
             if found.kind == "name":
                 call, part = next(calls)
-                stops = (a for t, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[t]))
+                stops = (a for k, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[k]))
                 stop = next((a for a in stops if end <= a < limit), limit)
                 room = (pieces[-1].end if pieces else before), end, limit, stop
                 pieces += sorted([Piece(begin, end, found.at), *_arguments(text, room, call.arguments, part)])
@@ -288,6 +289,7 @@ class PolicyChat:
         return len(past) if before <= len(past) <= first and text.startswith(past) else first
 
     def _tokens(self, encoding: Encoding, start: int, end: int, after: int, pieces: list[Piece]) -> Written:
+        """The tokens of ``text[start:end]``, and the end of the turn if it stands before ``after``, the next text."""
         inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
         first = inside[0] if inside else _first_from(encoding.offsets, end)
         last = inside[-1] if inside else first - 1

@@ -89,6 +89,7 @@ def compile_answers(spec: GuardSpec, tokens: Tokens, tokenizer: Any) -> Answers:
 
 
 def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth: int) -> Place | float:
+    """The tree of answers that begin with ``begun``, in which the first ``depth`` fields are filled."""
     safe, unsafe, other = spec.words
     if depth == len(spec.fields):
         asked = begun + spec.answer_prefix

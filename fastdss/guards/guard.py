@@ -185,6 +185,7 @@ class GuardModel:
         return [without_padding(self.model, ids) for ids in rows] if causal else rows
 
     def _head_ids(self) -> list[int]:
+        """The tokens with which all renderings begin, found by rendering two conversations that differ at once."""
         chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
         one, other = map(np.asarray, self.encode(chats)[:: self.readouts])
         found: list[int] = one[: shared_length(one, other)].tolist()
@@ -206,6 +207,8 @@ class GuardModel:
         return first
 
     def _delimiter_pattern(self) -> re.Pattern[str] | None:
+        """A pattern for what the template writes as plain text: words in brackets anywhere, labels beside a turn's text
+        or in the answer at the beginning of a line."""
         marks = [turn["content"] for turn in CHAT]
         (text,) = self.encoder.render([CHAT], generation_prompt=self._asked, suffix=self.spec.begins)
         pieces = re.split("|".join(marks), text)
@@ -220,6 +223,7 @@ class GuardModel:
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
     def _check_tree(self) -> None:
+        """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree."""
         history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
@@ -252,4 +256,5 @@ class GuardModel:
 
 
 def _loose(text: str) -> str:
+    """A pattern for ``text`` with any white space between its words."""
     return r"\s*".join(map(re.escape, text.split()))

@@ -139,14 +139,14 @@ def choose_spec(
     called = [name for name in names if name]
     whole = [*called, remembered_name(config)]
     texts = list(template.values()) if isinstance(template, dict) else [template or ""]
-    told = [known for known in possible if kinds and _told_by(known, kinds, texts)]
+    by_template = [known for known in possible if kinds and _is_recognised(known, kinds, texts)]
     for parts in ([re.split(r"[/\\]", name.rstrip("/\\"))[-1] for name in called], called, whole):
         _refuse_out_of_reach(parts, kinds)
-        found = [known for known in possible if any(re.search(known.name, text, re.IGNORECASE) for text in parts)]
-        if found:
-            agreed = [known for known in found if known in told]
-            return _only(agreed or told or found, called, options)
-    return _only(told, called, options)
+        by_name = [known for known in possible if any(re.search(known.name, text, re.IGNORECASE) for text in parts)]
+        if by_name:
+            by_both = [known for known in by_name if known in by_template]
+            return _only(by_both or by_template or by_name, called, options)
+    return _only(by_template, called, options)
 
 
 def check_guard_source(name: str, revision: str | None = None) -> None:
@@ -178,7 +178,8 @@ def made(known: Known, names: Sequence[str], options: Mapping[str, Any] | None =
     return known.spec(**{name: options[name] for name in known.parameters if name in options})
 
 
-def _told_by(known: Known, kinds: set[str], templates: Sequence[str]) -> bool:
+def _is_recognised(known: Known, kinds: set[str], templates: Sequence[str]) -> bool:
+    """Whether a chat template or, where the guard has a model class of its own, the config shows this guard."""
     if not known.template:
         return any(kind in kinds for kind in known.kinds if kind[0].isupper())  # an architecture of its own
     return any(all(re.search(pattern, text) for pattern in known.template) for text in templates)
@@ -191,6 +192,7 @@ def _refuse_out_of_reach(names: Sequence[str], kinds: set[str]) -> None:
 
 
 def _only(found: list[Known], names: Sequence[str], options: Mapping[str, Any] | None) -> GuardSpec:
+    """The spec of the one guard that was found; an error where there is none, or several."""
     shown = " ".join(map(repr, names)) or "this model"
     if not found:
         raise UserError(

@@ -110,6 +110,7 @@ def _texts(spec: GuardSpec) -> list[str]:
 
 
 def _is_variable(name: str, template: str | Mapping[str, str] | None) -> bool:
+    """Whether the template, or one of several, mentions ``name``."""
     texts = template.values() if isinstance(template, Mapping) else [template or ""]
     return name.isidentifier() and any(re.search(rf"\b{name}\b", text) for text in texts)
 

@@ -97,6 +97,7 @@ def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree]
             last = trees[groups[-1][-1]]
             shared = shared_length(np.asarray(last.trunk), np.asarray(tree.trunk))
             lengths = [start + len(tail) for start, tail in zip(last.starts, last.tails, strict=True)]
+            # What the last tree costs as branches of this tree's trunk, to compare with its own trunk and branches.
             joined = sum(n - min(start, shared) for n, start in zip(lengths, last.starts, strict=True))
             if joined < len(last.trunk) + sum(map(len, last.tails)):
                 groups[-1].append(i)

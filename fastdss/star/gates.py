@@ -47,8 +47,8 @@ class Past:
     """
 
     def __init__(self, kept: Sequence[int]) -> None:
-        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]
-        self._states: list[dict[int, Tensor]] = [{} for _ in kept]
+        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]  # score -> its response
+        self._states: list[dict[int, Tensor]] = [{} for _ in kept]  # for each response: score -> [layers, D]
 
     def added(self, scores: Sequence[int], states: Tensor) -> Tensor:
         """states: ``[n, layers, D]`` for these scores, which follow those of earlier calls -> ``[n, 2 layers, D]``."""
@@ -63,7 +63,7 @@ class Past:
 
 
 class Reading:
-    """A gate that has every branch computed, and keeps from every batch what a probe is fitted on."""
+    """A gate (see ``prefix.engine.Gate``) that has every branch computed, and keeps what a probe is fitted on."""
 
     withdrawn = False
     shortcut = SHORTCUT
@@ -122,7 +122,7 @@ class Predictor(Protocol):
 
 
 class Gating:
-    """A gate that has those branches computed whose scores the probe doubts, and all branches of audited rows.
+    """A gate (see ``prefix.engine.Gate``) that has the branches of doubtful scores and of audited rows computed.
 
     ``audit`` is told of every audited row; None: the caller keeps the account itself, from ``Settled.missed``.
     """

@@ -165,18 +165,18 @@ def score_turns(
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []
-    opinions: list[list[Tensor]] = [[] for _ in guards]
+    by_guard: list[list[Tensor]] = [[] for _ in guards]
     gate = None
     with _progress(sum(map(len, cuts)) * sum(guard.readouts for guard in guards), progress) as report:
         for forest in ahead:
             if approx is not None:
                 gate = approx.gate(guards, judged, forest.kept, options)
-            for guard, trees, first, said in zip(guards, forest.trees, forest.first, opinions, strict=True):
+            for guard, trees, first, found in zip(guards, forest.trees, forest.first, by_guard, strict=True):
                 numbers = [prompts[len(kept) + i] for i in first]
-                said.append(sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
+                found.append(sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
             report(forest.cut)
             kept += forest.kept
-    stacked = torch.stack([torch.cat(said) for said in opinions])
+    stacked = torch.stack([torch.cat(found) for found in by_guard])
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     settled = None if gate is None else gate.settle(combined)
     if gate is not None and gate.withdrawn:
