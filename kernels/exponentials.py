@@ -1,9 +1,10 @@
-"""Logits to exponentials on a GPU: each fp32 logit is read once, E and the row's sum are written, and that is all.
+"""From logits to exponentials on a GPU: a kernel that reads each logit once and writes E and the sums of each row.
 
-Formulas and names: the docstring of fastdss/loss/exponentials.py. The offset must be known before the row is read, so
-it is guessed: a little above the label's logit, or where another rank holds the label the largest of the first block. A
-row whose guess was too low for fp32 sums (a label about 57 nats below the largest logit) is read once more. Where E
-lies over its logits (fp32 and fp64) nothing is left to read again: there the largest logit is found first.
+Formulas and names: the docstring of fastdss/loss/exponentials.py. A row's offset must be known before the row is read,
+so it is guessed: 16 nats above the label's logit or, if another rank holds the label, the largest logit of the first
+block. If the guess was too low, so that the row's sum exceeds a bound (the label's logit is then about 57 nats below
+the largest), the row is read once more with its largest logit as offset. Where E overwrites its logits (fp32 and fp64)
+they cannot be read again, so there the largest logit is found first, by another pass.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from .configs import row_pass_config
 from .primitives import entropy_of, load_logits, log_weighted, on_device_of
 from .row_pass import interpreted, label_logit_of
 
-ROOM = tl.constexpr(16.0)  # nats above the label's logit
-LARGEST = tl.constexpr(
-    2.0**60
-)  # sum of a row: its products with the head, and 2**-60 of a weight, fit in fp32 and bf16
+ROOM = tl.constexpr(16.0)  # how many nats the guessed offset lies above the label's logit
+# The largest sum of a row that is accepted: the row's product with the head, and the factor v, which may then be 2**-60
+# of a weight, still fit in fp32 and bf16. Beyond it (60 log 2 = 41.6 nats above the offset) the row is read again: ROOM + 41.6 is about 57 nats.
+LARGEST = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -28,9 +29,9 @@ def store_exponentials(
     row_ptr, bias_ptr, out_ptr, width, local_label, offset,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, SPREAD: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """(sum of the exponentials, largest logit, with SPREAD sum of E log E) of the row without its label.
+    """Store E of a row, times the softcap's slope if there is one (out_ptr None: store nothing).
 
-    E times the softcap's slope is stored.
+    Returns (sum of E, largest logit, sum of E log E if SPREAD) of the row without its label.
     """
     total = tl.zeros((), ACC)
     spread = tl.zeros((), ACC)
@@ -58,7 +59,7 @@ def largest_other(
     row_ptr, bias_ptr, width, local_label,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The largest logit of the row without its label's."""
+    """The largest logit of the row, its label's left out."""
     peaks = tl.full((BLOCK_V,), float("-inf"), ACC)
     for start in range(0, width, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)  # [BLOCK_V]
@@ -94,7 +95,7 @@ def exponentials_fwd_kernel(
     total, peak, spread = store_exponentials(
         row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, SPREAD, ACC, BLOCK_V
     )
-    if not IN_PLACE:  # noqa: SIM102  # known when compiled; what follows only when the row is read
+    if not IN_PLACE:  # noqa: SIM102  # this condition is known at compile time, the next one is not
         if not (total <= LARGEST):
             offset = tl.where(peak > float("-inf"), peak, 0.0)
             total, peak, spread = store_exponentials(
@@ -127,11 +128,13 @@ def launch_exponentials_fwd(
     softcap: float | None,
     config: tuple[int, int] | None = None,
 ) -> None:
-    """``out`` becomes E; label_logit, others, total and cap_slope (with a softcap) are filled, and if given entropy, of
-    the words but the label among themselves, and rival, their largest logit.
+    """Write E to ``out``, and the sums of each row to label_logit, others, total and, with a softcap, cap_slope.
 
-    logits: [c, V] fp32 or fp64. out: [c, V] logits itself, or apart from it in the products' dtype; None: not needed.
-    local_labels: [c] int64, outside of [0, V) where another rank holds the label.
+    entropy and rival, if given, are filled too: the entropy of the distribution over the words other than the label,
+    and the largest logit of these words. All sums are [c], as in ``LocalSums``.
+
+    logits: [c, V] fp32 or fp64. out: [c, V], either logits itself or another tensor in the dtype of the products; None:
+    E is not needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
     """
     count, width = logits.shape
     backend = "interpreter" if interpreted() else "hip" if torch.version.hip else "cuda"

@@ -1,14 +1,15 @@
-"""Rows times the head, whose epilogue turns each tile of logits into exponentials: logits are never stored.
+"""The product of rows and head with an epilogue that turns each tile of logits into exponentials: no logits are stored.
 
 Formulas and names: the docstring of fastdss/loss/exponentials.py. One persistent program per multiprocessor walks over
-tiles [BLOCK_M, BLOCK_N] of the logits, those of a few row blocks at a time, so that the head stays in the L2 cache. A
-row's offset must be known before its first tile: ROOM above its label's logit, one dot product a row made beforehand,
-or where another rank holds the label above the logit of some word of this rank. Sums and largest logits of each tile go
-to memory of their own and are added up in one order: the same inputs give the same bits.
+tiles [BLOCK_M, BLOCK_N] of the logits. Tiles of a few row blocks are computed together, so that the head's tiles are
+still in the L2 cache for the next row block. A row's offset must be known before its first tile. It is ROOM above the
+label's logit, which another kernel computes beforehand by one dot product per row; if another rank holds the label, it
+is ROOM above the logit of some word of this rank. The sums and largest logits of each tile are stored, and added up in
+a fixed order, so that the same inputs give the same bits.
 
-A row whose guess was too low for fp32 sums (a label about 57 nats below the largest logit) is known once its sums are.
-The same product then runs once more over the row blocks that hold such a row, with the largest logit as their offset;
-where there is none, its programs end at once. The host never waits to know.
+If a row's offset was too low (its label is about 57 nats below the largest logit), its sum shows it. The same product
+then runs once more over the row blocks that contain such a row, with the row's largest logit as offset. It is launched
+in any case, because the host does not wait to know; without such rows its programs end at once.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from .exponentials import LARGEST, ROOM
 from .primitives import entropy_of, log_weighted, on_device_of
 from .row_pass import interpreted
 
-BLOCK_D = 1024  # of the labels' dot products
-BLOCK_ROWS = 32  # rows and tiles whose partial sums one program adds up at a time
-BLOCK_TILES = 64
+BLOCK_D = 1024  # hidden dimensions at a time in the labels' dot products
+BLOCK_ROWS = 32  # rows of a program that adds up the sums of tiles
+BLOCK_TILES = 64  # tiles that it reads at a time
 
 
 @triton.jit
 def finished_logits(raw, bias_ptr, columns, mask, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Logits of products: bias, scale, softcap; bias_ptr and SOFTCAP may be None."""
+    """Raw logits with bias, scale and softcap applied; bias_ptr and SOFTCAP may be None."""
     logits = raw
     if bias_ptr is not None:
         logits += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
@@ -48,7 +49,7 @@ def label_logits_fwd_kernel(
     width, depth, stride_x, stride_head,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Label logit, offset and the softcap's slope of a row, whose mark in again_ptr is taken away."""
+    """Write the label's logit, the offset and the softcap's slope of one row, and clear the row's mark in again_ptr."""
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(label_ptr + row).to(tl.int64)
     mine = (label >= 0) & (label < width)
@@ -72,7 +73,11 @@ def label_logits_fwd_kernel(
 
 @triton.jit
 def tile_of(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """(row block, column block): GROUP_M row blocks share the head's tiles before the next ones begin."""
+    """(row block, column block) of tile number ``tile``.
+
+    The tiles of GROUP_M row blocks come before those of the next ones; among them, tiles of one column block are
+    neighbours.
+    """
     group = tile // (GROUP_M * tiles_n)
     place = tile % (GROUP_M * tiles_n)
     size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
@@ -85,7 +90,10 @@ def tile_product(
     DESCRIPTORS: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_N] products from ``row`` and ``column`` on; what lies outside is 0 or never used."""
+    """[BLOCK_M, BLOCK_N] raw logits, of the rows from ``row`` and the words from ``column`` on.
+
+    Entries beyond the last row or word are 0 or copies of others; the caller does not use them.
+    """
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if DESCRIPTORS:
         for k in range(0, depth, BLOCK_K):
@@ -94,7 +102,8 @@ def tile_product(
             total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
     else:
         lane_k = tl.arange(0, BLOCK_K)
-        # Rows and words beyond the last are read as the last: nothing of them is stored, and no load needs a mask.
+        # Rows and words beyond the last are read as if they were the last. Nothing of them is stored, and so the loads
+        # need no mask for them.
         lane_m = tl.minimum(tl.arange(0, BLOCK_M), (rows - 1 - row).to(tl.int32))
         lane_n = tl.minimum(tl.arange(0, BLOCK_N), (width - 1 - column).to(tl.int32))
         a_ptr = x + row * stride_x + lane_m[:, None] * stride_x + lane_k[None, :]
@@ -117,17 +126,17 @@ def store_tile(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr, SPREAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """(sum of the exponentials, largest logit, with SPREAD sum of E log E) of each row of a tile, without its label.
+    """Store E of a tile (with STORE), times the softcap's slope if there is one.
 
-    E is stored.
-
-    offset, label (-1: another rank's), inside: [BLOCK_M].
+    Returns (sum of E, largest logit, sum of E log E if SPREAD) of each row of the tile, without its label. offset,
+    label (-1 if another rank holds it), inside (whether the row exists): [BLOCK_M].
     """
     lanes = tl.arange(0, BLOCK_N)
-    words = column.to(tl.int32) + lanes  # [BLOCK_N]; a vocabulary has fewer than 2**31
+    words = column.to(tl.int32) + lanes  # [BLOCK_N]; int32 will do: a vocabulary has fewer than 2**31 words
     here = words < width
     logits = finished_logits(raw, bias_ptr, words[None, :], here[None, :], SCALE, SOFTCAP)
-    # The mask is used once, and made from a place that changes with the tile: kept, it takes a register per entry.
+    # This mask is used here only, and depends on the tile: if it were kept for later, or hoisted out of the loop over
+    # tiles, it would take a register per entry.
     logits = tl.where(here[None, :] & (words[None, :] != label[:, None]), logits, float("-inf"))
     peak = tl.max(logits, axis=1)
     exponential = tl.exp(logits - offset[:, None])
@@ -156,10 +165,10 @@ def head_exponentials_fwd_kernel(
     DESCRIPTORS: tl.constexpr, EVEN_K: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, depth], head [width, depth], out [rows, width]: pointers, or descriptors of their tiles.
+    """Compute all tiles, or with AGAIN those whose row block contains a marked row.
 
-    sum_ptr, peak_ptr, spread_ptr (None: not needed): [tiles of columns, rows]. AGAIN: of the row blocks only those that
-    hold a marked row.
+    x [rows, depth], head [width, depth], out [rows, width]: pointers, or descriptors of their tiles. sum_ptr, peak_ptr,
+    spread_ptr (None: not needed): [column blocks, rows], what ``store_tile`` returns for each tile.
     """
     SPREAD: tl.constexpr = spread_ptr is not None
     tiles_m = tl.cdiv(rows, BLOCK_M)
@@ -212,7 +221,7 @@ def row_sums_fwd_kernel(
     sum_ptr, peak_ptr, spread_ptr, offset_ptr, again_ptr, others_ptr, total_ptr, entropy_ptr, rival_ptr, rows, tiles,
     AGAIN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
-    """Adds the tiles' sums up. A row whose guess was too low is marked, and its largest logit becomes its offset."""
+    """Add up the sums of the tiles. If a row's offset was too low, mark it and make its largest logit its offset."""
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
     inside = lanes < rows
     end = tiles
@@ -262,12 +271,12 @@ def launch_head_exponentials_fwd(
     config: HeadConfig | None = None,
     programs: int = 0,
 ) -> None:
-    """``out`` becomes E of ``x @ head.T``; label_logit, others, total and cap_slope (with a softcap) are filled, and if
-    given entropy, of the words but the label among themselves, and rival, their largest logit.
+    """Write E of ``x @ head.T`` to ``out``, and the sums of each row to the tensors that are given for them.
 
-    x: [c, D], head: [V, D], in one dtype of at most 32 bit; ``takes`` says whether head will do. out: [c, V]; None: not
-    needed. local_labels: [c] int64, outside of [0, V) where another rank holds the label.
-    config, programs (of the product): the device's own, if not given.
+    The sums, [c] each, are those of ``launch_exponentials_fwd``. x: [c, D] and head: [V, D] have one dtype of at most
+    32 bit; ``takes`` says whether the kernel can read head. out: [c, V]; None: E is not needed. local_labels: [c] int64, outside
+    of [0, V) where another rank holds the label. config, programs: the product's configuration and number of programs;
+    by default those of the device.
     """
     finished = softcap is not None or bias is not None
     config = config or head_config(x.device, finished=finished, told=entropy is not None)
@@ -310,10 +319,10 @@ def launch_head_exponentials_fwd(
 
 
 def takes(head: Tensor, dtype: torch.dtype, *, asked: bool, bias: bool) -> bool:
-    """Whether the kernel multiplies by ``head`` [V, D] once that is in ``dtype``: in bf16 (the interpreter, which has
-    none, in fp32), in memory that it can read, where it was asked for or is the chip's default.
+    """Whether this kernel, and not the vendor's GEMM, multiplies by ``head`` [V, D] after converting it to ``dtype``.
 
-    asked: raise ``ValueError`` for a chip that has no configuration.
+    It does if it was asked for or is the chip's default, if dtype is bf16 (fp32 in the interpreter, which has no bf16),
+    and if it can read the memory of head. asked: raise ``ValueError`` for a chip without a configuration.
     """
     name = head_architecture(head.device)
     if not asked and not HEAD_EXPONENTIALS_BY_DEFAULT.get(name, False):
@@ -329,8 +338,11 @@ def takes(head: Tensor, dtype: torch.dtype, *, asked: bool, bias: bool) -> bool:
 
 
 def fits(tensor: Tensor, config: HeadConfig) -> bool:
-    """Whether the kernel can read ``tensor`` [n, m]: no gaps within rows; a descriptor wants bases and rows at
-    multiples of 16 bytes, and no two rows at one place."""
+    """Whether the kernel can read ``tensor`` [n, m].
+
+    The elements of a row must be adjacent. A tensor descriptor also needs the tensor and its rows to begin at multiples
+    of 16 bytes, and rows that do not overlap.
+    """
     if tensor.stride(1) != 1 or not config.descriptors:
         return tensor.stride(1) == 1
     apart = tensor.stride(0) >= tensor.shape[1]
@@ -339,8 +351,10 @@ def fits(tensor: Tensor, config: HeadConfig) -> bool:
 
 
 def head_config(device: torch.device, finished: bool, told: bool = False) -> HeadConfig:
-    """The pinned configuration of the device; ``ValueError`` for chips without one. finished: softcap or bias; told:
-    entropies."""
+    """The pinned configuration of the device; ``ValueError`` for chips without one.
+
+    finished: the epilogue applies a softcap or a bias. told: entropies are wanted.
+    """
     name = head_architecture(device)
     if (name, finished) not in HEAD_EXPONENTIALS:
         known = ", ".join(HEAD_EXPONENTIALS_BY_DEFAULT)
@@ -350,7 +364,7 @@ def head_config(device: torch.device, finished: bool, told: bool = False) -> Hea
 
 
 def head_architecture(device: torch.device) -> str:
-    """The name under which configs.py knows a device."""
+    """The name that configs.py has for the device."""
     if interpreted():
         return "interpreter"
     if device.type != "cuda":
@@ -362,5 +376,5 @@ def head_architecture(device: torch.device) -> str:
 
 
 def programs_of(device: torch.device) -> int:
-    """One a multiprocessor; in the interpreter few enough that each walks over several tiles."""
+    """The number of programs: one per multiprocessor; in the interpreter 3, so that each walks over several tiles."""
     return 3 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count

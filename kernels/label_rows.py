@@ -1,4 +1,8 @@
-"""What rounding dZ to 16 bit took from each label's entry goes back into dX and dW, without temporaries."""
+"""Adds a multiple of a matrix's row to a row of another, as chosen by labels, without temporaries.
+
+With it dX and dW get the terms of the labels: what rounding dZ to 16 bit took from the label's entry
+(fastdss/loss/row_gradient.py), or the whole entry, where dZ is made of exponentials (fastdss/loss/exponentials.py).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from torch import Tensor
 
 from .primitives import on_device_of
 
-BLOCK_D = 1024
+BLOCK_D = 1024  # columns of a program
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 """Attention of packed branches over a key/value store, forward only.
 
-A token sees the first ``limit`` keys of its slot in the store, and the packed keys of its own run up to itself. Either
-way that is an interval ``[first, end)`` of a key index, so one loop serves both sources; what all rows of a program
-see needs no mask. A window or a chunk moves ``first``; a sink is one more logit of a head, whose value is zero.
+A token sees the first ``limit`` keys of its slot in the store, and the packed keys of its own run up to itself. In
+both sources that is an interval ``[first, end)`` of keys, so the same loop serves both. Keys that all rows of a program
+see are read without a mask. A window or a chunk moves ``first``. A sink is one more logit of each head, whose value is
+zero.
 
     rows of a tile          store, one slot        packed keys
     branch A  limit 9       kkkkkkkk|k             a
@@ -27,7 +28,10 @@ TILE_COLUMNS = 9  # first token, end, base of the slot, then least and greatest 
 
 
 def split_dim(dim: int) -> tuple[int, int]:
-    """Two tile widths that hold ``dim`` columns with little padding: 64 -> (64, 0), 80 -> (64, 16), 96 -> (64, 32)."""
+    """Two tile widths that hold ``dim`` columns with little padding: 64 -> (64, 0), 80 -> (64, 16), 96 -> (64, 32).
+
+    Triton's tiles have powers of 2 as widths, and ``tl.dot`` takes none below 16.
+    """
     whole = max(16, triton.next_power_of_2(dim))
     if whole == dim or whole == 16:
         return whole, 0
@@ -40,7 +44,7 @@ def _load_tile(
     ptr, stride, rows, live,
     FROM: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """``[rows, BLOCK]``: columns FROM.. of the rows; ``live: [rows]`` is looked at when RAGGED."""
+    """``[rows, BLOCK]``: the columns of ``rows`` from FROM on. With RAGGED only ``live`` rows are read."""
     columns = FROM + tl.arange(0, BLOCK)
     ptrs = ptr + (rows * stride)[:, None] + columns[None, :]
     if RAGGED:
@@ -62,11 +66,14 @@ def _visit_keys(
     BLOCK_N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr,
     MASKED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over ``tiles`` tiles of keys from ``begin`` on; those from ``low_tiles`` on lie ``jump`` further.
+    """Continue an online softmax over ``tiles`` tiles of keys, which begin at key ``begin``.
 
-    With MASKED, row r sees keys ``first[r] <= key < end[r]``, and keys from ``stop`` on are not read.
+    With MASKED, ``jump`` keys are skipped after ``low_tiles`` tiles, row r sees the keys ``first[r] <= key < end[r]``,
+    and keys from ``stop`` on are not read.
     """
-    unit: tl.constexpr = (SOFTCAP if SOFTCAP > 0 else SCALE) * LOG2E  # log2 units of a score
+    unit: tl.constexpr = (
+        SOFTCAP if SOFTCAP > 0 else SCALE
+    ) * LOG2E  # turns scores into logits in units of log 2, for exp2
     lane = tl.arange(0, BLOCK_N)
     for i in range(0, tiles):
         start = begin + i * BLOCK_N
@@ -87,7 +94,7 @@ def _visit_keys(
             seen = (key[None, :] >= first[:, None]) & (key[None, :] < end[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1) * unit)
-        shift = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher  # rows that saw nothing yet
+        shift = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher  # rows that have seen no key yet
         weight = tl.exp2(scores * unit - shift[:, None])
         decay = tl.exp2(peak - shift)
         peak = higher
@@ -107,7 +114,11 @@ def _visit_source(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Keys ``[low, high)`` of one source, of which every row sees ``[whole_low, whole_high)`` whole."""
+    """Continue the online softmax over the keys ``[low, high)`` of one source.
+
+    Every row sees all of ``[whole_low, whole_high)``: tiles within it are visited first, without a mask, then those
+    before and after it with one.
+    """
     low_tiles = (tl.maximum(tl.minimum(whole_low, high) - low, 0) + BLOCK_N - 1) // BLOCK_N
     whole = low + low_tiles * BLOCK_N
     whole_tiles = tl.maximum(whole_high - whole, 0) // BLOCK_N
@@ -135,10 +146,10 @@ def prefix_attention_fwd_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     D0: tl.constexpr, D1: tl.constexpr, E0: tl.constexpr, E1: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: the tokens of a tile times HEADS query heads of one K/V head (of its GROUP).
+    """One program computes the tokens of a tile for HEADS of the GROUP query heads that share a K/V head.
 
-    HAS_WINDOW: a token sees the last ``window`` positions; CHUNKED: those of its own ``window`` positions from a
-    multiple of ``window`` on.
+    HAS_WINDOW: a token sees the last ``window`` positions up to its own. CHUNKED: positions are divided into chunks of
+    ``window``, and a token sees those of its own chunk up to its own position.
     """
     head = tl.program_id(0).to(tl.int64) * HEADS
     kv_head = head // GROUP
@@ -164,7 +175,8 @@ def prefix_attention_fwd_kernel(
     if E1 > 0:
         acc1 = tl.zeros([BLOCK_M, E1], accumulate)
 
-    # store: row sees [position - window + 1, limit), or [its chunk's first position, limit)
+    # The store. A row sees [0, limit), with a window [position - window + 1, limit), with chunks [its chunk's first
+    # position, limit).
     first = tl.zeros([BLOCK_M], tl.int32)
     low, whole_low = token_low * 0, token_low * 0
     if CHUNKED:
@@ -186,7 +198,8 @@ def prefix_attention_fwd_kernel(
         SCALE, SOFTCAP, HEAD_DIM, VALUE_DIM, BLOCK_N, D0, D1, E0, E1, UPCAST,
     )  # fmt: skip
 
-    # packed: row sees [max(run, token - window + 1), token], or from where its chunk begins in its run
+    # The packed keys. A row sees [run, token], with a window [max(run, token - window + 1), token], with chunks those
+    # of its chunk from run on.
     first = run
     low, whole_low = tl.load(tile_ptr + 5), tl.load(tile_ptr + 6)
     if CHUNKED:
@@ -226,12 +239,12 @@ def launch_prefix_attention_fwd(
     *, scaling: float, window: int | None, softcap: float | None, config: PrefixConfig,
     chunk: int | None = None, sinks: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Write to ``out: [N, H, dv]`` what each token of the tiles sees of its slot and of its run, averaged by softmax.
+    """Write to ``out: [N, H, dv]`` the attention of each token of the tiles over the keys of its slot and of its run.
 
     query: [H, N, d], key: [Hkv, N, d], value: [Hkv, N, dv], store: ([Hkv, capacity, d], [Hkv, capacity, dv]); the last
     dimension of each is contiguous. limits, runs: [N] int32: how many keys of its slot a token sees, and the packed
     index where its run begins. tiles: [T * TILE_COLUMNS] int32, each of at most ``tokens_per_tile`` tokens of one slot.
-    A token sees ``window`` positions, or those of its chunk of ``chunk``; sinks: [H], logits beside each head's own.
+    window, chunk: the kernel's ``window`` with HAS_WINDOW or CHUNKED. sinks: [H], one more logit per head.
     """
     heads, _, head_dim = query.shape
     group, value_dim = heads // key.shape[0], value.shape[2]
@@ -252,22 +265,22 @@ def launch_prefix_attention_fwd(
 
 
 def stored_dtype(query: Tensor) -> torch.dtype:
-    """The dtype of ``out``: the query's, except that the interpreter computes with bf16's raw bits: it stores fp32."""
+    """The dtype of ``out``: the query's, but fp32 for bf16 in the interpreter, which computes with bf16's raw bits."""
     return torch.float32 if query.dtype == torch.bfloat16 and not query.is_cuda else query.dtype
 
 
 def heads_per_program(group: int, config: PrefixConfig) -> int:
-    """Query heads of a K/V head that share a program: all of them, or the largest equal part that fits."""
+    """How many query heads of a K/V head share a program: all, or the largest divisor that fits into a tile's rows."""
     return max(part for part in range(1, group + 1) if group % part == 0 and part <= config.block_m)
 
 
 def tokens_per_tile(group: int, config: PrefixConfig) -> int:
-    """Tokens of a tile: its rows hold ``heads_per_program`` query heads of each."""
+    """How many tokens a tile has: each token takes ``heads_per_program`` of its rows."""
     return config.block_m // heads_per_program(group, config)
 
 
 def architecture(device: torch.device) -> str:
-    """The name under which ``prefix_config`` knows the device; ``ValueError`` for those it does not."""
+    """The name that ``prefix_config`` has for the device; ``ValueError`` if it has no configuration for it."""
     if isinstance(prefix_attention_fwd_kernel, InterpretedFunction):
         return "interpreter"
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Small pieces that more than one kernel needs."""
+"""Small functions that more than one kernel needs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch import Tensor
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """A context in which Triton launches on the tensor's device; by itself it launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit
 def tanh(x):
-    """From one exponential, which cannot overflow; absolute error of a rounding. The interpreter has no libdevice."""
+    """tanh(x) from one exponential, which cannot overflow; its absolute error is that of one rounding.
+
+    Written out because Triton's interpreter has no libdevice.
+    """
     decay = tl.exp(-2.0 * tl.abs(x))
     size = (1.0 - decay) / (1.0 + decay)
     return tl.where(x < 0, -size, size)
@@ -32,20 +35,23 @@ def expm1(x):
 
 @triton.jit
 def log_weighted(exponential, logarithm):
-    """E log E; 0 where E is, whose logarithm may be infinite. Below -1e4 E is 0 in fp64 too."""
+    """E log E, and 0 where E is 0 and its logarithm perhaps -inf. The clamp is exact: exp(-1e4) is 0 even in fp64."""
     return exponential * tl.maximum(logarithm, -1e4)
 
 
 @triton.jit
 def entropy_of(total, spread):
-    """Entropy of E / T from T, the sum of E, and the sum of E log E; 0 where nothing is left of E."""
+    """Entropy of the distribution E / T, from ``total`` T = sum E and ``spread`` = sum E log E; 0 where T is 0."""
     entropy = tl.log(total) - spread / total
     return tl.where(total == 0.0, 0.0, entropy)
 
 
 @triton.jit
 def load_logits(row_ptr, bias_ptr, columns, mask, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr):
-    """Logits from raw ones: bias, scale, softcap; -inf outside ``mask``. bias_ptr and SOFTCAP may be None."""
+    """A block of a row's raw logits with bias, scale and softcap applied; -inf outside ``mask``.
+
+    bias_ptr and SOFTCAP may be None.
+    """
     logits = tl.load(row_ptr + columns, mask=mask, other=0.0).to(ACC)
     if bias_ptr is not None:
         logits += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(ACC)

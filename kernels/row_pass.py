@@ -1,8 +1,9 @@
 """The row pass on a GPU: one program per token turns its row of logits into loss terms and, in place, its gradient.
 
-Formulas and names: the docstring of fastdss/loss/objective.py. The row is read twice, once for its sums and once,
-backwards, for the gradient: what was read last is still in the L2 cache, which the rows in flight together exceed.
-With a vocabulary split over ranks the same two loops are separate kernels: all ranks' sums are combined in between.
+Formulas and names: the docstring of fastdss/loss/objective.py. A row is read twice: once for its sums, and once for
+the gradient. The second time it is read from its end, because the L2 cache is smaller than all rows in flight together
+and then still holds what was read last. If ranks split the vocabulary, the two loops are separate kernels, between
+which the ranks combine their sums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from .configs import row_pass_config
 from .primitives import entropy_of, expm1, load_logits, log_weighted, on_device_of
 
-# Codes of the KL forms, as the callers count them: 0 is none, then k1, k2, k3. A test holds them against fastdss.KL.
+# Numbers of the KL forms: 0 is none, 1 to 3 are k1 to k3. A test compares them with fastdss.KL.
 REVERSE = tl.constexpr(4)
 FORWARD = tl.constexpr(5)
 
@@ -27,8 +28,11 @@ def row_sums(
     KL: tl.constexpr, WITH_MEAN: tl.constexpr, STATS: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     REF_SCALE: tl.constexpr, REF_SOFTCAP: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """(lse, sum of logits, reference's lse, E[z - z_ref] under p or q) of one row, online; with STATS also its entropy
-    and the largest logit but the label's."""
+    """(lse, sum of logits, the reference's lse, E[z - z_ref] under p or q, entropy, largest logit but the label's).
+
+    One loop over the row makes them all, rescaling its sums whenever it finds a larger logit. The last two are computed
+    if STATS.
+    """
     peak = tl.full((), -1e30, ACC)
     ref_peak = tl.full((), -1e30, ACC)
     total = tl.zeros((), ACC)
@@ -72,7 +76,7 @@ def row_sums(
     if ref_row_ptr is not None:
         ref_lse = ref_peak + tl.log(ref_total)
         drawn = total if KL == REVERSE else ref_total
-        mean_diff = diff_sum / tl.where(drawn == 0.0, 1.0, drawn)  # every token of this rank's slice may be impossible
+        mean_diff = diff_sum / tl.where(drawn == 0.0, 1.0, drawn)  # it is 0 if every logit of this rank's slice is -inf
     return lse, logit_sum, ref_lse, mean_diff, entropy_of(total, spread), rival
 
 
@@ -82,7 +86,7 @@ def finish_row(
     KL: tl.constexpr, DFT: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr,
     HAS_REF: tl.constexpr,
 ):  # fmt: skip
-    """(token_ce, token_kl, and the gradient's coefficients A, B, C, b times the logit scale) of one row."""
+    """(token_ce, token_kl, A, B, C, b) of one row; A to b, the gradient's coefficients, are times the logit scale."""
     nll = lse - label_logit
     if DFT:
         ce_weight = tl.where(ce_weight == 0.0, 0.0, ce_weight * tl.exp(-nll))
@@ -121,10 +125,11 @@ def write_gradient(
     KL: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, REF_SCALE: tl.constexpr,
     REF_SOFTCAP: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The row's gradient over its logits; returns what rounding to the output's dtype took from the label's entry.
+    """Write the row's gradient; returns what rounding to the output's dtype took from the label's entry.
 
-    The output may be 16 bit wide and the upper half of the row: block i lands above what is still to be read, once the
-    whole program has read block i.
+    The output may overwrite the logits. If it has 16 bit, it is the upper half of the row's memory (``Slab`` in
+    fastdss/loss/rows.py). Blocks are read and written from the last to the first, so that each is written over logits
+    that were already read; a barrier makes sure that all threads have read the block.
     """
     lost = tl.zeros((), ACC)
     last = (width - 1) // BLOCK_V
@@ -141,7 +146,7 @@ def write_gradient(
                 grad += tl.where(kl_factor == 0.0, 0.0, kl_factor * prob * (diff - mean_diff))
             else:
                 grad -= kl_factor * tl.exp(ref_logits - ref_lse)
-        is_label = mask & (columns == local_label)  # the next rank's first labels lie where the last block ends
+        is_label = mask & (columns == local_label)  # masked: the next rank's first labels have columns beyond width
         grad = tl.where(is_label, grad + label_term, grad)
         if SOFTCAP is not None:
             slope = logits / SOFTCAP
@@ -158,7 +163,7 @@ def write_gradient(
 def label_logit_of(
     row_ptr, bias_ptr, local_label, width, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """The label's logit, 0 where this slice of the vocabulary does not hold it."""
+    """The label's logit, or 0 if this slice of the vocabulary does not hold the label."""
     mine = (local_label >= 0) & (local_label < width)
     logit = load_logits(row_ptr, bias_ptr, tl.where(mine, local_label, 0), mine, SCALE, SOFTCAP, ACC)
     return tl.where(mine, logit, 0.0)
@@ -300,11 +305,11 @@ def launch_row_pass_fwd(
     token_stats: Tensor | None = None,
     config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(token_ce, token_kl, lost)``, each [c]; ``out`` becomes the gradient.
+    """Write the gradient to ``out``; returns ``(token_ce, token_kl, lost)``, each [c].
 
-    logits, ref_logits: [c, V] fp32 or fp64 raw logits. out: [c, V], logits itself or its memory seen in 16 bit. scales:
-    logit scale, softcap, and the reference's. lost: what rounding the label's entry to out's dtype dropped.
-    token_stats: [2, c] becomes the entropies, and 1 where the label is the likeliest word.
+    logits, ref_logits: [c, V] raw logits in fp32 or fp64. out: [c, V], logits itself or its memory seen in 16 bit.
+    scales: logit scale and softcap, then those of the reference. lost: what rounding the label's entry to the dtype of
+    out took from it. token_stats: [2, c], filled with the entropies, and 1 where the label is the likeliest word.
     """
     count, width = logits.shape
     entropy, correct = (None, None) if token_stats is None else token_stats.unbind()
@@ -334,9 +339,9 @@ def launch_row_stats_fwd(
     scales: tuple[float, float | None, float, float | None],
     config: tuple[int, int] | None = None,
 ) -> Tensor:
-    """[5, c] of one vocabulary slice: lse, label's logit, sum of logits, reference's lse, E[z - z_ref].
+    """[5, c] of one vocabulary slice: lse, the label's logit, sum of logits, the reference's lse, E[z - z_ref].
 
-    With token_stats [7, c]: also its entropy, and the largest logit but the label's.
+    With token_stats [7, c]: also the slice's entropy, and its largest logit but the label's.
     """
     count, width = logits.shape
     stats = logits.new_empty(7 if token_stats else 5, count)
@@ -365,7 +370,10 @@ def launch_row_gradient_bwd(
     scales: tuple[float, float | None, float, float | None],
     config: tuple[int, int] | None = None,
 ) -> Tensor:
-    """``out`` becomes the gradient; returns ``lost`` [c]. factors: [7, c] lse, ref_lse, E[z - z_ref], A, B, C, b."""
+    """Write the gradient to ``out``; returns ``lost`` [c], see :func:`launch_row_pass_fwd`.
+
+    factors: [7, c], for each row lse, the reference's lse, E[z - z_ref], A, B, C and b.
+    """
     count, width = logits.shape
     lost = logits.new_empty(count)
     if count:

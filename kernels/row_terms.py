@@ -1,7 +1,7 @@
-"""What follows the sums of a row's exponentials: its loss terms and the numbers that make its gradient, in one launch.
+"""One kernel that turns the sums of each row's exponentials into its loss terms and the factors of its gradient.
 
-Formulas and names: the docstrings of fastdss/loss/exponentials.py and objective.py. In torch they are some thirty
-operations on [n] numbers, of a few microseconds each: at 512 tokens as long as the products.
+Formulas and names: the docstrings of fastdss/loss/exponentials.py and objective.py. In torch this takes some thirty
+operations on [n] numbers, each of a few microseconds: with 512 tokens as long as the matrix products.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from torch import Tensor
 
 from .primitives import expm1, on_device_of
 
-BLOCK_ROWS = 128  # rows of a program; few, since nothing but latency counts here
-K2 = tl.constexpr(2)  # codes of the KL forms, as row_pass.py counts them
+BLOCK_ROWS = 128  # rows of a program: few, since there is so little work that only latency counts
+K2 = tl.constexpr(2)  # numbers of the KL forms, as in row_pass.py
 K3 = tl.constexpr(3)
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal fp32
 
 
 @triton.jit
 def log1p_of_unit(x):
-    """log(1 + x) for 0 <= x <= 1, relative error 2e-10: 2 artanh(s), s = x / (2 + x) <= 1/3."""
+    """log(1 + x) for 0 <= x <= 1, with a relative error of 2e-10.
+
+    It is 2 artanh(s) with s = x / (2 + x), whose series converges fast because s <= 1/3.
+    """
     s = x / (2.0 + x)
     q = s * s
     series = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17)))
@@ -31,7 +34,7 @@ def log1p_of_unit(x):
 
 @triton.jit
 def label_kl(nll, ref_logprob, kl_weight, KL: tl.constexpr):
-    """(k(d), k'(d)) with d = log p - log p_ref, 0 where it has no weight."""
+    """(k(d), k'(d)) with d = log p - log p_ref. Without a weight d is taken as 0: it may be infinite there."""
     d = tl.where(kl_weight == 0.0, 0.0, -nll - ref_logprob)
     value, slope = d, tl.full(d.shape, 1.0, d.dtype)
     if KL == K2:
@@ -47,9 +50,10 @@ def row_terms_fwd_kernel(
     entropy_ptr, rival_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, out_ptr, rows, vocab_size,
     KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """out_ptr: [7, rows]: CE, KL, both times their weights, v, dZ at the label, C. KL: 0 is none.
+    """Write the terms of BLOCK_ROWS rows. KL: the number of the form, 0 for none.
 
-    With entropy_ptr two rows more: entropy, and 1 where the label is the likeliest word.
+    out_ptr: [7, rows]: CE, KL, weighted CE, weighted KL, v, dZ at the label, C. With entropy_ptr [9, rows]: also the
+    entropy, and 1 where the label is the likeliest word.
     """
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
     inside = lanes < rows
@@ -107,7 +111,7 @@ def row_terms_fwd_kernel(
 
 
 class RowTerms(NamedTuple):
-    """Every tensor is [n]."""
+    """Every tensor is [n], unless its comment says otherwise."""
 
     ce: Tensor
     kl: Tensor
@@ -116,7 +120,7 @@ class RowTerms(NamedTuple):
     row: Tensor  # v
     label: Tensor  # dZ_y
     const: Tensor | None  # C
-    token_stats: Tensor | None  # [2, n] entropy, and 1 where the label is the likeliest word
+    token_stats: Tensor | None  # [2, n]: the entropy, and 1 where the label is the likeliest word
 
 
 def launch_row_terms_fwd(
@@ -138,7 +142,10 @@ def launch_row_terms_fwd(
     z_loss: float,
     logit_scale: float,
 ) -> RowTerms:
-    """Terms of rows [n]; all fp32 but labels, int64 of the whole vocabulary. kl_code: 0 is none."""
+    """The terms of n rows. All tensors are [n] fp32, except labels: int64, counted over the whole vocabulary.
+
+    kl_code: the number of the KL form, 0 for none.
+    """
     rows = others.shape[0]
     made = others.new_empty((7 if entropy is None else 9, rows))
     if rows:

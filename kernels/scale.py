@@ -1,4 +1,4 @@
-"""``(gradient * factor).to(dtype)``, at twice the rate of PyTorch's product into another dtype (H100)."""
+"""``(gradient * factor).to(dtype)``, twice as fast as PyTorch's multiplication into another dtype (on an H100)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .primitives import on_device_of
 
-BLOCK = 4096  # 8 warps, 16 values a thread
+BLOCK = 4096  # values of a program: 16 for each thread of its 8 warps
 
 
 @triton.jit

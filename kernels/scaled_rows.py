@@ -1,4 +1,7 @@
-"""Rows times a number each: the gradients' last steps, each in one reading and one writing of its matrix."""
+"""Multiplies each row of a matrix by its number, reading and writing the matrix once.
+
+It scales hidden states for the head's gradient, and finishes the gradient of hidden states with its label terms.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from .primitives import on_device_of
 
-BLOCK_D = 1024
+BLOCK_D = 1024  # columns of a program
 
 
 @triton.jit
@@ -51,8 +54,8 @@ def launch_hidden_rows_bwd(
 ) -> None:
     """``out[r] = factor[r] product[r] + label_factor[r] head[labels[r]] + const[r] head.sum(0)``, rounded once.
 
-    product, out: [c, D] with rows without gaps, may be one; head: [V, D]; vectors: [c] in product's dtype, labels in
-    int64.
+    product, out: [c, D], may be one tensor; elements of a row are adjacent. head: [V, D]. labels: [c] int64; the other
+    vectors: [c] in the dtype of product.
     """
     head_sum = None if const is None else head.sum(dim=0, dtype=product.dtype)
     _launch(product, factor, out, head, label_factor, labels, const, head_sum)

@@ -1,7 +1,7 @@
-"""Source-tree stand-in: points ``fastdss.kernels`` at the top-level ``kernels/`` folder.
+"""Makes ``fastdss.kernels`` importable from a source tree, by pointing it at the top-level ``kernels/`` folder.
 
-Neither the wheel nor the sdist contains this file; there ``kernels/`` itself is installed as ``fastdss/kernels``.
-``kernels/`` has no ``__init__.py`` so that it can never shadow Hugging Face's package ``kernels``.
+Neither the wheel nor the sdist contains this file; they install ``kernels/`` itself as ``fastdss/kernels``. That folder
+has no ``__init__.py``, so that it can never shadow Hugging Face's package ``kernels``.
 """
 
 from pathlib import Path

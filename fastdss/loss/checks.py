@@ -1,4 +1,4 @@
-"""What the losses refuse, and in which words: shapes, dtypes, devices, options, and values where the host can look."""
+"""The checks of the losses' arguments: shapes, dtypes, devices, options, and values that the host can read at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ BACKENDS = ("auto", "torch", "triton", "fused")
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """ "torch" or "triton"; "fused" is the kernels with another product of rows and head, see ``LossCall.product``."""
+    """The engine for ``backend=``: "torch" or "triton".
+
+    "fused" uses the "triton" engine too; what it changes is the product of rows and head, see ``LossCall.product``.
+    """
     if backend not in BACKENDS:
         raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
@@ -32,7 +35,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Tensor | None) -> torch.dtype:
-    """The dtype that sums are kept in, once the tensors fit each other."""
+    """Check that the tensors fit each other, and return the dtype of sums and weights: fp32, or fp64 for fp64."""
     check_gathered(hidden=hidden, lm_head=lm_head)
     check_labels(labels)
     check_shapes(hidden, lm_head, labels)
@@ -41,21 +44,23 @@ def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Te
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether values can be looked at without waiting for a device or breaking a graph that is being traced."""
+    """Whether the host can read the values without waiting for a device and without breaking a graph being traced."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def words(lm_head: Tensor, group: Any) -> int:
+def vocabulary_size(lm_head: Tensor, group: Any) -> int:
+    """The number of words of all ranks of ``group`` together."""
     return lm_head.shape[0] * (1 if group is None else group.size())
 
 
 def sizes(x: Tensor) -> list[int]:
+    """The shape as an error prints it."""
     return list(x.shape)
 
 
 def check_gathered(**tensors: Tensor) -> None:
-    """A sharded parameter has the wrong rows; loading torch.distributed.tensor just to look would be slow."""
-    dtensor = sys.modules.get("torch.distributed.tensor")
+    """Refuse parameters that FSDP or ZeRO-3 has sharded, for this rank holds only some of their values."""
+    dtensor = sys.modules.get("torch.distributed.tensor")  # importing it is slow; if nobody did, there are none
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise UserTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
@@ -98,6 +103,7 @@ def check_bias(name: str, bias: Tensor | None, lm_head: Tensor) -> None:
 
 
 def compute_dtype(hidden: Tensor, lm_head: Tensor, prefix: str = "") -> torch.dtype:
+    """The dtype of the factors of the products: autocast's if it is on, else that of both tensors."""
     for name, tensor in (("hidden", hidden), ("lm_head", lm_head)):
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             raise UserTypeError(f"{prefix}{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
@@ -156,7 +162,7 @@ def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: An
 
 
 def check_constrained(csft_beta: Any, kl: str, o: Objective, dtype: Any) -> None:
-    """A bounded first term goes with the labels' log-probabilities under the reference and no other first term."""
+    """Refuse what does not go with constrained fine-tuning: a full KL, another change of the first term, and fp16."""
     if csft_beta is None:
         return
     check_constrained_kl(kl)
@@ -180,7 +186,7 @@ def check_kl_scale(kl_scale: float) -> None:
 
 
 def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
-    """Positive and finite, as far as the host knows; 0 in a tensor is a step in which no label counts."""
+    """Check that the number, if the host knows it, is positive and finite. A tensor may be 0, for no label at all."""
     known = not isinstance(num_items_in_batch, Tensor) or on_host(num_items_in_batch)
     if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() != 1:
         raise UserError(f"num_items_in_batch: expected one number, got {sizes(num_items_in_batch)}")
@@ -198,11 +204,11 @@ def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
 def check_values(
     labels: Tensor, scores: Tensor | None, name: str, ignore_index: int, vocab_size: int | None, *, unit_interval: bool
 ) -> None:
-    """Raise ``UserError`` for labels and scores that no loss takes. Call it for tensors on a CPU: on a device the host
-    would have to wait for the values.
+    """Raise ``UserError`` for labels and scores that no loss takes.
 
-    ``DSSCollator`` calls it, through ``live_rows``, for the rows of its batch. The loss calls it again where a batch is
-    on a CPU, for it alone knows the vocabulary's size, and labels beyond it would read another row's memory.
+    Call it for tensors on a CPU: on a device the host would have to wait for the values. ``DSSCollator`` calls it,
+    through ``live_rows``, for the rows of its batch. The loss calls it again if the batch is on a CPU, because only the
+    loss knows the size of the vocabulary, and a label beyond it would read another row's memory.
     """
     ignored = labels == ignore_index
     if labels.numel():
@@ -213,7 +219,7 @@ def check_values(
             refuse_first(bad & ~ignored, "labels", labels, f"a label in [0, {size}) or {ignore_index}")
     if scores is None or not scores.numel():
         return
-    least, most = map(float, scores.aminmax())  # NaN if one is
+    least, most = map(float, scores.aminmax())  # both are NaN if any score is
     if not (least >= 0 and most <= 1 if unit_interval else least >= 0 and most < math.inf):
         valid = scores.isfinite() & (scores >= 0)
         valid &= (scores <= 1) if unit_interval else True
@@ -223,6 +229,7 @@ def check_values(
 
 
 def refuse_first(bad: Tensor, name: str, values: Tensor, rule: str) -> None:
+    """Raise ``UserError`` that names the first of ``values`` at which ``bad`` is True, if there is one."""
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
         raise UserError(f"{name}[{', '.join(map(str, where))}]: expected {rule}, got {values[where].item()}")

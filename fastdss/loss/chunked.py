@@ -1,9 +1,10 @@
-"""The chunk driver: logits of a few rows at a time in one reused slab, turned into gradients where they lie.
+"""The chunk driver: computes the logits of a few rows at a time in one reused slab, and the gradients from them.
 
-For every chunk of rows: ``slab = x @ W^T`` by the vendor's GEMM; one pass over it; ``dX`` and ``dW`` by two products.
-The pass leaves exponentials (exponentials.py) where a number per row makes the gradient of them, else dZ (the row pass
-of objective.py: the full KL, fp16, label smoothing with a softcap). Logits and sums are fp32 (fp64 for
-fp64 inputs) whatever the parameters' dtype: per-token values stay exact, and dW does not depend on the chunk size.
+For every chunk of rows it computes ``slab = x @ W^T`` by the vendor's GEMM, makes a pass over the slab, and computes
+``dX`` and ``dW`` by two products. The pass leaves exponentials where the gradient follows from them by a number per row
+(exponentials.py). Otherwise it leaves dZ (the row pass of objective.py: the full KL, fp16, label smoothing with a
+softcap). Logits and sums are fp32 (fp64 for fp64 inputs) whatever the dtype of the parameters: values per token are not
+rounded to 16 bit, and the rounding of dW does not depend on the chunk size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from .vocab_shard import VocabShard
 def run_chunks(
     call: LossCall, *, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None = None
 ) -> LossResult:
-    """Per-token terms, and the gradients asked for of ``sum(ce_weight * token_ce + kl_weight * token_kl)``.
+    """The terms of each token, and the gradients that are asked for.
+
+    The gradients are those of ``sum(ce_weight * token_ce + kl_weight * token_kl)``.
 
     main_grad: [V, D] in the accumulation dtype, to which the head's gradient is added instead of to zeros.
     """
@@ -41,7 +44,7 @@ def run_chunks(
 
 
 class _Run:
-    """One call: what all its chunks share, and what they add up."""
+    """One call: the tensors that all its chunks share, and the results that they are added to."""
 
     def __init__(
         self, call: LossCall, hidden_grad: bool, head_grad: bool, bias_grad: bool, main_grad: Tensor | None
@@ -54,7 +57,7 @@ class _Run:
         self.filtered = ColumnFilter.of(call) if hidden_grad or head_grad else None
         new = call.hidden.new_zeros if self.plan.count == 0 or self.plan.index is not None else call.hidden.new_empty
         self.d_hidden = new(call.hidden.shape, dtype=self.accumulate) if hidden_grad else None
-        fills = self.plan.count > 0 and self.filtered is None  # the first chunk does
+        fills = self.plan.count > 0 and self.filtered is None  # then the first chunk overwrites all of d_head
         new = call.hidden.new_empty if fills else call.hidden.new_zeros
         self.d_head = new(call.lm_head.shape, dtype=self.accumulate) if head_grad and main_grad is None else main_grad
         self.d_bias = call.hidden.new_zeros(call.lm_head.shape[0], dtype=self.accumulate) if bias_grad else None
@@ -65,9 +68,10 @@ class _Run:
             call.hidden.new_zeros((2, *call.labels.shape), dtype=self.accumulate) if call.token_stats else None
         )
         self.head = call.lm_head.to(call.compute_dtype)
-        self.vectors = row_inputs(call, self.plan)  # once, then slices
+        self.vectors = row_inputs(call, self.plan)  # gathered once; chunks take slices of it
 
     def exponentials(self) -> None:
+        """Run all chunks by way of exponentials."""
         plan = plan_exponentials(
             self.call, self.plan, self.accumulate, head_grad=self.d_head is not None, main_grad=False, may_keep=False
         )
@@ -88,6 +92,7 @@ class _Run:
                 self._add(ExpGradient(e, terms.factors, labels.column, self.call.backend), x, rows, span.start == 0)
 
     def row_pass(self) -> None:
+        """Run all chunks by way of dZ."""
         call = self.call
         size = chunk_rows(call, self.plan, self.accumulate, self.objective.full_kl)
         slab = Slab(call.hidden, size, self.head.shape[0], self.accumulate)
@@ -149,7 +154,7 @@ class _Run:
 
 
 def _gradient_dtype(call: LossCall, accumulate: torch.dtype) -> torch.dtype:
-    """A GPU multiplies 16-bit dZ into fp32 sums; the CPU has no such GEMM."""
+    """The dtype of dZ. A GPU multiplies 16-bit dZ into fp32 sums; a CPU has no such GEMM, so dZ stays wide there."""
     return accumulate if call.hidden.device.type == "cpu" else call.compute_dtype
 
 
@@ -168,9 +173,10 @@ def _pass_rows(
     grad: bool,
     token_stats: Tensor | None,
 ) -> tuple[RowGradient, Tensor, Tensor]:
-    """Row pass over one chunk, whose first rows have reference logits: ``(gradient, token_ce, token_kl)``.
+    """The row pass over one chunk: ``(gradient, token_ce, token_kl)``.
 
-    token_stats: [2, c] as LossResult.token_stats, to be filled.
+    ref: logits of the reference for the chunk's first rows; the others have no KL weight. token_stats: [2, c], filled
+    like LossResult.token_stats.
     """
     logits, with_ref = slab.logits(count), ref.shape[0]
     dtype = _gradient_dtype(call, logits.dtype)
@@ -198,7 +204,7 @@ def _pass_rows(
                 grad=grad,
                 token_stats=stats_here,
             )
-            parts.append((*terms, terms[0]))  # the third is of use only where a kernel rounds
+            parts.append((*terms, terms[0]))  # where the kernel returns ``lost``: a placeholder, never read
     ce, kl, lost = parts[0] if len(parts) == 1 else (torch.cat(pair) for pair in zip(*parts, strict=True))
     labels = shard.columns_of(inputs.labels)
     if out is None:
@@ -221,7 +227,10 @@ def triton_row_pass(
     grad: bool,
     token_stats: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(token_ce, token_kl, lost)`` by the kernels: one, or two with the ranks' statistics combined in between."""
+    """``(token_ce, token_kl, lost)`` by the kernels; lost is as in :class:`RowGradient`.
+
+    One kernel does it all, unless ranks split the vocabulary: then two, between which the ranks combine statistics.
+    """
     from fastdss.kernels import row_pass as kernels
 
     o = objective

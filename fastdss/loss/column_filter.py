@@ -1,18 +1,20 @@
-"""Leaving columns of dZ out of the products, as long as that is a promised share of dZ or less.
+"""Leaves columns of dZ out of the products while their share of dZ's norm stays within ``grad_tol``.
 
-A trained model finds most of the vocabulary impossible at every one of its tokens. With ``grad_tol`` the products
-``dX = dZ W`` and ``dW = dZ^T X`` read only some columns of a chunk's dZ; they are gathered, so the products stay the
-vendor's dense GEMMs. The columns of least energy are left out while the Frobenius norm of all that is left out stays
-within ``grad_tol`` of dZ's: measured for every chunk, column by column, not estimated.
+A trained model gives most words of the vocabulary a probability near 0 at every token of a chunk. With ``grad_tol`` the
+products ``dX = dZ W`` and ``dW = dZ^T X`` read only some columns of a chunk's dZ. These are gathered, so the products
+stay the vendor's dense GEMMs. The columns of least energy (sum of squares) are left out while the Frobenius norm of all
+that is left out stays within ``grad_tol`` of dZ's; it is measured for every chunk, not estimated.
 
-What is left out, D [c, V], is small, but of one sign wherever a row's loss only pushes words down, so that its sum is
-not small. The matrix of rank one that has D's row sums and is nearest to D takes its place:
+What is left out, D [c, V], is small, but in the rows of most losses all its entries have one sign (the loss only lowers
+these words), so that its sum is not small. The matrix of rank one that has D's row sums and is nearest to D takes its
+place:
 
     D ~ m u^T        m = D 1        u = D^T m / (m . m)        |D - m u^T|^2 = |D|^2 - |D^T m|^2 / (m . m)
     dX += m (u^T W)        dW += u (m^T X)
 
-Two thin GEMMs do that for all chunks at the end. The last formula says what remains, and that is what the promise is
-about: more is left out than ``grad_tol`` where the rank-one matrix makes up for it, which is tried first.
+Two thin GEMMs add these terms for all chunks at the end. |D - m u^T|, which the last formula gives, is what is finally
+missing, and it is what ``grad_tol`` bounds. So columns with a larger share than ``grad_tol`` may be left out if the
+rank-one matrix makes up for enough of it; larger shares are tried first.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ from .call import LossCall
 from .gemm import add_product, weighted_sums
 from .objective import BLOCK_ELEMENTS
 
-_DENSE = 0.75  # share of columns from which on gathering costs more than it saves
-_TRIES = (4.0, 2.0, 1.0)  # times grad_tol: before the rank-one matrix, which on text makes up for two to five times
-_COLUMNS = 4096  # gathered at a time
+_DENSE = 0.75  # if this share of the columns or more must be kept, gathering them costs more than it saves
+# The norm that is left out before the rank-one matrix is added, as multiples of grad_tol, tried in this order. On text
+# that matrix makes what is missing two to five times smaller. The last must be 1: it needs no matrix to keep grad_tol.
+_TRIES = (4.0, 2.0, 1.0)
+_COLUMNS = 4096  # columns gathered at a time; a choice, which bounds the memory of the gathered parts
 
 
 class Entries(NamedTuple):
-    """A chunk's dZ as the products find it: ``row[:, None] * matrix``, and what beside it is never left out."""
+    """A chunk's dZ, ``row[:, None] * matrix``, and its entries at labels where they are kept apart.
+
+    Entries that are kept apart are never left out.
+    """
 
     matrix: Tensor  # [c, V]
-    row: Tensor | None  # [c]; None: all 1
-    beside: Tensor | None  # [c] entries at labels; None: they are in matrix
+    row: Tensor | None  # [c] factors of the rows; None: all 1
+    beside: Tensor | None  # [c] entries at labels; None: matrix contains them
 
     def times(self, vector: Tensor) -> Tensor:
         """[c] dZ @ vector."""
@@ -63,16 +70,16 @@ class Entries(NamedTuple):
 
 
 class _Dropped(NamedTuple):
-    """``D ~ left right^T`` of a chunk."""
+    """The rank-one matrix ``left right^T`` that stands for a chunk's dropped columns: m u^T above, scaled."""
 
-    rows: Tensor | slice  # of the inputs
+    rows: Tensor | slice  # the chunk's rows in the inputs
     left: Tensor  # [c]
-    right: Tensor  # [V], at most 1, so that 16 bits hold it
+    right: Tensor  # [V], scaled to entries of at most 1, which 16 bit can hold
     left_x: Tensor  # [D] left^T X
 
 
 class ColumnFilter:
-    """Filters chunk after chunk, and then puts back the sums of what it dropped."""
+    """Chooses the columns of each chunk, and at the end adds the rank-one matrices of those it dropped."""
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
@@ -83,7 +90,7 @@ class ColumnFilter:
         return ColumnFilter(call.grad_tol) if call.grad_tol and call.labels.shape[0] else None
 
     def keep(self, entries: Entries, x: Tensor, rows: Tensor | slice) -> Tensor | None:
-        """The columns of dZ to multiply, in rising order; None: all. The host waits for their number."""
+        """The columns of dZ to multiply, in rising order; None: all. The host waits for the device to count them."""
         energies = entries.energies()
         total = energies.sum()
         if entries.beside is not None:
@@ -91,7 +98,7 @@ class ColumnFilter:
         rising, order = energies.sort()
         growing = rising.cumsum(0)
         limits = total * torch.tensor([(self.tolerance * share) ** 2 for share in _TRIES], device=total.device)
-        counts = torch.searchsorted(growing, limits, right=True).tolist()  # 0 where dZ holds a NaN
+        counts = torch.searchsorted(growing, limits, right=True).tolist()  # how many columns may be dropped, per try
         if not bool(total.isfinite()):
             return None
         for share, count in zip(_TRIES, counts, strict=True):
@@ -106,7 +113,7 @@ class ColumnFilter:
         raise AssertionError("the last share is 1")
 
     def put_back(self, head: Tensor, d_hidden: Tensor | None, d_head: Tensor | None) -> None:
-        """Add the products of what was dropped, as far as rank one goes."""
+        """Add the rank-one matrices' products to the gradients of hidden and head."""
         if not self._dropped:
             return
         right = torch.stack([dropped.right for dropped in self._dropped])  # [chunks, V]
@@ -118,7 +125,10 @@ class ColumnFilter:
 
 
 def _rank_one(entries: Entries, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(left, right, energy)`` of the rank-one matrix that stands for the dropped columns [V]."""
+    """``(left, right, energy)`` of the rank-one matrix for the columns marked in ``dropped`` [V].
+
+    energy: the square of its Frobenius norm, by which it reduces what is missing.
+    """
     dtype = torch.promote_types(entries.matrix.dtype, torch.float32)
     left, _ = _to_unit(entries.times(dropped.to(dtype)))
     right, size = _to_unit(entries.transposed_times(left).masked_fill_(~dropped, 0))
@@ -128,7 +138,7 @@ def _rank_one(entries: Entries, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _to_unit(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """``vector`` with a largest entry of 1, and what that was; zeros stay zeros."""
+    """``vector`` divided by its largest absolute value, and that value; a vector of zeros stays as it is."""
     size = vector.abs().amax()
     return vector / size.clamp(min=torch.finfo(vector.dtype).tiny), size
 
@@ -136,7 +146,7 @@ def _to_unit(vector: Tensor) -> tuple[Tensor, Tensor]:
 def multiply_columns(
     matrix: Tensor, columns: Tensor, head: Tensor, x: Tensor, d_x: Tensor | None, d_head: Tensor | None
 ) -> None:
-    """``d_x = matrix @ head`` and ``d_head += matrix.T @ x``, of these columns of ``matrix`` [c, V] alone."""
+    """``d_x = matrix @ head`` and ``d_head += matrix.T @ x``, reading only ``columns`` of ``matrix`` [c, V]."""
     if d_x is not None:
         d_x.zero_()
     for part in columns.split(_COLUMNS) if len(columns) else ():

@@ -1,8 +1,10 @@
-"""From rows of hidden states to their exponentials: one product, one pass; and whether E is kept until backward.
+"""Makes the exponentials E of rows of hidden states, by a product and a pass over it; decides if backward finds E kept.
 
-E in 16 bit of n rows takes 2 n V bytes, an fp32 sum of the head's gradient 4 D V. Chunks of 2 D rows with such a sum
-take 8 D V together, and so does E of 4 D rows, whole, which needs no sum: the gradient is then one product with a
-rounded result, in backward, where the upstream gradient is known. Beyond 4 D rows there are chunks, in forward.
+E of n rows takes 2 n V bytes in 16 bit, and an fp32 sum of the head's gradient takes 4 D V. If rows are computed in
+chunks, the chunks' gradients need such a sum: with E of 2 D rows at a time that is 8 D V bytes. All of E for 4 D rows
+takes the same 8 D V bytes, and needs no sum: the head's gradient is then one product with a rounded result, made in
+backward, where the upstream gradient is known. So up to 4 D rows E is kept whole; for more rows, chunks are computed in
+forward.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from .objective import Objective
 from .rows import RowPlan, Slab, budget_of, even_rows, padded
 from .vocab_shard import Columns, VocabShard
 
-_WHOLE, _CHUNK = 4, 2  # rows of E over D: kept whole up to here, and of a chunk beyond
-_BESIDE_EXPONENTIALS = 64 << 20  # bytes of fp32 logits on a CPU where E is stored apart; 32 to 128 MiB are as fast
+_WHOLE, _CHUNK = 4, 2  # E is kept whole for up to 4 D rows, else a chunk has 2 D rows: see above
+# Bytes of fp32 logits at a time on a CPU where E has memory of its own. 32 to 128 MiB were equally fast.
+_BESIDE_EXPONENTIALS = 64 << 20
 
 
 class ExpPlan(NamedTuple):
-    """How many rows of E there are at a time, and where they lie."""
+    """How many rows of E are made at a time, and in which memory."""
 
-    kept: bool  # until backward: all rows of E, or, where the head is frozen, none
-    rows: int  # of E
-    slab_rows: int  # of fp32 logits; E lies over them where it is not apart
-    apart: bool
-    fused: bool = False  # there are no logits: the product writes E itself
+    kept: bool  # whether KeptLoss runs, whose backward finds all rows of E kept (none if the head is frozen)
+    rows: int  # rows of E at a time
+    slab_rows: int  # rows of fp32 logits at a time
+    apart: bool  # E has memory of its own; otherwise it overwrites the logits
+    fused: bool = False  # a kernel's product writes E itself, so that there are no logits
 
     def dtype(self, call: LossCall, accumulate: torch.dtype) -> torch.dtype:
         return call.compute_dtype if self.apart else accumulate
@@ -41,7 +44,9 @@ class ExpPlan(NamedTuple):
 def plan_exponentials(
     call: LossCall, plan: RowPlan, accumulate: torch.dtype, *, head_grad: bool, main_grad: bool, may_keep: bool
 ) -> ExpPlan:
-    """may_keep: there will be a backward that finds what is kept, or none at all."""
+    """Plan the exponentials of the rows of ``plan``. head_grad: the head or its bias needs a gradient. main_grad: that
+    gradient is added to a given buffer. may_keep: backward can use what forward kept, as an autograd Function's can.
+    """
     on_cpu, half = call.hidden.device.type == "cpu", call.compute_dtype.itemsize == 2
     width, budget = padded(call.lm_head.shape[0]), budget_of(call)
     fused = takes_fused(call)
@@ -72,25 +77,25 @@ def takes_fused(call: LossCall) -> bool:
 
 
 def _keeps_half(call: LossCall, plan: RowPlan, width: int, main_grad: bool) -> bool:
-    """Whether all of E fits, and a product with a rounded result will do."""
+    """Whether all rows of a 16-bit E fit, and the head's gradient may be one product whose result is rounded."""
     if call.chunk_bytes:
         fits = plan.count * width * 2 <= call.chunk_bytes // 2
     else:
         fits = plan.count <= _WHOLE * call.hidden.shape[1]
     if call.hidden.device.type != "cpu":
-        return fits  # its products have wide results where they must not be rounded
+        return fits  # a GPU's GEMM can also write an fp32 result, which is taken where it must not be rounded
     smoothed = Objective.decode(call.objective).label_smoothing != 0
     exact_sum = main_grad or smoothed or call.lm_head.dtype != call.compute_dtype
     return fits and multiplies_bf16() and not exact_sum
 
 
 class ExpRows:
-    """Makes E of rows of a call, in memory that it holds."""
+    """Makes E for a call's rows, in memory that is reused from one chunk to the next."""
 
     def __init__(
         self, call: LossCall, head: Tensor, shard: VocabShard, plan: ExpPlan, accumulate: torch.dtype, *, store: bool
     ) -> None:
-        """store: E is needed, not only its sums."""
+        """store: whether E itself is needed; otherwise only its sums are."""
         self.call, self.head, self.shard, self.plan, self.store = call, head, shard, plan, store
         self.objective = Objective.decode(call.objective)
         self._slab = Slab(call.hidden, plan.slab_rows, head.shape[0], accumulate)
@@ -101,7 +106,10 @@ class ExpRows:
         self._mean_row, self._mean_bias = self._means(accumulate)
 
     def make(self, x: Tensor, labels: Columns, sums: LocalSums) -> tuple[Tensor, Tensor | None]:
-        """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], c no more than planned; fills ``sums``."""
+        """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], with c at most ``plan.rows``; fills ``sums``.
+
+        The mean logits are None without label smoothing.
+        """
         count = x.shape[0]
         exponentials = self._slab.logits(count) if self._apart is None else self._apart[:count]
         if self.plan.fused:

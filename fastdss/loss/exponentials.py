@@ -1,14 +1,15 @@
-"""The cross-entropy and the label forms without dZ: exponentials are stored, and a number per row does the rest.
+"""Cross-entropy and the label forms of the KL without dZ: exponentials of the logits are stored instead.
 
-Their gradient is ``dZ = A p + B y + C`` with one A, B and C per row (objective.py), so the matrix that the products
-read need not know them. With any offset ``o`` of a row's choice, and the label left out,
+The gradient of these losses is ``dZ = A p + B y + C`` with one A, B and C per row (objective.py). So the matrix that
+the products read need not contain A, B and C: they enter before or after the products, as factors of rows. With the
+label's logit z_y left out, and an offset ``o`` that may differ from row to row,
 
     E_j = exp(z_j - o) for j != y,   E_y = 0         T = sum_j E_j         others = o + log T
     d = others - z_y                                 -log p_y = log(1 + e^d)        1 - p_y = sigmoid(d)
     p_j = E_j sigmoid(d) / T  for j != y
 
-which is exact where p_y is near 1 as well as where it is near 0: nothing is subtracted from 1. Off the label dZ = v E
-with ``v = A sigmoid(d) / T``; at the label
+No digits are lost where p_y is near 1 or near 0, because nothing is subtracted from 1. In the columns of the other
+words dZ is v E + C with ``v = A sigmoid(d) / T``. At the label, with C left out,
 
     dZ_y = A p_y + B = (A + B) - A sigmoid(d)        A + B = a (2 g lse + e)
 
@@ -17,17 +18,19 @@ with ``v = A sigmoid(d) / T``; at the label
 
 Weights, estimators, the z-loss and any upstream gradient only change v, dZ_y and C. So E may be kept until backward
 brings the upstream gradient: ``reduction="none"`` then computes no logits again, and nothing is rounded twice.
-The entropy of p, where it is asked for, is that of a word that first is the label or not, and if not one of the others,
-whose distribution E / T has the entropy H': no term is negative, so nothing cancels.
+
+The entropy H of p, where it is asked for, is split in two: whether the word is the label, and if it is not, which of
+the other words it is. Their distribution E / T has the entropy H'. No term is negative, so nothing cancels.
 
     H = (1 - p_y) (H' - log(1 - p_y)) - p_y log p_y         H' = log T - sum_j E_j log(E_j) / T
 
-A softcap's slope multiplies E once T is known; it would multiply C in every column as well, which is no number per row:
-label smoothing with a softcap takes the row pass. So do sums over two vocabularies (the full KL), and fp16, in which
-small exponentials vanish.
+Three cases do not fit this form and take the row pass (objective.py). With a softcap, E is multiplied by the softcap's
+slope after T was summed; label smoothing would need its C multiplied by that slope as well, which is no number per row.
+The full KL sums over the reference's logits too. In fp16 small exponentials would become 0.
 
-The label carries about half of a gradient's energy and is exact here; E is rounded to 16 bit where parameters are. A
-vocabulary split over ranks: each rank has its own o and T, the ranks' ``others`` and z_y are combined.
+The label's entry carries about half of the energy (the sum of squares) of a row's gradient and is exact here. E is
+rounded to 16 bit where the parameters are. If a vocabulary is split over ranks, each rank has its own o and T, and the
+ranks combine ``others`` and z_y.
 """
 
 from __future__ import annotations
@@ -54,24 +57,26 @@ from .objective import (
 from .softmax import entropy_scratch, softmax_, token_stats_of
 from .vocab_shard import Columns, OtherWords, VocabShard
 
-_LABELS = 512  # rows or columns of E read at a time where its products have wide results
+# Rows or columns of E that are read at a time for a product with an fp32 result. A choice: it bounds the memory of the
+# part that is gathered or converted for it.
+_LABELS = 512
 
 
 def takes_exponentials(call: LossCall, objective: Objective) -> bool:
-    """Whether the call's gradient has the form above."""
+    """Whether the call's gradient has the form that the module's docstring derives."""
     smoothed_cap = objective.label_smoothing != 0 and objective.softcap is not None
     return objective.kl not in FULL_KL and call.compute_dtype != torch.float16 and not smoothed_cap
 
 
 class LocalSums(NamedTuple):
-    """What one pass over the logits of this rank's vocabulary tells of each row; every tensor is [n]."""
+    """What one pass over the logits of this rank's vocabulary computes for each row; every tensor is [n]."""
 
     label_logit: Tensor  # z_y; 0 where another rank holds the label
-    others: Tensor
+    others: Tensor  # log-sum-exp of the logits without the label's
     total: Tensor  # T
-    cap_slope: Tensor | None  # the softcap's at the label
+    cap_slope: Tensor | None  # derivative of the softcap at the label
     entropy: Tensor | None  # H', where it is asked for
-    rival: Tensor | None  # the largest logit but the label's, likewise
+    rival: Tensor | None  # the largest logit but the label's, where it is asked for
 
     @staticmethod
     def empty(like: Tensor, rows: int, dtype: torch.dtype, objective: Objective, token_stats: bool) -> LocalSums:
@@ -86,11 +91,11 @@ class LocalSums(NamedTuple):
 
 
 class ExpStats(NamedTuple):
-    """The same over the whole vocabulary, as losses and gradients need it; every tensor is [n]."""
+    """The same for the whole vocabulary, as losses and gradients need it; every tensor is [n]."""
 
-    nll: Tensor
+    nll: Tensor  # -log p_y
     miss: Tensor  # 1 - p_y
-    unit: Tensor  # (1 - p_y) / T: what p is of E
+    unit: Tensor  # (1 - p_y) / T: p is E times this
     lse: Tensor | None  # where the z-loss or smoothing need it
     mean_logit: Tensor | None
     cap_slope: Tensor | None
@@ -100,9 +105,10 @@ class ExpStats(NamedTuple):
 def torch_exponentials(
     logits: Tensor, labels: Columns, objective: Objective, bias: Tensor | None, sums: LocalSums, out: Tensor | None
 ) -> None:
-    """Fill ``sums``; ``logits`` [c, V] become E in place, and ``out`` (16 bit) gets a copy, while they are in cache.
+    """Overwrite ``logits`` [c, V] with E and fill ``sums``; ``out`` (16 bit), if given, becomes a copy of E.
 
-    Here o is the largest of the other logits, less the log of the CPU's own softmax denominator: E is a softmax.
+    A few rows at a time, so that they stay in cache between the passes over them. E is made by PyTorch's softmax over
+    the other words: its offset o is their log-sum-exp, and T is about 1.
     """
     count, width = logits.shape
     step = max(1, BLOCK_ELEMENTS // width)
@@ -152,7 +158,11 @@ def _block_exponentials(
 def combined(
     sums: LocalSums, mean_logit: Tensor | None, labels: Tensor, o: Objective, shard: VocabShard, *, checked: bool
 ) -> ExpStats:
-    """labels: [n] of the whole vocabulary; checked: known to be in it. mean_logit: this rank's share of it."""
+    """The sums of all ranks combined, and what follows from them.
+
+    labels: [n], counted over the whole vocabulary; checked: they are known to lie in it, else a label outside makes its
+    loss NaN. mean_logit: this rank's share of each row's mean logit.
+    """
     words = OtherWords(sums.label_logit, sums.others, sums.entropy, sums.rival)
     if shard.group is not None:
         words, mean_logit = shard.combine_others(words, mean_logit)
@@ -165,7 +175,7 @@ def combined(
     if shard.group is not None:
         unit = unit * (sums.others - others).exp()
     lse = None
-    if o.z_loss or o.label_smoothing:  # o + log of whatever is larger: either may be -inf
+    if o.z_loss or o.label_smoothing:  # logaddexp of the two, starting from the larger one: the other may be -inf
         lse = torch.where(distance > 0, others + F.softplus(-distance, threshold=40.0), label_logit + nll)
     token_stats = None
     if words.entropy is not None:
@@ -174,25 +184,25 @@ def combined(
 
 
 def _entropy(distance: Tensor, nll: Tensor, miss: Tensor, others: Tensor) -> Tensor:
-    """H of the module's docstring; what has no probability adds nothing, however little is known of it."""
+    """H of the module's docstring. A term whose probability is 0 is 0, even if its logarithm is infinite or NaN."""
     hit = (-nll).exp()
     away = torch.where(miss == 0, 0, miss * (others + F.softplus(-distance, threshold=40.0)))
     return away + torch.where(hit == 0, 0, hit * nll)
 
 
 class ExpFactors(NamedTuple):
-    """What the gradient is of E; every tensor is [n]."""
+    """The factors that turn E into the gradient; every tensor is [n]."""
 
     row: Tensor  # v
     label: Tensor  # dZ_y
     const: Tensor | None  # C
-    slope: Tensor | None = None  # what dX has of the call's ref_slope
+    slope: Tensor | None = None  # how many times a row of the call's ref_slope is added to that row of dX
 
 
 def terms_and_factors(
     stats: ExpStats, rows: RowInputs, o: Objective, shard: VocabShard, dead: Tensor | None
 ) -> tuple[Tensor, Tensor, ExpFactors]:
-    """``(token_ce, token_kl, factors)``; all 0 at the rows that are ``dead``."""
+    """``(token_ce, token_kl, factors)``; dead: which rows have no weight, whose terms and factors are 0."""
     lse = stats.nll if stats.lse is None else stats.lse
     ce, kl, slope = label_terms(stats.nll, lse, stats.mean_logit, rows, o)
     prob = rows.ce_weight if slope is None else rows.ce_weight - slope
@@ -216,12 +226,12 @@ def terms_and_factors(
 
 
 class ExpGradient(NamedTuple):
-    """E of some rows and what the gradient is of it."""
+    """E of some rows, and the factors that turn it into their gradient."""
 
     exponentials: Tensor  # [c, V] in the dtype of the GEMMs that read it
     factors: ExpFactors
-    labels: Tensor  # [c] columns, any where another rank holds the label (factors.label is 0 there)
-    backend: str
+    labels: Tensor  # [c] columns of E; where another rank holds the label, any column, and factors.label is 0
+    backend: str  # LossCall.backend
 
     def multiply(
         self,
@@ -248,13 +258,13 @@ class ExpGradient(NamedTuple):
         return Entries(self.exponentials, self.factors.row, self.factors.label)
 
     def finished_hidden(self, product: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
-        """dX of ``product`` = E W [c, D], rounded once."""
+        """dX from ``product`` = E W [c, D], rounded once, to ``dtype``."""
         out = torch.empty_like(product, dtype=dtype)
         self._finish(product, head, out)
         return out
 
     def _finish(self, product: Tensor, head: Tensor, out: Tensor) -> None:
-        """``out``, which may be ``product``, becomes dX of it."""
+        """Write dX, made from ``product`` = E W, to ``out``, which may be ``product`` itself."""
         row, label, const = self.factors.row, self.factors.label, self.factors.const
         if self.backend == "triton":
             from fastdss.kernels.scaled_rows import launch_hidden_rows_bwd
@@ -269,12 +279,12 @@ class ExpGradient(NamedTuple):
             out.copy_(d_x)
 
     def add_to_head(self, d_head: Tensor, x: Tensor, *, first: bool) -> None:
-        """``d_head += dZ.T @ x``, at the first ``=``, summed in ``d_head``'s dtype, which is fp32 or fp64."""
+        """``d_head += dZ.T @ x``, with ``first`` ``d_head = dZ.T @ x``; d_head is fp32 or fp64, and so are the sums."""
         add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
         self._add_labels_to_head(d_head, x)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """``v * x`` in the dtype that multiplies E."""
+        """``v * x`` in the dtype of E, which the next product needs."""
         return self._times(x, self.factors.row, self.exponentials.dtype)
 
     def _times(self, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -292,9 +302,10 @@ class ExpGradient(NamedTuple):
             d_head += self.factors.const @ x.to(d_head.dtype)
 
     def rounded_head(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``dZ.T @ x`` [V, D] in 16 bit, rounded once: one product of the vendor's, then the rows that are labels.
+        """``dZ.T @ x`` [V, D] in 16 bit, rounded once.
 
-        Those are summed again in fp32: what a label adds would else be rounded together with a rounded sum.
+        The vendor's product rounds its result. Rows of words that are labels get a second term, and adding it to a
+        rounded sum would round twice, so those rows are summed again in fp32.
         """
         scaled = self._scaled(x)
         d_head = torch.mm(self.exponentials.t(), scaled)
@@ -318,9 +329,10 @@ class ExpGradient(NamedTuple):
 
 
 def _distinct(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``(columns, place)``: the labels, and where each first stands in columns.
+    """``(columns, place)``: the labels in rising order, and the first place of each label in ``columns``.
 
-    On a CPU each once. On a GPU, which must not wait for their number, all of them in rising order.
+    On a CPU each label occurs once in ``columns``. On a GPU it may repeat: the host would have to wait for the number
+    of different labels.
     """
     if labels.device.type == "cpu":
         columns, place = torch.unique(labels, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Token-weighted cross-entropy and KL of a language-model head, without the logits ever existing in full."""
+"""Token-weighted cross-entropy and KL of a language-model head, without holding the logits of all tokens at once."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Backend = Literal["auto", "torch", "triton", "fused"]
 
 
 class WeightedCEOutput(NamedTuple):
-    """``loss`` carries the gradient; the other three are detached, and 0 at tokens that do not matter."""
+    """``loss`` carries the gradient; the other three are detached, and 0 at tokens without weight."""
 
     loss: Tensor  # [] or, with reduction="none", [...]
-    token_ce: Tensor  # [...] per token, without weights
-    token_entropy: Tensor  # [...] of the model's distribution over the vocabulary, in nats
+    token_ce: Tensor  # [...] cross-entropy per token, without weights
+    token_entropy: Tensor  # [...] entropy of the model's distribution over the vocabulary, in nats
     token_correct: Tensor  # [...] bool: whether the label is likelier than every other word
 
 
@@ -47,12 +47,12 @@ class DSSLossOutput(NamedTuple):
     """``loss = ce + kl`` carries the gradient; the others are detached."""
 
     loss: Tensor  # [] or, with reduction="none", [...]
-    ce: Tensor  # the cross-entropy part of it, weights included
-    kl: Tensor  # the KL part of it, weights included
-    token_ce: Tensor  # [...] per token, without weights; 0 at tokens that do not matter
-    token_kl: Tensor  # [...] likewise; 0 where (1 - token_weights) * kl_scale = 0
+    ce: Tensor  # the cross-entropy's part of the loss, weights included
+    kl: Tensor  # the KL's part of the loss, weights included
+    token_ce: Tensor  # [...] cross-entropy per token, without weights; 0 at tokens without weight
+    token_kl: Tensor  # [...] KL per token, without weights; 0 where (1 - token_weights) * kl_scale = 0
     token_entropy: Tensor | None = None  # with token_stats=True as in WeightedCEOutput, else None
-    token_correct: Tensor | None = None  # likewise
+    token_correct: Tensor | None = None  # with token_stats=True as in WeightedCEOutput, else None
 
 
 def weighted_ce(
@@ -79,7 +79,7 @@ def weighted_ce(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy of a linear head.
+    """Compute the weighted cross-entropy of a linear head.
 
     ```python
     logits = F.linear(hidden, lm_head, bias).float() * logit_scale
@@ -89,41 +89,43 @@ def weighted_ce(
     loss   = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())  # reduction="mean"
     ```
 
-    hidden, lm_head and bias get gradients, once; weights are constants. Rows with an ignored label or zero weight cost
-    nothing, and a NaN there has no effect. Out-of-range labels and negative or non-finite weights are errors on a CPU;
-    where a check would need a synchronisation they make the loss NaN instead.
+    hidden, lm_head and bias get gradients, but no second derivatives; weights are constants. Rows with an ignored label
+    or zero weight are not computed, and a NaN there has no effect. Labels out of range and weights that are negative or
+    not finite are errors on a CPU; on a GPU, where a check would make the host wait, they make the loss NaN instead.
 
     Args:
         hidden: [..., D] fp64, fp32, bf16 or fp16.
         lm_head: [V, D] of the same dtype, unless autocast is on.
         labels: [...] integers.
         weights: [...] float, >= 0; None: all 1.
-        bias: [V].
+        bias: [V] of the head; None: none.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        num_items_in_batch: what a mean divides by; None: the labels that count.
+        num_items_in_batch: the divisor of a mean; None: the number of labels that count.
         ignore_index: the label that does not count.
         shift: pair hidden[t] with labels[t + 1] and weights[t + 1] along the last token axis.
-        logit_scale: of the logits.
-        softcap: of the logits after their scale; None: none.
+        logit_scale: the factor of the logits.
+        softcap: the bound of the logits, applied after their scale; None: none.
         label_smoothing: as in ``torch.nn.functional.cross_entropy``.
-        z_loss: of the squared log-partition.
-        dft: count each token by its own probability, which has no gradient: ``weights * exp(-ce).detach() * ce``
-            (dynamic fine-tuning, arXiv 2508.05629); not with label_smoothing or z_loss.
-        rows: from ``live_rows``: spares a GPU the one early synchronisation that counting rows costs.
-        compact: False computes all rows (fixed shapes, CUDA graphs).
+        z_loss: the factor of the squared log-partition.
+        dft: weigh each token by its own probability, held constant: ``weights * exp(-ce).detach() * ce`` (dynamic
+            fine-tuning, arXiv 2508.05629); not with label_smoothing or z_loss.
+        rows: from ``live_rows``; the host then need not wait for a GPU to count the rows that have a weight.
+        compact: False computes all rows, whatever their weights: shapes are then fixed, as CUDA graphs need them.
         backend: ``"auto"``, ``"torch"``, ``"triton"``, or ``"fused"``: Triton with a product of hidden and lm_head that
             writes exponentials instead of logits, where the loss's form and dtype allow it (docs/loss.md).
-        chunk_bytes: what the slab of logits may take.
-        grad_tol: leave the columns of least energy of each chunk's dZ out of the products for hidden's and lm_head's
-            gradients, and put the sum of what was left out back, while the Frobenius norm of what is then missing stays
-            within that share of dZ's: it is measured, not assumed. Two of the three GEMMs shrink to the words that
-            matter: on English text by ``2**-9`` about as much as cut-cross-entropy's threshold allows. The loss stays
-            exact; the host waits once per chunk for the number of columns. None: exact.
+        chunk_bytes: how much memory logits may take; None: the device's default.
+        grad_tol: a share of the norm of dZ, the gradient for a chunk's logits, that may be missing from the gradients
+            of hidden and lm_head. The columns (words) of least energy are left out of their products, and a matrix of
+            rank one with the same row sums takes their place; the Frobenius norm of what is then missing is measured.
+            Two of the three GEMMs read fewer words: on English text ``2**-9`` leaves out about as many as
+            cut-cross-entropy's threshold. The loss stays exact; the host waits once per chunk for the number of
+            columns. None: exact gradients.
         group: the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
-        main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``: backward adds lm_head's
-            gradient to it, times any upstream factor, and lm_head itself gets None: micro-batches add up in full
-            precision. The gradient waits for that factor in a [V, D] tensor of its own; with ``reduction="none"`` the
-            logits are computed once more in backward instead, four GEMMs for three.
+        main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``. Backward adds lm_head's
+            gradient to it, times any upstream factor, and lm_head's own gradient stays None, so that micro-batches add
+            up in full precision. Where exponentials are not kept (docs/loss.md), the gradient waits for that factor in
+            a [V, D] tensor, or with ``reduction="none"`` the logits are computed again in backward: four GEMMs, not
+            three.
 
     Returns:
         Tensor: fp32 (fp64 for fp64), a scalar, or [...] with ``reduction="none"``, 0 at ignored labels.
@@ -162,7 +164,7 @@ def weighted_ce_stats(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> WeightedCEOutput:
-    """``weighted_ce``, and what the same pass over the logits tells of each token.
+    """Compute ``weighted_ce`` and, in the same pass over the logits, each token's entropy and correctness.
 
     ```python
     loss    = weighted_ce(...)
@@ -171,11 +173,11 @@ def weighted_ce_stats(
     correct = log_p.argmax(-1) == labels                                 # False where another word is as likely
     ```
 
-    Takes and raises what ``weighted_ce`` does. Entropies are in nats, and of the whole vocabulary also where ``group``
-    splits it. No product is computed for them, and nothing waits for them.
+    Takes and raises what ``weighted_ce`` does. Entropies are in nats; if ``group`` splits the vocabulary, they
+    are those of the whole vocabulary. They need no further GEMM, and the host does not wait for them.
 
     Returns:
-        WeightedCEOutput: the loss with its gradient, and three values a token.
+        WeightedCEOutput: the loss with its gradient, and three values per token.
     """
     spec = Objective("none", label_smoothing, z_loss, logit_scale, softcap, dft=dft)
     batch = Batch.weighted(hidden, lm_head, labels, weights, ignore_index=ignore_index, shift=shift, group=group)
@@ -220,7 +222,7 @@ def dss_loss(
     group: Any = None,
     main_grad: Tensor | None = None,
 ) -> DSSLossOutput:
-    """Dynamic safety shaping.
+    """Compute the loss of dynamic safety shaping: cross-entropy and KL, mixed by a weight for each token.
 
     ```python
     token_ce = ...                                       # as in weighted_ce
@@ -232,11 +234,12 @@ def dss_loss(
     loss     = token.sum() / (num_items_in_batch or (labels != ignore_index).sum())   # reduction="mean"
     ```
 
-    The reference is given by ref_logprobs (k1, k2, k3), by ref_hidden with ref_lm_head (any form), or, for the forward
-    form with a head that is shared and frozen, by ref_slope and ref_offset, which ``forward_reference`` makes once: the
-    full KL at the price of cross-entropy. Its logits are computed only at rows with (1 - token_weights) * kl_scale > 0.
-    hidden, lm_head and bias get gradients; token_weights and everything of the reference are constants. Sources: Peng
-    et al., https://arxiv.org/abs/2505.17196; k1 to k3: http://joschu.net/blog/kl-approx.html.
+    The reference is given in one of three ways: ref_logprobs (for k1, k2, k3); ref_hidden with ref_lm_head (for any
+    form); or ref_slope with ref_offset, which ``forward_reference`` makes once. The last is for the forward form with a
+    head that is shared and frozen, and gives the full KL at the price of cross-entropy. Logits of the reference are
+    computed only at rows with (1 - token_weights) * kl_scale > 0. hidden, lm_head and bias get gradients; token_weights
+    and all tensors of the reference are constants. Sources: Peng et al., https://arxiv.org/abs/2505.17196; k1 to k3:
+    http://joschu.net/blog/kl-approx.html.
 
     Args:
         hidden: [..., D] as in ``weighted_ce``.
@@ -249,24 +252,24 @@ def dss_loss(
         ref_slope: [..., D] from ``forward_reference``.
         ref_offset: [...] likewise.
         kl: which form of the KL.
-        kl_scale: of the KL term.
-        csft_beta: a positive number or [...]: constrained fine-tuning (arXiv 2406.05946) in the cross-entropy's place,
-            ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``, whose pull at a label is bounded and fades
-            once it is likelier than under the reference, which is read at all labels that have a weight; not with a
-            full KL.
+        kl_scale: the factor of the KL term.
+        csft_beta: a positive number or [...]: constrained fine-tuning (arXiv 2406.05946). The first term becomes
+            ``token_weights * -(2 / csft_beta) * logsigmoid(csft_beta * d)``. Its gradient is bounded, and fades once
+            the label is likelier than under the reference. The reference is then needed at every label that has a
+            weight. Not with a full KL.
         bias: [V] as in ``weighted_ce``, like all options below that are not explained here.
-        ref_bias: [V] of ref_lm_head.
+        ref_bias: [V] the bias of ref_lm_head; None: none.
         reduction: as in ``weighted_ce``.
         num_items_in_batch: likewise.
         ignore_index: likewise.
-        shift: likewise; the reference's columns are shifted with the labels.
-        logit_scale: likewise, of the reference's logits too.
-        softcap: likewise, of the reference's logits too.
-        ref_logit_scale: the reference's, where it is another.
-        ref_softcap: the reference's, where it is another; None: none.
+        shift: likewise; ref_logprobs, ref_slope, ref_offset and csft_beta are shifted with the labels.
+        logit_scale: as in ``weighted_ce``, and of the reference's logits too.
+        softcap: likewise.
+        ref_logit_scale: the reference's logit scale, if it is another one.
+        ref_softcap: the reference's softcap, if it is another one; None: none.
         label_smoothing: as in ``weighted_ce``.
         z_loss: likewise.
-        dft: likewise, of the first term.
+        dft: likewise, for the cross-entropy term.
         rows: likewise.
         compact: likewise.
         backend: likewise.
@@ -277,10 +280,10 @@ def dss_loss(
         main_grad: likewise.
 
     Returns:
-        DSSLossOutput: the loss with its gradient, its two parts, and values a token.
+        DSSLossOutput: the loss with its gradient, its two parts, and values per token.
 
     Raises:
-        ValueError: as ``weighted_ce``, and for a reference that does not go with the form.
+        ValueError: as ``weighted_ce``, and for a reference that does not fit ``kl``.
         TypeError: as ``weighted_ce``.
     """
     check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope)
@@ -292,7 +295,7 @@ def dss_loss(
             raise UserError("ref_logit_scale and ref_softcap: expected none, for ref_slope holds the reference's own")
     scale = logit_scale if ref_logit_scale is None else ref_logit_scale
     cap = softcap if ref_softcap == "same" else ref_softcap
-    form = kl if ref_slope is None else KL.K1  # of what lies above the tangent: see tangent.py
+    form = kl if ref_slope is None else KL.K1  # tangent.py says why k1 with a negated weight is the forward KL
     spec = Objective(form, label_smoothing, z_loss, logit_scale, softcap, scale, cap, dft)
     placed: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "group": group}
     batch = Batch.shaped(hidden, lm_head, labels, token_weights, kl_scale, **placed)
@@ -344,28 +347,29 @@ def token_logprobs(
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Log-probability of each label.
+    """Compute the log-probability of each label.
 
     ```python
     torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]      # logits as in weighted_ce
     ```
 
-    hidden, lm_head and bias get gradients. One GEMM under ``torch.no_grad()``, as for a reference.
+    hidden, lm_head and bias get gradients. Under ``torch.no_grad()``, as for a reference, it takes one GEMM. All
+    arguments are as in ``weighted_ce``.
 
     Args:
-        hidden: [..., D], as in ``weighted_ce`` like everything here.
+        hidden: [..., D].
         lm_head: [V, D].
         labels: [...] integers.
         bias: [V].
         ignore_index: the label that does not count.
-        shift: answer at the position of the hidden state, one before its label.
-        logit_scale: of the logits.
-        softcap: of the logits.
+        shift: return each label's value at the position of the hidden state that predicts it, one before the label.
+        logit_scale: the factor of the logits.
+        softcap: the bound of the logits.
         rows: from ``live_rows``.
         compact: leave out rows whose label does not count.
-        backend: which engine.
-        chunk_bytes: what the slab of logits may take.
-        group: of a vocabulary split over ranks.
+        backend: which engine computes it.
+        chunk_bytes: how much memory logits may take.
+        group: the process group over which the vocabulary is split.
 
     Returns:
         Tensor: [...] fp32 (fp64 for fp64), 0 at ignored labels.

@@ -1,4 +1,4 @@
-"""Matrix products with sums in full precision, whatever the factors' dtype."""
+"""Matrix products whose sums are fp32 (fp64 for fp64), whatever the dtype of the factors."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from torch import Tensor
 
 from fastdss.upstream.torch import has_amx, multiplies_bf16
 
-UPCAST_ROWS = 4096  # head rows upcast at a time where the CPU has no GEMM from 16 to 32 bit
+# A CPU has no GEMM from 16-bit factors to a 32-bit result, so that a 16-bit head is upcast, this many rows at a time. A
+# choice: more rows need a larger buffer (4096 x D values), fewer make more and smaller GEMMs.
+UPCAST_ROWS = 4096
 
 
 @contextmanager
 def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
-    """fp32 tensors whose values are bf16 (``dtype``) multiplied as such, with fp32 sums and results, where a CPU can.
+    """Within the context a CPU may multiply fp32 tensors in bf16, with fp32 sums and results, if ``dtype`` is bf16.
 
-    oneDNN rounds its factors to bf16 only where AMX makes that worth it, which loses nothing here. On AVX512-BF16 alone
-    it multiplies in fp32, 1.1 times as fast as the default there (1024 x 576 x 49152, Zen 4, one thread).
-    The setting is the process's, so that fp32 products of other threads meet it too while it lasts.
+    For fp32 tensors that hold bf16 values, which lose nothing when oneDNN rounds them to bf16. oneDNN does so only
+    where AMX makes it faster. With AVX512-BF16 alone it multiplies in fp32, 1.1 times as fast as PyTorch's default
+    (1024 x 576 x 49152, Zen 4, one thread). The setting belongs to the process: while the context lasts, fp32 products
+    of other threads are subject to it too.
     """
     if dtype != torch.bfloat16 or not multiplies_bf16():
         yield
         return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # an object, of which its stub knows nothing
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stub does not declare it
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
@@ -34,7 +37,7 @@ def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool = False) -> None:
-    """``out += a @ b``, at the first ``=``, summed in ``out``'s dtype; 16-bit factors are rounded no further."""
+    """``out += a @ b``, with ``first`` ``out = a @ b``; summed in ``out``'s dtype, without rounding the factors."""
     if out.device.type == "cpu" or a.dtype == b.dtype == out.dtype:
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=0 if first else 1)
     elif first:
@@ -57,7 +60,10 @@ def project(x: Tensor, head: Tensor, out: Tensor) -> None:
 
 
 def weighted_sums(weights: Tensor, head: Tensor) -> Tensor:
-    """``weights @ head`` in the dtype of ``weights`` [k, V], few rows of at most 1 each."""
+    """``weights @ head`` in the dtype of ``weights``: [k, V] with a small k and entries of at most 1.
+
+    On a GPU the weights are rounded to the head's dtype; entries of at most 1 cannot overflow there.
+    """
     if head.dtype == weights.dtype:
         return weights @ head
     if head.device.type != "cpu":
@@ -69,7 +75,7 @@ def weighted_sums(weights: Tensor, head: Tensor) -> Tensor:
 
 
 def upcast_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The CPU has no GEMM from 16 to 32 bit: a few rows of the head at a time, upcast into one reused buffer."""
+    """The head in ``dtype``, a few rows at a time: ``(their slice, the rows)``; the next ones overwrite them."""
     buffer = head.new_empty((min(UPCAST_ROWS, head.shape[0]), head.shape[1]), dtype=dtype)
     for start in range(0, head.shape[0], UPCAST_ROWS):
         part = head[start : start + UPCAST_ROWS]
@@ -86,7 +92,8 @@ def times_head(rows: Tensor, head: Tensor, out: Tensor) -> None:
             for columns, wide in upcast_blocks(head, out.dtype):
                 out.addmm_(rows[:, columns], wide)
         return None
-    # The CPU's 16-bit GEMM rounds its result too, yet is twice as fast: parts of the vocabulary, summed in fp32.
+    # The CPU's 16-bit GEMM is twice as fast as upcasting, but rounds its result to 16 bit. Multiplying a part of the
+    # vocabulary at a time and summing the parts in fp32 keeps most of the precision.
     part, product = None, None
     if rows.dtype != head.dtype:
         part = rows.new_empty((out.shape[0], min(UPCAST_ROWS, head.shape[0])), dtype=head.dtype)

@@ -1,4 +1,4 @@
-"""Which rows a loss has to compute, found where labels and weights are still on the host."""
+"""Finds the rows that a loss has to compute while labels and weights are still on the host."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def live_rows(
     shift: bool = False,
     vocab_size: int | None = None,
 ) -> LiveRows:
-    """Positions that a loss has to compute, for its ``rows=``.
+    """Find the positions that a loss has to compute, to be passed as its ``rows=``.
 
     ```python
     kl = (1 - weights) * kl_scale
     torch.nonzero((labels != ignore_index) & ((weights > 0) | (kl > 0)))      # those with kl > 0 first
     ```
 
-    Call it where labels and weights are still on the host (a collator): the loss then never waits for the GPU.
+    Call it where labels and weights are still on the host, as in a collator: the loss then never waits for the GPU.
 
     Args:
-        labels: [...] whole, as the loss gets them.
-        weights: [...] likewise; None: all 1.
+        labels: [...] the same labels that the loss gets.
+        weights: [...] the same weights; None: all 1.
         kl_scale: 0 for ``weighted_ce``, else the same as in ``dss_loss``.
         ignore_index: the label that does not count.
         shift: as in the loss.
-        vocab_size: labels from it on are errors; None: not checked.
+        vocab_size: labels of this value or more are errors; None: not checked.
 
     Returns:
-        LiveRows: positions in the flat batch, and how many of them have a KL weight.
+        LiveRows: positions in the flattened batch, and how many of them have a KL weight.
 
     Raises:
-        ValueError: for labels and weights that no loss takes, on a CPU.
+        ValueError: if labels or weights are on a CPU and no loss would accept them.
     """
     check_labels(labels)
     check_kl_scale(kl_scale)

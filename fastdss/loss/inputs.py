@@ -1,4 +1,4 @@
-"""From what users pass to what the ops take: checks, flattening, shifting, per-row weights."""
+"""Turns what users pass into the arguments of the ops: checks, flattening, shifting, weights per row."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .checks import (
     on_host,
     refuse_first,
     sizes,
-    words,
+    vocabulary_size,
 )
 from .objective import Objective
 
 
 class LiveRows(NamedTuple):
-    """What ``live_rows`` found, for ``rows=``; a NamedTuple, so that accelerate and DataLoader can move it."""
+    """What ``live_rows`` returns and ``rows=`` takes. A NamedTuple, so that accelerate and DataLoader can move it."""
 
     index: Tensor  # type: ignore[assignment]  # [n] int64 positions in the flat batch, those with a KL weight first
     kl_rows: int  # how many of them have a KL weight
@@ -57,7 +57,7 @@ class HeadReference(NamedTuple):
 
 
 class RunOptions(NamedTuple):
-    """How to compute, as opposed to what; none but ``grad_tol`` changes the result."""
+    """Options that say how to compute a loss, not which one. Only ``grad_tol`` changes the gradients."""
 
     rows: LiveRows | Tensor | None
     compact: bool
@@ -65,20 +65,23 @@ class RunOptions(NamedTuple):
     chunk_bytes: int | None
     group: Any
     grad_tol: float | None = None
-    token_stats: bool = False  # whether entropies and hits of tokens are wanted
+    token_stats: bool = False  # whether to compute each token's entropy and whether its label was the likeliest word
 
 
 class RowWeights(NamedTuple):
-    """Each row's label and what it counts, flattened; the weights are 0 where the label does not count."""
+    """Each row's label and weights, flattened; the weights are 0 where the label does not count."""
 
     labels: Tensor  # [N] int64
-    counts: Tensor  # [N] which labels count
-    ce: Tensor  # [N] of the cross-entropy
-    kl: Tensor | None  # [N] of the KL term; None: there is none
+    counts: Tensor  # [N] bool: which labels count
+    ce: Tensor  # [N] weights of the cross-entropy
+    kl: Tensor | None  # [N] weights of the KL term; None: the loss has none
 
 
 class Batch:
-    """One checked batch, flattened to rows: hidden [N, D], labels and weights [N]; see ``weighted`` and ``shaped``."""
+    """One checked batch, flattened to rows: hidden [N, D], labels and weights [N].
+
+    ``weighted`` makes it for cross-entropy alone, ``shaped`` for dynamic safety shaping.
+    """
 
     def __init__(
         self,
@@ -105,11 +108,11 @@ class Batch:
         shift: bool,
         group: Any,
     ) -> Batch:
-        """Cross-entropy with weights >= 0, or all 1; no KL term."""
+        """The batch of a cross-entropy whose weights are >= 0 (None: all 1), without a KL term."""
         dtype = checked_dtype(hidden, lm_head, labels, weights=weights)
         found = plain_weights(labels, weights, ignore_index=ignore_index, shift=shift, dtype=dtype)
         if on_host(labels):
-            check_values(labels, weights, "weights", ignore_index, words(lm_head, group), unit_interval=False)
+            check_values(labels, weights, "weights", ignore_index, vocabulary_size(lm_head, group), unit_interval=False)
         return cls(hidden, lm_head, found, shift=shift)
 
     @classmethod
@@ -125,17 +128,21 @@ class Batch:
         shift: bool,
         group: Any,
     ) -> Batch:
-        """Dynamic safety shaping: a token's weight w in [0, 1] for the cross-entropy, (1 - w) * kl_scale for the KL."""
+        """The batch of dynamic safety shaping.
+
+        A token's weight w in [0, 1] weighs its cross-entropy, and (1 - w) * kl_scale weighs its KL.
+        """
         name = "token_weights"
         dtype = checked_dtype(hidden, lm_head, labels, token_weights=token_weights)
         found = shaping_weights(
             labels, token_weights, name, kl_scale, ignore_index=ignore_index, shift=shift, dtype=dtype
         )
         if on_host(labels):
-            check_values(labels, token_weights, name, ignore_index, words(lm_head, group), unit_interval=True)
+            check_values(labels, token_weights, name, ignore_index, vocabulary_size(lm_head, group), unit_interval=True)
         return cls(hidden, lm_head, found, shift=shift)
 
     def reference_logprobs(self, ref_logprobs: Tensor) -> LabelReference:
+        """The reference given by its log-probabilities of the labels, checked and flattened."""
         if ref_logprobs.shape != self.shape:
             raise UserError(
                 f"ref_logprobs: expected the shape of labels, {list(self.shape)}, got {sizes(ref_logprobs)}"
@@ -147,7 +154,10 @@ class Batch:
         return LabelReference(logprobs.to(self.ce_weight.dtype).contiguous())
 
     def betas(self, given: float | Tensor) -> Tensor:
-        """``csft_beta`` as [N] positive numbers; where a check would make the host wait, NaN where one is not."""
+        """``csft_beta`` as a tensor [N], checked to be positive and finite.
+
+        On a device the host would have to wait to raise an error; there a bad number becomes NaN instead.
+        """
         if not isinstance(given, Tensor):
             given = torch.full(self.shape, float(given), dtype=self.ce_weight.dtype, device=self.hidden.device)
         if given.shape != self.shape or not given.is_floating_point():
@@ -162,6 +172,7 @@ class Batch:
         return beta.masked_fill(bad, math.nan).contiguous()
 
     def reference_head(self, ref_hidden: Tensor, ref_lm_head: Tensor, ref_bias: Tensor | None) -> HeadReference:
+        """The reference given by its hidden states and head, checked and flattened."""
         check_gathered(ref_hidden=ref_hidden, ref_lm_head=ref_lm_head)
         if ref_hidden.shape[:-1] != self.shape:
             raise UserError(f"ref_hidden: expected {[*self.shape, 'D']} like labels, got {sizes(ref_hidden)}")
@@ -185,7 +196,7 @@ class Batch:
         )
 
     def check_main_grad(self, main_grad: Tensor) -> None:
-        """A buffer that backward can add to; ValueError or TypeError if not."""
+        """Check that backward can add the head's gradient to ``main_grad``; ValueError or TypeError if not."""
         check_gathered(main_grad=main_grad)
         if main_grad.shape != self.lm_head.shape:
             raise UserError(f"main_grad: expected {sizes(self.lm_head)} like lm_head, got {sizes(main_grad)}")
@@ -198,7 +209,7 @@ class Batch:
             raise UserError("main_grad was given, but lm_head is frozen: leave it out")
 
     def items(self, num_items_in_batch: int | float | Tensor | None) -> int | float | Tensor:
-        """What a mean divides by. A step without any label that counts divides 0 by 1, whoever counted its items."""
+        """The divisor of a mean. In a step without a label that counts it is 1, so that the mean is 0 and not NaN."""
         if num_items_in_batch is not None and not isinstance(num_items_in_batch, Tensor):
             return num_items_in_batch
         count = self.counts.sum()
@@ -210,8 +221,11 @@ class Batch:
         return torch.where((there == 0) & (count == 0), 1, there)
 
     def _check_rows(self, index: Tensor, kl_rows: int) -> None:
-        """``rows`` made from other labels, weights or kl_scale would leave tokens out in silence: an error, and where
-        the host would have to wait for it, a NaN loss."""
+        """Check that ``rows`` contain every row with a weight, once.
+
+        If they were made from other labels, weights or kl_scale, tokens would be left out in silence. That is an error;
+        on a device, where the host would have to wait to raise it, the loss becomes NaN instead.
+        """
         if index.dim() != 1 or index.dtype != torch.int64:
             raise UserTypeError(f"rows: expected [n] int64, got {sizes(index)} {index.dtype}")
         check_devices(self.labels, rows=index)
@@ -219,7 +233,7 @@ class Batch:
             return self._refuse_rows(index, kl_rows)
         if self.kl_weight is None:
             wrong = _not_once(self.ce_weight, index)
-        elif kl_rows < 0:  # the KL's rows are the others' too
+        elif kl_rows < 0:  # it is not known which rows should have a KL weight
             wrong = _not_once(torch.logical_or(self.ce_weight, self.kl_weight), index)
         else:
             wrong = _not_once(self.ce_weight, index) | _not_once(self.kl_weight, index[:kl_rows])
@@ -227,6 +241,7 @@ class Batch:
         return None
 
     def _refuse_rows(self, index: Tensor, kl_rows: int) -> None:
+        """The check of ``_check_rows`` where the host can read the values: raises ``UserError``."""
         total, count = self.labels.shape[0], index.shape[0]
         if count:
             low, high = index.aminmax()
@@ -253,7 +268,7 @@ class Batch:
         bias: Tensor | None,
         reference: LabelReference | HeadReference | None = None,
     ) -> LossCall:
-        """The op's arguments."""
+        """The arguments of the ops."""
         check_bias("bias", bias, self.lm_head)
         check_devices(self.hidden, bias=bias)
         check_objective(objective)
@@ -293,7 +308,7 @@ class Batch:
 
 
 def _not_once(weighted: Tensor, index: Tensor) -> Tensor:
-    """Which rows that are not 0 in ``weighted`` [N] are left out of ``index``, or counted twice."""
+    """[N] bool: rows that are not 0 in ``weighted`` [N] but do not occur exactly once in ``index``."""
     seen = index.new_zeros(weighted.shape).index_add_(0, index, torch.ones_like(index))
     return torch.logical_and(weighted, seen != 1)
 
@@ -301,7 +316,7 @@ def _not_once(weighted: Tensor, index: Tensor) -> Tensor:
 def plain_weights(
     labels: Tensor, weights: Tensor | None, *, ignore_index: int, shift: bool, dtype: torch.dtype
 ) -> RowWeights:
-    """Weights of the cross-entropy alone, all 1 where none are given."""
+    """Weights of the cross-entropy, and none of a KL; ``weights`` None: all 1."""
     rows, counts = _labels_of_rows(labels, ignore_index, shift)
     ce = counts.to(dtype) if weights is None else _row_weights(labels, weights, "weights", counts, shift, dtype)
     return RowWeights(rows, counts, ce, None)
@@ -320,7 +335,7 @@ def shaping_weights(
     """Weights of the cross-entropy and of the KL term, from one weight in [0, 1] per token."""
     rows, counts = _labels_of_rows(labels, ignore_index, shift)
     weight = _row_weights(labels, token_weights, name, counts, shift, dtype)
-    if not on_host(labels):  # there check_values has the last word
+    if not on_host(labels):  # on the host check_values raises an error for these
         weight = weight.masked_fill(weight > 1, math.nan)
     return RowWeights(rows, counts, weight, torch.where(counts, (1 - weight) * kl_scale, 0))
 
@@ -332,7 +347,11 @@ def _labels_of_rows(labels: Tensor, ignore_index: int, shift: bool) -> tuple[Ten
 
 
 def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift: bool, dtype: torch.dtype) -> Tensor:
-    """[N]. Where a check would make the host wait, a negative or infinite weight becomes NaN: the loss itself tells."""
+    """[N] the given weights, checked, and 0 where ``counts`` is False.
+
+    On a device the host would have to wait to raise an error; there a negative or infinite weight becomes NaN, and so
+    does the loss.
+    """
     if given.shape != labels.shape:
         raise UserError(f"{name}: expected the shape of labels, {sizes(labels)}, got {sizes(given)}")
     if not given.is_floating_point():
@@ -346,7 +365,10 @@ def _row_weights(labels: Tensor, given: Tensor, name: str, counts: Tensor, shift
 
 
 def shifted(x: Tensor, shift: bool, fill: int, dim: int = -1) -> Tensor:
-    """``x[..., 1:]`` along ``dim`` with ``fill`` at the end: hidden states meet the token that follows them."""
+    """With ``shift``, ``x[..., 1:]`` along ``dim`` and ``fill`` at the end; else ``x``.
+
+    The shift pairs each hidden state with the token that follows it.
+    """
     if shift and x.dim() < -dim:
         raise UserError("shift=True needs a token axis, but labels is a single one")
     if not shift or not x.shape[dim]:

@@ -1,9 +1,9 @@
-"""Losses whose backward finds the exponentials that forward kept: any upstream gradient, no logits computed again.
+"""Losses whose forward keeps the exponentials, so that backward need not compute logits again.
 
-Forward makes E, ``E W`` and each row's factors (exponentials.py). All factors are linear in the row's weights, so that
-backward multiplies them by the upstream gradient, one number or one a token, and the products of E by the factors.
-An autograd Function does that wherever nothing is compiled; under torch.compile, and where E does not fit, the ops of
-ops.py run. With a frozen head ``E W`` is all that is kept.
+Forward makes E, ``E W`` and each row's factors (exponentials.py). All factors are linear in the row's weights. So
+backward multiplies the factors by the upstream gradient (one number, or one per token), and then the products of E by
+the factors. With a frozen head only ``E W`` and the factors are kept. This file does it in an autograd Function. Under
+torch.compile, and where E does not fit into memory, the ops of ops.py run instead.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ class Evaluated(NamedTuple):
     """A loss and its parts, each [] if summed, else [N]; only ``loss`` has a gradient."""
 
     loss: Tensor
-    ce: Tensor | None  # weights included, as are kl's; None where the loss is all of it
-    kl: Tensor | None
+    ce: Tensor | None  # the cross-entropy's part, weights included; None without KL weights, when it is the loss itself
+    kl: Tensor | None  # the KL's part, weights included; None without KL weights
     token_ce: Tensor  # [N] without weights
-    token_kl: Tensor  # [N]
+    token_kl: Tensor  # [N] without weights
     token_stats: Tensor | None  # [2, N] as in LossResult, where they are asked for
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated | LossCall:
-    """The loss, or the call for the ops: where its gradient needs dZ, E does not fit, or columns are left out.
+    """The loss; or, where this file cannot compute it, the call, which the ops then evaluate.
 
-    needs: which of hidden, lm_head and bias get gradients. main_grad: as in functional.py.
+    The ops run under torch.compile, for tensor subclasses, with ``grad_tol``, where the gradient needs dZ and where E
+    does not fit. needs: which of hidden, lm_head and bias get gradients. main_grad: as in functional.py.
     """
     plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in call[:2])
     if torch.compiler.is_compiling() or not plain or call.grad_tol:
@@ -57,36 +58,36 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     sizes = plan_exponentials(
         call, plan, call.accumulate, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
     )
-    if not sizes.kept:  # what is known of the rows by now is not found a second time
+    if not sizes.kept:  # the call takes along which rows to compute, so that they are not counted a second time
         return call._replace(compact=False) if plan.index is None else call._replace(rows=plan.index, kl_rows=-1)
     work = _Forward(call, objective, plan, sizes)
     return Evaluated(*KeptLoss.apply(work, summed, main_grad, needs, *call[:3]))  # type: ignore[no-untyped-call]
 
 
 class _Kept(NamedTuple):
-    """What forward leaves for backward of n rows, besides their factors."""
+    """What forward keeps for backward, besides the factors, of the n rows that it computed."""
 
-    column: Tensor  # [n] label's, in this rank's slice
-    exponentials: Tensor | None  # [n, V]
-    x: Tensor | None  # [n, D] rows of hidden
-    product: Tensor | None  # [n, D] E W
-    rows: Tensor | None  # [n] which they are; None: all
-    slope: Tensor | None  # [n, D] of the call's ref_slope
+    column: Tensor  # [n] the label's column in this rank's slice
+    exponentials: Tensor | None  # [n, V] E, if the head or its bias needs a gradient
+    x: Tensor | None  # [n, D] the rows of hidden, likewise
+    product: Tensor | None  # [n, D] E W, if hidden needs a gradient
+    rows: Tensor | None  # [n] indices of the rows in the call; None: all rows
+    slope: Tensor | None  # [n, D] these rows of the call's ref_slope
 
 
 class _Forward:
-    """A call whose exponentials fit."""
+    """The forward of a call whose exponentials fit."""
 
     def __init__(self, call: LossCall, objective: Objective, plan: RowPlan, sizes: ExpPlan) -> None:
         self.call, self.objective, self.plan, self.sizes = call, objective, plan, sizes
         self.shard = VocabShard.of(call.lm_head, call.group)
-        self.rows = row_inputs(call, plan)  # once, then slices
+        self.rows = row_inputs(call, plan)  # gathered once; chunks take slices of it
         self.dead = None if plan.trusted else without_weight(self.rows)
-        # On a CPU the labels that count were looked at, and what is compiled does not come here.
+        # On a CPU check_values has read all labels that count (torch.compile skips it, but does not come here).
         self.checked = plan.trusted and call.labels.device.type == "cpu"
 
     def run(self, hidden_grad: bool, keep: bool) -> tuple[RowTerms, _Kept]:
-        """The rows' terms, and what is kept of them; keep: E is needed for the gradients of head and bias."""
+        """The rows' terms, and what is kept for backward. keep: E is needed for the gradients of head or bias."""
         call, plan, size = self.call, self.plan, self.sizes.rows
         head = call.lm_head.to(call.compute_dtype)
         made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
@@ -117,13 +118,13 @@ class _Forward:
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:
-    """Without autocast; entering torch's own context costs 0.01 ms, also where there is nothing to switch off."""
+    """A context without autocast. Torch's own costs 0.01 ms even with autocast off: it is entered only with it on."""
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 class KeptLoss(torch.autograd.Function):
-    """:class:`Evaluated`, as autograd wants it."""
+    """The autograd Function: forward returns the fields of :class:`Evaluated`."""
 
     @staticmethod
     def forward(
@@ -180,7 +181,7 @@ def _gradients(
     backend: str,
     compute_dtype: torch.dtype,
 ) -> list[Tensor | None]:
-    """Gradients of hidden, lm_head and bias for ``upstream``, [] or [N]; the head's goes to main_grad, if given."""
+    """Gradients of hidden, lm_head and bias for ``upstream`` ([] or [N]); the head's goes to main_grad, if given."""
     hidden, lm_head, bias = parameters
     if upstream.dim():
         upstream = upstream if kept.rows is None else upstream[kept.rows]
@@ -193,11 +194,11 @@ def _gradients(
     found: list[Tensor | None] = [None, None, None]
     if needs[0]:
         assert kept.product is not None
-        more = group or kept.slope is not None  # is added before it may be rounded
+        more = group or kept.slope is not None  # then terms are added below, before d_x may be rounded
         d_x = gradient.finished_hidden(kept.product, head, kept.product.dtype if more else hidden.dtype)
         if group:
             torch.distributed.all_reduce(d_x, group=group_named(group))
-        if kept.slope is not None and factors.slope is not None:  # of whole hidden states: after the sum over ranks
+        if kept.slope is not None and factors.slope is not None:  # after the sum over ranks, or each would add it
             d_x.addcmul_(kept.slope.to(d_x.dtype), factors.slope.unsqueeze(1))
         d_x = d_x.to(hidden.dtype)
         found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
@@ -213,11 +214,12 @@ def _gradients(
 
 
 def _head_gradient(gradient: ExpGradient, x: Tensor | None, lm_head: Tensor, main_grad: Tensor | None) -> Tensor | None:
+    """The head's gradient in its dtype, or None if it was added to main_grad. x: [n, D]; None: no row was computed."""
     if main_grad is not None:
         if x is not None:
             gradient.add_to_head(main_grad, x, first=False)
         return None
-    if x is None:  # there were no rows
+    if x is None:
         return torch.zeros_like(lm_head)
     wide = gradient.factors.row.dtype
     if lm_head.dtype == gradient.exponentials.dtype != wide and gradient.factors.const is None:
@@ -228,13 +230,14 @@ def _head_gradient(gradient: ExpGradient, x: Tensor | None, lm_head: Tensor, mai
 
 
 def is_one(factor: Tensor) -> bool:
-    """As far as the host can tell without waiting for a GPU, or being traced."""
+    """Whether ``factor`` is 1; False if the host cannot know without waiting for a GPU, or because it is traced."""
     if torch.compiler.is_compiling() or type(factor) is not Tensor:
         return False
     return factor.device.type == "cpu" and factor.item() == 1
 
 
 def refuse_double_backward() -> None:
+    """Raise if backward was called with ``create_graph=True``, when its own gradient would be missing."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "fastdss losses can be differentiated once only, but backward ran with create_graph=True; "

@@ -1,11 +1,11 @@
-"""The objective: what one row (one token) costs, and how that cost changes with its logits.
+"""The objective: the loss of one row (one token), and its gradient for the row's logits.
 
 Derivation. Let ``r`` be the raw logits of a row, ``s`` the logit scale and ``c`` the softcap, so that
 
     z = s * r                      or, with a softcap,      z = c * tanh(s * r / c)
     p = softmax(z),   lse = logsumexp(z),   y = one-hot label,   logp = z_y - lse
 
-With weights ``a`` (cross-entropy) and ``b`` (KL), label smoothing ``e`` and z-loss ``g`` the row costs
+With weights ``a`` (cross-entropy) and ``b`` (KL), label smoothing ``e`` and z-loss ``g`` the row's loss is
 
     L  = a * CE + b * KL
     CE = (1 - e) * (lse - z_y) + e * (lse - mean(z)) + g * lse^2
@@ -17,19 +17,19 @@ KL on the label alone, with ``d = logp - ref_logp`` (http://joschu.net/blog/kl-a
     k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d         k1' = 1,  k2' = d,  k3' = 1 - exp(-d)
     dKL/dz = k'(d) * (y - p)
 
-The first term may count a label by its own probability, or pull at it with a bounded slope. Either only changes what
-``a`` is in the gradient, once logp is known (:func:`first_weight`):
+Two options replace the first term: ``dft`` weighs a label by its own probability, held constant; constrained
+fine-tuning bounds the gradient. Either only changes what ``a`` is in the gradient, see :func:`first_weight`:
 
     dft            a * stop(p_y) * -logp                      a becomes a * p_y
     constrained    a * (2 / beta) * log(1 + exp(-beta d))     a becomes a * 2 * sigmoid(-beta d)
 
-KL over the vocabulary, with q the reference's distribution and ``D = z - z_ref``. Its two log-sum-exps cancel from the
-gradient of the reverse form, which leaves differences only:
+KL over the vocabulary, with q the reference's distribution and ``D = z - z_ref``. In the gradient of the reverse form
+the two log-sum-exps cancel, which leaves only D and its mean:
 
     reverse  KL(p||q) = E_p[D] - lse + ref_lse          dKL/dz = p * (D - E_p[D])
     forward  KL(q||p) = lse - ref_lse - E_q[D]          dKL/dz = p - q
 
-So every gradient has the one form that both row passes write over the logits,
+So every gradient has one form, which both row passes (torch's below and the kernel's) write over the logits,
 
     dz = p * (A + b * (D - E_p[D]) if reverse) - b * q (if forward) + B * y + C
     A = a * (1 + 2 g lse) - b * k'(d) (label forms) + b (forward),   B = b * k'(d) - a * (1 - e),   C = -a * e / V
@@ -64,7 +64,7 @@ class KL(StrEnum):
 
     @property
     def code(self) -> int:
-        """What the kernels call it; 0 is no KL term."""
+        """The form's number in the kernels, where 0 means no KL term."""
         return list(KL).index(self) + 1
 
 
@@ -73,17 +73,17 @@ NO_KL = "none"
 LABEL_KL = (KL.K1, KL.K2, KL.K3)
 FULL_KL = (KL.REVERSE, KL.FORWARD)
 
-# Elements per row block of the torch pass: 16 MiB of fp32 mostly stay in the last-level cache between the passes over
-# them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows a block, 40 ms in one), and
-# where other processes share the cores every parallel region can cost a scheduler's slice (8 ms).
+# Elements per block of rows in the torch pass: 16 MiB of fp32 mostly stay in the last-level cache between the passes
+# over them. Smaller blocks are no faster (512 x 49152 on 2 Zen 4 cores: 24 ms with 4 to 16 rows per block, 40 ms in one
+# block). They start more parallel regions, each of which can wait 8 ms to be scheduled if others use the cores.
 BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Everything about the loss that is the same for all rows."""
+    """The options of the loss that are the same for all rows."""
 
-    kl: str = NO_KL  # or one of KL
+    kl: str = NO_KL  # NO_KL or one of KL
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_scale: float = 1.0
@@ -101,7 +101,7 @@ class Objective:
         return 0 if self.kl == NO_KL else KL(self.kl).code
 
     def encode(self) -> str:
-        """As an op's argument; an f-string of constants is something torch.compile can trace."""
+        """The objective as one string, for an op's argument. An f-string, because torch.compile can trace it."""
         policy = f"{self.label_smoothing} {self.z_loss} {self.logit_scale} {self.softcap}"
         return f"{self.kl} {policy} {self.ref_logit_scale} {self.ref_softcap} {1.0 if self.dft else None}"
 
@@ -114,32 +114,32 @@ class Objective:
 
 
 class RowInputs(NamedTuple):
-    """What the row pass knows about each row besides its logits; every tensor is [rows]."""
+    """What the row pass is given for each row besides its logits; every tensor is [rows]."""
 
-    labels: Tensor  # int64, of the whole vocabulary
+    labels: Tensor  # int64, counted over the whole vocabulary
     ce_weight: Tensor
     kl_weight: Tensor | None
     ref_logprobs: Tensor | None
-    csft_beta: Tensor | None = None  # as in LossCall; kernels are given what it makes of ce_weight
+    csft_beta: Tensor | None = None  # as in LossCall; kernels get the ce_weight that first_weight makes of it
 
     def at(self, rows: Tensor | slice) -> RowInputs:
         return RowInputs(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
 
 
 class RowStats(NamedTuple):
-    """Sums over the vocabulary of each row: over the local slice first, over all ranks once combined."""
+    """Sums over the vocabulary for each row: of this rank's slice at first, of all ranks once they are combined."""
 
-    lse: Tensor
+    lse: Tensor  # log-sum-exp of the logits
     label_logit: Tensor  # 0 where another rank holds the label
-    mean_logit: Tensor | None  # sum over the slice / whole vocabulary size
-    ref_lse: Tensor | None
+    mean_logit: Tensor | None  # sum of the slice's logits, divided by the size of the whole vocabulary
+    ref_lse: Tensor | None  # log-sum-exp of the reference's logits
     mean_diff: Tensor | None  # E[z - z_ref] under p (reverse) or q (forward)
-    entropy: Tensor | None = None  # where it is asked for
-    rival: Tensor | None = None  # the largest logit but the label's, likewise
+    entropy: Tensor | None = None  # of p, where it is asked for
+    rival: Tensor | None = None  # the largest logit but the label's, where it is asked for
 
 
 class RowCoefficients(NamedTuple):
-    """A, B, C and b of the module's docstring (times the logit scale)."""
+    """A, B, C and b of the module's docstring, each times the logit scale."""
 
     prob: Tensor
     label: Tensor
@@ -159,9 +159,9 @@ def label_kl(kind: str, d: Tensor) -> tuple[Tensor, Tensor]:
 def finish_rows(
     stats: RowStats, rows: RowInputs, objective: Objective, vocab_size: int
 ) -> tuple[Tensor, Tensor, RowCoefficients]:
-    """Per-token terms and gradient coefficients from the (combined) row statistics.
+    """``(token_ce, token_kl, coefficients)``, all [rows], from the (combined) statistics of the rows.
 
-    Returns ``(token_ce, token_kl, coefficients)``, all [rows]. A label outside the vocabulary gives NaN.
+    A label outside the vocabulary makes its row NaN.
     """
     o, b = objective, rows.kl_weight
     nll = stats.lse - in_vocabulary(stats.label_logit, rows.labels, vocab_size)
@@ -187,7 +187,7 @@ def finish_rows(
 
 
 def first_weight(nll: Tensor, rows: RowInputs, dft: bool) -> RowInputs:
-    """``rows`` whose ``ce_weight`` is what the first term's gradient counts, see the module's docstring."""
+    """``rows`` with the ``ce_weight`` of the first term's gradient: ``a`` as changed in the module's docstring."""
     if dft:
         return rows._replace(ce_weight=scaled_weight(rows.ce_weight, (-nll).exp()))
     if rows.csft_beta is None:
@@ -198,7 +198,7 @@ def first_weight(nll: Tensor, rows: RowInputs, dft: bool) -> RowInputs:
 
 
 def first_part(ce: Tensor, rows: RowInputs, dft: bool) -> Tensor:
-    """[n] the first term times its weight; ``rows`` as they were given."""
+    """[n] the first term times its weight. rows: as they were before :func:`first_weight`."""
     if rows.csft_beta is None:
         return scaled_weight(first_weight(ce, rows, dft).ce_weight, ce)
     assert rows.ref_logprobs is not None
@@ -207,19 +207,20 @@ def first_part(ce: Tensor, rows: RowInputs, dft: bool) -> Tensor:
 
 
 def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
-    """``weight * factor``, and 0 where the weight is 0 whatever the factor is."""
+    """``weight * factor``, and 0 where the weight is 0, even if the factor is infinite or NaN."""
     return torch.where(weight == 0, 0, weight * factor)
 
 
 def in_vocabulary(label_logit: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """``label_logit``, NaN where the label is outside the vocabulary: where no check can wait, the loss tells."""
+    """``label_logit``, but NaN where the label is outside the vocabulary: on a device, where no check reads the labels
+    because the host would have to wait, the loss becomes NaN."""
     return label_logit.masked_fill(labels.clamp(0, vocab_size - 1) != labels, math.nan)
 
 
 def label_terms(
     nll: Tensor, lse: Tensor, mean_logit: Tensor | None, rows: RowInputs, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(CE, KL, b k')`` of the label forms; where the KL sums over the vocabulary or there is none, 0 and None."""
+    """``(CE, KL, b k')`` for the label forms; ``(CE, 0, None)`` without a KL or with a full one."""
     o, b = objective, rows.kl_weight
     ce = nll
     if o.label_smoothing:
@@ -254,11 +255,11 @@ def torch_row_pass(
     grad: bool,
     token_stats: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The row pass in plain torch: per-token terms, and ``logits`` overwritten with the loss's gradient.
+    """The row pass in plain torch: returns ``(token_ce, token_kl)``, each [c], and writes the gradient over ``logits``.
 
-    logits: [c, V] fp32 or fp64 raw logits, overwritten. ref_logits: [c, V], overwritten. ``combine`` joins the
-    statistics of a vocabulary split over ranks; without it row blocks run one after the other, while they are in cache.
-    token_stats [2, c] is filled, if given. Returns ``(token_ce, token_kl)``, each [c].
+    logits: [c, V] raw logits in fp32 or fp64. ref_logits: [c, V], overwritten as well. combine: joins the statistics of
+    ranks that split the vocabulary, for all rows at once; without it blocks of rows run one after the other, so that
+    they stay in cache. grad: whether the gradient is needed. token_stats: [2, c], filled if given.
     """
     count, width = logits.shape
     step = max(1, count if combine else BLOCK_ELEMENTS // width)
@@ -266,7 +267,7 @@ def torch_row_pass(
     block_shape = (min(step, count), width)
     scratch = None if ref_logits is None else logits.new_empty(block_shape)
     below = None if token_stats is None else entropy_scratch(logits, block_shape[0])
-    finite = bias is None and ref_bias is None  # nothing else makes a token impossible
+    finite = bias is None and ref_bias is None  # only a bias of -inf gives a token a probability of exactly 0
     for start in range(0, count, step):
         block = slice(start, start + step)
         part = rows.at(block)
@@ -291,7 +292,7 @@ def torch_row_pass(
 def transform(
     z: Tensor, bias: Tensor | None, scale: float, softcap: float | None, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Raw logits to logits, in place; also d tanh, where a softcap makes it necessary."""
+    """``(logits, slope)``: raw logits turned into logits, in place, and the softcap's derivative (None without one)."""
     if bias is not None:
         z.add_(bias)
     if softcap is None:
@@ -302,7 +303,7 @@ def transform(
 
 
 class _SliceSums(NamedTuple):
-    """By what the stored softmaxes of a slice are too large, about 1: see :func:`softmax_`."""
+    """The factors, about 1, by which the stored softmaxes of a slice are too large: see :func:`softmax_`."""
 
     p: Tensor
     q: Tensor | None
@@ -321,8 +322,8 @@ def _local_stats(
 ) -> tuple[RowStats, _SliceSums, Tensor | None]:
     """Statistics of one vocabulary slice, and z - z_ref (reverse) or q (forward). ``z`` becomes p.
 
-    ``z_ref`` and ``scratch``, at least as large, are overwritten, as is ``below``, which is there if entropies are
-    wanted: fresh pages for each block would cost more than the arithmetic. finite: no logit is -inf.
+    ``z_ref``, ``scratch`` (at least as large) and ``below`` (given if entropies are wanted) are overwritten: allocating
+    fresh memory for each block would cost more than the arithmetic. finite: no logit is -inf.
     """
     local_labels = rows.labels - vocab_start
     mine = (local_labels >= 0) & (local_labels < z.shape[1])
@@ -336,9 +337,9 @@ def _local_stats(
     reverse = objective.kl == "reverse"
     diff = torch.sub(z, z_ref, out=scratch[: z.shape[0]])
     if not finite:
-        silent = (z if reverse else z_ref) == -math.inf  # an impossible token (bias -inf) adds nothing
+        silent = (z if reverse else z_ref) == -math.inf  # a token of probability 0 (bias -inf) adds nothing to the KL
         if rows.kl_weight is not None:
-            silent |= (rows.kl_weight == 0).unsqueeze(1)  # nor does a reference that finds possible tokens impossible
+            silent |= (rows.kl_weight == 0).unsqueeze(1)  # a row's KL may be infinite if it has no weight
         diff.masked_fill_(silent, 0)
     q, p = softmax_(z_ref), softmax_(z, below)
     if reverse:
@@ -350,7 +351,7 @@ def _local_stats(
 
 
 def _largest_but(z: Tensor, column: Tensor, mine: Tensor) -> Tensor:
-    """[n] the largest entry of each row, its column left out where that is ``mine``."""
+    """[n] the largest entry of each row; where ``mine``, its entry at ``column`` is left out."""
     there = z.gather(1, column)
     z.scatter_(1, column, there.masked_fill(mine.unsqueeze(1), -math.inf))
     rival = z.amax(dim=1)
@@ -368,8 +369,8 @@ def _write_gradient(
     coefficients: RowCoefficients,
     objective: Objective,
 ) -> None:
-    """``p`` becomes dz; ``other`` is what :func:`_local_stats` gave."""
-    share = (local.lse - stats.lse).exp() / sums.p  # of the slice in the whole distribution; 1 without a split
+    """Overwrite ``p`` with dz. other: from :func:`_local_stats`, and overwritten."""
+    share = (local.lse - stats.lse).exp() / sums.p  # scales the slice's softmax to the whole vocabulary's
     if other is not None and objective.kl == "reverse":
         assert coefficients.kl is not None
         assert stats.mean_diff is not None

@@ -1,7 +1,8 @@
-"""torch.library ops over the chunk driver, so that torch.compile sees one node: schemas, fakes, autograd.
+"""The chunk driver as torch.library ops, each of which is one node for torch.compile: schemas, fakes, autograd.
 
 ``summed_loss`` makes the gradients in its forward, where the weights are known, and only scales them in backward.
-``token_loss`` returns one loss per token, whose upstream gradient arrives in backward: that recomputes the logits.
+``token_loss`` returns one loss per token. The upstream gradient, one number per token, is not known before backward, so
+backward computes the logits again.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ _SCHEMA_TYPES: dict[Any, str] = {
 _KINDS = get_type_hints(LossCall)
 _INPUTS = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _KINDS.items())
 _TENSORS = sum(_SCHEMA_TYPES[kind].startswith("Tensor") for kind in _KINDS.values())  # they come first
-_SCALED_ROWS = 512  # on a CPU: few enough that the product is still in cache when it is rounded
-_NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)
+_SCALED_ROWS = 512  # rows that a CPU scales at a time: few enough that the product is still in cache when it is rounded
+_NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)  # for all arguments but hidden, lm_head and bias
 
 
 def _gradients(result: LossResult, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of hidden, lm_head and bias."""
+    """The gradients of hidden, lm_head and bias, as an op returns them."""
     d_hidden, d_head, d_bias = (_or_empty(t, like) for t in (result.d_hidden, result.d_head, result.d_bias))
     return d_hidden, d_head, d_bias
 
 
 def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """Ops return tensors only: what nobody asked for is an empty one."""
+    """``tensor``, or an empty tensor for None, which an op cannot return."""
     return like.new_empty(0) if tensor is None else tensor
 
 
 def _fake_tokens(call: LossCall) -> tuple[Tensor, ...]:
-    """token_ce, token_kl and token_stats as a tracer sees them."""
+    """token_ce, token_kl and token_stats for tracing: the right shapes and dtypes, no values."""
     shapes = [call.labels.shape] * 2 + [(2, *call.labels.shape) if call.token_stats else (0,)]
     return tuple(call.hidden.new_empty(shape, dtype=call.accumulate) for shape in shapes)
 
 
 def _weighted(call: LossCall, token_ce: Tensor, token_kl: Tensor) -> Tensor:
-    """[N] losses."""
+    """[N] the loss of each token, with its weights."""
     loss = _first_part(call, token_ce)
     return loss if call.kl_weight is None else loss + scaled_weight(call.kl_weight, token_kl)
 
@@ -61,7 +62,7 @@ def _first_part(call: LossCall, token_ce: Tensor) -> Tensor:
 
 
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated:
-    """The loss by the ops of this file; arguments as in kept.py."""
+    """The loss, computed by the ops of this file; arguments as in :func:`fastdss.loss.kept.evaluate`."""
     if main_grad is not None and not summed:
         found = MainGradLoss.apply(main_grad, *call)  # type: ignore[no-untyped-call]
     elif main_grad is not None:
@@ -84,7 +85,7 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     schema=f"({_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def summed_loss(*args: Any) -> tuple[Tensor, ...]:
-    """(sum of the token losses, token_ce, token_kl, token_stats, and its gradients for hidden, lm_head and bias)"""
+    """(sum of the token losses, token_ce, token_kl, token_stats, and the sum's gradients for hidden, lm_head, bias)"""
     call, needs = LossCall(*args[:-1]), args[-1]
     result = run_chunks(call, hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
     total = _weighted(call, result.token_ce, result.token_kl).sum()
@@ -137,7 +138,7 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -
     if gradient.device.type != "cpu" or gradient.dtype == dtype:
         return torch.mul(gradient, factor, out=out)
     for part, rows in zip(out.split(_SCALED_ROWS), gradient.split(_SCALED_ROWS), strict=True):
-        part.copy_(rows * factor)  # given another dtype for its result, the CPU's multiplication makes a copy of it all
+        part.copy_(rows * factor)  # torch.mul into another dtype would make a full-precision copy of the whole gradient
     return out
 
 
@@ -164,7 +165,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _upstream(call: LossCall, grad: Tensor) -> LossCall:
-    """The call whose weights contain the gradient of each token's loss."""
+    """The call with its weights multiplied by the upstream gradient of each token's loss."""
     kl_weight = None if call.kl_weight is None else scaled_weight(call.kl_weight, grad)
     return call._replace(ce_weight=scaled_weight(call.ce_weight, grad), kl_weight=kl_weight, token_stats=False)
 
@@ -218,7 +219,7 @@ token_loss.register_autograd(_token_backward, setup_context=_save_tokens)
     schema=f"(Tensor(a!) main_grad, Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor)",
 )
 def token_loss_backward_(*args: Any) -> tuple[Tensor, Tensor]:
-    """:func:`token_loss_backward` that adds the head's gradient to ``main_grad``; returns hidden's and bias's."""
+    """As :func:`token_loss_backward`, but adds the head's gradient to ``main_grad`` and returns the other two."""
     main_grad, grad, call, needs = args[0], args[1], LossCall(*args[2:-1]), args[-1]
     result = run_chunks(
         _upstream(call, grad), hidden_grad=needs[0], head_grad=True, bias_grad=needs[2], main_grad=main_grad

@@ -1,4 +1,4 @@
-"""One call evaluated and reduced: which gradients it needs, what a mean divides by, and by whom it is computed."""
+"""Evaluates one call and reduces its loss: chooses the engine, the gradients to compute, and a mean's divisor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .kept import Evaluated, evaluate
 
 
 def token_losses(call: LossCall) -> Tensor:
-    """[N]"""
+    """[N] the loss of every token, with its weights."""
     found = evaluate(call, _needs(call), summed=False, main_grad=None)
     return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found.loss
 
 
 def _needs(call: LossCall) -> list[bool]:
-    """Which of hidden, lm_head and bias get gradients."""
+    """Whether hidden, lm_head and bias each need a gradient."""
     return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
 
 
 def evaluate_reduced(
     call: LossCall, batch: Batch, reduction: str, num_items_in_batch: int | Tensor | None, main_grad: Tensor | None
 ) -> Evaluated:
-    """What the loss and its parts are, reduced."""
+    """The loss and its parts, reduced; the values per token stay unreduced."""
     if reduction not in ("mean", "sum", "none"):
         raise UserError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if num_items_in_batch is not None and reduction != "mean":
@@ -44,7 +44,8 @@ def evaluate_reduced(
     if isinstance(found, LossCall):
         found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
     if items is None and reduction != "none":
-        # No view: after `loss *= n`, as in Trainer, a view's hooks no longer run, and by them FSDP2 gathers.
+        # The loss must not be returned as a view. Trainer multiplies it in place (`loss *= n`), after which hooks on a
+        # view no longer run, and FSDP2 gathers parameters in such a hook.
         return found
     loss, ce, kl = (
         None if part is None else part.view(batch.shape) if items is None else part / items for part in found[:3]
@@ -54,16 +55,17 @@ def evaluate_reduced(
 
 
 def entropy_and_correct(run: Evaluated, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Entropies, and whether the label was the likeliest word."""
+    """Each token's entropy, and whether its label was the likeliest word, in the shape of the batch."""
     assert run.token_stats is not None
     entropy, correct = run.token_stats.unbind()
     return entropy.view(batch.shape), correct.bool().view(batch.shape)
 
 
 def _divided(call: LossCall, items: int | float | Tensor) -> tuple[LossCall, int | float | Tensor | None]:
-    """The mean's divisor in the weights, which spares backward a pass over dW; and what is left to divide by.
+    """``(call, divisor)``: the call with the mean's divisor moved into its weights, and what the loss still divides by.
 
-    Where dZ is rounded to 16 bit it would round to nothing: there the loss is divided.
+    Weights that are divided beforehand spare backward a pass over dW. With 16-bit parameters the weights stay and the
+    loss is divided: dZ is rounded to 16 bit there, where entries divided by the number of items could round to 0.
     """
     if call.compute_dtype.itemsize == 2:
         return call, items

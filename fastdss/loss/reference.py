@@ -10,8 +10,10 @@ from .reduce import token_losses
 
 
 def logprobs_of_reference(call: LossCall, *, at_every_row: bool) -> Tensor:
-    """[N] log-probabilities of the labels under the reference of ``call``, where there is a KL
-    weight, or at every row that has any."""
+    """[N] log-probabilities of the labels under the reference of ``call``, and 0 at rows that are not computed.
+
+    The rows with a KL weight are computed; with ``at_every_row`` those with a cross-entropy weight as well.
+    """
     o = Objective.decode(call.objective)
     assert call.kl_weight is not None
     needed, rows = call.kl_weight != 0, call.rows
@@ -25,7 +27,7 @@ def logprobs_of_reference(call: LossCall, *, at_every_row: bool) -> Tensor:
         hidden=call.ref_hidden,
         lm_head=call.ref_lm_head,
         bias=call.ref_bias,
-        ce_weight=-needed.to(call.kl_weight.dtype),
+        ce_weight=-needed.to(call.kl_weight.dtype),  # a weight of -1 turns the loss, -log p, into log p
         kl_weight=None,
         ref_hidden=None,
         ref_lm_head=None,

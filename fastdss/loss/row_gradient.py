@@ -1,4 +1,4 @@
-"""What a chunk's dZ becomes: gradients of hidden states, head and bias, summed in full precision."""
+"""From dZ, the gradient for a chunk's logits, to those for hidden states, head and bias, summed in full precision."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .gemm import add_product, label_rows, times_head
 
 
 class Gradient(Protocol):
-    """dZ of some rows, in whatever form it is kept."""
+    """dZ of some rows: the matrix itself (:class:`RowGradient`), or exponentials and factors (``ExpGradient``)."""
 
     def entries(self) -> Entries:
-        """What of it ``ColumnFilter`` reads to choose columns."""
+        """The parts of dZ that ``ColumnFilter`` reads to choose columns."""
 
     def multiply(
         self,
@@ -26,9 +26,10 @@ class Gradient(Protocol):
         columns: Tensor | None = None,
         first: bool = False,
     ) -> None:
-        """``d_x = dZ @ head`` and ``d_head += dZ.T @ x`` (first: ``=``), without a [V, D] temporary.
+        """``d_x = dZ @ head`` and ``d_head += dZ.T @ x``, without a [V, D] temporary.
 
-        head: [V, D]; x, d_x: [c, D]. columns: the only ones of dZ to read, in rising order; then never ``first``.
+        head: [V, D]; x, d_x: [c, D]. columns: read only these columns of dZ, in rising order. first: ``d_head`` is not
+        initialised yet and is overwritten; not allowed together with columns.
         """
 
     def add_bias(self, d_bias: Tensor) -> None:
@@ -36,12 +37,16 @@ class Gradient(Protocol):
 
 
 class RowGradient(NamedTuple):
-    """dZ of a chunk, and what rounding it dropped at each row's label, where half of a loss gradient's energy lies."""
+    """dZ of a chunk, and the rounding error of its entry at each row's label.
+
+    The label's entry carries about half of the energy of a cross-entropy gradient (its sum of squares), so that its
+    rounding error is worth keeping; the products add it back.
+    """
 
     dz: Tensor  # [c, V] in the dtype of the GEMMs that read it
-    lost: Tensor | None  # [c]; None: nothing was rounded
-    labels: Tensor  # [c] columns of dz, any where another rank holds the label (nothing is lost there)
-    backend: str  # of the call
+    lost: Tensor | None  # [c] the exact entry at the label less the rounded one; None: nothing was rounded
+    labels: Tensor  # [c] columns of dz; where another rank holds the label, any column, and lost is 0
+    backend: str  # LossCall.backend
 
     def entries(self) -> Entries:
         return Entries(self.dz, None, None)
@@ -78,7 +83,7 @@ class RowGradient(NamedTuple):
         if d_x.device.type != "cpu" or self.dz.dtype == head.dtype:
             add_product(d_x, self.dz, head, first=True)
         else:
-            times_head(self.dz, head, d_x)  # rounded on the way: the label's share goes back
+            times_head(self.dz, head, d_x)  # rounds dz to the head's dtype; the lines below add the label's error back
             exact = self.dz.gather(1, self.labels.unsqueeze(1)).squeeze(1)
             rounded = exact.to(head.dtype).to(exact.dtype)
             label_rows(d_x, head, exact - rounded, self.labels, self.backend, scatter=False)

@@ -1,4 +1,4 @@
-"""From the sums of each row's exponentials to its loss terms and its gradient's factors: in torch, or by one kernel."""
+"""Loss terms and gradient factors of each row, from the sums of its exponentials: in torch, or by one kernel."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .vocab_shard import VocabShard
 class RowTerms(NamedTuple):
     """Every tensor is [n]."""
 
-    ce: Tensor
-    kl: Tensor
-    parts: list[Tensor]  # both times their weights; the KL's only where it has some
+    ce: Tensor  # cross-entropy, without its weight
+    kl: Tensor  # likewise
+    parts: list[Tensor]  # the weighted cross-entropy and, if there are KL weights, the weighted KL
     factors: ExpFactors
     token_stats: Tensor | None  # [2, n] as LossResult.token_stats
 
@@ -34,10 +34,11 @@ def row_terms(
     *,
     checked: bool = False,
 ) -> RowTerms:
-    """mean_logit: this rank's share of it. dead: rows without any weight, None where all have one. checked: every label
-    is known to be in the vocabulary.
+    """The terms of ``rows``. mean_logit: this rank's share of each row's mean logit. dead: which rows have no weight,
+    None if all have one. checked: every label is known to be in the vocabulary.
 
-    Where ranks share the vocabulary their sums meet in between, and sums in float64 have no kernel: in torch then.
+    The kernel computes fp32 sums of an unsplit vocabulary. Torch computes the rest: ranks that share a vocabulary must
+    first combine their sums, and there is no kernel for float64.
     """
     given = rows
     if backend == "triton" and shard.group is None and sums.others.dtype == torch.float32:
@@ -57,9 +58,9 @@ def row_terms(
     stats = combined(sums, mean_logit, rows.labels, objective, shard, checked=checked)
     rows = first_weight(stats.nll, rows, objective.dft)
     ce, kl, factors = terms_and_factors(stats, rows, objective, shard, dead)
-    if rows.kl_weight is None:  # every row without a weight is dead, and its cross-entropy 0
+    if rows.kl_weight is None:  # a plain product is safe: a row without a weight is dead, so its cross-entropy is 0
         parts = [rows.ce_weight * ce]
-    else:  # a row without a KL weight has a KL of 0, but without one for it a cross-entropy may be infinite
+    else:  # a row with a KL weight alone is not dead: its cross-entropy may be infinite, and 0 * inf must be 0
         parts = [first_part(ce, given, objective.dft), rows.kl_weight * kl]
     token_stats = (
         stats.token_stats if stats.token_stats is None or dead is None else stats.token_stats.masked_fill(dead, 0)

@@ -1,8 +1,8 @@
-"""The forward KL with a frozen head, from one vector a token: no second product, and no reference in the loop.
+"""The forward KL with a frozen head from one vector per token, without the reference's logits in the training loop.
 
 Policy and reference share the head W [V, D], its bias c and the logit scale s. The log-partition of a hidden state,
-``A(h) = logsumexp(s (W h + c))``, is convex, and ``log p_j = s (W_j h + c_j) - A(h)`` is linear in h but for it. So
-with the reference's hidden state g and distribution q = softmax(s (W g + c)),
+``A(h) = logsumexp(s (W h + c))``, is convex, and ``log p_j = s (W_j h + c_j) - A(h)`` is otherwise linear in h. So with
+the reference's hidden state g and distribution q = softmax(s (W g + c)),
 
     KL(q||p) = sum_j q_j (log q_j - log p_j) = A(h) - A(g) - s (W^T q) . (h - g)
 
@@ -11,16 +11,18 @@ is how far A lies above its tangent at g. Written about the label y, whose logit
     slope = d nll(g) / dg = s (W^T q - W_y)              offset = slope . g - nll(g)
     KL(q||p) = nll(h) - slope . h + offset               dKL/dh = s W^T (p - y) - slope
 
-The first term's gradient is the cross-entropy's: the engine is given the estimator ``k1 = log p_y - r`` with the weight
-negated and ``r = offset - slope . h``, and adds ``-slope`` times the weight to the finished gradient. Nothing needs q.
+Only nll(h) depends on the head, and its gradient is that of cross-entropy. So the engine computes the estimator
+``k1 = log p_y - r`` with ``r = offset - slope . h`` and the weight negated, and adds ``-slope`` times the weight to the
+finished gradient for h. It never needs q.
 
-- Rounding the slope to 16 bit leaves KL = 0 at h = g, since the offset is made from the rounded one.
-- It must be one head: with W or c trained, q is of another one than p, and the tangent is of another function. Both
-  frozen are asked for; a KL below zero, which convexity rules out, tells of a head that is not the reference's.
-- A softcap makes the logits no linear function of h. Then the sum over q stays, and with it the reference's logits.
+- If the slope is rounded to 16 bit, KL = 0 at h = g still holds, because the offset is made from the rounded slope.
+- Policy and reference must have the same head: if W or c is trained, A changes, and the line above is no longer its
+  tangent. So a head or bias that requires a gradient is refused. A KL below zero, which convexity rules out, shows that
+  the head is not the one that the reference had.
+- With a softcap the logits are not linear in h. Then the sum over q, and with it the reference's logits, is needed.
 
-The same by another road: A is the log-partition of an exponential family in h, and its Bregman divergence is the KL
-(Banerjee et al., "Clustering with Bregman divergences", 2005).
+Another derivation: A is the log-partition of an exponential family in h, and its Bregman divergence is the KL (Banerjee
+et al., "Clustering with Bregman divergences", 2005).
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ from .chunked import run_chunks
 from .inputs import Batch, LabelReference, LiveRows, RunOptions, shifted
 from .objective import Objective
 
-_SLACK, _SHARE = 0.1, 2.0**-8  # how far below 0 a KL may be by rounding: nats, and of its terms
+# By how much rounding may push a KL below 0: so many nats, and such a share of the terms that it is the difference of.
+_SLACK, _SHARE = 0.1, 2.0**-8
 
 
 class ForwardReference(NamedTuple):
-    """What the forward KL needs of a reference with the policy's own head."""
+    """What the forward KL needs to know of a reference that has the policy's head; all 0 at ignored labels."""
 
-    logprobs: Tensor  # [...] log q(label), 0 at ignored labels
-    slope: Tensor  # [..., D] 0 likewise
-    offset: Tensor  # [...] likewise
+    logprobs: Tensor  # [...] log q(label)
+    slope: Tensor  # [..., D]
+    offset: Tensor  # [...]
 
 
 def forward_reference(
@@ -66,7 +69,7 @@ def forward_reference(
     chunk_bytes: int | None = None,
     group: Any = None,
 ) -> ForwardReference:
-    """The reference's part of the forward KL, for ``dss_loss(…, kl="forward", ref_slope=…, ref_offset=…)``.
+    """Make the reference's part of the forward KL, for ``dss_loss(…, kl="forward", ref_slope=…, ref_offset=…)``.
 
     ```python
     nll    = F.cross_entropy(F.linear(hidden, lm_head, bias).float() * logit_scale, labels, reduction="none")
@@ -74,23 +77,24 @@ def forward_reference(
     return -nll, slope, (slope * hidden).sum(-1) - nll
     ```
 
-    Two GEMMs in fp32, for which a 16-bit head is copied; no gradients. Source: derived in this file.
+    It takes two GEMMs in fp32, for which a 16-bit head is copied to fp32. The results have no gradients. The derivation
+    stands in this file.
 
     Args:
         hidden: [..., D] the reference's last hidden states.
-        lm_head: [V, D] the head that the policy will keep.
+        lm_head: [V, D] the reference's head, which the policy must keep.
         labels: [...] integers.
-        bias: [V].
+        bias: [V] of the head.
         ignore_index: the label that does not count.
-        shift: answer at the position of the hidden state, one before its label.
-        logit_scale: of the logits.
-        softcap: None; a softcap makes the logits no linear function of the states.
+        shift: return each label's values at the position of the hidden state that predicts it, one before the label.
+        logit_scale: the factor of the logits.
+        softcap: must be None; with a softcap the logits are not linear in the hidden states.
         dtype: what the slope is rounded to; None: fp32 (fp64 for fp64).
         rows: as in ``weighted_ce``, like the next four.
         compact: leave out rows whose label does not count.
-        backend: which engine.
-        chunk_bytes: what the slab of logits may take.
-        group: of a vocabulary split over ranks.
+        backend: which engine computes it.
+        chunk_bytes: how much memory logits may take.
+        group: the process group over which the vocabulary is split.
 
     Returns:
         ForwardReference: log-probabilities of the labels, slopes and offsets, 0 at ignored labels.
@@ -105,9 +109,8 @@ def forward_reference(
     )
     spec = Objective("none", 0.0, 0.0, logit_scale, None)
     call = batch.call(spec, RunOptions(rows, compact, backend, chunk_bytes, group), bias=bias)
-    wide = call.lm_head.to(call.compute_dtype).to(
-        call.accumulate
-    )  # E W must not be rounded: h - g multiplies its error
+    # In fp32, so that the products with the head are not rounded: an error of the slope is multiplied by h - g.
+    wide = call.lm_head.to(call.compute_dtype).to(call.accumulate)
     call = call._replace(hidden=call.hidden.to(call.compute_dtype), lm_head=wide, compute_dtype=call.accumulate)
     found = run_chunks(call, hidden_grad=True, head_grad=False, bias_grad=False)
     assert found.d_hidden is not None
@@ -119,7 +122,7 @@ def forward_reference(
 
 
 def tangent_of(batch: Batch, slope: Tensor, offset: Tensor | None) -> LabelReference:
-    """``r`` as it is at the batch's hidden states, and the slope; both 0 where there is no KL weight."""
+    """``r`` for the batch's hidden states, and the slope, as a reference for the label forms; 0 without a KL weight."""
     if offset is None:
         raise UserError("ref_slope needs ref_offset: forward_reference makes both")
     wanted = [*batch.shape, batch.hidden.shape[1]]
@@ -140,12 +143,16 @@ def tangent_of(batch: Batch, slope: Tensor, offset: Tensor | None) -> LabelRefer
 
 
 def _products(batch: Batch, slope: Tensor) -> Tensor:
-    """[N] slope . h, of the states as the products with the head read them; autocast would round a matrix product."""
+    """[N] slope . h, with h rounded to the dtype in which it is multiplied by the head.
+
+    A product and a sum, because autocast would round a matrix product.
+    """
     accumulate = batch.ce_weight.dtype
     return (batch.hidden.detach().to(batch.compute_dtype).to(accumulate) * slope.to(accumulate)).sum(-1)
 
 
 def check_softcap(softcap: float | None) -> None:
+    """Refuse a softcap."""
     if softcap is not None:
         raise UserError(
             f"softcap={softcap}: the forward KL from one vector a token needs logits that are linear in the hidden "
@@ -154,6 +161,7 @@ def check_softcap(softcap: float | None) -> None:
 
 
 def check_one_head(lm_head: Tensor, bias: Tensor | None) -> None:
+    """Refuse a head or bias that is trained: it would no longer be the reference's."""
     for name, tensor in (("lm_head", lm_head), ("bias", bias)):
         if tensor is not None and tensor.requires_grad:
             raise UserError(
@@ -163,7 +171,10 @@ def check_one_head(lm_head: Tensor, bias: Tensor | None) -> None:
 
 
 def refuse_another_head(loss: Tensor, token_ce: Tensor, token_kl: Tensor, reference: LabelReference) -> Tensor:
-    """``loss``, [] or [...], once no KL is below 0; where a check would make the host wait, NaN if one is."""
+    """Return ``loss`` ([] or [...]) if no KL is below 0 by more than rounding explains, else raise ``UserError``.
+
+    On a device the host would have to wait to raise an error; there the loss becomes NaN instead.
+    """
     below = token_kl < -(_SLACK + _SHARE * (token_ce.abs() + reference.logprobs.abs()))
     if not on_host(token_kl):
         return loss.masked_fill(below.any() if loss.dim() == 0 else below.view(loss.shape), math.nan)

@@ -1,7 +1,8 @@
-"""A head whose rows are split over the ranks of a process group: which part is here, what ranks tell each other.
+"""A head whose rows are split over the ranks of a process group: this rank's slice, and how ranks combine statistics.
 
-Every rank sees all tokens and its own slice of the vocabulary. Softmax, label and expectations are sums over the
-vocabulary, so one maximum and one sum over the group make every rank's statistics whole.
+Every rank sees all tokens and its own slice of the vocabulary. The softmax's denominator, the label's logit and the
+expectations are sums over the vocabulary. So two reductions over the group, a maximum and a sum, turn each rank's
+statistics of its slice into those of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from .objective import Objective, RowStats
 
 
 class Columns(NamedTuple):
-    """Where rows' labels lie in this rank's slice of the vocabulary."""
+    """Where the labels of rows lie in this rank's slice of the vocabulary."""
 
-    local: Tensor  # [n] positions in the slice, outside of it where another rank holds the label or nobody does
-    column: Tensor  # [n] the same, and some column where it is outside; ``local`` itself if all are known to be inside
+    local: Tensor  # [n] label minus the slice's start; outside of the slice if another rank or no rank holds the label
+    column: Tensor  # [n] local clamped to the slice; the same object as ``local`` if all labels are known to lie inside
 
     @property
     def mine(self) -> Tensor | None:
-        """[n] where the position is inside; None: everywhere."""
+        """[n] bool: whether this rank holds the label; None: it holds all of them."""
         return None if self.column is self.local else self.column == self.local
 
     def at(self, span: slice) -> Columns:
@@ -36,26 +37,30 @@ class Columns(NamedTuple):
 
 
 class OtherWords(NamedTuple):
-    """A row's label, and the words that are not it; every tensor is [n]."""
+    """Statistics of each row's label and of all other words; every tensor is [n]."""
 
     label_logit: Tensor  # 0 where another rank holds the label
-    others: Tensor  # log-sum-exp
-    entropy: Tensor | None  # of their distribution among themselves, where it is asked for
-    rival: Tensor | None  # their largest logit, likewise
+    others: Tensor  # log-sum-exp of the other words' logits
+    entropy: Tensor | None  # entropy of the distribution over the other words alone, where it is asked for
+    rival: Tensor | None  # largest logit of the other words, where it is asked for
 
 
 class VocabShard(NamedTuple):
     """The slice of the vocabulary that this rank's head holds; all ranks hold equally many rows."""
 
-    start: int
-    width: int  # of this slice
-    size: int  # of the whole vocabulary
+    start: int  # first word of the slice
+    width: int  # number of words of the slice
+    size: int  # number of words of the whole vocabulary
     group: torch.distributed.ProcessGroup | None
-    flaw: Tensor | None  # [] 0, or NaN where the ranks hold unequally many rows
+    flaw: Tensor | None  # [] 0, or NaN if the ranks hold unequally many rows; it is added to log-sum-exps
 
     @staticmethod
     def of(lm_head: Tensor, group_name: str) -> VocabShard:
-        """The shard of ``lm_head``. Unequal ones are a ValueError on a CPU; a GPU does not wait: a NaN loss."""
+        """The shard of ``lm_head``.
+
+        If ranks hold unequally many rows it raises ValueError on a CPU. On a GPU the host would have to wait to know,
+        so the loss becomes NaN instead.
+        """
         width = lm_head.shape[0]
         if not group_name:
             return VocabShard(0, width, width, None, None)
@@ -71,23 +76,27 @@ class VocabShard(NamedTuple):
         return VocabShard(group.rank() * width, width, group.size() * width, group, flaw)
 
     def columns_of(self, labels: Tensor, *, checked: bool = False) -> Columns:
-        """checked: every label is known to be in the whole vocabulary."""
+        """Where ``labels`` [n] lie in the slice. checked: they are known to lie in the whole vocabulary."""
         if checked and self.group is None:
             return Columns(labels, labels)
         local = labels - self.start if self.start else labels
         return Columns(local, local.clamp(0, self.width - 1))
 
     def combiner(self, objective: Objective) -> Callable[[RowStats], RowStats] | None:
+        """:meth:`combine` for an objective; None if the vocabulary is not split."""
         return None if self.group is None else lambda local: self.combine(local, objective.kl == "reverse")
 
     def combine(self, local: RowStats, reverse: bool) -> RowStats:
-        """Statistics of the whole vocabulary from every rank's slice: one maximum and one sum over the group."""
+        """Statistics of the whole vocabulary from those of this rank's slice, by a maximum and a sum over the group.
+
+        reverse: ``mean_diff`` is an expectation under p, as in the reverse KL, and not under q.
+        """
         dist = torch.distributed
         lses = torch.stack([t for t in (local.lse, local.ref_lse) if t is not None])
         lses = lses if self.flaw is None else lses + self.flaw
         peaks, rival = self._largest(lses, local.rival)
         shares = (lses - peaks).exp()
-        drawn_from = shares[0 if reverse else -1]  # mean_diff is an expectation under p (reverse) or q (forward)
+        drawn_from = shares[0 if reverse else -1]  # the share of this slice in p (reverse) or in q (forward)
         spread = None if local.entropy is None else _spread(local.entropy, shares[0], lses[0] - peaks[0])
         diff = None if local.mean_diff is None else drawn_from * local.mean_diff
         sums = torch.stack([*shares, local.label_logit, *_given(local.mean_logit, diff, spread)])
@@ -100,7 +109,7 @@ class VocabShard(NamedTuple):
         return RowStats(lse, label_logit, mean_logit, ref_lse[0] if ref_lse else None, mean_diff, entropy, rival)
 
     def combine_others(self, local: OtherWords, mean_logit: Tensor | None) -> tuple[OtherWords, Tensor | None]:
-        """The same of the whole vocabulary, and the mean; from every rank's slice."""
+        """The same statistics, and the mean logit, of the whole vocabulary, from those of this rank's slice."""
         dist = torch.distributed
         others = local.others if self.flaw is None else local.others + self.flaw
         peaks, rival = self._largest(others.unsqueeze(0), local.rival)
@@ -114,14 +123,14 @@ class VocabShard(NamedTuple):
         return whole, None if mean_logit is None else sums[2]
 
     def _largest(self, lses: Tensor, rival: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``lses`` [k, n] and ``rival`` [n], each the largest over the group."""
+        """The largest of ``lses`` [k, n] and of ``rival`` [n] over the group, entry by entry."""
         together = lses.clone() if rival is None else torch.cat([lses, rival.unsqueeze(0)])
         torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX, group=self.group)
         return together[: lses.shape[0]], None if rival is None else together[-1]
 
 
 def _spread(entropy: Tensor, share: Tensor, log_share: Tensor) -> Tensor:
-    """A slice's part of the sum that makes the whole entropy: ``H = sum(spread) / sum(share) + log(sum(share))``."""
+    """This slice's term in the sum for the whole entropy, ``H = sum(spread) / sum(share) + log(sum(share))``."""
     return torch.where(share == 0, 0, share * (entropy - log_share))
 
 
