@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .optional import Unavailable
 from .version import __version__
 
-_HOME = {
+_HOME = {  # public name -> the module that defines it
     "KL": "loss.objective",
     "DSSLossOutput": "loss.functional",
     "ForwardReference": "loss.functional",

@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says; ends the process where it says what no command takes."""
+    """The parsed command line; ends the process with a message where the command has no such option."""
     parser = make_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -67,22 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence_import_logs()
     args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As on stderr: the encoding of a terminal may lack characters of a path.
+        # Python's default for stderr: a path may hold characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
     except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
         if args.traceback:
             raise
-        print(f"fastdss {args.command}: {_told(error)}", file=sys.stderr)
+        print(f"fastdss {args.command}: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nfastdss {args.command}: interrupted", file=sys.stderr)
         return 130
 
 
-def _told(error: Exception) -> str:
-    """One line: of what the system refuses the file and the reason, without its number."""
+def _one_line(error: Exception) -> str:
+    """The error as one line. An error of the operating system becomes its file and reason, without the errno."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror[0].lower() + error.strerror[1:]
         return f"{error.filename}: {reason}" if error.filename else reason

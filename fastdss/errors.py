@@ -1,7 +1,8 @@
-"""What fastdss refuses, told apart from what goes wrong inside it or inside another library.
+"""The errors for what fastdss refuses, distinct from what goes wrong inside it or inside another library.
 
 A command prints a ``UserError`` as one line, since its words are all that a user needs; every other error keeps its
-traceback. In Python a ``UserError`` is a ``ValueError`` (or a ``TypeError`` too), as callers expect.
+traceback. A ``UserError`` is also a ``ValueError``, and a ``UserTypeError`` a ``TypeError`` too, because Python code
+expects these for a wrong value or type.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class RowError(UserTypeError):
     """A row that cannot be used; the rows beside it may be good.
 
     Args:
-        row: which row, from 0.
-        reason: why, without its text.
+        row: the number of the row, counted from 0.
+        reason: why it cannot be used, without quoting its text.
     """
 
     def __init__(self, row: int, reason: str) -> None:

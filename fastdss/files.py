@@ -12,14 +12,17 @@ from uuid import uuid4
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """``path.write_bytes(content)``, see ``replacing``."""
+    """Like ``path.write_bytes(content)``, but the file appears whole or not at all, see ``replacing``."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file for ``path``'s new content: all of it or what was there before, even if the machine dies meanwhile."""
+    """A context that gives a file to write ``path``'s new content to.
+
+    Afterwards ``path`` holds either all of it or what it held before, even if the machine stops in between.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent} to write into", str(path))
     # A random name, since a process on another host that shares the disk may have the same process id.
@@ -31,9 +34,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(OSError):  # where nothing can be written, nothing is there to remove
+        with suppress(OSError):  # the error that is on its way matters more than a file that cannot be removed
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # nobody knows the temporary name
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # name the file that the user knows
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "nt":  # Windows cannot open a folder, and has nothing to flush for it

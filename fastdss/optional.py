@@ -26,7 +26,7 @@ class MissingExtraError(UserError, ImportError):
 
 
 def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraError:
-    """The error that the part ``what`` raises where it needs packages of the ``extra``."""
+    """The error for using ``what``, a part of fastdss that needs the packages of ``extra``."""
     return MissingExtraError(
         f"{what} needs packages that are not installed ({error}): pip install 'fastdss[{extra}]', or in a clone of "
         f"fastdss pip install -e '.[{extra}]'"
@@ -43,7 +43,7 @@ def require(what: str, extra: str, *modules: str) -> None:
 
 
 class Unavailable:
-    """Stands for a public name whose module could not be imported: ``dir`` and ``help`` work, using it is an error."""
+    """A stand-in for a public name whose module could not be imported: ``dir`` and ``help`` work, any use raises."""
 
     def __init__(self, name: str, error: ImportError) -> None:
         self.__name__ = self.__qualname__ = name
@@ -65,7 +65,7 @@ class Unavailable:
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
-            raise AttributeError(name)  # inspection asks for such names, and must not get an ImportError
+            raise AttributeError(name)  # help() and inspect look such names up, and expect an AttributeError
         self._refuse()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a response is cut: character ends of its prefixes."""
+"""Where a response is cut: the character positions at which its prefixes end."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _BEFORE_POINT = re.compile(r"[\w.\-]*$")
 def find_ends(response: str, *, every: int, unit: str, spans: TokenSpans) -> list[int]:
     """Ascending character ends of the prefixes of ``response``; the last covers its last non-whitespace character.
 
-    Ends of every ``every``-th word, token (``spans`` gives the tokens of the response on its own), sentence or
-    character. A word is a maximal run of non-whitespace; runs of scripts that put no blanks between words (Chinese,
+    A prefix ends after every ``every``-th word, token (``spans`` gives the tokens of the response on its own), sentence
+    or character. A word is a maximal run of non-whitespace; runs of scripts that put no blanks between words (Chinese,
     Japanese, Thai, Khmer, ...) are divided by ICU's dictionaries. A sentence ends at a mark of any script or at a
-    line's end, not inside of "3.14" or after "Dr.". A prefix never ends on whitespace, so an end is moved back over it,
-    and equal ends count once. A response of whitespace only has the one end 0.
+    line's end, but not inside of "3.14" or after "Dr.". A prefix never ends on whitespace: such an end is moved back
+    over it, and equal ends count once. A response of nothing but whitespace has the one end 0.
     """
     return tidy_ends(response, _unit_ends(response, unit, spans)[every - 1 :: every])
 
 
 def find_settled_ends(begun: str, *, every: int, unit: str, spans: TokenSpans) -> list[int]:
-    """Those of ``find_ends`` that every continuation of ``begun`` has too, its own last end among them or not.
+    """The ends of ``find_ends`` that ``begun``, the text so far, will keep however it goes on.
 
-    A word is settled by the whitespace after it, or where scripts have none by ``unspaced.WINDOW`` further characters;
-    a sentence by its line's end or by a character that cannot belong to it. ``spans`` gives the tokens that are
-    settled.
+    The end of ``begun`` itself is among them only if it will stay one. A word is settled once whitespace follows it or,
+    in scripts without blanks, at most ``unspaced.WINDOW`` further characters; a sentence once its line has ended or a
+    character follows that cannot belong to it. ``spans`` gives the tokens that are settled.
     """
     ends = _unit_ends(begun, unit, spans)
     if unit == "word" and begun and not begun[-1].isspace():
@@ -72,7 +72,7 @@ def _unit_ends(text: str, unit: str, spans: TokenSpans) -> list[int]:
 
 
 def _sentence_ends(text: str) -> list[int]:
-    """Whether a mark ends a sentence depends on what stands before it and on the one character after it."""
+    """The ends of the sentences; a mark is judged by the text before it and by the one character after it."""
     ends: list[int] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
@@ -95,16 +95,17 @@ def _ends_sentence(text: str, start: int, mark: int, end: int) -> bool:
         return text[mark] != "." and unspaced.occurs_in(text[end])
     if text[mark : mark + 2].rstrip() != ".":
         return True
+    # 40 characters hold any abbreviation or number of a list; looking further back would take longer for long texts.
     found = _BEFORE_POINT.search(text, max(start, mark - 40), mark)
     word = found[0] if found else ""
     if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper()):
         return False
     begun = text[max(start, mark - 40) : mark].rpartition("\n")[2].strip()
-    return not (word.isdigit() and begun == word)  # the "1." that begins a line of a list ends nothing
+    return not (word.isdigit() and begun == word)  # the "1." before an item of a list does not end a sentence
 
 
 def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
-    """``ends`` moved back over whitespace, ascending, each once, closed by the end of the response's text."""
+    """``ends`` moved back over whitespace, sorted, without repetitions, and with the end of the response added."""
     cuts = [_integer(index, end) for index, end in enumerate(ends)]
     for index, end in enumerate(cuts):
         if not 0 <= end <= len(response):
@@ -113,6 +114,7 @@ def tidy_ends(response: str, ends: Sequence[int]) -> list[int]:
 
 
 def _moved_back(text: str, ends: Sequence[int]) -> set[int]:
+    """``ends``, where an end that stands after whitespace becomes the end of the word before it, or 0."""
     words = [0, *(match.end() for match in _WORD.finditer(text))]
     return {end if end and not text[end - 1].isspace() else words[bisect_right(words, end) - 1] for end in ends}
 

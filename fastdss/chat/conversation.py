@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a tool. ``arguments`` are text where the data has text that is no JSON object."""
+    """One call of a tool. ``arguments`` is an object, or the data's text where that is not a JSON object."""
 
     name: str
     arguments: Any = field(default_factory=dict)
@@ -29,12 +29,12 @@ class Call:
 
     @property
     def arguments_text(self) -> str:
-        """As chat templates write them."""
+        """The arguments as text: an object becomes JSON, as chat templates write it."""
         return self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False)
 
 
 class Part(NamedTuple):
-    """A piece of what an assistant's turn writes; it begins at ``begin`` of the whole answer."""
+    """A piece of what an assistant's turn writes; it begins at character ``begin`` of the whole answer."""
 
     kind: Literal["reasoning", "content", "name", "arguments"]
     text: str
@@ -42,9 +42,9 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a turn writes as one text, in the order in which a policy writes it, and the pieces of it.
+    """All that a turn writes as one text, in the order in which a policy writes it, and the pieces of this text.
 
-    ``text[:said]`` is what stands before the calls.
+    ``text[:said]`` is the part before the calls.
     """
 
     text: str
@@ -56,8 +56,8 @@ class Answer(NamedTuple):
 class Turn:
     """One turn. ``content`` is its text as the data has it, a leading ``<think>`` block included.
 
-    ``reasoning`` is what the data keeps in a field of its own. ``train`` is false where the data says that the turn is
-    not to be learnt; ``untrained`` are character spans of ``content`` that are not.
+    ``reasoning`` is the reasoning that the data keeps in a field of its own. ``train`` is false where the data says
+    that the turn is not to be learnt; ``untrained`` has the character spans of ``content`` that are not to be learnt.
     """
 
     role: str
@@ -69,7 +69,7 @@ class Turn:
     train: bool = True
     untrained: tuple[tuple[int, int], ...] = ()
 
-    def __repr__(self) -> str:  # never the text
+    def __repr__(self) -> str:  # without the text, which must not reach a log
         return f"Turn({self.role!r}, {len(self.content)} characters, {len(self.calls)} calls)"
 
     @property
@@ -85,7 +85,7 @@ class Turn:
 
     @cached_property
     def answer(self) -> Answer:
-        """What is judged and trained: reasoning, content and calls, a call as its JSON."""
+        """The text that is judged and trained: reasoning, content and calls, each call as JSON."""
         parts: list[Part] = []
         thought, rest = self.thinking
         text = self.content
@@ -116,7 +116,7 @@ class Turn:
         return not any(start < place - begin <= end for start, end in self.untrained)
 
     def record(self) -> Message:
-        """The turn as plain JSON, with the keys that it needs; ``formats`` reads it back."""
+        """The turn as plain JSON, with only the keys that have a value; ``formats.read_record`` reads it back."""
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_text}}
             for call in self.calls
@@ -138,17 +138,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, a system turn among them, and the definitions of the tools that may be called."""
+    """Turns, system turns included, and the definitions of the tools that may be called."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Any, ...] = ()
 
-    def __repr__(self) -> str:  # never the text
+    def __repr__(self) -> str:  # without the texts, which must not reach a log
         return f"Conversation({', '.join(turn.role for turn in self.turns)}; {len(self.tools)} tools)"
 
     @property
     def trained(self) -> list[int]:
-        """The assistant's turns that are to be learnt and write something."""
+        """The indices of the assistant's turns that are to be learnt and are not empty."""
         return [
             t
             for t, turn in enumerate(self.turns)
@@ -156,13 +156,13 @@ class Conversation:
         ]
 
     def judged(self, which: str) -> list[int]:
-        """The turns to judge: all trained ones, or the last of them."""
+        """The indices of the turns to judge: all trained ones, or the last of them."""
         if which not in WHICH_TURNS:
             raise UserError(f"turns: expected one of {', '.join(WHICH_TURNS)}, got {which!r}")
         return self.trained if which == "all" else self.trained[-1:]
 
     def why_untrained(self) -> str:
-        """Why no turn is trained; only where none is."""
+        """The reason why no turn is trained; it means nothing where one is."""
         answers = [turn for turn in self.turns if turn.role == "assistant"]
         if not answers:
             return "it has no turn of the assistant"
@@ -171,7 +171,7 @@ class Conversation:
         return "every answer of the assistant is marked as not to be trained, or empty"
 
     def before(self, t: int) -> list[Message]:
-        """What a guard that reads text sees before turn ``t``: calls as JSON, tools in a system turn."""
+        """The messages before turn ``t`` for a guard that reads text: calls as JSON, tools in a system turn."""
         seen = [{"role": turn.role, "content": _as_text(turn)} for turn in self.turns[:t]]
         if self.tools:
             tools = json.dumps(list(self.tools), ensure_ascii=False)
@@ -187,7 +187,7 @@ class Conversation:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that is written, seen or marked."""
+        """SHA-256 of the whole conversation: texts, calls, tools, and marks of what is not to be learnt."""
         whole = {"messages": self.records(), **({"tools": list(self.tools)} if self.tools else {})}
         return hashlib.sha256(json.dumps(whole, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
@@ -214,5 +214,5 @@ def _as_text(turn: Turn) -> str:
 
 
 def plain(messages: Sequence[Mapping[str, str]]) -> Conversation:
-    """A conversation of turns that are only role and content."""
+    """A conversation of messages that have a role and content and nothing else."""
     return Conversation(tuple(Turn(message["role"], message["content"]) for message in messages))

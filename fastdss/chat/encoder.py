@@ -1,10 +1,10 @@
 """Conversations to token ids through a chat template, with content kept literal.
 
 Fine-tuning data is written by strangers. A response that spells ``<|eot_id|>`` must reach the model as those ten
-characters, never as the token that ends a turn. Every control string found in content is therefore broken in two by a
-mark before the template is rendered, the mark is a token of a copy of the tokenizer and dropped from the result, and
-the number of control tokens there is compared with that of the same conversation with harmless content. (Tokenizers
-that begin every piece after a special token with a blank, as Llama 2's did, put one where the mark was.)
+characters, never as the token that ends a turn. So before the template is rendered, a mark breaks every control string
+in content in two. The mark is a token in a copy of the tokenizer, and is dropped from the resulting ids. At last their
+number of control tokens is compared with that of the same conversation with harmless content. (Tokenizers that begin
+every piece after a special token with a blank, as Llama 2's did, put one where the mark was.)
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Message = dict[str, Any]
 Conversation = list[Message]
 
 MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenizer busy without end
-_ROLES = ("system", "user", "assistant", "tool")  # no others, for templates paste the role between control characters
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # pieces that stand for single bytes: ordinary text may need them
-# A tokenizer may be set to split special tokens: it would split the template's, and leave our mark in the text.
+_ROLES = ("system", "user", "assistant", "tool")  # no others: templates write the role among control tokens, unchecked
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # tokens that stand for single bytes: ordinary text may need them
+# Some tokenizers are set to split special tokens: that would split the template's own, and leave our mark in the text.
 _AS_WRITTEN = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
-_BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode noncharacters: "never for interchange"
+_BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # possible marks: noncharacters, for internal use
 
 
 def _is_blank(text: str) -> bool:
-    """Whether a token is blanks only, as Gemma's runs of them are: nothing that a template alone may write."""
+    """Whether a token is only blanks, as some of Gemma's are: ordinary text may hold it, so it controls nothing."""
     return text.replace("▁", " ").isspace()
 
 
@@ -51,8 +51,8 @@ class Encoding(NamedTuple):
 class ChatEncoder:
     """Renders and tokenises conversations with one tokenizer and one chat template.
 
-    ``template`` is a Jinja chat template, else the tokenizer's own; ``template_kwargs`` are its variables;
-    ``messages`` turns a conversation of plain user/assistant/system turns into the template's messages.
+    ``template`` is a Jinja chat template, None the tokenizer's own; ``template_kwargs`` are variables for it;
+    ``messages`` turns a conversation of plain user/assistant/system turns into the messages that the template is given.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class ChatEncoder:
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
         self.messages = messages
-        # Added tokens that are not special, such as Gemma's HTML tags, are text like any other, unless the template
-        # writes them, as it may write <think> or <tool_call>.
+        # Added tokens that are not special, such as Gemma's HTML tags, count as ordinary text, unless the template
+        # contains them, as it may contain <think> or <tool_call>.
         source = str(template or tokenizer.chat_template)
         controls = {
             token.content: index
@@ -80,7 +80,7 @@ class ChatEncoder:
         controls = {text: index for text, index in controls.items() if len(text) > 1 and not _is_blank(text)}
         longest_first = sorted(controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        unknown = getattr(tokenizer, "unk_token", None)  # ordinary text may become it, as it may become bytes
+        unknown = getattr(tokenizer, "unk_token", None)  # like byte tokens, it may come from ordinary text
         plain = {text for text in controls if text == unknown or _BYTE.fullmatch(text)}
         self._control_ids = frozenset(index for text, index in controls.items() if text not in plain)
         self._special_ids = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -103,7 +103,7 @@ class ChatEncoder:
         suffix: str = "",
         tools: Sequence[Any] = (),
     ) -> list[str]:
-        """The template's text for each conversation, followed by ``suffix``; ``tools`` are those of all of them."""
+        """The template's text for each conversation, followed by ``suffix``; all conversations get the same tools."""
         prepared = [self.messages(chat) if self.messages else chat for chat in conversations]
         try:
             texts = self.tokenizer.apply_chat_template(
@@ -115,7 +115,7 @@ class ChatEncoder:
                 **self.template_kwargs,
             )
         except TemplateError as error:
-            # What stands in the template literally quotes no row; anything else might.
+            # A message that stands in the template itself quotes no row; any other message might.
             source = str(self.template or self.tokenizer.chat_template)
             reason = str(error) if str(error) in source else type(error).__name__
             raise RefusedByTemplate(f"the chat template refuses the conversation: {reason}") from None
@@ -132,7 +132,7 @@ class ChatEncoder:
         return rows
 
     def encode_open(self, history: Conversation, responses: Sequence[str]) -> list[list[int]]:
-        """Token ids of renderings that end where the response does, without what the template puts after it."""
+        """Token ids of renderings that end with the response, without what the template puts after it."""
         _, tail = self.frame(history)
         chats = [[*history, {"role": "assistant", "content": response}] for response in responses]
         texts, mark = self._rendered(chats, False, "")
@@ -155,12 +155,12 @@ class ChatEncoder:
     ) -> Encoding:
         """One rendering with each token's character span; needs a fast tokenizer.
 
-        ``written`` maps words of the messages to control strings that stand in their place after rendering.
+        ``written`` maps words of the messages to control strings that replace them after rendering.
         """
         (text,), mark = self._rendered([conversation], generation_prompt, "", tools)
-        own = 0
+        inserted = 0
         for word, control in (written or {}).items():
-            own += text.count(word)
+            inserted += text.count(word)
             text = text.replace(word, control)
         tokenizer, dropped = self._with_mark(mark)
         ids: list[int] = []
@@ -172,7 +172,7 @@ class ChatEncoder:
             else:
                 ids.append(index)
                 offsets.append((start - marks, end - marks))
-        self._check_controls(0, conversation, ids, generation_prompt, "", tools, own)
+        self._check_controls(0, conversation, ids, generation_prompt, "", tools, inserted)
         return Encoding(text.replace(mark, "") if mark else text, ids, offsets)
 
     def frame(self, history: Conversation) -> tuple[str, str]:
@@ -196,7 +196,7 @@ class ChatEncoder:
         return index in self._special_ids and index in self._control_ids
 
     def tokenize(self, texts: list[str], mark: str | None = None) -> list[list[int]]:
-        """Token ids of texts as they are, without further special tokens; ``mark`` breaks tokens and yields none."""
+        """Token ids of texts as they are, without further special tokens; ``mark`` separates tokens and is left out."""
         tokenizer, dropped = self._with_mark(mark)
         rows = tokenizer(texts, return_attention_mask=False, **_AS_WRITTEN)["input_ids"]
         return rows if mark is None else [[index for index in row if index != dropped] for row in rows]
@@ -216,7 +216,8 @@ class ChatEncoder:
         self, conversations: Sequence[Conversation], generation_prompt: bool, suffix: str, tools: Sequence[Any] = ()
     ) -> tuple[list[str], str | None]:
         how: dict[str, Any] = {"generation_prompt": generation_prompt, "suffix": suffix}
-        messages = {id(message): message for chat in conversations for message in chat}  # prefixes share a history
+        # The prefixes of a response share the messages of its history: each is looked at once.
+        messages = {id(message): message for chat in conversations for message in chat}
         contents = set(nested_strings([list(messages.values()), tools]))
         if not any(self._control.search(content) for content in contents):
             return self.render(conversations, tools=tools, **how), None
@@ -246,17 +247,18 @@ class ChatEncoder:
         generation_prompt: bool,
         suffix: str,
         tools: Sequence[Any] = (),
-        written: int = 0,
+        inserted: int = 0,
     ) -> None:
+        """Refuse content that adds or removes control tokens; ``inserted``: how many the caller has put in."""
         found = self._count_controls(ids)
-        expected = self._expected_controls(chat, generation_prompt, suffix, tools) + written
+        expected = self._expected_controls(chat, generation_prompt, suffix, tools) + inserted
         if found != expected:
             raise UserError(
                 f"conversation {row}: its content changes the number of control tokens from {expected} to {found}"
             )
 
     def _expected_controls(self, chat: Conversation, generation_prompt: bool, suffix: str, tools: Sequence[Any]) -> int:
-        """Control tokens of the same conversation with harmless content."""
+        """The number of control tokens of the same conversation with harmless content."""
 
         def count(harmless: Conversation, tools: Sequence[Any] = ()) -> int:
             (text,) = self.render([harmless], generation_prompt=generation_prompt, suffix=suffix, tools=tools)
@@ -274,7 +276,7 @@ class ChatEncoder:
         return self._expected[key]
 
     def _harmless(self, text: str) -> str:
-        """Structure, such as the word "function" in a call, must stay; text that spells control tokens must not."""
+        """``text`` with "x" for each control string. The rest stays, since templates look at words like "function"."""
         return self._control.sub("x", text)
 
     def _count_controls(self, ids: list[int]) -> int:
@@ -282,7 +284,7 @@ class ChatEncoder:
 
 
 def nested_strings(value: Any) -> Iterator[str]:
-    """Every text in nested lists and mappings, names of a mapping too: the arguments of a call are the data's."""
+    """Every text in nested lists and mappings, keys included: in the arguments of a call these come from the data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -313,13 +315,13 @@ def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int,
 
 
 def text_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Character spans of the tokens of ``text``, to which added tokens are text like any other."""
+    """Character spans of the tokens of ``text``, where the tokenizer's added tokens count as ordinary text."""
     return list(_encode_text(tokenizer, text).offsets)
 
 
 def settled_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Those of ``text_spans`` that further text leaves as they are: of the pre-tokens that white space or two others
-    follow. (One is too few: with ``it'`` some split the ``'`` off, and with ``it's`` nothing.)"""
+    """The spans of ``text_spans`` that no further text can change: those of the pre-tokens that are followed by white
+    space or by two others. (One other is too few: some tokenizers split ``it'`` before the ``'``, but not ``it's``.)"""
     encoding = _encode_text(tokenizer, text)
     starts: dict[int | None, int] = {}
     ends: dict[int | None, int] = {}
@@ -334,7 +336,7 @@ def settled_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
 
 
 def _encode_text(tokenizer: Any, text: str) -> Any:
-    """As ``tokenizer`` would without its added tokens: the same model behind the same pre-tokenizer."""
+    """``text`` encoded as ``tokenizer`` would do without added tokens: by its normalizer, pre-tokenizer and model."""
     _check_fast(tokenizer)
     backend = tokenizer.backend_tokenizer
     plain = Tokenizer(backend.model)

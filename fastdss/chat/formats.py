@@ -1,7 +1,7 @@
-"""The formats of conversations: one table, an entry a format, recognised by their columns.
+"""The formats in which files hold conversations, as one table; a record's columns tell which format it has.
 
-``read_record`` makes a ``Conversation`` of a record and says which format it found and which columns and keys of turns
-it had no use for. Errors name columns, places and lengths, never the text.
+``read_record`` makes a ``Conversation`` of a record, and says which format it found and which columns and keys of
+messages it did not use. Errors name columns, places and lengths, never the text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 @dataclass(frozen=True)
 class Format:
-    """``fits`` recognises a record by its columns, ``turns`` reads it. ``columns`` is what the docs say."""
+    """``fits`` recognises a record by its columns, ``turns`` reads it; ``columns`` describes them in the docs."""
 
     name: str
     columns: str
@@ -41,7 +41,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Reading:
-    """A conversation, the format it was found in, and what of the record was not used."""
+    """A conversation, the format in which it was found, and the parts of the record that were not used."""
 
     conversation: Conversation
     format: str
@@ -92,7 +92,7 @@ def known_columns(columns: Columns = COLUMNS) -> set[str]:
 
 
 def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
-    """Whether a table of these columns can hold conversations: what is known before a row of it is read."""
+    """Whether a table with these columns can hold conversations; it can be asked before a row is read."""
     known = {*columns.names[1:], *_MESSAGES, *_ANSWERS, "chosen", "data", "star"}
     return bool(known & set(names)) or {"text", "role", "parent_id"} <= set(names)
 
@@ -154,7 +154,7 @@ def _has_openai_keys(record: Record) -> bool:
 
 
 def _pair(record: Record) -> list[Turn]:
-    """A prompt and a response, each text or messages, with what belongs to the prompt."""
+    """The turns of a prompt and a response, each text or messages; history and context belong to the prompt."""
     answer_name = record.first(_ANSWERS)
     if answer_name is None:
         raise UserError(f"expected a column one of {', '.join(_ANSWERS)}; it has {names_of(record.values)}")
@@ -168,7 +168,7 @@ def _pair(record: Record) -> list[Turn]:
 
 
 def _question(record: Record, missing: str) -> list[Turn]:
-    """What stands before an answer: history and a prompt of messages, of HH-RLHF's rounds, or of text with context."""
+    """The turns before an answer: a history, then a prompt of messages, of HH-RLHF's rounds, or of text and context."""
     name = record.first(_PROMPTS)
     if name is None:
         raise UserError(missing)
@@ -205,7 +205,7 @@ def _history(record: Record) -> list[Turn]:
 
 
 def _preference(record: Record) -> list[Turn]:
-    """The chosen answer; what was rejected is not for imitation."""
+    """The turns with the chosen answer; the rejected one is not read, since nothing should imitate it."""
     chosen = record.take("chosen")
     if isinstance(chosen, Mapping):  # LLaMA-Factory's ranking data: one message, after those of the conversation
         chosen = [chosen]
@@ -224,7 +224,7 @@ def _preference(record: Record) -> list[Turn]:
 
 
 def _beside_prompt(record: Record, turns: list[Turn]) -> list[Turn]:
-    """Turns that hold the prompt already; a prompt that is another is left for the columns without use."""
+    """``turns``, which hold their prompt. A column ``prompt`` that says the same is used; another counts as unused."""
     prompt = record.peek("prompt")
     if isinstance(prompt, str) and any(prompt.strip() == turn.content.strip() for turn in turns):
         record.take("prompt")
@@ -243,7 +243,7 @@ def _rounds(text: str) -> list[Turn]:
 
 
 def _kto(record: Record) -> list[Turn]:
-    """What people liked is trained; of what they did not like, nothing is."""
+    """The turns, all of them marked as not to be trained where people did not like the answer."""
     label = record.take("label")
     label = _BOOLEANS.get(label.strip().lower()) if isinstance(label, str) else label
     if label not in (0, 1):
@@ -263,7 +263,7 @@ def _ultrachat(record: Record) -> list[Turn]:
 
 
 def _oasst(record: Record) -> list[Turn]:
-    """A path of a tree of messages, as ``gathered`` makes it."""
+    """A path through a tree of messages, as ``oasst.py`` makes it."""
     path = record.take("oasst_path")
     if path is None:
         raise UserError("oasst: expected rows of a tree, read from a file")
@@ -294,6 +294,7 @@ def _tools(record: Record) -> tuple[Any, ...]:
 
 
 def _with_system(system: Any, turns: list[Turn]) -> list[Turn]:
+    """``turns`` with ``system`` in their system turn, before its own text unless that holds ``system`` already."""
     text = _checked("system", _text("system", system))
     if not text.strip():
         return turns
@@ -304,7 +305,7 @@ def _with_system(system: Any, turns: list[Turn]) -> list[Turn]:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether it holds messages: a list, or the JSON of one."""
+    """Whether ``value`` may hold messages: a list, or text that begins as the JSON of one."""
     if isinstance(value, str):
         return re.match(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:", value) is not None
     return isinstance(value, Sequence) and not isinstance(value, bytes)
@@ -315,7 +316,7 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _holds_texts(value: Any) -> bool:
-    """Whether it is a list of texts, or the JSON of one."""
+    """Whether ``value``, a sequence, may be a list of texts, or text that begins as the JSON of one."""
     return re.match(r"\s*\[\s*[\"']", value) is not None if isinstance(value, str) else not isinstance(value, bytes)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _COLUMNS = {"message_id", "parent_id", "text", "role"}
-LARGEST_TREE = 10_000  # messages, far more than any tree of OpenAssistant has: a limit for broken input
+LARGEST_TREE = 10_000  # messages of a tree, far more than any of OpenAssistant's has: a limit for broken input
 
 
 def is_message(record: Mapping[str, Any]) -> bool:
@@ -24,7 +24,7 @@ def is_tree(record: Mapping[str, Any]) -> bool:
 
 
 def tree_name(record: Mapping[str, Any]) -> Any:
-    """What the rows of a tree have in common."""
+    """The id that all rows of a tree share; without a column for it, only the first message tells it."""
     return record.get("message_tree_id") or (record["message_id"] if not record["parent_id"] else None)
 
 
@@ -39,13 +39,14 @@ def paths_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
 
 
 def paths_of_tree(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """As ``paths_of_rows``, of an exported tree."""
+    """Like ``paths_of_rows``, for an exported tree."""
     root = record["prompt"]
     yield from _paths(lambda row: [root] if row is None else row.get("replies") or [])
 
 
 def _paths(children: Any) -> Iterator[dict[str, Any]]:
-    taught: set[int] = set()
+    """A record for each path; ``children`` gives the answers to a message, and for None the first messages."""
+    trained: set[int] = set()  # messages that an earlier path has
     stack: list[list[Mapping[str, Any]]] = [[row] for row in reversed(list(_ranked(children(None))))]
     while stack:
         path = stack.pop()
@@ -56,14 +57,14 @@ def _paths(children: Any) -> Iterator[dict[str, Any]]:
         turns = []
         for row in path:
             turn = {"role": row.get("role"), "content": row.get("text")}
-            if id(row) in taught:
+            if id(row) in trained:
                 turn["train"] = False
-            taught.add(id(row))
+            trained.add(id(row))
             turns.append(turn)
         if any(turn["role"] != "prompter" and "train" not in turn for turn in turns):
             yield {"oasst_path": turns, "id": path[-1].get("message_id"), "lang": path[0].get("lang")}
 
 
 def _ranked(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The best answer first."""
+    """``rows`` with the best answer first."""
     return sorted(rows, key=lambda row: row["rank"] if isinstance(row.get("rank"), int | float) else 0)

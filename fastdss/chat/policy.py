@@ -1,9 +1,9 @@
-"""A conversation as a policy is trained on it: one rendering, and where in it each turn writes what.
+"""A conversation as a policy is trained on it: one rendering, and where in it the text of each turn stands.
 
-The places are found by rendering the conversation once more with a word of its own in place of each text. What stands
-between these words is the template's frame; the true rendering must be the same frame around the true texts, stripped
-or not. So nothing is assumed about a template but that it writes texts as they are, and a text that it drops or
-rewrites is an error of that conversation.
+The places are found by rendering the conversation once more with a unique word in place of each text. What stands
+between these words is the template's frame; the true rendering must be the same frame around the true texts, which the
+template may have stripped. So all that is assumed about a template is that it writes texts as they are, and a text that
+it drops or rewrites is an error of that conversation.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
 
 _TAGS = ("<think>", "</think>")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-# Length of the arguments times length of what is searched for them; 2048 x 2048 characters take 0.13 s.
+# Limit for a product of two lengths: a call's arguments, and the text in which they are looked for. 2048 x 2048
+# characters take 0.13 s.
 _MATCHED = 1 << 22
 
 
 class Piece(NamedTuple):
-    """``text[begin:end]`` of the rendering is what stands at ``at`` of the turn's answer."""
+    """``text[begin:end]`` of the rendering is the part of the turn's answer that begins at its character ``at``."""
 
     begin: int
     end: int
@@ -47,7 +48,7 @@ class Written:
     pieces: list[Piece]
 
     def place(self, position: int) -> int:
-        """The place in the answer of a character of the rendering; the frame after a piece belongs to its end."""
+        """The place in the answer of a position in the rendering; in the frame after a piece it is the piece's end."""
         at = 0
         for piece in self.pieces:
             if position <= piece.begin:
@@ -58,14 +59,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation's tokens, and for each asked turn what of them the policy writes."""
+    """A conversation's tokens, and for each turn that was asked for, which of them the policy writes."""
 
     encoding: Encoding
     written: dict[int, Written]
 
 
 class _Field(NamedTuple):
-    """A text in a message: its turn, what it is, the text, its place in the answer; ``written``: by the policy."""
+    """A text in a message: its turn, its kind, the text, its place in the answer, and whether the policy writes it."""
 
     turn: int
     kind: str
@@ -76,10 +77,10 @@ class _Field(NamedTuple):
 
 @dataclass
 class _Draft:
-    """Messages, the same with a word in place of each text, and what the words stand for.
+    """The messages, ``skeleton``: the same with a unique word in place of each text, and the texts of these words.
 
-    ``tags``: words in the messages that stand for the tags around reasoning, where these are tokens of a policy whose
-    template knows no reasoning (or drops what such tags surround).
+    ``tags``: words in the messages for the tags around reasoning, which replace them after rendering. They are needed
+    where the template has no key for reasoning and the tags are control tokens, which content must not spell.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -98,7 +99,7 @@ class PolicyChat:
 
     @cached_property
     def reasoning_key(self) -> str | None:
-        """The key of a message in which the template looks for reasoning, None where it knows none."""
+        """The key of a message under which the template looks for reasoning, None where it looks for none."""
         answers: dict[str, Message] = {
             key: {"role": "assistant", "content": "b", key: "reasonQ"} for key in _REASONING_KEYS
         }
@@ -106,7 +107,7 @@ class PolicyChat:
 
     @cached_property
     def forgets_reasoning(self) -> bool:
-        """Whether a template that knows no reasoning drops what stands in think tags, as R1's does."""
+        """Whether a template without a key for reasoning drops the text in think tags, as R1's does."""
         if self.reasoning_key is not None:
             return False
         opening, closing = _TAGS
@@ -121,7 +122,7 @@ class PolicyChat:
         return self._shows("toolQ", tools=tools)
 
     def _shows(self, word: str, *answer: Message, tools: Sequence[Any] = ()) -> bool:
-        """Whether the template writes ``word`` in such a conversation; one that it refuses it does not write."""
+        """Whether the template writes ``word`` for a short conversation; False where it refuses the conversation."""
         chat: list[Message] = [{"role": "user", "content": "a"}, *answer]
         try:
             return word in self.encoder.render([chat], generation_prompt=False, tools=tools)[0]
@@ -130,7 +131,7 @@ class PolicyChat:
 
     @cached_property
     def _plain(self) -> tuple[str, str]:
-        """What stands before and after a plain answer: the header that a policy is given, and the answer's tail."""
+        """The text around a plain answer: the header, which a policy is given to start from, and what follows."""
         asked: list[Message] = [{"role": "user", "content": "askedQ"}]
         before, after = self.encoder.frame(asked)
         try:
@@ -148,7 +149,7 @@ class PolicyChat:
         return next((index for index in ids if self.encoder.is_control(index)), None)
 
     def messages(self, conversation: Conversation) -> list[Message]:
-        """The template's messages."""
+        """The messages that the template is given."""
         return self._draft(conversation).messages
 
     def render(self, conversation: Conversation, turns: Sequence[int]) -> Rendered:
@@ -180,14 +181,14 @@ class PolicyChat:
             message, skeleton = self._message(turn, past), self._message(turn, past)
             if draft.tags and not past and message["content"]:
                 message["content"] = _with_own_tags(turn, message["content"], draft.tags)
-            for path, found in self._fields(t, turn, past):
+            for call, found in self._fields(t, turn, past):
                 word = f"{stem}{len(draft.fields)}q"
                 draft.fields[word] = found
-                if path is None:
+                if call is None:
                     key = self.reasoning_key if found.kind == "reasoning" else None
                     skeleton[key or "content"] = word
                 else:
-                    skeleton["tool_calls"][path]["function"]["name"] = word
+                    skeleton["tool_calls"][call]["function"]["name"] = word
             draft.messages.append(message)
             draft.skeleton.append(skeleton)
         return draft
@@ -213,9 +214,9 @@ class PolicyChat:
         return message
 
     def _texts(self, turn: Turn, past: bool) -> tuple[str, str]:
-        """Reasoning and content as the template takes them; where it knows no reasoning, that is content.
+        """Reasoning and content for the template; where it has no key for reasoning, that is a part of the content.
 
-        past: an answer before the last question, to a template that drops what was thought before it.
+        past: the turn is before the last question, and the template drops the reasoning of such turns.
         """
         if turn.role != "assistant":
             return "", turn.content
@@ -227,6 +228,7 @@ class PolicyChat:
         return (turn.reasoning, turn.content) if turn.reasoning else (thought, turn.content[rest:])
 
     def _fields(self, t: int, turn: Turn, past: bool) -> Iterator[tuple[int | None, _Field]]:
+        """The texts of turn ``t`` that the rendering must show; names of calls with the call's number, others None."""
         thought, content = self._texts(turn, past)
         parts = {part.kind: part for part in turn.answer.parts} if turn.role == "assistant" else {}
         if thought:
@@ -261,7 +263,7 @@ class PolicyChat:
         for ((begin, end), found), limit in zip(own, limits, strict=True):
             if found.kind == "name":
                 call, part = next(calls)
-                stops = (a for t, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[t]))
+                stops = (a for k, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[k]))
                 stop = next((a for a in stops if end <= a < limit), limit)
                 room = (pieces[-1].end if pieces else before), end, limit, stop
                 pieces += sorted([Piece(begin, end, found.at), *_arguments(text, room, call.arguments, part)])
@@ -287,6 +289,7 @@ class PolicyChat:
         return len(past) if before <= len(past) <= first and text.startswith(past) else first
 
     def _tokens(self, encoding: Encoding, start: int, end: int, after: int, pieces: list[Piece]) -> Written:
+        """The tokens of ``text[start:end]``, and the end of the turn if it stands before ``after``, the next text."""
         inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
         first = inside[0] if inside else _first_from(encoding.offsets, end)
         last = inside[-1] if inside else first - 1
@@ -309,7 +312,7 @@ def _with_own_tags(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
 
 
 def _shared(one: str, other: str) -> str:
-    """What both begin with."""
+    """The longest text with which both begin."""
     size = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     return one[: min(len(one), len(other)) if size is None else size]
 
@@ -320,7 +323,7 @@ def _parts_of(turn: Turn, kind: str) -> list[Any]:
 
 def _check_all_there(skeleton: str, fields: Mapping[str, _Field]) -> None:
     for word, found in fields.items():
-        if word not in skeleton and found.kind != "reasoning":  # templates drop what was thought before a question
+        if word not in skeleton and found.kind != "reasoning":  # templates drop earlier turns' reasoning
             what = "a tool call" if found.kind == "name" else "the text"
             raise UserError(
                 f"the policy's chat template drops or rewrites {what} of message {found.turn}: its tokens cannot be "
@@ -329,7 +332,7 @@ def _check_all_there(skeleton: str, fields: Mapping[str, _Field]) -> None:
 
 
 def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str, tuple[int, int]]:
-    """Where each field's text stands in ``text``, the rendering whose frame ``skeleton`` has."""
+    """Where each field's text stands in the rendering ``text``; ``skeleton`` has words in place of the texts."""
     order = sorted((at, word) for word in fields for at in [skeleton.find(word)] if at >= 0)
     frames, position = [], 0
     for at, word in order:
@@ -341,7 +344,7 @@ def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str,
     for (_, word), frame in zip(order, frames[1:], strict=True):
         shown = fields[word].text
         forms = dict.fromkeys([shown, shown.strip(), shown.lstrip(), shown.rstrip()])
-        if not fields[word].written:  # results of tools may stand as JSON; what is learnt must be found as it is
+        if not fields[word].written:  # such as a tool's result, which may stand as JSON; what is learnt may not
             forms |= dict.fromkeys(json.dumps(shown, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
         found = next((form for form in forms if text.startswith(form + frame, position)), None)
         if found is None:
@@ -357,6 +360,7 @@ def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str,
 
 
 def _past(text: str, position: int, frame: str) -> int:
+    """The position after ``frame``, which must stand at ``position`` of ``text``."""
     if not text.startswith(frame, position):
         raise UserError("the policy's chat template writes other frames around other texts")
     return position + len(frame)

@@ -1,4 +1,4 @@
-"""A record of a file: its columns, and which of them were of use."""
+"""A record of a file: its columns, and which of them were used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Record:
         self.values = {name: value for name, value in values.items() if not is_missing(value)}
         self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
         self.used = {columns.id, *(SCORES if self.scored else ())}
-        self.keys: set[str] = set()  # the keys of turns that nothing was made of
+        self.keys: set[str] = set()  # the keys of messages that were not used
         renamed = {"prompt": columns.prompt, "response": columns.response, "messages": columns.messages}
         self.renamed = {name: given for name, given in renamed.items() if given != name}
 
@@ -65,7 +65,7 @@ class Record:
 
 
 def names_of(values: Mapping[str, Any]) -> str:
-    """Names of columns; those that are no names are counted only, because they may be text."""
+    """Up to twelve names of columns; the others are counted, as is what looks like no name and may be text."""
     names = [str(name) for name in values if re.fullmatch(r"[\w.\- ]{1,40}", str(name))][:12]
     rest = len(values) - len(names)
     return ", ".join(names) + (f" and {rest} more" if names and rest else "" if names else f"{rest} columns")

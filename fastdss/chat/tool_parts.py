@@ -15,7 +15,7 @@ _CALL, _RESULT = "tool_use", "tool_result"
 
 
 def without_tool_parts(place: str, message: Any) -> list[Any]:
-    """``[message]``, or the messages that say the same without such parts."""
+    """``[message]``, or messages that say the same without parts for calls and results."""
     content = message.get("content") if isinstance(message, Mapping) else None
     if isinstance(content, str) or not isinstance(content, Sequence):
         return [message]
@@ -24,18 +24,18 @@ def without_tool_parts(place: str, message: Any) -> list[Any]:
         return [_with_calls(place, message, kinds)]
     if _RESULT in kinds and message.get("role") == "user":
         return _by_turns(place, message, kinds)
-    return [message]  # where neither belongs, read_turn refuses the part
+    return [message]  # a call or a result in a turn of another role is refused by read_turn
 
 
 def unused_in(message: Mapping[str, Any]) -> set[str]:
-    """What a result says beside its text and has no place in a turn: that the tool failed."""
+    """``is_error`` where a tool's result says that the tool failed: a turn has no place for it."""
     content = message.get("content")
     parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
     return {"is_error" for part in parts if isinstance(part, Mapping) and part.get("is_error")}
 
 
 def definition(tool: Any) -> Any:
-    """A tool's definition as chat templates know it; one that is no Anthropic's is returned as it is."""
+    """A tool's definition in the form that chat templates know; one that is not in Anthropic's form stays as it is."""
     if not isinstance(tool, Mapping) or not isinstance(tool.get("input_schema"), Mapping) or "function" in tool:
         return tool
     kept = {key: tool[key] for key in ("name", "description") if tool.get(key) is not None}
@@ -43,7 +43,7 @@ def definition(tool: Any) -> Any:
 
 
 def _with_calls(place: str, message: Mapping[str, Any], kinds: Sequence[Any]) -> dict[str, Any]:
-    """The assistant's message: a turn writes its calls after its text, so text after a call has no place."""
+    """The assistant's message with ``tool_calls``. A turn has its calls after its text: text after one is refused."""
     if message.get("tool_calls"):
         raise UserError(f"{place}: expected calls in tool_calls or in parts of content, got both")
     first, parts = kinds.index(_CALL), message["content"]

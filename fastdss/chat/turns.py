@@ -26,7 +26,7 @@ _TRAIN_KEYS = ("weight", "train", "loss")
 _CALL_KEYS = ("tool_calls", "function_call")
 _OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
 _KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
-# Of several names for one thing, the first that says something counts.
+# Of several keys with one meaning, the first that is not empty counts.
 _NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "tool_response", "function_call", "function_response")
@@ -76,7 +76,7 @@ def read_turn(index: int, message: Any) -> Turn:
 
 
 def unused_keys(message: Mapping[str, Any]) -> set[str]:
-    """Keys whose value ``read_turn`` makes no use of: unknown ones, and second names for what another key says."""
+    """Keys whose value ``read_turn`` does not use: unknown ones, and keys whose meaning another key gave before."""
     given = {key: value for key, value in message.items() if not is_missing(value)}
     unused = {str(key) for key in given if key not in _KEYS}
     for names in _NAMES_OF_ONE:
@@ -96,16 +96,17 @@ def check_text(place: str, text: str) -> None:
 
 
 def is_missing(value: Any) -> bool:
-    """What tables hold for nothing: None, and pandas' NaN."""
+    """Whether a table's cell is empty: None, or NaN as in pandas."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _says(value: Any) -> bool:
+    """Whether ``value`` is neither missing nor an empty text."""
     return not (is_missing(value) or (isinstance(value, str) and not value))
 
 
 def parsed(text: str) -> Any:
-    """What a cell holds as JSON, or as Python's own notation, which pandas writes; ``ValueError`` for neither."""
+    """The value of a cell that holds JSON or, as pandas writes it, Python's notation; ``ValueError`` for neither."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -119,7 +120,7 @@ def parsed(text: str) -> Any:
 
 
 def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
-    """Text, and reasoning that stands in parts of its own."""
+    """A message's text, and its reasoning where that stands in parts of its own."""
     content = next((given[key] for key in (*_CONTENT_KEYS, "refusal") if _says(given.get(key))), "")
     if isinstance(content, str):
         return content, ""
@@ -177,7 +178,7 @@ def _call(place: str, call: Any) -> Call:
             read = None
         arguments = read if isinstance(read, dict) else arguments
     elif isinstance(arguments, Mapping):
-        # Arrow fills in what other rows have.
+        # Arrow gives every row the keys of all rows, with None where the row has no such key.
         arguments = {key: value for key, value in arguments.items() if value is not None}
     else:
         raise UserTypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
@@ -195,6 +196,7 @@ def _written_calls(place: str, text: str) -> tuple[Call, ...]:
 
 
 def _trained(place: str, given: Mapping[str, Any], content: str) -> tuple[bool, tuple[tuple[int, int], ...]]:
+    """Whether the turn is to be learnt, and the character spans of ``content`` that are not."""
     train = True
     for key in _TRAIN_KEYS:
         if key in given:

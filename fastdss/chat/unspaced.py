@@ -1,9 +1,9 @@
 """Words of scripts that put no blanks between them: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
 
-ICU's dictionaries divide them (``icu4py``, wheels of ICU4C). What ICU makes of a run depends on all of it, so a stream
-could not know a word before the run is over. A run is therefore divided window by window: ``WINDOW`` characters are
-looked at, the words in their first half are kept, and the next window begins where they end. The same text then has
-the same words whether it is read at once or while it is written.
+ICU's dictionaries divide them (``icu4py``, wheels of ICU4C). How ICU divides a run depends on the whole run, so a
+stream could not know a word before the run is over. A run is therefore divided window by window: ``WINDOW`` characters
+are looked at, the words in their first half are kept, and the next window begins where they end. The same text then
+has the same words whether it is read at once or while it is written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import regex
 
-WINDOW = 64
+WINDOW = 64  # a choice: more characters tell ICU more, fewer let a stream know a word sooner
 # lb=SA: the scripts that Unicode calls "complex context", which need a dictionary
 _LETTERS = r"[\p{Han}\p{Hiragana}\p{Katakana}\u0F40-\u0FBC\p{lb=SA}\u30FC\uFF70]"
 _UNSPACED = regex.compile(_LETTERS)
@@ -27,7 +27,7 @@ def occurs_in(text: str) -> bool:
 
 
 def share(text: str) -> float:
-    """Which part of the characters of ``text`` belongs to such scripts."""
+    """The share of the characters of ``text`` that belong to scripts without blanks."""
     return 0.0 if text.isascii() or not text else len(_UNSPACED.findall(text)) / len(text)
 
 
@@ -50,7 +50,7 @@ def word_ends(text: str, begin: int, end: int) -> list[int]:
 
 
 def settled_until(begun: str) -> int:
-    """Up to where the words of ``begun`` stay what they are, whatever is written after it."""
+    """The position up to which no further text can change the words of ``begun``."""
     match = regex.search(rf"{_LETTERS}+$", begun)
     if match is None:
         return len(begun)
@@ -63,7 +63,7 @@ def settled_until(begun: str) -> int:
 
 
 def _windows(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """``(start of its window, end)`` of each word of a run of letters."""
+    """For each word of a run of letters: where the window begins in which it was found, and where it ends."""
     start = begin
     while start < end:
         cuts = [start + cut for cut in _divided(text[start : min(start + WINDOW, end)])]
@@ -75,7 +75,7 @@ def _windows(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _divided(run: str) -> list[int]:
-    """ICU's word ends in ``run``. It counts UTF-16 units; text that it would divide inside of a character is not."""
+    """ICU's word ends in ``run``. ICU counts UTF-16 units; an end that would lie inside of a character is left out."""
     try:
         from icu4py.breakers import WordBreaker
     except ImportError as error:

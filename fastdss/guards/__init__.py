@@ -12,7 +12,7 @@ _HOME = {"find_spec": "known", "with_options": "options", "View": "view"}
 
 
 def __getattr__(name: str) -> Any:
-    """The known specs, as ``fastdss.guards.LLAMA_GUARD_3`` or ``fastdss.guards.wildguard(...)``, and what they need."""
+    """The known specs, such as ``fastdss.guards.LLAMA_GUARD_3``, and ``find_spec``, ``with_options`` and ``View``."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME.get(name, 'vendors')}", __name__), name)

@@ -1,9 +1,10 @@
-"""Answers in words: the places where a guard's next token is read, and the score that their logits make.
+"""Answers in words: the places where a guard's next token is read, and the score that the logits there make.
 
-An answer is a row of fields and then the verdict; each is one of several texts. Their tokens form a tree: a place is
-read where two of them part, and nowhere else. The score is the probability that an answer restricted to these texts,
-chosen token by token, ends in the safe verdict. For verdicts of one token that is the softmax over their logits. Where
-earlier fields are not summed out, the likeliest token is followed at their places, and only the verdict has shares.
+An answer is a series of fields and then the verdict; for each of them there are several possible texts. The tokens of
+all possible answers form a tree, and the guard is read where two answers part, nowhere else. The score is the
+probability that an answer restricted to these texts, chosen token by token, ends in the safe verdict. For verdicts of
+one token that is the softmax over their logits. Where a spec does not sum over the earlier fields, their likeliest
+token is followed, and only the verdict's tokens count with their probabilities.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ Tokens = Callable[[str], Ids]  # the tokens of a text that follows the rendering
 
 @dataclass(frozen=True)
 class Place:
-    """After ``ids`` behind the rendering the next token is one of ``options``: what it leads to, a score at last.
+    """A place after ``ids``, tokens behind the rendering, where the next token is read.
 
-    ``greedy``: the likeliest of them is followed, the first of equals; else each counts with its share.
+    ``options`` are the tokens that may follow, each with what it leads to: another place, or the score of the answer
+    that is then decided. ``greedy``: only the likeliest is followed, the first of equally likely ones; else each counts
+    with its probability among the options.
     """
 
     ids: Ids
@@ -37,7 +40,8 @@ class Place:
 
 
 class Answers:
-    """``token_ids`` are the columns that are read, ``tails`` the tokens after which they are, place by place."""
+    """The tree of answers below ``root``. At each of its places the logits of ``token_ids`` are read; ``tails`` has the
+    tokens between the rendering and each place."""
 
     def __init__(self, root: Place) -> None:
         self.root = root
@@ -49,7 +53,7 @@ class Answers:
 
     def scores(self, logits: Tensor, temperature: float) -> Tensor:
         """P(safe) ``[...]`` from logits ``[..., places, columns]``."""
-        # Shares that were rounded may sum to more than 1.
+        # Rounded probabilities may sum to more than 1.
         return self._value(self.root, logits, temperature).clamp(max=1)
 
     def _value(self, place: Place, logits: Tensor, temperature: float) -> Tensor:
@@ -73,10 +77,10 @@ def _walk(place: Place) -> Iterator[Place]:
 
 
 def compile_answers(spec: GuardSpec, tokens: Tokens, tokenizer: Any) -> Answers:
-    """The places of ``spec``'s answers; ``tokens(text)`` are those of ``text`` after the rendering.
+    """The places of ``spec``'s answers; ``tokens(text)`` gives the tokens of ``text`` after the rendering.
 
-    ``ValueError`` where a text is no token, or several and the spec does not say that it may be; where one is how
-    another begins; where all texts of the verdict are one.
+    ``ValueError`` where a text has no token, or several and not ``spec.split_words``; where one text is the beginning
+    of another; where only one answer is possible.
     """
     root = _compile(spec, tokens, tokenizer, "", 0)
     if not isinstance(root, Place):
@@ -85,6 +89,7 @@ def compile_answers(spec: GuardSpec, tokens: Tokens, tokenizer: Any) -> Answers:
 
 
 def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth: int) -> Place | float:
+    """The tree of answers that begin with ``begun``, in which the first ``depth`` fields are filled."""
     safe, unsafe, other = spec.words
     if depth == len(spec.fields):
         asked = begun + spec.answer_prefix
@@ -112,7 +117,7 @@ def _compile(spec: GuardSpec, tokens: Tokens, tokenizer: Any, begun: str, depth:
 
 
 def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float], greedy: bool) -> Place | float:
-    """The places where the token sequences part that lead from ``before`` to ``options``."""
+    """The tree of the places after ``before`` where the token sequences of ``options`` part."""
     firsts: dict[int, dict[Ids, Place | float]] = {}
     for ids, value in options.items():
         if not ids:
@@ -125,7 +130,7 @@ def _branch(name: str, before: Ids, options: Mapping[Ids, Place | float], greedy
 
 
 def _ids(spec: GuardSpec, tokens: Tokens, tokenizer: Any, asked: str, word: str) -> Ids:
-    """Tokens of ``word`` after ``asked``."""
+    """The tokens of ``word`` where it follows ``asked``."""
     before, after = tokens(asked), tokens(asked + word)
     found = after[len(before) :] if after[: len(before)] == before else ()
     unknown = getattr(tokenizer, "unk_token_id", None)

@@ -1,4 +1,4 @@
-"""Answers of a head over classes: which rows of it are read, and the score that their logits make."""
+"""Answers of a classification head: which of its classes are read, and the score that their logits make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .spec import GuardSpec
 
 
 class Classes:
-    """As ``Answers``: one place, where the rendering ends, and a column for each class that the spec names."""
+    """What ``Answers`` is for words: one place, the end of the rendering, and a column for each class of the spec."""
 
     tails: Sequence[tuple[int, ...]] = ((),)
 
@@ -40,7 +40,7 @@ class Classes:
 
 
 def _names(spec: GuardSpec, config: Any) -> dict[str, int]:
-    """Classes of the head by name and by number."""
+    """The numbers of the head's classes, by name and by the number itself as text."""
     named: Mapping[str, Any] = (
         getattr(config, "response_risk_level_map" if spec.head == "token" else "id2label", None) or {}
     )

@@ -1,4 +1,4 @@
-"""``fastdss guards``: the known guards, and what one of them is shown of a conversation, token by token."""
+"""``fastdss guards``: lists the known guards, and shows the tokens that one of them gets for a sample conversation."""
 
 from __future__ import annotations
 
@@ -105,19 +105,19 @@ def markdown_table() -> str:
 
 
 def _shown_as_text(note: str) -> str:
-    """With tags such as ``<score>`` as code, which Markdown would take for HTML and leave out."""
+    """``note`` with tags such as ``<score>`` in backticks, since Markdown would take them for HTML and hide them."""
     return re.sub(r"</?[a-z]+>", r"`\g<0>`", note)
 
 
 def _note(spec: GuardSpec) -> str:
-    """What is approximate, and how the fields before the verdict are read."""
+    """The spec's note, after a remark on how the fields before the verdict are read."""
     names = " and ".join(prefix.rpartition("\n")[2].strip(' {":,') for prefix, _ in spec.fields)
     read = {"summed": "summed over", "likeliest": "given the likeliest"}[spec.earlier]
     return "; ".join(text for text in (f"{read} {names}" if names else "", spec.note) if text)
 
 
 def _shown(args: argparse.Namespace) -> str:
-    """The sample as the guard sees it: one line a turn of the template, tokens divided by bars, the verdict's words."""
+    """The sample as the guard sees it: its spec, the tokens of the rendering, and what is read as the verdict."""
     from transformers import AutoTokenizer
 
     from .answers import compile_answers
@@ -162,6 +162,6 @@ def _shown(args: argparse.Namespace) -> str:
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> str:
-    """Tokens divided by bars, a line for each that ends one in the text."""
+    """Tokens divided by bars, with a line break after each token that holds one."""
     pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
     return "".join(piece.replace("\n", "\\n") + ("\n" if "\n" in piece else "|") for piece in pieces)

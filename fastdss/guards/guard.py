@@ -1,4 +1,4 @@
-"""Guard models: what is rendered, which next tokens are the verdict, and the checks that make a guard trustworthy."""
+"""Guard models: what is rendered for them, which next tokens are the verdict, and the checks made before scoring."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
 
 
 class GuardModel:
-    """What ``Guard`` is but for its streams, which belong to the wing above; see there."""
+    """``Guard`` without its streams, which belong to the star wing; the arguments are described there."""
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
         if ignores_softcap(model):
@@ -76,22 +76,22 @@ class GuardModel:
         """Load a guard by its folder, its Hub id, or ``"tiny"``. No remote code runs and nothing is unpickled.
 
         Args:
-            name_or_path: where it lies; weights are safetensors or GGUF.
+            name_or_path: the folder, the Hub id, or ``"tiny"``; weights are safetensors or GGUF.
             spec: a ``GuardSpec``, the name of a known one, a YAML file or ``FILE.py:NAME``; None: it is chosen by id or
                 folder name, config and chat template.
-            options: changes of the spec, see ``with_options``.
-            revision: of a Hub id.
-            dtype: of the weights; ``"auto"`` is the file's.
+            options: changes to the spec, see ``with_options``.
+            revision: a commit, tag or branch on the Hub.
+            dtype: the type of the weights; ``"auto"``: the type that they have in the file.
             device_map: as in transformers.
             quantization_config: as in transformers (bitsandbytes, torchao, fp8, …).
-            gguf_file: which file of a folder or a Hub id.
+            gguf_file: the name of a GGUF file in the folder or the Hub repository.
             check: as in ``Guard``.
 
         Returns:
             Guard: ready to score.
 
         Raises:
-            ValueError: where several specs fit (it names them) or none does.
+            ValueError: where no spec fits, or several do (the message names them).
         """
         if name_or_path == "tiny" and spec is None:
             return cls.tiny()
@@ -107,13 +107,13 @@ class GuardModel:
 
     @classmethod
     def tiny(cls) -> Self:
-        """The small guard inside this package: it only knows disclosure of contact details, for demos and tests.
+        """The small guard inside this package, for demos and tests: it only detects disclosed contact details.
 
         Returns:
             Guard: in float32, on the CPU.
 
         Raises:
-            FileNotFoundError: where the package was installed without its weights.
+            FileNotFoundError: where the package was installed without the guard's weights.
         """
         if not (TINY_FOLDER / "model.safetensors").is_file():
             raise FileNotFoundError(f"the tiny guard's weights are not in {TINY_FOLDER}; reinstall fastdss")
@@ -126,10 +126,10 @@ class GuardModel:
 
     @property
     def max_tokens(self) -> int:
-        """The longest rendering that the model was made for."""
+        """The number of tokens in the longest rendering that the model was made for."""
         config = self.model.config.get_text_config(decoder=not self.bidirectional)
         longest = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        if self.bidirectional:  # RoBERTa and its kin count positions from the padding's id on
+        if self.bidirectional:  # models like RoBERTa number positions from the id after the padding's on
             table = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
             padding = getattr(table, "padding_idx", None)
             longest -= 0 if padding is None else padding + 1
@@ -137,11 +137,12 @@ class GuardModel:
 
     @property
     def readouts(self) -> int:
-        """Renderings that make one score: 1, unless several questions are asked or fields of the answer summed out."""
+        """How many renderings make one score: 1, unless several questions are asked or a spec's answers are read at
+        several places."""
         return len(self.encoders) * len(self.answers.tails)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Token ids of whole renderings, ``readouts`` for each conversation; what is read is the next token."""
+        """Token ids of whole renderings, ``readouts`` for each conversation; the next token after each is read."""
         for chat in conversations if self._unseen else ():
             check_seen(self.spec.name, self._unseen, chat)
         if self.spec.head == "token":
@@ -159,7 +160,7 @@ class GuardModel:
     def scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """P(safe) ``[K]`` from logits ``[K * readouts, R]`` of ``token_ids``; NaN where a logit is not finite.
 
-        Where one rendering makes a score, further dimensions may come before these: ``[..., R] -> [...]``.
+        Where one rendering makes a score, the logits may have any leading dimensions: ``[..., R] -> [...]``.
         """
         shape = (len(self.encoders), len(self.answers.tails))
         rows = logits.unflatten(0, (-1, *shape)) if self.readouts > 1 else logits[..., None, None, :]
@@ -167,7 +168,10 @@ class GuardModel:
         return score.masked_fill(~torch.isfinite(rows).all((-1, -2, -3)), float("nan"))
 
     def quoted_delimiters(self, text: str) -> bool:
-        """Whether ``text`` quotes one of the template's plain-text delimiters, which no tokenizer can tell apart."""
+        """Whether ``text`` quotes a delimiter that the template writes as plain text, such as "User:".
+
+        To the guard the two are the same tokens, so such a text may look like a turn of its own.
+        """
         return self._delimiters is not None and self._delimiters.search(text) is not None
 
     @property
@@ -181,6 +185,7 @@ class GuardModel:
         return [without_padding(self.model, ids) for ids in rows] if causal else rows
 
     def _head_ids(self) -> list[int]:
+        """The tokens with which all renderings begin, found by rendering two conversations that differ at once."""
         chats = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in ("A", "z")]
         one, other = map(np.asarray, self.encode(chats)[:: self.readouts])
         found: list[int] = one[: shared_length(one, other)].tolist()
@@ -202,6 +207,8 @@ class GuardModel:
         return first
 
     def _delimiter_pattern(self) -> re.Pattern[str] | None:
+        """A pattern for what the template writes as plain text: words in brackets anywhere, labels beside a turn's text
+        or in the answer at the beginning of a line."""
         marks = [turn["content"] for turn in CHAT]
         (text,) = self.encoder.render([CHAT], generation_prompt=self._asked, suffix=self.spec.begins)
         pieces = re.split("|".join(marks), text)
@@ -216,6 +223,7 @@ class GuardModel:
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
     def _check_tree(self) -> None:
+        """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree."""
         history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
@@ -235,7 +243,7 @@ class GuardModel:
             raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
 
     def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
-        # So that there are several forward passes, and the second needs what the first left in the store.
+        # A small budget makes several forward passes, of which the second needs what the first left in the store.
         budget = max(longest // 2, 1)
         try:
             check_supported(self.model, longest)
@@ -248,4 +256,5 @@ class GuardModel:
 
 
 def _loose(text: str) -> str:
+    """A pattern for ``text`` with any white space between its words."""
     return r"\s*".join(map(re.escape, text.split()))

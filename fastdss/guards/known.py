@@ -1,4 +1,4 @@
-"""Which of the known guards a model is: by its name, its config, and what its chat template gives away."""
+"""Finds out which of the known guards a model is: by its name, its config, and words of its chat template."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Maker = Callable[..., GuardSpec]
 
 
 class Known(NamedTuple):
-    """How a guard is told apart: by the last part of its id or folder, its config, and words of its chat template.
+    """A known guard, and how it is recognised: by its id or folder, its config, and words of its chat template.
 
     ``spec`` is a function where the guard is prompted by a text that the user must bring.
     """
 
     spec: GuardSpec | Maker
-    name: str  # a pattern
-    kinds: tuple[str, ...] = ()  # model_type or architectures
-    # Patterns, all of which its template holds; empty: no template tells this guard apart.
+    name: str  # a regular expression for its id or folder
+    kinds: tuple[str, ...] = ()  # values of model_type or architectures that its config may have
+    # Regular expressions, all of which match its chat template; empty: its template does not tell which guard it is.
     template: tuple[str, ...] = ()
     example: str = ""  # an id on the Hub
 
@@ -39,18 +39,18 @@ class Known(NamedTuple):
 
     @property
     def parameters(self) -> list[str]:
-        """Names of what the user may bring."""
+        """The names of all texts and words that the user may bring."""
         return [] if isinstance(self.spec, GuardSpec) else list(inspect.signature(self.spec).parameters)
 
     @property
     def texts(self) -> list[str]:
-        """Names of what the user must bring."""
+        """The names of the texts that the user must bring."""
         if isinstance(self.spec, GuardSpec):
             return []
         return [p.name for p in inspect.signature(self.spec).parameters.values() if p.default is p.empty]
 
     def sample(self) -> GuardSpec:
-        """The spec, made with stand-ins for the user's texts."""
+        """The spec, with a stand-in for each text that the user must bring."""
         stand_in = "{prompt}\n{response}"
         return self.spec if isinstance(self.spec, GuardSpec) else self.spec(*[stand_in for _ in self.texts])
 
@@ -102,19 +102,19 @@ KNOWN = (
     Known(vendors.TOXIC_BERT, r"toxic.bert", ("bert",), (), "unitary/toxic-bert"),
     Known(vendors.HARMAUG, r"harmaug", ("deberta-v2",), (), "hbseong/HarmAug-Guard"),
 )  # fmt: skip
-_OUT_OF_REACH = (  # name of the guard, model_type, and why it cannot be used
+_OUT_OF_REACH = (  # a regular expression for the guard's name, its model_type, and why it cannot be used
     (r"guardreasoner|thinkguard", "", "it reasons before its verdict, which one token cannot tell"),
     (r"llama.guard.3.?11b|shieldgemma.2(?!b)|llavaguard", "mllama", "it judges images"),
 )
 
 
 def find_spec(name: str) -> GuardSpec:
-    """The spec of a guard by its Hub id, or by a part of one; ``ValueError`` where that is none or several."""
+    """The spec of a guard by its Hub id or a part of it; ``ValueError`` where that fits no known guard, or several."""
     return find_known(name, {})
 
 
 def find_known(name: str, options: Mapping[str, Any]) -> GuardSpec:
-    """As ``find_spec``, also by a spec's own name; ``options`` has the texts of guards that need one."""
+    """Like ``find_spec``, but a spec's own name will do too; ``options`` has the texts that some guards need."""
     own = [known for known in KNOWN if known.called.lower() == name.lower()]
     return made(own[0], [name], options) if own else choose_spec([name], options=options)
 
@@ -126,12 +126,12 @@ def choose_spec(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> GuardSpec:
-    """The spec of the guard that is called one of ``names``, has this ``config`` (of config.json) and chat template.
+    """The spec of a guard with one of ``names``, this ``config`` (of config.json) and this chat template.
 
-    A name decides where neither config nor template speak against it: the last part of the id or path, else the whole,
-    else the name that the config remembers. A template that gives another guard away outweighs the name. Without a
-    telling name, config and template must fit one guard alone. ``ValueError`` names the choices where several fit, and
-    what to bring where a text of the user's is needed (``options`` has it).
+    A name decides unless config or template contradict it: the last part of the id or path, else the whole, else the
+    name that the config remembers. A template that belongs to another guard outweighs the name. Where no name fits,
+    config and template must fit exactly one guard. ``ValueError`` names the choices where several fit, and the texts
+    that the user must bring (in ``options``) where one is missing.
     """
     config = config or {}
     kinds = {config.get("model_type"), *(config.get("architectures") or ())} - {None}
@@ -139,30 +139,30 @@ def choose_spec(
     called = [name for name in names if name]
     whole = [*called, remembered_name(config)]
     texts = list(template.values()) if isinstance(template, dict) else [template or ""]
-    told = [known for known in possible if kinds and _told_by(known, kinds, texts)]
+    by_template = [known for known in possible if kinds and _is_recognised(known, kinds, texts)]
     for parts in ([re.split(r"[/\\]", name.rstrip("/\\"))[-1] for name in called], called, whole):
         _refuse_out_of_reach(parts, kinds)
-        found = [known for known in possible if any(re.search(known.name, text, re.IGNORECASE) for text in parts)]
-        if found:
-            agreed = [known for known in found if known in told]
-            return _only(agreed or told or found, called, options)
-    return _only(told, called, options)
+        by_name = [known for known in possible if any(re.search(known.name, text, re.IGNORECASE) for text in parts)]
+        if by_name:
+            by_both = [known for known in by_name if known in by_template]
+            return _only(by_both or by_template or by_name, called, options)
+    return _only(by_template, called, options)
 
 
 def check_guard_source(name: str, revision: str | None = None) -> None:
-    """``check_source`` of a guard, which may be a misspelt one of those that are known."""
+    """``check_source`` for a guard; ``tiny`` and the known ids are suggested for a misspelt name."""
     check_source("guard", name, revision=revision, known=("tiny", *(known.example for known in KNOWN)))
 
 
 def read_config(name_or_path: str, *, revision: str | None = None, gguf_file: str | None = None) -> dict[str, Any]:
-    """The model's config.json as it is written, whatever class it names; empty for GGUF files, which have none."""
+    """The model's config.json as a dict, without loading the class that it names; empty for GGUF files, without one."""
     from transformers import PreTrainedConfig
 
     return {} if gguf_file else PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0]
 
 
 def made(known: Known, names: Sequence[str], options: Mapping[str, Any] | None = None) -> GuardSpec:
-    """The known guard's spec, with the user's texts where it needs some."""
+    """The known guard's spec, made with the user's texts where it needs some."""
     if isinstance(known.spec, GuardSpec):
         return known.spec
     options = options or {}
@@ -178,7 +178,8 @@ def made(known: Known, names: Sequence[str], options: Mapping[str, Any] | None =
     return known.spec(**{name: options[name] for name in known.parameters if name in options})
 
 
-def _told_by(known: Known, kinds: set[str], templates: Sequence[str]) -> bool:
+def _is_recognised(known: Known, kinds: set[str], templates: Sequence[str]) -> bool:
+    """Whether a chat template or, where the guard has a model class of its own, the config shows this guard."""
     if not known.template:
         return any(kind in kinds for kind in known.kinds if kind[0].isupper())  # an architecture of its own
     return any(all(re.search(pattern, text) for pattern in known.template) for text in templates)
@@ -191,6 +192,7 @@ def _refuse_out_of_reach(names: Sequence[str], kinds: set[str]) -> None:
 
 
 def _only(found: list[Known], names: Sequence[str], options: Mapping[str, Any] | None) -> GuardSpec:
+    """The spec of the one guard that was found; an error where there is none, or several."""
     shown = " ".join(map(repr, names)) or "this model"
     if not found:
         raise UserError(

@@ -29,7 +29,7 @@ def resolve_spec(
     options: Mapping[str, Any] | None = None,
     gguf_file: str | None = None,
 ) -> GuardSpec:
-    """The spec that is given, named, in a file, or found by name, config and template; with ``options``."""
+    """The spec with ``options`` applied: the one given, named or read from a file, else the one that fits the model."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(spec, str):
         spec = read_spec(spec, options or {})
@@ -48,7 +48,7 @@ def load_guard(
     gguf_file: str | None,
     how: Mapping[str, Any],
 ) -> Loaded:
-    """``how``: ``dtype``, ``device_map`` and ``quantization_config`` of transformers' ``from_pretrained``."""
+    """Load a guard. ``how`` has ``dtype``, ``device_map`` and ``quantization_config`` for transformers."""
     from transformers import AutoTokenizer
 
     check_guard_source(name, revision)
@@ -59,7 +59,7 @@ def load_guard(
     model = _loader(spec).from_pretrained(
         name,
         use_safetensors=True if gguf_file is None else None,
-        trust_remote_code=False,  # said, because transformers would else ask on the terminal
+        trust_remote_code=False,  # without an answer transformers would ask on the terminal
         **{key: value for key, value in how.items() if value is not None},
         **_config_of(name, config, source),
         **source,
@@ -84,7 +84,8 @@ def _loader(spec: GuardSpec) -> Any:
 
 
 def _config_of(name: str, written: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama Guard 4's config names no chunk size, where transformers needs one: its context, so that nothing is cut."""
+    """The argument ``config`` for Llama Guard 4, empty for other models: its config.json lacks the
+    ``attention_chunk_size`` that transformers needs. It gets the context length, so that no text is cut into chunks."""
     text = written.get("text_config", written)
     if written.get("model_type") not in ("llama4", "llama4_text") or text.get("attention_chunk_size"):
         return {}
@@ -97,7 +98,7 @@ def _config_of(name: str, written: Mapping[str, Any], source: Mapping[str, Any])
 
 
 def _check_reach(name: str, config: Mapping[str, Any], spec: GuardSpec) -> None:
-    """What is left out says so, rather than failing in transformers."""
+    """Refuse a model that needs its repository's code, with a clearer message than transformers would give."""
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")

@@ -1,4 +1,4 @@
-"""Changes to a guard's spec by name: what Python says with ``dataclasses.replace``, said on a command line."""
+"""Changes to a guard's spec by name, so that a command line can do what ``dataclasses.replace`` does in Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _OWN = ("date", "other_weight", "earlier")
 
 
 def parse_options(given: list[str]) -> dict[str, Any]:
-    """``["risk_name=jailbreak", "prompt=@card.txt"]`` as names and values: JSON, a file's text after ``@``, or text."""
+    """``["risk_name=jailbreak", "prompt=@card.txt"]`` as names and values; a value is the text of the file after ``@``,
+    else JSON where it can be read as such, else text."""
     options: dict[str, Any] = {}
     for item in given:
         name, found, value = item.partition("=")
@@ -35,13 +36,14 @@ def parse_options(given: list[str]) -> dict[str, Any]:
 def with_options(spec: GuardSpec, options: Mapping[str, Any], template: str | Mapping[str, str] | None) -> GuardSpec:
     """``spec`` with ``options``, each of which is one of these:
 
-    - a variable of the chat template (``risk_name``, ``excluded_category_keys``, …), also inside of one that the spec
-      sets: ``risk_name`` is ``guardian_config["risk_name"]``;
-    - ``questions``: those to ask, by name;
+    - a variable of the chat template (``risk_name``, ``excluded_category_keys``, …), or a key of a variable that is a
+      mapping: ``risk_name`` sets ``guardian_config["risk_name"]``;
+    - ``questions``: the names of the questions to ask;
     - ``earlier``: ``summed`` or ``likeliest``, how the answer's earlier fields are read; ``stated``: their values;
-    - ``date``, ``other_weight``: the spec's own.
+    - ``date``, ``other_weight``: the spec's fields of these names.
 
-    What made the spec (a text of the model card) is passed over. ``ValueError`` names what there is to set.
+    Options from which the spec was made (a text of the model card) are skipped. ``ValueError`` for an option that does
+    not exist; it names those that do.
     """
     made_of = {name for known in KNOWN if known.sample().name == spec.name for name in known.parameters}
     texts = _texts(spec)
@@ -84,7 +86,7 @@ def _with_option(spec: GuardSpec, name: str, value: Any, template: str | Mapping
 
 
 def names_of(spec: GuardSpec) -> list[str]:
-    """The options that ``spec`` is known to take."""
+    """The options that ``spec`` takes, without the variables that only its template names."""
     nested = [key for held in spec.template_kwargs.values() if isinstance(held, Mapping) for key in held]
     flat = [key for key, held in spec.template_kwargs.items() if not isinstance(held, Mapping)]
     more = [
@@ -96,7 +98,10 @@ def names_of(spec: GuardSpec) -> list[str]:
 
 
 def _texts(spec: GuardSpec) -> list[str]:
-    """The user's texts that the spec already holds, whatever it is called by now."""
+    """The user's texts that the spec holds already, also with a leading ``<s>``, which WildGuard's spec leaves out.
+
+    They are recognised by their text, since the spec may have another name than the known one that it was made by.
+    """
     view = spec.messages
     if not isinstance(view, View):
         return []
@@ -105,6 +110,7 @@ def _texts(spec: GuardSpec) -> list[str]:
 
 
 def _is_variable(name: str, template: str | Mapping[str, str] | None) -> bool:
+    """Whether the template, or one of several, mentions ``name``."""
     texts = template.values() if isinstance(template, Mapping) else [template or ""]
     return name.isidentifier() and any(re.search(rf"\b{name}\b", text) for text in texts)
 
@@ -114,7 +120,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _one_of(spec: GuardSpec, known: tuple[str, ...], value: str) -> str:
-    """The field's value that reads as ``value``, whatever the blanks around it."""
+    """The one of a field's values that equals ``value`` but for blanks around it."""
     found = [text for text in known if text.strip() == value.strip()]
     if not found:
         raise UserError(f"{spec.name}: stated: expected one of {[text.strip() for text in known]}, got {value!r}")

@@ -1,4 +1,4 @@
-"""A spec and a tokenizer -> the encoders that render what the guard is asked: one, or one for each question."""
+"""Makes the encoders that render a conversation as a spec asks: one, or one for each of its questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _TODAY = re.compile(r"""\bstrftime_now\b(?:\(\s*(['"])(.*?)\1)?""")
 
 
 def make_encoders(spec: GuardSpec, tokenizer: Any) -> list[ChatEncoder]:
-    """One for each question of the spec, or one; they render the spec's date where the template asks for today's."""
+    """An encoder for each question of the spec, or one. Where the template asks for today's date, they render the
+    spec's date instead."""
     template = spec.template
     if prints_date(spec, tokenizer):
         template = with_fixed_date(_template(spec, tokenizer), spec.date)
@@ -36,9 +37,10 @@ def prints_date(spec: GuardSpec, tokenizer: Any) -> bool:
 
 
 def with_fixed_date(template: str, day: str) -> str:
-    """``template`` to which every day is ``day``, so that scores do not change overnight.
+    """``template`` with ``day`` for today's date, so that scores do not change overnight.
 
-    transformers gives templates a function of the clock and takes no other for it, so a macro of its name comes first.
+    transformers gives templates the function ``strftime_now`` and offers no way to replace it, so the result begins
+    with a macro of the same name, which hides it.
     """
     try:
         fixed = date.fromisoformat(day)

@@ -1,7 +1,7 @@
-"""Whether a guard sees what it judges: marked turns are put to its template and looked for in the rendering.
+"""Checks that a guard sees what it judges: turns with marks in them are rendered, and the marks are looked for.
 
-A template that takes content as typed parts drops plain text in silence, and the other way round; such a guard would
-give every prefix of every row one score.
+A template that expects content as typed parts drops plain text without an error, and the other way round; such a guard
+would give every prefix of every row the same score.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LONGER = {  # conversations of more turns, which a template may refuse, or show 
     "earlier": [{"role": "user", "content": MARKS["earlier"]}, {"role": "assistant", "content": "x"}, *CHAT],
     "tool": [CHAT[0], {"role": "assistant", "content": "x"}, {"role": "tool", "content": MARKS["tool"]}, CHAT[1]],
 }
-LONG = "Q7Q " * 2000 + "Q8Q"  # long enough for a template to cut it
-OTHERS = ("Q7Q", LONG)  # what the marks are changed to
+LONG = "Q7Q " * 2000 + "Q8Q"  # so long that a template with a limit would cut it
+OTHERS = ("Q7Q", LONG)  # texts that replace a mark, to see whether the rendering follows
 _WITH = {"system": "a system turn", "earlier": "an earlier exchange", "tool": "a tool's result"}
 
 
 class Sight(NamedTuple):
-    """Which parts of a conversation a guard is shown."""
+    """Which parts of a conversation a guard is shown beside the prompt and the response."""
 
     system: bool
     earlier: bool
@@ -39,9 +39,10 @@ class Sight(NamedTuple):
 
 
 def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, only_response: bool) -> dict[str, str]:
-    """``ValueError`` unless the rendering holds prompt and response, in this order, and follows changes of both.
+    """``ValueError`` unless the rendering holds prompt and response, in this order, and changes as they do.
 
-    Returns what further turns, of ``LONGER``, make the template drop the prompt or the response, and how to say so.
+    Returns the kinds of further turns, keys of ``LONGER``, that make the template drop the prompt or the response, each
+    with a sentence that says so.
     """
     wanted = ("response",) if only_response else ("prompt", "response")
     try:
@@ -67,7 +68,8 @@ def check_sight(name: str, encoder: ChatEncoder, *, generation_prompt: bool, onl
 
 
 def check_seen(name: str, unseen: dict[str, str], conversation: Conversation) -> None:
-    """``ValueError`` where ``conversation`` has turns of ``unseen``, which would hide from the guard what it judges."""
+    """``ValueError`` where ``conversation`` has turns of a kind in ``unseen`` (see ``check_sight``): the guard would
+    not see what it judges."""
     roles = [turn["role"] for turn in conversation]
     present = {"system": "system" in roles, "earlier": roles.count("user") > 1, "tool": "tool" in roles}
     for more, reason in unseen.items():
@@ -76,7 +78,7 @@ def check_seen(name: str, unseen: dict[str, str], conversation: Conversation) ->
 
 
 def find_sight(encoder: ChatEncoder, *, generation_prompt: bool) -> Sight:
-    """What of a longer conversation is rendered; a part that the template refuses is not."""
+    """Which parts of longer conversations are rendered; a part that the template refuses counts as not shown."""
     found = {}
     for part, chat in LONGER.items():
         try:
@@ -90,7 +92,7 @@ def _unseen(encoder: ChatEncoder, more: str, wanted: tuple[str, ...], generation
     try:
         text = _render(encoder, LONGER[more], generation_prompt)
     except RefusedByTemplate:
-        return ""  # and it will refuse rows with such turns, too
+        return ""  # nothing is hidden: the template refuses rows with such turns as well
     lost = _lost(text, wanted)
     return f"with {_WITH[more]} its chat template drops the {' and the '.join(lost)}" if lost else ""
 
@@ -105,7 +107,7 @@ def _render(encoder: ChatEncoder, chat: Conversation, generation_prompt: bool) -
 
 
 def _hint(encoder: ChatEncoder, lost: list[str]) -> str:
-    """Where content as parts (or as text) would be shown, say so."""
+    """A hint for the user where the template would show the lost parts if content came in the other form."""
     given: Any = encoder.messages(CHAT) if encoder.messages else CHAT
     as_text = isinstance(given[0]["content"], str)
 

@@ -18,8 +18,8 @@ class AnswerField(NamedTuple):
     """A field that a guard fills before the verdict.
 
     Attributes:
-        prefix: what stands before it.
-        values: what it may hold.
+        prefix: the text before it.
+        values: the texts that it may hold.
     """
 
     prefix: str
@@ -31,36 +31,37 @@ class GuardSpec:
     """How a guard model is asked, and which next tokens are its answer.
 
     A conversation is rendered by the template with ``add_generation_prompt=True``, then ``answer_prefix``, and
-    tokenised without further special tokens; the next token is the verdict. The score is the softmax over the verdict
-    words' logits, the safe ones' share, plus ``other_weight`` times the others'.
+    tokenised without further special tokens; the next token is the verdict. A softmax over the logits of the verdict
+    words gives each a share; the score is the share of the safe words, plus ``other_weight`` times that of the others.
 
     Args:
-        name: what the spec is called, also in manifests.
+        name: the name of the spec, which manifests record.
         template: a Jinja template; None: the tokenizer's own.
-        template_kwargs: further variables of the template.
+        template_kwargs: further variables for the template.
         messages: makes the template's messages of a conversation of plain user, assistant, system and tool turns: a
             ``View``, or a function; None: they are passed as they are.
-        answer_prefix: what the guard is taken to have written before its verdict.
-        safe: a word, or several spellings of one. So are the next two.
-        unsafe: of the unsafe verdict.
-        other: of a third verdict, if there is one.
+        answer_prefix: the text that the guard is taken to have written before its verdict.
+        safe: the word of the safe verdict, or several spellings of it.
+        unsafe: the same for the unsafe verdict.
+        other: the same for a third verdict, if there is one.
         other_weight: what the third verdict counts, from 0 (unsafe) to 1 (safe).
         split_words: let a word be several tokens: it counts with the product of their shares, each among the tokens
             that continue one of the words. Else a word must be a single token after the rendering.
-        any_spelling: every token counts that spells a word, whatever its case and the blanks around it.
-        fields: what the guard fills in before ``answer_prefix``.
+        any_spelling: every token that spells a word counts, whatever its case and the blanks around it.
+        fields: the fields that the guard fills in before ``answer_prefix``.
         earlier: ``"summed"``: the score is the sum over the fields' values of P(values) times the score given them;
             ``"likeliest"``: each field has the value that greedy decoding would give it for this prefix.
-        questions: asked one by one, each with template variables of its own; the least safe answer is the score.
-        head: ``"words"``; ``"token"``, a class of the model's own head at the response's last token, after which
-            nothing is rendered; ``"sequence"``, a class of the whole rendering. Words are then names or numbers of
-            classes, all of them.
-        independent: the classes are sigmoids instead of one softmax. Some are enough, and the score is one minus the
-            likeliest unsafe class, or the unlikeliest safe one if that is less.
-        date: the day that a template prints which asks for today's.
-        judges: what the guard judges, for people.
-        checked: against what and when the spec was compared.
-        note: what is approximate about it.
+        questions: names of questions, each with template variables of its own. They are asked one by one, and the
+            lowest P(safe) is the score.
+        head: where the verdict is read: ``"words"``, the next token; ``"token"``, a class of the model's own head at
+            the response's last token, after which nothing is rendered; ``"sequence"``, a class of the whole rendering.
+            With the last two, words are names or numbers of classes, and all classes must be named.
+        independent: each class has a sigmoid, instead of one softmax for all. Then not all classes must be named, and
+            the score is the least of P(safe class) and 1 - P(unsafe class).
+        date: the day to render where the template asks for today's date.
+        judges: what the guard judges, for people to read.
+        checked: what the spec was compared with, and when.
+        note: what is approximate about the spec.
     """
 
     name: str
@@ -100,11 +101,11 @@ class GuardSpec:
 
     @property
     def words(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Spellings of the safe, the unsafe and the other verdict."""
+        """The spellings of the safe, the unsafe and the other verdict."""
         safe, unsafe, other = ((w,) if isinstance(w, str) else tuple(w) for w in (self.safe, self.unsafe, self.other))
         return safe, unsafe, other
 
     @property
     def begins(self) -> str:
-        """What is rendered after the conversation before the first token is read."""
+        """The text that is rendered between the conversation and the first token that is read."""
         return self.fields[0].prefix if self.fields else self.answer_prefix

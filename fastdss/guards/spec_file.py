@@ -1,4 +1,4 @@
-"""Specs of one's own from files: YAML for what is data, Python for the rest."""
+"""Reads a user's own specs from files: YAML for a spec that is only data, Python for one with a function."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ def _from_yaml(path: Path, options: Mapping[str, Any]) -> GuardSpec:
 
 
 def spec_from(given: Mapping[str, Any], options: Mapping[str, Any] | None = None, *, where: str = "spec") -> GuardSpec:
-    """The spec that plain data describes: ``GuardSpec``'s fields, with ``view``, a ``View``'s, for ``messages``.
+    """The spec that plain data describes: ``GuardSpec``'s fields, but ``view``, the fields of a ``View``, in place of
+    ``messages``.
 
-    ``like`` names a known guard whose fields hold where no other value is given.
+    ``like`` names a known guard, whose spec has the fields that are not given.
     """
     unknown = set(given) - _TEXTS
     if unknown:
@@ -111,7 +112,7 @@ def _field(where: str, item: Any) -> AnswerField:
 
 
 def _a(kind: Any, where: str, name: str, value: Any) -> Any:
-    """``value``, which must be of ``kind``; YAML reads ``no`` as false, so words need quotes."""
+    """``value``, which must be of ``kind``. YAML reads a bare ``no`` as false, so the error asks for quotes."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = kind.__name__ if isinstance(kind, type) else "a number"
         hint = "; put it in quotes" if expected == "str" else ""

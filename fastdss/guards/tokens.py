@@ -1,4 +1,4 @@
-"""The tokens of an answer: those of a text as it follows a rendering."""
+"""The tokens that a text has where it follows a rendering."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": 
 
 
 def tokens_after(encoder: ChatEncoder, spec: GuardSpec, text: str) -> tuple[int, ...]:
-    """Tokens of ``text``, which begins as the spec's answers do, after those of a rendering with that beginning."""
+    """The tokens that ``text`` adds to a rendering.
+
+    ``text`` begins with ``spec.begins``, as the spec's answers do; the tokens of this beginning are not returned.
+    """
     rest = text.removeprefix(spec.begins)
     (before,), (ids,) = (encoder.encode([PROBE], suffix=spec.begins + more) for more in ("", rest))
     if ids[: len(before)] == before:
         return tuple(ids[len(before) :])
-    written = _decode(encoder, before)  # with text behind it, the rendering's end may be divided into other tokens
+    written = _decode(encoder, before)  # the text behind it may have changed the last tokens of the rendering
     cut = next((k for k in range(len(ids), 0, -1) if _decode(encoder, ids[:k]) == written), len(ids))
     return tuple(ids[cut:])
 

@@ -1,8 +1,8 @@
 """The vendors' guards as specs. Chat templates are the guards' own, rendered at run time; nothing here copies them.
 
-Guards that are prompted by a text of their model card are made by a function that takes the text. ``checked`` says
-against what a spec was held, and when; tests/vendors repeats what can be repeated with the vendors' tokenizers. What
-is said of answers after a forced prefix rests on the vendors' own prompts and outputs: no weights were run.
+The spec of a guard that is prompted by a text of its model card is made by a function that takes the text. ``checked``
+says what a spec was compared with, and when; tests/vendors repeats the comparisons that the vendors' tokenizers allow.
+How guards answer after a forced prefix is known from the vendors' own prompts and outputs: no weights were run.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ GRANITE_HAP = replace(
 
 
 def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
-    """``spec`` given these values of its earlier fields, instead of their sum: one rendering for each prefix."""
+    """``spec`` with these values of its earlier fields instead of a sum over all: one rendering for each prefix."""
     for (_, known), value in zip(spec.fields, values, strict=True):
         if value not in known:
             raise UserError(f"{spec.name}: expected one of {known}, got {value!r}")
@@ -245,7 +245,7 @@ def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
 
 
 def granite_guardian_4(instruction: str) -> GuardSpec:
-    """granite-guardian-4.1: ``instruction`` is the judge's turn of the model card, its form without thinking."""
+    """granite-guardian-4.1: ``instruction`` is the model card's turn that asks it to judge, without thinking."""
     return replace(
         GRANITE_GUARDIAN_3_3,
         name="granite-guardian-4",
@@ -307,7 +307,7 @@ def wildguard(prompt: str) -> GuardSpec:
 
 
 def polyguard(prompt: str, system: str) -> GuardSpec:
-    """PolyGuard: system and user texts of the model card."""
+    """PolyGuard: ``system`` and ``prompt`` are the system and user texts of the model card."""
     codes = tuple(f" S{number}" for number in range(1, 15))
     request = (" no\nRequest safety violations: None\n", *(f" yes\nRequest safety violations:{c}\n" for c in codes))
     return GuardSpec(
@@ -328,7 +328,8 @@ def polyguard(prompt: str, system: str) -> GuardSpec:
 
 
 def harmbench(prompt: str) -> GuardSpec:
-    """HarmBench's Llama 2 classifiers: ``prompt`` is the published text, its behavior and generation as places."""
+    """HarmBench's Llama 2 classifiers: ``prompt`` is the published text, with ``{prompt}`` for the behavior and
+    ``{response}`` for the generation."""
     return GuardSpec(
         "HarmBench-cls",
         template="{{ bos_token }}{{ messages[-1]['content'] }}",
@@ -355,7 +356,8 @@ def aegis(prompt: str) -> GuardSpec:
 
 
 def dynaguard(prompt: str, system: str) -> GuardSpec:
-    """DynaGuard without thinking: the vendor's system text, and the rules around ``{prompt}`` and ``{response}``."""
+    """DynaGuard without thinking: ``system`` is the vendor's system text, ``prompt`` has your rules, ``{prompt}`` and
+    ``{response}``."""
     return GuardSpec(
         "DynaGuard",
         messages=View(prompt=prompt, system_prompt=system),

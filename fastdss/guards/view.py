@@ -20,17 +20,17 @@ class View:
     """Which messages a guard's template is given: ``view(conversation)`` is the list.
 
     Args:
-        turns: ``"conversation"``, where the template reads all of it; ``"exchange"``, the last user turn and all that
-            the assistant and its tools did after it; ``"response"``, the judged response alone.
+        turns: ``"conversation"``, all turns; ``"exchange"``, the last user turn and all that the assistant and its
+            tools did after it; ``"response"``, the judged response alone.
         system: whether the template renders system turns; else they are left out.
-        tools: whether it knows the role ``tool``. Else calls and results are joined with the assistant's turn around
-            them, and neighbours of one side become one turn, so that user and assistant alternate and a tool's output
-            is never the user's words.
-        parts: content as a list of typed parts.
+        tools: whether the template knows the role ``tool``. Else the results of tools are joined with the assistant's
+            turns beside them, and so are neighbours of one role. So user and assistant alternate, and a tool's output
+            is never taken for the user's words.
+        parts: whether the template takes content as a list of typed parts, instead of as text.
         prompt: for a guard that is asked by a text of its model card: that text, with ``{prompt}`` and ``{response}``
             where the exchange goes, sent as one user message.
-        system_prompt: the system message before ``prompt``.
-        instruction: a last user turn.
+        system_prompt: a system message at the beginning.
+        instruction: a user turn at the end.
     """
 
     _: KW_ONLY
@@ -84,7 +84,7 @@ def _last_exchange(turns: Conversation) -> list[Message]:
 
 
 def _alternating(turns: Conversation) -> Iterator[Message]:
-    """Neighbours of one side as one turn of its role; what the assistant's tools did is on the assistant's side."""
+    """The turns, with neighbours of one role joined; turns of tools count as the assistant's."""
     for side, group in groupby(turns, key=lambda turn: "assistant" if turn["role"] == "tool" else turn["role"]):
         texts = [turn["content"] for turn in group]
         yield {"role": side, "content": "\n\n".join(text for text in texts if text)}

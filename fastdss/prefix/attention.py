@@ -153,7 +153,7 @@ def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value
     """Attention in which every token sees only itself; the tokens' keys are stored one after the other."""
     keys, _values = plan.store.layer(layer, key, value)
     keys[:, : key.shape[2]] = key[0]
-    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
 
 def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:

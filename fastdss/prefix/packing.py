@@ -151,8 +151,9 @@ def shortcut_segments(group: Group, length: int, wanted: Callable[[int], bool]) 
 
     All branches end with the same template text, and so does the trunk. A shortcut's tokens see the trunk up to where
     the branch leaves it, and then, in place of the rest of the branch, which is not computed, the tokens at the same
-    distance from the trunk's end. The verdict of a shortcut is not that of its branch, but often close to it. A
-    shortcut writes nothing to the slot, so that branches can be computed after it.
+    distance from the trunk's end. These were computed after the whole response, so that they carry text from after the
+    boundary: the verdict of a shortcut is not that of its branch, but often close to it. A shortcut writes nothing to
+    the slot, so that branches can be computed after it.
     """
     for base, first, tree in zip(group.bases, group.first_score, group.trees, strict=True):
         for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True)):

@@ -1,4 +1,4 @@
-"""Renderings are made by a worker thread while the ones before them are scored."""
+"""Runs ahead: a worker thread makes the next renderings while the ones before them are scored."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_SWITCH = 1e-4  # seconds; with Python's 5 ms every launched operation might wait that long for the worker thread
+_SWITCH = 1e-4  # seconds until Python switches threads; with its default each operation may wait 5 ms for the worker
 
 
 class Ahead(Generic[Item, Made]):
     """``map(make, items)``: the same results in the same order, made by one worker thread beside the caller.
 
-    An error of ``make`` is raised at the next step of the caller, before more is computed for nothing; the first one in
-    the order of the items, whatever the threads do. Leaving the loop early (an error, Ctrl-C) drops what was not begun
-    and waits for nothing. ``waited``: seconds that the caller stood still.
+    An error of ``make`` is raised at the caller's next step, before more is computed in vain; of several errors, that
+    of the earliest item. Leaving the loop early (an error, Ctrl-C) drops the items that were not begun and does not
+    wait for the one that was. ``waited``: seconds that the caller spent waiting.
     """
 
     def __init__(self, make: Callable[[Item], Made], items: Sequence[Item]) -> None:
@@ -28,7 +28,7 @@ class Ahead(Generic[Item, Made]):
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Made]:
-        if len(self.items) == 1:  # nothing to run ahead of
+        if len(self.items) == 1:  # there is no next item to make meanwhile
             yield self._timed(lambda: self.make(self.items[0]))
             return
         before = sys.getswitchinterval()

@@ -1,4 +1,4 @@
-"""Chunk scores -> weights of the policy's tokens, by character offsets through the policy's own chat template."""
+"""Turns scores of chunks into weights of the policy's tokens, by character offsets in the policy's own template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ACROSS: dict[str, Callable[[list[float]], float]] = {
 
 
 class TokenWeights(Sequence[Any]):
-    """One row per conversation, aligned position by position: what a trainer and a collator need.
+    """One row per conversation, as a trainer and a collator need it: lists that are aligned position by position.
 
     Each row is a dict of four lists of the same length T: ``input_ids``; ``attention_mask`` (all 1); ``labels``,
     equal to the id at the response's tokens and its end-of-turn token and -100 elsewhere; ``token_weights``, the STAR
@@ -103,7 +103,7 @@ class AlignOptions:
         return replace(self, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
 
     def kept(self, length: int) -> slice:
-        """What stays of a row of so many tokens."""
+        """The part that stays of a row of ``length`` tokens."""
         if self.max_length is None or length <= self.max_length:
             return slice(length)
         return slice(self.max_length) if self.truncation_side == "right" else slice(length - self.max_length, length)
@@ -112,7 +112,7 @@ class AlignOptions:
 def align(
     scored: Sequence[ScoredConversation], tokenizer: Any, options: AlignOptions, *, first_row: int = 0
 ) -> TokenWeights:
-    """See ``StarScores.token_weights``; ``first_row`` is the number by which errors call the first of them."""
+    """See ``StarScores.token_weights``; ``first_row`` is the number that errors give to the first of ``scored``."""
     policy = PolicyChat(tokenizer, template=options.template, template_kwargs=options.template_kwargs)
     rows, truncated = [], []
     for index, item in enumerate(scored, first_row):
@@ -134,9 +134,9 @@ def align_conversation(
     pick: Callable[[list[float]], float] = _ACROSS["last"],
     end_of_turn: bool = True,
 ) -> Row:
-    """One training row: what the policy writes in the judged turns is labelled, each token with its score.
+    """One training row: the tokens that the policy writes in the judged turns get labels, and scores as weights.
 
-    An answer without text or call is no answer: it would teach the policy to end at once.
+    An answer with neither text nor calls gets no label: it would teach the policy to end at once.
     """
     turns = item.conversation.turns
     judged_turns = [judged for judged in item.turns if not turns[judged.place].is_empty]
@@ -163,7 +163,7 @@ def align_conversation(
 
 
 def _check_scored(turn: Turn, judged: ScoredResponse) -> None:
-    """Scores of other text, or none at all, must not become weights: what was cut has to be this answer."""
+    """Refuse missing scores and scores of another text, before they become weights of this answer."""
     place = f"turn {judged.place}: "
     ends, scores, text = judged.ends, judged.scores.tolist(), turn.answer.text
     if len(scores) != len(ends) or not ends:
@@ -186,7 +186,8 @@ def _check_scored(turn: Turn, judged: ScoredResponse) -> None:
 def _weight(
     judged: ScoredResponse, scores: list[float], begin: int, end: int, pick: Callable[[list[float]], float]
 ) -> float:
-    """The score of the token that covers ``answer[begin:end]``; past what the guard saw, 0: the reference decides."""
+    """The score of the token that covers ``answer[begin:end]``; 0 after the part that the guard saw, so that the
+    reference model alone decides there."""
     last = bisect_left(judged.ends, end)
     if last == len(judged.ends):
         if not judged.complete:

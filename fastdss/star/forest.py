@@ -1,4 +1,5 @@
-"""Turns to judge -> what each guard is shown of them: prefix trees, in slices that are made one ahead of another."""
+"""Turns to judge become what each guard is shown: prefix trees, made in slices so that the next can be made while one
+is scored."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from fastdss.errors import RowError, UserError
 from fastdss.guards.guard import GuardModel
 from fastdss.prefix.tree import PrefixTree, build_tree, shared_length
 
-WHOLE, SMALLEST_SLICE = 48, 4  # turns that are rendered together at most, and in the first slice of many
-_SHORT = 4  # characters for each token of the context; a text with fewer most likely fits
+WHOLE, SMALLEST_SLICE = 48, 4  # turns: up to so many are one slice; the first of several slices has the fewest
+_SHORT = 4  # a text with fewer characters than this for each token of the context most likely fits
 
 
 class Judged(NamedTuple):
-    """A turn of a conversation to judge. Turns of one ``row`` stand together; errors call it ``name``."""
+    """A turn of a conversation to judge. Turns of one ``row`` stand together; errors call the row by ``name``."""
 
     conversation: Conversation
     turn: int
@@ -41,8 +42,8 @@ class Turn(NamedTuple):
 
 
 class Forest(NamedTuple):
-    """What some turns are rendered to: for each guard its trees, and which turn each of them begins with; how many
-    scores each turn keeps, and how many renderings were cut."""
+    """The renderings of some turns: for each guard its trees and the first turn of each tree; how many scores each turn
+    keeps; and how many renderings were left out, because they are too long."""
 
     trees: list[list[PrefixTree]]
     first: list[list[int]]
@@ -71,8 +72,8 @@ def make_forest(guards: Sequence[GuardModel], turns: Sequence[Turn], max_tokens:
 
 
 def cut_in_slices(turns: list[Turn]) -> list[list[Turn]]:
-    """Turns in slices, of which the next is rendered while one is scored: small ones first, so that the first is soon
-    there. No row is cut, since its turns share trees; what is short stays whole."""
+    """Turns in slices, small ones first, so that scoring begins soon. The turns of a row stay in one slice, since they
+    share trees; up to ``WHOLE`` turns are a single slice."""
     if len(turns) <= WHOLE:
         return [turns]
     slices: list[list[Turn]] = [[]]
@@ -85,7 +86,7 @@ def cut_in_slices(turns: list[Turn]) -> list[list[Turn]]:
 
 
 def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree], list[int]]:
-    """Trees of one row joined where one trunk for both is fewer tokens; and which turn each tree begins with.
+    """The trees, those of one row joined where a common trunk saves tokens; and the first turn of each tree.
 
     Where a guard reads whole conversations, what it reads of a turn begins the rendering of the next. Where it reads
     the last exchange alone, two turns share the template's head and nothing else.
@@ -96,6 +97,7 @@ def _sharing(trees: list[PrefixTree], rows: list[int]) -> tuple[list[PrefixTree]
             last = trees[groups[-1][-1]]
             shared = shared_length(np.asarray(last.trunk), np.asarray(tree.trunk))
             lengths = [start + len(tail) for start, tail in zip(last.starts, last.tails, strict=True)]
+            # What the last tree costs as branches of this tree's trunk, to compare with its own trunk and branches.
             joined = sum(n - min(start, shared) for n, start in zip(lengths, last.starts, strict=True))
             if joined < len(last.trunk) + sum(map(len, last.tails)):
                 groups[-1].append(i)
@@ -117,13 +119,13 @@ def _tree(
     limit = min(guard.max_tokens, max_tokens or guard.max_tokens)
 
     def rendered(ends: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-        """Renderings, and of each prefix the longest one's length."""
+        """The renderings, and for each prefix the length of its longest one."""
         ids = guard.encode_prefixes(history, response, ends)
         return ids, [max(map(len, ids[k : k + guard.readouts])) for k in range(0, len(ids), guard.readouts)]
 
     try:
         characters = len(response) + sum(len(turn["content"]) for turn in history)
-        # Of a longer text, one rendering tells whether rendering all prefixes is worth the time.
+        # For a longer text, rendering the whole shows first whether it is worth the time to render all prefixes.
         short = characters < limit * _SHORT
         renderings, lengths = rendered(ends if short else ends[-1:])
         whole = lengths[-1]

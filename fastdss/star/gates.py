@@ -1,4 +1,4 @@
-"""Gates of approximate scores: which branches are computed, and what becomes of the scores of the others."""
+"""Gates for approximate scores: they decide which branches are computed, and give the scores of the others."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from .options import ScoringOptions
 from .promise import Audit
 from .scoring import Judged, Settled, sharpened
 
-SHORTCUT = 4  # last tokens of a branch: what of a template follows the words that ask for the verdict
-LIMIT = 1e-6  # scores nearer to 0 or 1 are fitted as this
-_MOST_LAYERS = 8  # whose hidden states are read, evenly spaced: a fit holds them of every boundary of its sample
+# Last tokens of a branch that a shortcut computes. One gave an R^2 of 0.86, four 0.96; sixteen cost more and were no
+# better at the boundaries that matter (docs/approximate.md).
+SHORTCUT = 4
+LIMIT = 1e-6  # scores nearer to 0 or 1 than this are fitted as if they were this far away
+_MOST_LAYERS = 8  # layers whose hidden states are read, evenly spaced: a fit keeps these for every boundary it has
 
-Verdict = Callable[[Tensor], Tensor]  # logits of a guard's verdict [n, R] -> the scores', as logits [n]
+Verdict = Callable[[Tensor], Tensor]  # logits of a guard's verdict [n, R] -> logits of the scores P(safe) [n]
 States = Mapping[int, Tensor]  # of one response: k -> [2 layers, D] before the branch of its k-th score, see ``Past``
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A response of which everything was computed: scores ``[K]``, what the trunk knew before their branches, and the
-    verdicts of their shortcuts, as logits."""
+    """A response whose scores ``[K]`` were all computed, with the trunk's hidden states before their branches and the
+    verdicts of their shortcuts, as logits of P(safe)."""
 
     judged: Judged
     scores: Tensor
@@ -40,17 +42,18 @@ class Seen:
 class Past:
     """Adds to the hidden states at a boundary their mean over this and the earlier boundaries of its response.
 
-    A verdict is about the whole text, of which the last token need not know; the mean knows what came before.
+    A verdict is about the whole text so far. The hidden states at its last token need not describe all of it; the mean
+    also describes what came before.
     """
 
     def __init__(self, kept: Sequence[int]) -> None:
-        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]
-        self._states: list[dict[int, Tensor]] = [{} for _ in kept]
+        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]  # score -> its response
+        self._states: list[dict[int, Tensor]] = [{} for _ in kept]  # for each response: score -> [layers, D]
 
     def added(self, scores: Sequence[int], states: Tensor) -> Tensor:
-        """states: ``[n, layers, D]`` of these scores, later than those before -> ``[n, 2 layers, D]``."""
+        """states: ``[n, layers, D]`` for these scores, which follow those of earlier calls -> ``[n, 2 layers, D]``."""
         for score, state in zip(scores, states, strict=True):
-            self._states[self._owner[score]][score] = state  # once more where a group starts again
+            self._states[self._owner[score]][score] = state  # again where memory ran out and a group is computed anew
         means: dict[int, Tensor] = {}
         for owner in dict.fromkeys(self._owner[score] for score in scores):
             places = sorted(self._states[owner])
@@ -60,7 +63,7 @@ class Past:
 
 
 class Reading:
-    """Lets every branch through, and keeps what the trunk knew before it, of every batch that was scored."""
+    """A gate (see ``prefix.engine.Gate``) that has every branch computed, and keeps what a probe is fitted on."""
 
     withdrawn = False
     shortcut = SHORTCUT
@@ -104,24 +107,24 @@ class Reading:
             states = {k: self._states[score] for k, score in enumerate(places) if score in self._states}
             shortcuts = {k: self._shortcuts[score] for k, score in enumerate(places) if score in self._shortcuts}
             self.seen.append(Seen(item, scores[list(places)], states, shortcuts))
-        self._verdict = no_verdict  # the guard's is no part of what was read, which goes from process to process
+        self._verdict = no_verdict  # what was read is sent to other processes, and the guard must not go with it
         return [Settled(torch.ones(count, dtype=torch.bool)) for count in self._kept]
 
 
 class Predictor(Protocol):
-    """What a gate asks of a probe."""
+    """What a gate needs of a probe."""
 
     layers: tuple[int, ...]
     shortcut: int
 
     def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]``, shortcuts: ``[n]`` -> scores ``[n]`` and their doubts ``[n]``."""
+        """states: ``[n, 2 layers, D]``, shortcuts: ``[n]``, logits -> scores ``[n]`` and their doubts ``[n]``."""
 
 
 class Gating:
-    """Lets through what the probe doubts, and all of the rows that are audited.
+    """A gate (see ``prefix.engine.Gate``) that has the branches of doubtful scores and of audited rows computed.
 
-    ``audit`` hears of every audited row; None: who asked keeps account, from ``Settled.missed``.
+    ``audit`` is told of every audited row; None: the caller keeps the account itself, from ``Settled.missed``.
     """
 
     def __init__(
@@ -142,13 +145,13 @@ class Gating:
         self.shortcut = probe.shortcut
         self.withdrawn = False
         self._verdict = verdict
-        self._states: dict[int, Tensor] = {}  # of the scores whose shortcuts are to be heard
+        self._states: dict[int, Tensor] = {}  # of the scores whose shortcuts are still to be computed
         self._rows = [item.row for item in judged]
         self._audited = list(audited)
         self._kept = list(kept)
         self._past = Past(kept)
         self._whole = {k for places, whole in zip(_places(kept), audited, strict=True) if whole for k in places}
-        self._predicted: dict[int, float] = {}  # of the scores that the probe is certain of
+        self._predicted: dict[int, float] = {}  # the approximations of little doubt, those of audited rows too
 
     def read(self, scores: list[int], states: Tensor) -> None:
         known = self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1))
@@ -195,17 +198,17 @@ class Gating:
 
 
 def verdict_of(guard: GuardModel, options: ScoringOptions) -> Verdict:
-    """How the scores of a guard are read, as logits."""
+    """The function from the logits of a guard's verdict to the logits of its scores."""
     return lambda logits: torch.logit(sharpened(guard, logits, options.sharpen).double(), eps=LIMIT)
 
 
 def no_verdict(logits: Tensor) -> Tensor:
-    """Of a gate without a guard."""
+    """The verdict of a gate that has no guard yet, or no longer."""
     raise AssertionError("no guard was named")
 
 
 def check_approximable(guards: Sequence[GuardModel], options: ScoringOptions) -> None:
-    """Raise ``ValueError`` for what no probe approximates."""
+    """Raise ``ValueError`` for guards and options whose scores no probe can approximate."""
     if len(guards) != 1:
         raise UserError(f"approx: expected one guard, got {len(guards)}")
     guard = guards[0]
@@ -220,6 +223,6 @@ def check_approximable(guards: Sequence[GuardModel], options: ScoringOptions) ->
 
 
 def _places(kept: Sequence[int]) -> Iterator[range]:
-    """The places of each response's scores among those of the batch."""
+    """For each response, the places that its scores have among those of the batch."""
     ends = list(accumulate(kept))
     return (range(end - count, end) for end, count in zip(ends, kept, strict=True))

@@ -1,4 +1,4 @@
-"""The guard that users hold: what judges a conversation, and streams that score a response while it is written."""
+"""The guard that users call: it judges conversations, and has streams that score a response while it is written."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Guard(GuardModel):
 
     Args:
         model: a causal LM, or a classifier where the spec says so.
-        tokenizer: the model's.
-        spec: how it is asked, and which next tokens are its answer.
-        check: one short forward, which shows whether scoring through the prefix tree gives what the model gives itself;
-            False is for models that only ``method="per_prefix"`` can score.
+        tokenizer: the model's tokenizer.
+        spec: how the model is asked, and which next tokens are its answer.
+        check: run a short text through the prefix tree and through the model itself, and compare the logits; False is
+            for models that only ``method="per_prefix"`` can score.
 
     Raises:
         ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,
@@ -39,10 +39,10 @@ class Guard(GuardModel):
             prompt: text, or a list of messages.
             every: units per scored chunk.
             unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
-            unit_tokenizer: whose tokens are counted; None: the guard's.
+            unit_tokenizer: the tokenizer whose tokens are counted; None: the guard's.
 
         Returns:
-            StarStream: to which text is appended.
+            StarStream: append the response's text to it.
         """
         return StarStream(self, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer)
 
@@ -50,9 +50,9 @@ class Guard(GuardModel):
         """Scores of many responses that are being written at once, see ``StarStreams``.
 
         Args:
-            budget: tokens per forward pass; None leaves it to the device.
+            budget: tokens per forward pass; None: a number that depends on the device.
 
         Returns:
-            StarStreams: which opens a stream for each.
+            StarStreams: open a stream on it for each response.
         """
         return StarStreams(self, budget=budget)

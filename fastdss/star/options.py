@@ -1,4 +1,4 @@
-"""How a response is scored: one definition of the options and one check, whoever takes them."""
+"""The options for scoring a response, defined and checked once for all functions and commands that take them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ScoringOptions:
     Args:
         every: units per scored chunk.
         unit: what a chunk counts: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
-        turns: ``"last"`` judges the last assistant's turn of a conversation, ``"all"`` every one.
-        max_tokens: caps the rendering: longer prefixes are left out and the row is flagged; None: a rendering beyond
-            the guard's context is an error.
-        combine: ``"mean"`` or ``"min"`` of several guards' scores.
+        turns: ``"last"`` judges the last turn of the assistant in a conversation, ``"all"`` every one.
+        max_tokens: the most tokens of a rendering: longer prefixes are left out and the row is flagged; None: a
+            rendering beyond the guard's context is an error.
+        combine: how the scores of several guards become one: ``"mean"`` or ``"min"``.
         sharpen: a temperature that divides the verdict's logits; ``"paper"`` mimics the released sampling settings.
         method: ``"tree"`` computes each distinct token once, ``"per_prefix"`` makes one forward per prefix;
             ``"auto"`` is the tree.
@@ -36,7 +36,7 @@ class ScoringOptions:
             the kernel on a GPU where it runs. ``"flash"`` is torch's flash-attn, for 16-bit models without softcaps,
             sinks and windows; ``"auto"`` never takes it, since no GPU has measured where it wins.
         gemm: on a CPU, the library that multiplies fp32 matrices: ``"default"``, ``"onednn"``, or ``"auto"``.
-        budget: tokens per forward pass; None leaves it to the device.
+        budget: tokens per forward pass; None: a number that depends on the device.
 
     Raises:
         UserError: for a value that is not one of these.

@@ -1,11 +1,13 @@
-"""Approximate scores: what a guard computes in any case often knows the verdict that a branch would compute.
+"""Approximate scores: a branch's verdict, predicted from what the guard computes in any case.
 
-Most of what a guard computes are branches: the template's tail, once per boundary. A shortcut, the branch's last
-tokens behind the trunk's own tail, comes near its verdict. A ridge regression on the trunk's hidden states, at the
-token after which a branch leaves it and on average at the boundaries so far, predicts what is missing, or without
-shortcuts the verdict itself. It is fitted on a sample of rows, and knows how doubtful each of its predictions is.
-Branches of doubtful predictions are computed as ever. Which doubt is low enough is not assumed but shown, on rows
-that the fit did not see (``promise.py``); where it cannot be shown, nothing is approximated.
+Most of what a guard computes are branches: the template's tail, once per boundary. A shortcut computes only the last
+tokens of a branch, behind the trunk's own tail. Its verdict is near the branch's, but not equal: the trunk's tail was
+computed behind the whole response, so it carries what comes after the boundary. A ridge regression learns the
+difference from the trunk's hidden states, those at the token after which the branch leaves it and their mean over the
+boundaries so far. Without shortcuts it predicts the verdict itself. It is fitted on a sample of rows, and knows how
+doubtful each of its predictions is; the branches of doubtful ones are computed as usual. Which doubt is low enough is
+not assumed but shown, with the shortcuts and corrections that will be used, on rows that the fit did not see
+(``promise.py``). Where it cannot be shown, nothing is approximated.
 """
 
 from __future__ import annotations
@@ -30,28 +32,28 @@ from .ridge import Ridge
 from .scores import StarScores
 from .scoring import Judged, read_batch, score_turns
 
-AUDIT_SHARE = 0.05
+AUDIT_SHARE = 0.05  # of the rows; a choice: with more, a broken promise is noticed sooner, and less is spared
 THRESHOLDS = tuple(0.001 * 1.2**step for step in range(38))  # of doubt, up to 0.85: fixed before any row is seen
-ASKED = ("every", "unit", "sharpen")  # options without which a promise about rows is another one
-_FEWEST_ROWS = 16  # to fit on, of which a few may have all their scores on the trunk
-_FEWEST_BRANCHED = 12
-_MOST_FITTED = 1500  # boundaries: the fit takes the cube of them in time, and those of one row tell much the same
-_LEAST_SPARED = 0.2  # of the scores: less does not pay for the audit and for being off by up to the tolerance
+ASKED = ("every", "unit", "sharpen")  # options that change the scores, so that the promise holds only for their values
+_FEWEST_ROWS = 16  # rows to fit on; in a few of them all scores may be read on the trunk, with no branch to predict
+_FEWEST_BRANCHED = 12  # rows to fit on that have branches
+_MOST_FITTED = 1500  # boundaries: the time of a fit grows with their cube, and those of one row are much alike
+_LEAST_SPARED = 0.2  # of the scores; sparing fewer is not worth the audit and errors of up to the tolerance
 
 Rows = list[list[Seen]]  # the judged responses of each row
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was shown about a probe, and on what."""
+    """What was shown about a probe, and on which rows."""
 
     promise: Promise
     threshold: float | None  # doubt up to which scores are approximated; None: not shown for any, or not worth it
     fitted_rows: int
-    sampled_rows: int  # others, on which the threshold was chosen
-    wrong_rows: int = 0  # of these, at the threshold
-    approximated: float = 0.0  # share of their scores that the threshold spares
-    fit: float = 0.0  # R^2 of the verdict's logit on them
+    sampled_rows: int  # other rows, on which the threshold was chosen
+    wrong_rows: int = 0  # how many of the sampled rows are wrong at the threshold
+    approximated: float = 0.0  # the share of their scores that need no branch at the threshold
+    fit: float = 0.0  # R^2 of the predicted logits on the sampled rows
 
     def __str__(self) -> str:
         if self.threshold is None:
@@ -71,22 +73,22 @@ class Certificate:
 
 @dataclass
 class TrunkProbe:
-    """What ``star_scores(guard, batch, approx=probe)`` approximates scores by, and what was shown about it.
+    """Approximates scores for ``star_scores(guard, batch, approx=probe)``, and holds what was shown about that.
 
     Some rows are computed whole and compared. Where they speak against the promise (``audit.disagrees``), a warning
     says so and everything is computed from then on.
 
     Attributes:
-        layers: whose hidden states are read.
-        ridge: the regression on them.
-        certificate: what was shown on the sample, or that nothing could be.
-        audit: the account of the rows that were compared; None: who scores keeps it.
-        guard_name: of the guard's spec.
-        asked: the options that it was fitted with.
-        audit_share: of the rows, to be compared.
-        seed: by which, and by their texts alone, these rows are chosen.
-        shortcut: last tokens of a branch that are computed in any case, for the verdict that the regression corrects;
-            0: none, it predicts the verdict from the trunk alone.
+        layers: the numbers of the layers whose hidden states are read.
+        ridge: the regression on these hidden states.
+        certificate: what was shown on the sample, or that nothing could be shown.
+        audit: the account of the rows that were compared; None: the caller keeps it.
+        guard_name: the name of the guard's spec.
+        asked: the options with which it was fitted.
+        audit_share: the share of the rows that are computed whole and compared.
+        seed: together with the texts of a row, it decides whether the row is compared.
+        shortcut: how many last tokens of each branch are computed in any case, for a verdict that the regression
+            corrects; 0: none, the regression predicts the verdict from the trunk alone.
     """
 
     layers: tuple[int, ...]
@@ -111,26 +113,26 @@ class TrunkProbe:
         seed: int = 0,
         progress: bool = False,
     ) -> tuple[TrunkProbe, StarScores]:
-        """Fit on a random sample of the rows to be scored, and choose from which doubt on to compute.
+        """Fit on a random sample of the rows to be scored, and choose the doubt up to which scores are approximated.
 
-        A part of the rows is fitted, the threshold is chosen on the others: ``promise.least_rows`` of them at least
-        (149 by default). ``probe.certificate`` says what was shown; where nothing could be, ``approx=probe`` computes
-        everything.
+        The probe is fitted on a part of the sample, and the threshold is chosen on the others: this takes at least
+        ``promise.least_rows`` of them (149 by default). ``probe.certificate`` says what was shown; where nothing could
+        be shown, ``approx=probe`` computes everything.
 
         Args:
-            guard: whose scores are approximated.
-            batch: the sample, as in ``star_scores``.
+            guard: the guard whose scores are approximated.
+            batch: the sample, in the form that ``star_scores`` takes.
             promise: what is to be shown; None: ``Promise()``.
-            options: with which the rows will be scored.
-            audit_share: of later rows, computed whole and compared.
-            seed: of the parts, and of the rows that are compared.
+            options: the options with which the rows will be scored.
+            audit_share: the share of later rows that are computed whole and compared.
+            seed: decides which rows are fitted on, and which later rows are compared.
             progress: show a bar.
 
         Returns:
-            tuple: the probe, and the exact ``StarScores`` of ``batch``, which had to be computed for it.
+            tuple: the probe, and the exact ``StarScores`` of ``batch``, which the fit needs.
 
         Raises:
-            UserError: for guards whose score takes several readings, and too few rows to fit.
+            UserError: for a guard whose score takes several readings, and for too few rows to fit on.
         """
         options = options or ScoringOptions()
         reading = Reading()
@@ -151,7 +153,7 @@ class TrunkProbe:
         audit_share: float = AUDIT_SHARE,
         seed: int = 0,
     ) -> TrunkProbe:
-        """The probe of what was read while a random sample of rows was scored with ``approx=reading``."""
+        """The probe fitted on what ``reading`` kept while a random sample was scored with ``approx=reading``."""
         promise = promise or Promise()
         if not 0 < audit_share < 1:
             raise UserError(f"audit_share: expected a share in (0, 1), got {audit_share}")
@@ -192,8 +194,8 @@ class TrunkProbe:
         return Gating(self, threshold, tolerance, judged, audited, kept, self.audit, verdict)
 
     def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]``, see ``Past``; shortcuts: ``[n]``, logits, not read without ``shortcut``
-        -> P(safe) ``[n]``, and how far one deviation moves it ``[n]``."""
+        """states: ``[n, 2 layers, D]``, see ``Past``; shortcuts: ``[n]``, logits, ignored where ``shortcut`` is 0
+        -> P(safe) ``[n]``, and its doubt ``[n]``: how far one standard deviation of the logit moves it."""
         logits, spread = self.ridge.predict(states.flatten(1))
         if self.shortcut:
             logits = logits + shortcuts
@@ -202,7 +204,8 @@ class TrunkProbe:
         return values, (moved - values).abs().amax(0)
 
     def _audits(self, conversation: Conversation) -> bool:
-        """By a hash of the texts: the same in every run and order, and for all judged turns of a conversation."""
+        """Whether a row is audited. A hash of its texts decides, so the answer is the same in every run and order, and
+        for all judged turns of a conversation."""
         text = "\0".join([str(self.seed), *(turn.answer.text for turn in conversation.turns)])
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self.audit_share * 2**64
@@ -212,7 +215,7 @@ class TrunkProbe:
         wrong, every_doubt, predicted, known = [], [], [], []
         for row in sampled:
             states, exact, shortcuts, _ = _table([row])
-            if not len(exact):  # all its scores are read on the trunk
+            if not len(exact):  # all its scores are read on the trunk: none is approximated, so none can be wrong
                 wrong.append(float("inf"))
                 continue
             values, doubts = self.predict(states[:, used], shortcuts)
@@ -234,7 +237,7 @@ class TrunkProbe:
 
 
 def _by_row(found: Sequence[Seen]) -> Rows:
-    """The responses that have scores, those of a conversation together."""
+    """The responses without failed scores, in groups of one conversation each."""
     rows: dict[int, list[Seen]] = {}
     for seen in found:
         if bool(torch.isfinite(seen.scores).all()):
@@ -243,8 +246,8 @@ def _by_row(found: Sequence[Seen]) -> Rows:
 
 
 def _table(rows: Rows) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Hidden states ``[n, 2 layers, D]``, verdict logits ``[n]``, those of shortcuts ``[n]`` (0 where there is none),
-    and rows of all boundaries that have a branch."""
+    """For all n boundaries that have a branch: hidden states ``[n, 2 layers, D]``, logits of the scores ``[n]``, logits
+    of the shortcuts ``[n]`` (0 where there is none), and the number of the row that each comes from."""
     found = [
         (seen.states[k], seen.scores[k], seen.shortcuts.get(k, 0.0), number)
         for number, row in enumerate(rows)
@@ -259,7 +262,7 @@ def _table(rows: Rows) -> tuple[Tensor, Tensor, Tensor, list[int]]:
 
 
 def _best_layers(features: Tensor, targets: Tensor, rows: list[int]) -> tuple[list[int], Ridge]:
-    """The hidden states that predict other rows best: one layer's with their means, or all of them together."""
+    """The hidden states that predict held-out rows best, one layer's with their mean or all together; and the fit."""
     step = -(-len(rows) // _MOST_FITTED)
     features, targets, rows = features[::step], targets[::step], rows[::step]
     layers = features.shape[1] // 2

@@ -13,11 +13,11 @@ from .promise import Audit, Promise
 from .ridge import Ridge
 
 _TENSORS = ("mean", "scale", "weights", "seen", "inverse")
-_KEY = "fastdss_probe"  # the only one: the order of several differs from run to run
+_KEY = "fastdss_probe"  # the only key of the metadata: safetensors would write several in an order that changes
 
 
 def probe_bytes(probe: TrunkProbe) -> bytes:
-    """The probe as safetensors, without what its audit has seen."""
+    """The probe as safetensors, without the account of its audit."""
     from safetensors.torch import save
 
     ridge = probe.ridge
@@ -37,7 +37,7 @@ def probe_bytes(probe: TrunkProbe) -> bytes:
 
 
 def read_probe(content: bytes) -> TrunkProbe:
-    """The probe of ``probe_bytes``; ``ValueError`` where it is none."""
+    """The probe that ``probe_bytes`` wrote; ``ValueError`` where ``content`` is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

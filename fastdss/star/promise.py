@@ -1,25 +1,23 @@
-"""Promises about approximate scores, as statistics: which doubt is low enough, and whether that goes on being so.
+"""Promises about approximate scores, and their statistics: which doubt is low enough, and whether it stays so.
 
 **The promise.** With probability ``confidence`` over the draw of a random sample of rows, at most the share
-``at_most`` of all rows has any score that is off by more than ``tolerance``. Rows, not scores: those of one row are
-not independent.
+``at_most`` of all rows has any score that is off by more than ``tolerance``. It counts rows, since the scores of one
+row are not independent.
 
 **Choosing the threshold** (Learn then Test, Angelopoulos et al., https://arxiv.org/abs/2110.01052). Scores whose doubt
-is at most ``t`` are approximated, the others computed. On n sampled rows for which both are known, row r is wrong from
-the smallest doubt on at which it has an error, so the number of wrong rows W(t) grows with t. The hypothesis "more
-than ``at_most`` of all rows are wrong at t" has the p-value P(Binomial(n, at_most) <= W(t)). Thresholds that were
-fixed without these rows are tested one after the other, from the most careful on, and the last one before the first
-that cannot be rejected at ``1 - confidence`` is taken: testing in a fixed order needs no correction for how many there
-are.
+is at most ``t`` are approximated, the others computed. On n sampled rows both are known for every score. A row is wrong
+from the least doubt on at which it has a score that is off, so the number of wrong rows W(t) grows with t. The
+hypothesis "more than ``at_most`` of all rows are wrong at t" has the p-value P(Binomial(n, at_most) <= W(t)). A list of
+thresholds, fixed without these rows, is tested from the smallest on, and the last one before the first whose hypothesis
+cannot be rejected at ``1 - confidence`` is taken: testing in a fixed order needs no correction for the number of tests.
 
 **The audit.** While rows are scored, a random share of them is computed whole as well. A betting process multiplies by
 
     (3 a / a) = 3                        for a wrong row             a = at_most
     (1 - 3 a) / (1 - a)                  for a right one
 
-which is a martingale or less while the promise holds, so that it ever reaches ``1 / (1 - confidence)`` with a
-probability of no more than ``1 - confidence`` (Ville's inequality), however often one looks. When it does, the promise
-is withdrawn.
+and is a supermartingale while the promise holds: the probability that it ever reaches ``1 / (1 - confidence)`` is at
+most ``1 - confidence`` (Ville's inequality), however often one looks. When it does, the promise is withdrawn.
 """
 
 from __future__ import annotations
@@ -30,17 +28,19 @@ from dataclasses import dataclass
 
 from fastdss.errors import UserError
 
-_RIVAL = 3.0  # the audit bets on this multiple of the promised share of wrong rows
+# The audit bets on this multiple of the promised share of wrong rows. It is a choice: less is better at noticing shares
+# just above the promised one, more at noticing large ones soon.
+_RIVAL = 3.0
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What approximate scores promise, with what confidence it is shown before any are used.
+    """What approximate scores promise, and the confidence with which it is shown before any are used.
 
     Args:
         tolerance: how far a score may be off.
-        at_most: the share of rows that may be off by more than that anywhere.
-        confidence: with which a sample of the rows has to show it.
+        at_most: the share of rows that may have a score that is off by more.
+        confidence: the confidence with which a sample of the rows must show it.
     """
 
     tolerance: float = 0.1
@@ -55,7 +55,7 @@ class Promise:
 
     @property
     def least_rows(self) -> int:
-        """The fewest sampled rows that can ever show it: all of them right."""
+        """The fewest sampled rows that can show the promise, if all of them are right."""
         return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.at_most))
 
     def __str__(self) -> str:
@@ -79,14 +79,15 @@ def binomial_tail(wrong: int, rows: int, share: float) -> float:
 
 
 def wrong_from(doubts: Sequence[float], errors: Sequence[float], tolerance: float) -> float:
-    """The threshold from which on a row is wrong: the least doubt at which it is off by more than ``tolerance``."""
+    """The threshold from which on a row is wrong: the least doubt of its scores that are off by more than
+    ``tolerance``, infinity where none is."""
     return min((d for d, e in zip(doubts, errors, strict=True) if not e <= tolerance), default=math.inf)
 
 
 def choose_threshold(thresholds: Sequence[float], wrong: Sequence[float], promise: Promise) -> float | None:
-    """The largest of ``thresholds`` (ascending, fixed without these rows) that keeps the promise; None: not even one.
+    """The largest of ``thresholds`` (ascending, fixed without these rows) that keeps the promise; None: none does.
 
-    wrong: for every sampled row, from which threshold on it is wrong (``wrong_from``).
+    wrong: for every sampled row, the threshold from which on it is wrong (``wrong_from``).
     """
     chosen = None
     for threshold in thresholds:
@@ -98,7 +99,7 @@ def choose_threshold(thresholds: Sequence[float], wrong: Sequence[float], promis
 
 
 class Audit:
-    """Watches whether rows go on keeping the promise."""
+    """Watches whether later rows keep the promise as well."""
 
     def __init__(self, promise: Promise) -> None:
         self.promise = promise
@@ -107,7 +108,7 @@ class Audit:
         self._highest = 0.0
 
     def add(self, wrong: bool) -> None:
-        """One more row of which both the approximate and the computed scores are known."""
+        """Take account of one more row whose approximate scores were compared with the computed ones."""
         self.rows += 1
         self.wrong += wrong
         share = self.promise.at_most
@@ -116,5 +117,5 @@ class Audit:
 
     @property
     def disagrees(self) -> bool:
-        """Whether the rows seen so far speak against the promise; once they did, they always will."""
+        """Whether the rows seen so far speak against the promise; once true, it stays true."""
         return self._highest >= -math.log(1 - self.promise.confidence)

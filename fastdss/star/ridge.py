@@ -1,9 +1,9 @@
-"""Ridge regression in closed form, with each prediction's own doubt.
+"""Ridge regression in closed form, with a standard deviation for each prediction.
 
-For standardised features X [n, F] and targets z [n] the weights are ``(X^T X + l I)^-1 X^T z``, computed from the n x
-n matrix of products (features of a language model are many, labels few), by one eigendecomposition for all penalties
-l. The standard deviation of a prediction at x is ``s sqrt(1 + x^T (X^T X + l I)^-1 x)`` with the residuals' standard
-deviation s: far from everything seen, it grows.
+For standardised features X [n, F] and targets z [n] the weights are ``(X^T X + l I)^-1 X^T z``. They are computed from
+the n x n matrix of products, since a language model has many features and the targets are few, by one
+eigendecomposition for all penalties l. The standard deviation of a prediction at x is
+``s sqrt(1 + x^T (X^T X + l I)^-1 x)`` with the residuals' standard deviation s: it grows far from all that was fitted.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PENALTIES = tuple(10.0**power for power in range(-3, 5))  # times the mean eigenvalue
+PENALTIES = tuple(10.0**power for power in range(-3, 5))  # as multiples of the mean eigenvalue
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """Predicts targets from features, and how far off a prediction may well be."""
+    """Predicts targets from features, and the standard deviation of each prediction."""
 
     mean: Tensor  # [F]
     scale: Tensor  # [F]
@@ -32,13 +32,13 @@ class Ridge:
 
     @classmethod
     def fit(cls, features: Tensor, targets: Tensor, rows: Sequence[int]) -> Ridge:
-        """features: [n, F]; targets: [n]; rows: which row each comes from, so that no row is on both sides of a test.
+        """features: [n, F]; targets: [n]; rows: the row that each comes from, so that none is both fitted and tested.
 
         The penalty is the one that predicts a quarter of the rows best from the others.
         """
         features, targets = features.double(), targets.double()
         order = {row: place for place, row in enumerate(dict.fromkeys(rows))}
-        held = torch.tensor([order[row] % 4 == 3 for row in rows])
+        held = torch.tensor([order[row] % 4 == 3 for row in rows])  # every fourth row, to compare penalties on
         mean, scale = features.mean(0), features.std(0).clamp(min=1e-8)
         x = (features - mean) / scale
         offset, centre = targets[~held].mean(), x[~held].mean(0)

@@ -1,4 +1,4 @@
-"""One scored response: what scoring makes, what weights are made of, and what a data set of scores is read into."""
+"""One scored response: the result of scoring, also when it is read from a data set; token weights are made of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Flag(StrEnum):
     DELIMITER = "delimiter"  # its conversation quotes a plain-text delimiter of the guard's template
     TRUNCATED = "truncated"  # prefixes beyond ``max_tokens`` have no score
     FAILED = "failed"  # the guard's logits are not finite: no score can be used
-    ONE_BOUNDARY = "one_boundary"  # one score for all of it: nothing in it can be told apart
+    ONE_BOUNDARY = "one_boundary"  # it has a single score, so a safe part cannot be told from an unsafe one
     UNSCORED = "unscored"  # kept without a score, at weight 0: the reference model alone decides
 
 
@@ -30,18 +30,18 @@ class ScoredResponse:
     """P(safe) of the prefixes of one response.
 
     Args:
-        history: what a guard that reads text saw before the response.
+        history: the messages that a guard that reads text saw before the response.
         response: the text that was judged.
         scores: ``[K]`` float32, of the prefixes ``response[: ends[k]]``.
         ends: ``[K]`` where the prefixes end, in characters.
         flags: what is special about the response.
         row: the row of the batch that it comes from.
-        conversation: the whole one, in which the response is turn ``turn``; None: it is ``history`` and ``response``.
-        turn: see ``conversation``.
-        exact: ``[K]`` bool, which scores the guard computed and which a ``TrunkProbe`` approximated; None: it computed
-            all.
-        missed: of a response that was computed whole to audit a probe, how far off its approximations would have been
-            at most.
+        conversation: the whole conversation; None: it consists of ``history`` and ``response``.
+        turn: the place of the response among the turns of ``conversation``.
+        exact: ``[K]`` bool, true for scores that the guard computed, false for those that a ``TrunkProbe``
+            approximated; None: the guard computed all.
+        missed: for a response that was computed whole to audit a probe, the largest error that its approximations would
+            have had.
     """
 
     history: list[Message] = field(repr=False)  # texts never reach a log by way of a repr
@@ -118,7 +118,7 @@ class ScoredResponse:
 
 
 class ScoredConversation(NamedTuple):
-    """A conversation and its scored turns: those that are trained."""
+    """A conversation and its scored turns, which are the ones that get weights."""
 
     conversation: Conversation
     turns: list[ScoredResponse]

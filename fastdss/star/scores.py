@@ -1,4 +1,4 @@
-"""What scoring makes: the scores of a batch, and the training weights that follow from them."""
+"""The result of scoring: the scores of a batch, and the training weights that are made of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .scored import Flag, ScoredConversation, ScoredResponse
 class StarScores(Sequence[ScoredResponse]):
     """Scored responses, in the order of the batch; ``star[i]`` is one of them.
 
-    ``scores``, ``ends``, ``flags``, ``histories``, ``responses`` and ``rows`` list the same, a field at a time.
+    ``scores``, ``ends``, ``flags``, ``histories``, ``responses`` and ``rows`` list one field of all of them.
     """
 
     def __init__(self, responses: Iterable[ScoredResponse]) -> None:
@@ -80,8 +80,8 @@ class StarScores(Sequence[ScoredResponse]):
         """Draw P(safe) of one response along its characters; needs ``fastdss[viz]``.
 
         Args:
-            row: which response.
-            ax: where to draw, an Axes of matplotlib; None: in a new figure.
+            row: the index of the response.
+            ax: the matplotlib Axes to draw on; None: those of a new figure.
 
         Returns:
             Any: the Axes.
@@ -97,7 +97,7 @@ class StarScores(Sequence[ScoredResponse]):
         return view.html(self._items)
 
     def conversations(self) -> list[ScoredConversation]:
-        """One for all judged turns of a conversation."""
+        """The responses grouped by conversation: those that are turns of one conversation become one item."""
         found: list[list[ScoredResponse]] = []
         for item in self:
             one = found and item.conversation is not None and found[-1][0].conversation is item.conversation
@@ -108,11 +108,11 @@ class StarScores(Sequence[ScoredResponse]):
         return [ScoredConversation(items[-1].chat, items) for items in found]
 
     def to_training_rows(self) -> list[dict[str, Any]]:
-        """What ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists.
+        """The rows that ``prepare_dss_dataset`` and ``DSSSFTTrainer`` read, as plain lists.
 
         Returns:
-            list: a row a conversation, with ``messages``, with ``tools`` as JSON where there are any, and with
-                ``star``, the scores of its judged turns, which say ``exact`` where some are approximations.
+            list: one row for each conversation: its ``messages``, its ``tools`` as JSON where there are any, and
+                ``star``, the scores of its judged turns, with ``exact`` where some of them are approximations.
         """
         rows = []
         for chat, items in self.conversations():
@@ -143,27 +143,27 @@ class StarScores(Sequence[ScoredResponse]):
         truncation_side: str | None = None,
         failed: str = "error",
     ) -> TokenWeights:
-        """Ids, labels and the weight of every label, through the policy's chat template; a row a conversation.
+        """Ids, labels and the weight of every label, through the policy's chat template; one row per conversation.
 
         The end-of-turn token gets the last score. Tokens beyond what the guard saw get weight 0, so that the reference
         model alone decides there. Control strings in content stay literal text here too.
 
         Args:
-            tokenizer: the policy's, a fast one.
+            tokenizer: the policy's tokenizer, a fast one.
             template: the chat template; None: the tokenizer's own.
-            template_kwargs: further variables of the template.
-            across: which score a token gets that touches several chunks: ``"last"``, that of the chunk in which its
-                last character lies (the default), ``"min"`` or ``"mean"``.
+            template_kwargs: further variables for the template.
+            across: the score of a token that touches several chunks: ``"last"`` (the default), that of the chunk in
+                which its last character lies, or the ``"min"`` or ``"mean"`` of their scores.
             end_of_turn: whether the token that ends a turn has a label; None: yes.
-            max_length: longest row, in tokens; None: no limit.
-            truncation_side: ``"left"`` or ``"right"``, where a longer row is cut; None: right.
+            max_length: the most tokens of a row; None: no limit.
+            truncation_side: the end at which a longer row is cut, ``"left"`` or ``"right"``; None: right.
             failed: ``"error"`` raises on rows without scores, ``"zero"`` gives them weight 0.
 
         Returns:
             TokenWeights: rows with ``input_ids``, ``attention_mask``, ``labels`` and ``token_weights``.
 
         Raises:
-            UserError: for a tokenizer or a template that does not tell where its turns lie, and for failed rows.
+            UserError: for failed rows, and where the tokenizer or the template does not show where the turns lie.
         """
         if failed not in ("error", "zero"):
             raise UserError(f"failed: expected one of error, zero, got {failed!r}")

@@ -1,4 +1,4 @@
-"""STAR: a guard's P(safe) for every prefix of every response, at the cost of the distinct tokens."""
+"""STAR: a guard's P(safe) for every prefix of every response, with each distinct token computed once."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from .scored import Flag, ScoredResponse
 from .scores import StarScores
 
 _log = logging.getLogger(__name__)
-_RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature, and the repetition penalty that divides the verdict's logits
-_RELEASED_NUCLEUS = 0.9
+_RELEASED_TEMPERATURE = 0.2 * 1.2  # temperature times repetition penalty: both divide the verdict's logits
+_RELEASED_NUCLEUS = 0.9  # top-p: a verdict of this share is the only one left to sample
 _ATTEND = {"auto": attend_packed, "torch": attend_in_order, "triton": attend_by_kernel, "flash": attend_by_flash}
 
 
@@ -73,31 +73,31 @@ def star_scores(
         model: a ``Guard``, several of them, or a causal LM of transformers with ``tokenizer`` and ``spec``.
         batch: ``{"prompt": [...], "response": [...]}``, a prompt being text or a list of messages, or ``{"messages":
             [...]}`` whose last turn, the assistant's, is judged.
-        tokenizer: of a model that is no ``Guard``.
-        spec: how such a model is asked; None: the known one of ``model.name_or_path``.
+        tokenizer: the tokenizer of a model that is not a ``Guard``.
+        spec: how such a model is asked; None: the known spec that fits the model.
         every: units per scored chunk: a prefix ends after every ``every``-th unit, and at the end of the text.
         unit: what a chunk counts, one of ``"word"``, ``"token"``, ``"sentence"`` and ``"character"``.
         ends: character ends of the prefixes of each response, instead of ``every`` and ``unit``.
-        unit_tokenizer: whose tokens are counted; None: the first guard's. They are those of the response on its own,
-            without added tokens.
-        turns: ``"last"``, or ``"all"`` for every assistant's turn as a response of its own.
-        max_tokens: as in ``ScoringOptions``, like the next six.
-        combine: of several guards' scores, ``"mean"`` or ``"min"``.
-        sharpen: temperature of the verdict.
+        unit_tokenizer: the tokenizer whose tokens are counted; None: the first guard's. The response is tokenised on
+            its own, without added tokens.
+        turns: ``"last"``, or ``"all"`` to judge every turn of the assistant as a response of its own.
+        max_tokens: the most tokens of a rendering; ``ScoringOptions`` says more of this and the next six.
+        combine: how the scores of several guards become one, ``"mean"`` or ``"min"``.
+        sharpen: the temperature of the verdict.
         method: ``"tree"`` or ``"per_prefix"``.
-        backend: which attention runs.
+        backend: the implementation of attention.
         budget: tokens per forward pass.
-        gemm: which library multiplies on a CPU.
-        options: all of these at once; what is given by keyword counts more.
-        approx: a ``TrunkProbe``, by which scores are approximated where that was shown to be near enough.
+        gemm: the library that multiplies matrices on a CPU.
+        options: all of these at once; keywords that are given override them.
+        approx: a ``TrunkProbe``, which approximates scores where it was shown that they are near enough.
         progress: show a bar.
 
     Returns:
-        StarScores: one scored response after the other, in the order of the batch.
+        StarScores: the scored responses, in the order of the batch.
 
     Raises:
         RowError: for a row that cannot be judged; it names the row and never quotes its text.
-        UserError: for options that no guard takes.
+        UserError: for options that are not allowed, and for guards that cannot take them.
     """
     options = (options or ScoringOptions()).with_said(
         every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
@@ -114,20 +114,20 @@ def star_scores(
 
 
 class Settled(NamedTuple):
-    """Of one response: which scores are exact ``[K]``, and where all were computed to compare, how far off the others
-    would have been at most."""
+    """For one response: which of its scores were computed ``[K]``, and, where all were computed for an audit, the
+    largest error that their approximations would have had."""
 
     exact: Tensor
     missed: float | None = None
 
 
 class ScoreGate(Gate, Protocol):
-    """A gate that knows scores without their branches."""
+    """A gate that can give scores whose branches were not computed."""
 
-    withdrawn: bool  # the audit spoke against the probe: what was approximated must be computed after all
+    withdrawn: bool  # whether the audit spoke against the probe: what was approximated must be computed after all
 
     def settle(self, scores: Tensor) -> list[Settled]:
-        """Fill in what was not computed, and say of every response what was."""
+        """Write the approximations into ``scores``, and say for every response which scores were computed."""
 
 
 class Approximation(Protocol):
@@ -136,7 +136,7 @@ class Approximation(Protocol):
     def gate(
         self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
     ) -> ScoreGate | None:
-        """The gate of a batch, whose response i has ``kept[i]`` scores; None: all are computed."""
+        """The gate for a batch in which response i has ``kept[i]`` scores; None: all scores are computed."""
 
 
 def score_turns(
@@ -149,8 +149,8 @@ def score_turns(
     approx: Approximation | None = None,
     progress: bool = False,
 ) -> StarScores:
-    """Scores of turns, in their order; ``options.turns`` is not asked. Turns of one conversation share prefix trees
-    wherever that computes fewer tokens."""
+    """The scores of the given turns, in their order; ``options.turns`` is ignored. Turns of one conversation share
+    prefix trees wherever that saves tokens."""
     histories = [item.conversation.before(item.turn) for item in judged]
     responses = [item.text for item in judged]
     if cuts is None:
@@ -160,23 +160,23 @@ def score_turns(
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
     slices = [turns] if approx else cut_in_slices(turns)
     if len(slices) > 1:
-        # Decided once, so that it is the same for every slice.
+        # Choose the library once, so that it is the same for every slice.
         options = options.with_said(gemm=_settled_gemm(guards, options.gemm))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []
-    opinions: list[list[Tensor]] = [[] for _ in guards]
+    by_guard: list[list[Tensor]] = [[] for _ in guards]
     gate = None
     with _progress(sum(map(len, cuts)) * sum(guard.readouts for guard in guards), progress) as report:
         for forest in ahead:
             if approx is not None:
                 gate = approx.gate(guards, judged, forest.kept, options)
-            for guard, trees, first, said in zip(guards, forest.trees, forest.first, opinions, strict=True):
+            for guard, trees, first, found in zip(guards, forest.trees, forest.first, by_guard, strict=True):
                 numbers = [prompts[len(kept) + i] for i in first]
-                said.append(sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
+                found.append(sharpened(guard, _logits(guard, trees, numbers, options, gate, report), options.sharpen))
             report(forest.cut)
             kept += forest.kept
-    stacked = torch.stack([torch.cat(said) for said in opinions])
+    stacked = torch.stack([torch.cat(found) for found in by_guard])
     combined = (stacked.mean(0) if options.combine == "mean" else stacked.amin(0)).float()
     settled = None if gate is None else gate.settle(combined)
     if gate is not None and gate.withdrawn:
@@ -204,6 +204,7 @@ def _settled_gemm(guards: Sequence[GuardModel], gemm: str) -> str:
 
 
 def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
+    """``model`` as a sequence of guards; a causal LM becomes one, with a tokenizer and a spec that fit it."""
     if isinstance(model, GuardModel):
         return [model]
     if isinstance(model, Sequence) and not isinstance(model, str):
@@ -303,6 +304,7 @@ def _logits(
 
 
 def sharpened(guard: GuardModel, logits: Tensor, sharpen: float | str) -> Tensor:
+    """P(safe) at the temperature ``sharpen``, or as the released sampling settings give it, with ``"paper"``."""
     if not isinstance(sharpen, str):
         return guard.scores(logits, sharpen)
     score = guard.scores(logits, _RELEASED_TEMPERATURE)

@@ -1,7 +1,7 @@
-"""Scores while responses are being written: one forward of [new tokens + tail] per boundary, equal to the batch's.
+"""Scores of responses while they are written: one forward of [new tokens + tail] per boundary. They equal those that
+``star_scores`` gives.
 
-Many conversations share that forward (``StarStreams``); a ``StarStream`` that nobody put into company has one of its
-own.
+Many conversations can share that forward (``StarStreams``); a ``StarStream`` that is opened alone has its own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from fastdss.prefix.whole import batched_logits
 class StarStream:
     """Scores of one response while it is written: append its text, get P(safe) at the end of every ``every``-th unit.
 
-    Units are those of ``star_scores``, and so are ``scores`` and ``ends`` once ``close`` has added the score of the
-    end. ``seconds[k]`` is how long the call took that gave score k. A new boundary computes only the tokens with which
-    its rendering leaves the one before.
+    Units are those of ``star_scores``; once ``close`` has added the score of the end, ``scores`` and ``ends`` are the
+    same too. ``seconds[k]`` is how long the call took that gave score k. At a new boundary only those tokens are
+    computed that its rendering does not share with the one before.
 
     Args:
         guard: the guard that judges; ``guard.stream(prompt)`` is the same.
         prompt: text, or a list of messages.
         every: units per scored chunk.
         unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
-        unit_tokenizer: whose tokens are counted; None: the guard's.
-        company: the ``StarStreams`` whose forwards score it too; None: it is alone.
+        unit_tokenizer: the tokenizer whose tokens are counted; None: the guard's.
+        company: the ``StarStreams`` whose forwards score it together with other streams; None: it is alone.
     """
 
     def __init__(
@@ -67,32 +67,32 @@ class StarStream:
             raise UserError("company: expected the StarStreams of the same guard, got another guard's")
 
     def append(self, text: str) -> list[float]:
-        """Text that was written since.
+        """Append text that was written since the last call.
 
         Args:
-            text: any piece of it, down to a character.
+            text: the new text, as short as a character.
 
         Returns:
-            list: the scores of the boundaries that it settles: a word's once whitespace follows it, a token's once
-                another word begins, a sentence's once something follows that is no part of it.
+            list: the scores of the boundaries that it settles: the end of a word once whitespace follows it, of a token
+                once another word begins, of a sentence once something follows that is not a part of it.
         """
         return self.company.append({self: text}).of(self)
 
     def close(self) -> list[float]:
-        """The end of the response.
+        """End the response.
 
         Returns:
-            list: the scores of the boundaries that only the end settles, the whole text's among them.
+            list: the scores of the boundaries that only the end settles, as a rule that of the whole text.
         """
         return self.company.append({}, ended=[self]).of(self)
 
     def abandon(self) -> None:
-        """End without a score of the end: what the stream holds on the device is free for others."""
+        """End the stream without scoring its end, and free what it holds on the device."""
         self.closed = True
         self.company.forget(self)
 
     def fork(self) -> StarStream:
-        """Another continuation of what was written so far.
+        """Copy the stream, to try another continuation of the text so far.
 
         Returns:
             StarStream: an independent stream with the same past.
@@ -111,7 +111,7 @@ class StarStream:
         return twin
 
     def _due(self, text: str, ended: bool) -> Iterator[tuple[int, list[list[int]]]]:
-        """Take ``text``; the boundaries that have no score yet, and their renderings."""
+        """Append ``text``, and yield the boundaries that have no score yet, each with its renderings."""
         if self.closed and not ended:
             raise UserError("the stream is closed")
         check_conversation(0, [{"role": "assistant", "content": self.text + text}])
@@ -132,24 +132,24 @@ class StarStream:
 
 
 class NewScores(NamedTuple):
-    """What ``StarStreams.append`` gives: the new scores of each stream, and why others can't go on.
+    """The result of ``StarStreams.append``: the new scores of each stream, and the errors of those that failed.
 
-    A stream that ``failed`` has no entry in ``scores``, so nobody takes its silence for safety; what was scored before
-    the failure stands in its own ``scores``.
+    A stream in ``failed`` has no entry in ``scores``, so that an empty list is not taken for safety. Its own ``scores``
+    keep all that was scored before.
     """
 
     scores: dict[StarStream, list[float]]
     failed: dict[StarStream, ValueError]
 
     def of(self, stream: StarStream) -> list[float]:
-        """The stream's new scores; raises what it failed of."""
+        """The stream's new scores; raises the stream's error where it failed."""
         if stream in self.failed:
             raise self.failed[stream]
         return self.scores[stream]
 
 
 class StarStreams:
-    """Streams of many conversations, scored together: each call of ``append`` is one forward for all that is due.
+    """Streams of many conversations, scored together: each call of ``append`` scores all new boundaries in one forward.
 
     ```python
     streams = StarStreams(guard)                         # or guard.streams()
@@ -159,12 +159,12 @@ class StarStreams:
     ```
 
     Conversations join and leave at any time. A stream closes by ``ended``, by its own ``close`` or ``abandon``, or when
-    nobody holds it any more; its place on the device is then free. What is wrong with one of them (a context that is
-    full, text that is no text, logits that are not finite, which give NaN) leaves the others alone.
+    nobody holds it any more; its place on the device is then free. An error of one stream (a context that is full, text
+    that is not valid, logits that are not finite, which give NaN) does not affect the others.
 
     Args:
         guard: the guard that judges all of them.
-        budget: tokens per forward pass; None leaves it to the device.
+        budget: tokens per forward pass; None: a number that depends on the device.
     """
 
     def __init__(self, guard: GuardModel, *, budget: int | None = None) -> None:
@@ -185,10 +185,10 @@ class StarStreams:
             prompt: text, or a list of messages.
             every: units per scored chunk.
             unit: ``"word"``, ``"token"``, ``"sentence"`` or ``"character"``.
-            unit_tokenizer: whose tokens are counted; None: the guard's.
+            unit_tokenizer: the tokenizer whose tokens are counted; None: the guard's.
 
         Returns:
-            StarStream: with this as its company.
+            StarStream: it is scored together with the others that were opened here.
         """
         return StarStream(self.guard, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer, company=self)
 
@@ -199,14 +199,14 @@ class StarStreams:
         again with empty text.
 
         Args:
-            pieces: the text of each stream.
-            ended: streams to close, with or without a last piece.
+            pieces: the new text of each stream.
+            ended: streams to close; they may have a last piece in ``pieces``.
 
         Returns:
-            NewScores: the new scores of every stream that was named, and what went wrong with single ones.
+            NewScores: the new scores of every stream that was named, or its error where it failed.
 
         Raises:
-            UserError: for streams of another company and for a piece that is no text, before anything is appended.
+            UserError: for streams of another ``StarStreams`` and pieces that are not text, before any is appended.
         """
         begun = time.perf_counter()
         named = list(dict.fromkeys([*pieces, *ended]))
@@ -233,12 +233,12 @@ class StarStreams:
         return NewScores({stream: scores.get(stream, []) for stream in named if stream not in failed}, failed)
 
     def copy(self, stream: StarStream, to: StarStream) -> None:
-        """Let ``to`` go on from where ``stream`` is."""
+        """Let ``to`` continue from the text that ``stream`` has reached."""
         if self._texts is not None:
             self._texts.copy(stream, to)
 
     def forget(self, stream: StarStream) -> None:
-        """Free what is held of the stream; should it go on after all, it is computed anew."""
+        """Free what is held for the stream; if it goes on after all, its text is computed anew."""
         if self._texts is not None:
             self._texts.forget(stream)
 

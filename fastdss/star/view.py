@@ -1,4 +1,4 @@
-"""``StarScores`` for the eye: a trajectory drawn with matplotlib, and coloured text for notebooks."""
+"""How ``StarScores`` are shown: one response's scores drawn with matplotlib, and coloured text in notebooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdss.pages.charts import heat
 
 from .scored import Flag, ScoredResponse
 
-SHOWN = 5
+SHOWN = 5  # responses that a notebook shows
 TEXT = 600  # characters of a response, and of a prompt, that a notebook shows
 _BACKGROUNDS = (  # translucent, so that they suit light and dark notebooks
     "rgba(224,106,10,.62)",
@@ -26,7 +26,7 @@ _UNDERLINES = ("3px solid", "2px solid", "1px dashed")
 
 
 def plot(item: ScoredResponse, title: str, ax: Any = None) -> Any:
-    """Draw the trajectory of one response on ``ax``, or on a new figure's axes, and return the axes."""
+    """Draw P(safe) along one response on ``ax``, or on a new figure's axes, and return the axes."""
     require("plot()", "viz", "matplotlib")
     from matplotlib import pyplot
 
@@ -50,8 +50,8 @@ def plot(item: ScoredResponse, title: str, ax: Any = None) -> Any:
 
 
 def html(scores: Sequence[ScoredResponse]) -> str:
-    """The rows with the lowest scores as coloured text, the lowest first, failed ones last: HTML without script, every
-    text escaped, limited in size."""
+    """The rows with the lowest scores as coloured text, the lowest first, failed ones last. It is HTML of limited size
+    without scripts, in which every text is escaped."""
     order = sorted(range(len(scores)), key=lambda row: 2.0 if scores[row].failed else scores[row].scores.min().item())
     more = f"; the {SHOWN} with the lowest scores" if len(scores) > SHOWN else ", the lowest score first"
     more = more if len(scores) > 1 else ""
@@ -97,7 +97,7 @@ def _cut(text: str, start: int = 0) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escaped; what is invisible, reorders text or is no character is spelled out."""
+    """``text`` escaped for HTML. Characters that are invisible or reorder text are replaced by their code points."""
     return "".join(
         escape(char) if char.isprintable() or char in "\n\t\u200d" or category(char) == "Zs" else f"[U+{ord(char):04X}]"
         for char in text

@@ -108,15 +108,17 @@ def key_rotation(body: nn.Module) -> Callable[[Tensor, int], Tensor] | None:
     rotate = getattr(sys.modules[type(body).__module__], "apply_rotary_pos_emb", None)
     if rotary is None or rotate is None or list(inspect.signature(rotary.forward).parameters) != ["x", "position_ids"]:
         return None
+    rules = getattr(getattr(body, "config", None), "rope_parameters", None) or {}
+    share = rules.get("partial_rotary_factor", 1.0)  # of a head's numbers; Phi cuts them off before it rotates
 
     def move(keys: Tensor, by: int) -> Tensor:
         """Angles add up, so keys that are rotated already are rotated by the difference."""
-        whole = keys[None].to(torch.promote_types(keys.dtype, torch.float32))
-        parts = rotary(whole, torch.full((1, 1), by, device=keys.device))
+        turned, rest = keys[None].tensor_split([int(share * keys.shape[-1])], -1)
+        exact = turned.to(torch.promote_types(keys.dtype, torch.float32))
+        parts = rotary(exact, torch.full((1, 1), by, device=keys.device))
         cos, sin = (part / getattr(rotary, "attention_scaling", 1.0) for part in parts)
-        _, moved = rotate(whole, whole, cos, sin)
-        found: Tensor = moved[0].to(keys.dtype)
-        return found
+        _, moved = rotate(exact, exact, cos, sin)
+        return torch.cat([moved.to(keys.dtype), rest], -1)[0]
 
     return move
 

@@ -40,7 +40,7 @@ FAULTS = [
     Fault("questions", "fastdss/guards/guard.py", "self.answers.scores(rows, temperature).amin",
           "self.answers.scores(rows, temperature).amax", f"{SEEN} -k questions", within="GuardModel.scores"),
     Fault("date", QUESTIONS, "prints_date(spec, tokenizer)", "False", f"{SEEN} -k dates", within="make_encoders"),
-    Fault("choice", KNOWN, "agreed or told or found", "agreed or found",
+    Fault("choice", KNOWN, "by_both or by_template or by_name", "by_both or by_name",
           "tests/guards/test_choose_spec.py -k gives_away", within="choose_spec"),
     Fault("classes", CLASSES, "[safe, -unsafe]", "[safe, unsafe]", f"{HEADS} -k independent", within="Classes.scores"),
     Fault("classes", "fastdss/models/classifier.py", "LMHead(score.weight, score.bias, 1.0, None)",

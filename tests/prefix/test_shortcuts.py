@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -14,6 +15,7 @@ from fastdss import Guard
 from fastdss.prefix.attention import using_prefix_attention
 from fastdss.prefix.engine import Runner, tree_logits
 from fastdss.prefix.tree import PrefixTree, build_tree
+from tests.matrix.tiny import tiny_config
 from tests.support.builders import make_guard
 
 LENGTH = 2
@@ -129,6 +131,18 @@ def test_keys_are_moved_where_every_layer_rotates_them_so(architecture: str, kno
     logits = tree_logits(guard.model, guard.token_ids, trees_of(guard), [0, 0, 1], gate=listener)
     assert bool(torch.isfinite(logits).all())
     assert bool(listener.heard) is known
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("PhiForCausalLM", True), ("JetMoeForCausalLM", True), ("DeepseekV3ForCausalLM", False)]
+)
+def test_keys_that_a_model_rotates_in_part(name: str, known: bool) -> None:
+    """Phi rotates the first half of each key; DeepSeek V3 rotates a part before it puts the key together. JetMoe takes
+    only what attention returns in one piece."""
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(tiny_config(name)).eval()
+    with using_prefix_attention(model), torch.inference_mode():
+        assert (Runner(model, [5, 6]).of_shortcuts() is not None) is known
 
 
 def test_a_layer_that_rotates_otherwise_is_noticed() -> None:
