@@ -63,8 +63,8 @@ class HeadConfig(NamedTuple):
 # Keyed by architecture, and by whether the epilogue applies a softcap or a bias. NOT YET MEASURED ON A GPU: chosen by
 # arithmetic and from what the compiler reports ahead of time (tests/compiled: no stack, no spills).
 # All: 128 x 256 is the largest tile whose fp32 sums leave room for the epilogue in the registers of 8 warps. With the
-# epilogue in halves a thread needs 214 to 255 registers; with the whole tile at once a softcap spills. 16 row blocks in
-# a group make 132 tiles, one per multiprocessor, read the least: 16 blocks of rows and 8 of words.
+# epilogue in halves a thread needs 214 to 255 registers; with the whole tile at once a softcap spills. With 16 row
+# blocks in a group, 132 tiles at a time, one per multiprocessor, read the least: 16 blocks of rows and 8 of words.
 # sm_90: 4 stages fill its shared memory (229,408 bytes).
 # sm_80: with 64 hidden dimensions at a time the masked forms put 8 bytes on the stack.
 # sm_100: 171 to 203 registers with the whole tile at once. A softcap spills, even in halves; at 128 x 128 it needs 185.

@@ -95,7 +95,7 @@ class ExpRows:
     def __init__(
         self, call: LossCall, head: Tensor, shard: VocabShard, plan: ExpPlan, accumulate: torch.dtype, *, store: bool
     ) -> None:
-        """store: whether E itself is needed; otherwise only its sums are."""
+        """Allocate the memory. store: whether E itself is needed; otherwise only its sums are."""
         self.call, self.head, self.shard, self.plan, self.store = call, head, shard, plan, store
         self.objective = Objective.decode(call.objective)
         self._slab = Slab(call.hidden, plan.slab_rows, head.shape[0], accumulate)

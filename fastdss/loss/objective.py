@@ -339,7 +339,7 @@ def _local_stats(
     if not finite:
         silent = (z if reverse else z_ref) == -math.inf  # a token of probability 0 (bias -inf) adds nothing to the KL
         if rows.kl_weight is not None:
-            silent |= (rows.kl_weight == 0).unsqueeze(1)  # a row's KL may be infinite if it has no weight
+            silent |= (rows.kl_weight == 0).unsqueeze(1)  # a row without a weight may have an infinite KL
         diff.masked_fill_(silent, 0)
     q, p = softmax_(z_ref), softmax_(z, below)
     if reverse:

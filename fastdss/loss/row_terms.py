@@ -17,7 +17,7 @@ class RowTerms(NamedTuple):
     """Every tensor is [n]."""
 
     ce: Tensor  # cross-entropy, without its weight
-    kl: Tensor  # likewise
+    kl: Tensor  # KL term, without its weight
     parts: list[Tensor]  # the weighted cross-entropy and, if there are KL weights, the weighted KL
     factors: ExpFactors
     token_stats: Tensor | None  # [2, n] as LossResult.token_stats
