@@ -29,7 +29,7 @@ _SCHEMA_TYPES: dict[Any, str] = {
 }
 _KINDS = get_type_hints(LossCall)
 _INPUTS = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _KINDS.items())
-_TENSORS = sum(_SCHEMA_TYPES[kind].startswith("Tensor") for kind in _KINDS.values())  # how many: they come before the other arguments
+_TENSORS = sum(_SCHEMA_TYPES[kind].startswith("Tensor") for kind in _KINDS.values())  # tensors come first
 _SCALED_ROWS = 512  # rows that a CPU scales at a time: few enough that the product is still in cache when it is rounded
 _NO_GRADIENTS = (None,) * (len(LossCall._fields) - 3)  # for all arguments but hidden, lm_head and bias
 
