@@ -106,7 +106,7 @@ def filled(text: str) -> str:
 
 def _step(found: list[dict[str, Any]], variant: str) -> str:
     """A variant's time over fused SFT's, and its memory; the two were measured in processes of their own."""
-    same = [row for row in found if row["commit"] == "0e95f39" and row["bench"] == "train-step"]
+    same = [row for row in found if row["commit"] == "61b0812" and row["bench"] == "train-step"]
     base, timed = (rows.one([row for row in same if "median_s" in row], variant=name) for name in ("sft", variant))
     memory = rows.one([row for row in same if "step_bytes" in row], variant=variant)
     return f"{timed['median_s'] / base['median_s']:.2f}, {memory['step_bytes'] / 2**20:.0f} MiB"
