@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from bench_loss import peak_extra
-from environment import environment
+from environment import append_rows, environment
 from loss_methods import Case, Inputs, make_inputs
 from torch import Tensor
 
@@ -116,11 +116,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)  # processor time would count another's waiting
-    with RESULTS.open("a", encoding="utf-8") as file:
-        for dtype in ("float32", "bfloat16"):
-            row = measure(dtype, given.rows, given.rounds) | environment("cpu", rounds=given.rounds)
-            print(json.dumps(row, indent=1))
-            file.write(json.dumps(row) + "\n")
+    for dtype in ("float32", "bfloat16"):
+        row = measure(dtype, given.rows, given.rounds) | environment("cpu", rounds=given.rounds)
+        print(json.dumps(row, indent=1))
+        append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 from loss_methods import smollm2_on_prose
 from torch import Tensor
 
@@ -150,12 +150,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)  # processor time would count another's waiting
-    with RESULTS.open("a", encoding="utf-8") as file:
-        for dtype in (torch.float32, torch.bfloat16):
-            for text in (True, False):
-                row = measure(dtype, text, given.rounds) | environment("cpu", rounds=given.rounds)
-                print(json.dumps(row, indent=1))
-                file.write(json.dumps(row) + "\n")
+    for dtype in (torch.float32, torch.bfloat16):
+        for text in (True, False):
+            row = measure(dtype, text, given.rounds) | environment("cpu", rounds=given.rounds)
+            print(json.dumps(row, indent=1))
+            append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

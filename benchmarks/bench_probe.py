@@ -26,7 +26,7 @@ from random import Random
 from typing import Any
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import Guard, Promise, ScoringOptions, StarScores, TrunkProbe, star_scores
 from fastdss.prefix.engine import Runner
@@ -173,8 +173,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     row = environment("cpu", "transformers", command=said, guard=Path(args.guard).name) | measure(load(args), args)
     print(json.dumps(row, indent=1))
     if args.out:
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(args.out, [row])
     return row
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import environment
+from environment import append_rows, environment
 
 from fastdss import dss_loss, enable_dss
 from fastdss.demo.policy import load_policy
@@ -80,8 +80,7 @@ def main() -> None:
     }
     row |= environment("cpu", rounds=given.rounds)
     print(json.dumps(row))
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":
