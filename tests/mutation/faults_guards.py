@@ -62,7 +62,7 @@ FAULTS = [
           "tests/guards/test_refused.py -k unchecked", within="StarStreams.__init__"),
     Fault("chunks", ATTENTION, "n if chunk is None else min(n, low + chunk - segment.start)", "n", KINDS,
           within="_stretches"),
-    Fault("chunks", ATTENTION, "(scale(own) / scale(told)).to(query)[:, None]", "1.0", KINDS, within="_temperatures"),
+    Fault("chunks", ATTENTION, "(scale(own) / scale(told)).to(query)[:, None]", "None", KINDS, within="_temperatures"),
     Fault("sinks", ATTENTION, "torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]",
           "torch.softmax(scores, dim=-1, dtype=dtype)", KINDS, within="_softmax_attention"),
 ]  # fmt: skip
