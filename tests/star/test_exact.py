@@ -155,7 +155,7 @@ def scores_while(monkeypatch, error: Exception, fails, **options) -> tuple[list[
 
     with monkeypatch.context() as patched:
         patched.setattr(fastdss.prefix.engine.Runner, "run", tight)
-        return star_scores(guard, MANY, every=4, **options).scores, sizes
+        return star_scores(guard, MANY, every=4, method="tree", **options).scores, sizes
 
 
 def same(scores: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
