@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.formats import fits_columns, known_columns
+from fastdss.chat.record import fits_columns, known_columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened

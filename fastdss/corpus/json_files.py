@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastdss.chat.formats import fits_columns
+from fastdss.chat.record import fits_columns
 from fastdss.errors import UserError
 from fastdss.optional import require
 

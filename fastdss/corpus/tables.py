@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.turns import without_nulls
 from fastdss.errors import UserError
 
 from .csv_files import check_names
@@ -116,15 +117,6 @@ def _rows(batch: Any) -> Iterator[Found]:
     except (ValueError, OverflowError):
         records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
     yield from (Found(r if isinstance(r, Unreadable) else {k: without_nulls(v) for k, v in r.items()}) for r in records)
-
-
-def without_nulls(value: Any) -> Any:
-    """The value without the null fields of its structs: an Arrow struct has every field that any row has."""
-    if isinstance(value, Mapping):
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value
 
 
 def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:

@@ -13,7 +13,26 @@ TOOL_PARTS = [
     Fault("tool parts", PARTS, "kinds[number] != _CALL", "False", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "part['tool_use_id']", "part.get('id')", PROVED, within="_by_turns"),
     Fault("tool parts", PARTS, "found[-1]['role'] == 'user'", "False", PROVED, within="_by_turns"),
-    Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definition"),
+    Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definitions"),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS]
+TURNS, SHAPES, LAYOUTS = (f"fastdss/chat/{name}.py" for name in ("turns", "shapes", "layouts"))
+KINDS_PROVED = "tests/chat/test_kinds.py"
+
+KINDS = [
+    Fault("kinds", TURNS, "function[named[0]] if named else {}", "{}", KINDS_PROVED, within="_call"),
+    Fault("kinds", TURNS, "role == 'tool' and _is_data(content)", "False", KINDS_PROVED, within="_content"),
+    Fault("kinds", TURNS, "train and bool(given[key])", "train", KINDS_PROVED, within="_trained"),
+    Fault("kinds", TURNS, "kind == following == tokenize.STRING", "False", KINDS_PROVED, within="_joins_texts"),
+    Fault("kinds", SHAPES, "found[answered]", "found[asked]", KINDS_PROVED, within="_of_round"),
+    Fault("kinds", SHAPES, "rest.pop('output_with_loss')", "True", KINDS_PROVED, within="_of_round"),
+    Fault("kinds", LAYOUTS, "(*turns[-1].calls, *turn.calls)", "turn.calls", KINDS_PROVED, within="_listed"),
+    Fault("kinds", LAYOUTS, "before.train == turn.train", "False", KINDS_PROVED, within="_goes_on"),
+    Fault("kinds", LAYOUTS, "'kto_tag' in record", "False", KINDS_PROVED, within="is_kto"),
+    Fault("kinds", LAYOUTS, "label in (0, 1)", "False", KINDS_PROVED, within="is_kto"),
+    Fault("kinds", LAYOUTS, "_text('instruction', record.take('instruction'))", "''", KINDS_PROVED, within="_question"),
+    Fault("kinds", LAYOUTS, "len(roles) == len(read)", "True", KINDS_PROVED, within="_is_list"),
+    Fault("kinds", PARTS, "called.get('input', called.get('args'))", "{}", KINDS_PROVED, within="_in_known_form"),
+]  # fmt: skip
+
+FAULTS = [*TOOL_PARTS, *KINDS]
