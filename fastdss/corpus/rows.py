@@ -62,7 +62,7 @@ class Row:
     """A conversation and which of its turns are to be judged.
 
     ``content_hash``: SHA-256 of all of the conversation that scores or training depend on. ``line``: where it begins in
-    its file. ``others``: columns that are no part of the conversation.
+    its file. ``others``: columns that are no part of the conversation. ``note``: what was guessed to read it.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Row:
     line: int | None = None
     others: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     reading: Reading | None = field(default=None, repr=False, compare=False)
+    note: str | None = field(default=None, repr=False, compare=False)
 
     def packed(self) -> dict[str, Any]:
         """What scoring needs of the row, as plain JSON values."""
@@ -198,7 +199,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
     others = {name: record[name] for name in reading.unused}
     if reading.scored:
         others |= {name: record[name] for name in SCORES if name in record}
-    return Row(row_id, conversation, tuple(judged), digest, found.line, others, reading)
+    return Row(row_id, conversation, tuple(judged), digest, found.line, others, reading, found.note)
 
 
 def _record_hash(record: Mapping[str, Any]) -> str:

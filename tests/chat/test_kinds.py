@@ -165,6 +165,10 @@ KINDS = {
         {"prompt": "x", "response": '[{"value": 3}, {"from": "Oslo", "value": 4}]'},
         ["user: x", 'assistant!: [{"value": 3}, {"from": "Oslo", "value": 4}]'],
     ),
+    "an answer that is a list of values": (
+        {"prompt": "x", "response": '[{"value": 3}]'},
+        ["user: x", 'assistant!: [{"value": 3}]'],
+    ),
     "data as a tool's result": (
         {"messages": [turn("user", "Weather?"), CALLED, turn("tool", {"content": "sun", "t": 12}), turn("gpt", SAFE)]},
         ["user: Weather?", f"assistant!: {OSLO}", 'tool: {"content": "sun", "t": 12}', f"assistant!: {SAFE}"],
