@@ -75,13 +75,14 @@ class Turn:
     @property
     def is_empty(self) -> bool:
         """Whether the turn writes nothing: no text and no call."""
-        return not (self.content.strip() or self.reasoning.strip() or self.calls)
+        said = self.content[self.thinking[1] :]
+        return not (said.strip() or self.thinking[0] or self.reasoning.strip() or self.calls)
 
     @cached_property
     def thinking(self) -> tuple[str, int]:
-        """The text of a leading ``<think>`` block, and where the rest of ``content`` begins."""
+        """The text of a leading ``<think>`` block, which may be empty, and where the rest of ``content`` begins."""
         found = _THINKING.match(self.content) if self.role == "assistant" and not self.reasoning else None
-        return (found[1], found.end()) if found is not None and found[1] else ("", 0)
+        return (found[1], found.end()) if found is not None else ("", 0)
 
     @cached_property
     def answer(self) -> Answer:

@@ -303,11 +303,12 @@ class PolicyChat:
 
 def _with_own_tags(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
     """``text``, the turn's, with words in place of the two tags around its reasoning, and of no other tags."""
-    thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
-    if turn.role != "assistant" or thought is None:
+    if turn.role != "assistant" or (not turn.reasoning and turn.thinking[1] == 0):
         return text
     (before, opening), (after, closing) = tags.items()
-    begin, end = text.rindex(opening, 0, thought.begin), text.index(closing, thought.begin + len(thought.text))
+    begin = text.index(opening)
+    thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
+    end = text.index(closing, begin if thought is None else thought.begin + len(thought.text))
     return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
 
 

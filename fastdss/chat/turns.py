@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -37,6 +38,7 @@ _KEYS_OF_CALLS = frozenset((*_ARGUMENT_KEYS, "name", "id", "type", "function", "
 _MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 # Of several keys with one meaning, the first that is not empty counts.
 _NAMES_OF_ONE = (ROLE_KEYS, (*CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS, _DETAIL_KEYS)
+_CLOSED = re.compile(r"\s*^</think>[ \t]*(?:\n\s*|\Z)", re.MULTILINE)
 NO_MEDIA = "images, audio and files cannot be judged or trained: leave such rows out"
 _EXPECTED = "expected a mapping with 'role' and 'content', or 'from' and 'value'"
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -73,6 +75,8 @@ def read_turn(index: int, message: Any) -> Turn:
     if reasoning.strip() and role != "assistant":
         raise UserError(f"{place}: only the assistant reasons, got reasoning in a turn of the role {role!r}")
     train, untrained = _trained(place, given, content)
+    if role == "assistant" and not reasoning.strip() and not untrained:
+        reasoning, content = _opened_by_prompt(content)
     turn = Turn(
         role,
         content,
@@ -85,6 +89,16 @@ def read_turn(index: int, message: Any) -> Turn:
     )
     check_text(place, turn.answer.text if role == "assistant" else content)
     return turn
+
+
+def _opened_by_prompt(content: str) -> tuple[str, str]:
+    """Reasoning and content of an answer whose ``<think>`` stood in the prompt, as R1's does: only its end is written,
+    on a line of its own."""
+    found = _CLOSED.search(content)
+    thought = "" if found is None else content[: found.start()].strip()
+    if found is None or not thought or "<think>" in content or content.count("</think>") > 1:
+        return "", content
+    return thought, content[found.end() :]
 
 
 def unused_keys(message: Mapping[str, Any]) -> set[str]:

@@ -11,7 +11,7 @@ TOOL_PARTS = [
     Fault("tool parts", PARTS, "part.get('input') or {}", "{}", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "list(parts[:first])", "list(parts[:first - 1])", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "kinds[number] != _CALL", "False", PROVED, within="_with_calls"),
-    Fault("tool parts", PARTS, "**named", "**{}", PROVED, within="_by_turns"),
+    Fault("tool parts", PARTS, "{'tool_call_id': part.get('tool_use_id'), 'name': part.get('name')}", "{}", PROVED),
     Fault("tool parts", PARTS, "found[-1]['role'] == 'user'", "False", PROVED, within="_by_turns"),
     Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definitions"),
 ]  # fmt: skip
@@ -38,9 +38,18 @@ KINDS = [
 FILES, JSON, CSV = (f"fastdss/corpus/{name}.py" for name in ("files", "json_files", "csv_files"))
 FILES_PROVED = "tests/corpus/test_other_files.py"
 
+CONVERSATION, POLICY = (f"fastdss/chat/{name}.py" for name in ("conversation", "policy"))
+POLICY_PROVED = "tests/chat/test_policy_spelling.py"
+
+SPELLING = [
+    Fault("spelling", CONVERSATION, "found[1], found.end()", "'', 0", POLICY_PROVED, within="Turn.thinking"),
+    Fault("spelling", CONVERSATION, "self.content[self.thinking[1]:]", "self.content", POLICY_PROVED),
+    Fault("spelling", TURNS, "content.count('</think>') > 1", "False", POLICY_PROVED),
+    Fault("spelling", POLICY, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="_with_own_tags"),
+]  # fmt: skip
+
 KINDS_OF_FILES = [
     Fault("kinds of files", FILES, "self.begun and (not self.frame.eof)", "False", FILES_PROVED, within="_Zstandard"),
-    Fault("kinds of files", FILES, "max_window_size=1 << 31", "max_window_size=0", FILES_PROVED, within="_Zstandard"),
     Fault("kinds of files", JSON, "any(map(_spreads, given))", "False", FILES_PROVED, within="_layout"),
     Fault("kinds of files", JSON, "whole.keys() == {'data'}", "False", FILES_PROVED, within="_is_columns"),
     Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
@@ -48,4 +57,4 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "sum((len(run) for run in _FOREIGN_WORD.findall(sample)))", "0", FILES_PROVED),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES]
+FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *SPELLING]
