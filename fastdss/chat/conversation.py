@@ -58,6 +58,7 @@ class Turn:
 
     ``reasoning`` is the reasoning that the data keeps in a field of its own. ``train`` is false where the data says
     that the turn is not to be learnt; ``untrained`` has the character spans of ``content`` that are not to be learnt.
+    ``spelled``: the answer as the data has it, where that has the calls as text in a form of its own.
     """
 
     role: str
@@ -68,6 +69,7 @@ class Turn:
     name: str | None = None
     train: bool = True
     untrained: tuple[tuple[int, int], ...] = ()
+    spelled: Answer | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:  # without the text, which must not reach a log
         return f"Turn({self.role!r}, {len(self.content)} characters, {len(self.calls)} calls)"
@@ -87,6 +89,8 @@ class Turn:
     @cached_property
     def answer(self) -> Answer:
         """The text that is judged and trained: reasoning, content and calls, each call as JSON."""
+        if self.spelled is not None:
+            return self.spelled
         parts: list[Part] = []
         thought, rest = self.thinking
         text = self.content

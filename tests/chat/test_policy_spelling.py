@@ -74,3 +74,66 @@ def expect_own_ids(template, answers):
     last = rendered.written[len(chat) - 1]
     assert "friend" in tokenizer.decode(rendered.encoding.ids[last.first : last.last + 1])
     assert last.place(len(rendered.encoding.text)) == len(conversation.turns[-1].answer.text)
+
+
+WEATHER = {"name": "weather", "arguments": {"city": "Oslo", "name": "é"}}
+SPELLED = {
+    "after text": 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "name": "é"}}\n</tool_call>',
+    "arguments first": '<tool_call>\n{"arguments": {"city": "Oslo", "name": "é"}, "name": "weather"}\n</tool_call>\n',
+    "two": "\n".join(['<tool_call>{"name":"weather", "arguments":{"city":"Oslo","name":"é"}}</tool_call>'] * 2),
+}
+CALLED = {"after text": ("I look.", 1), "arguments first": ("", 1), "two": ("", 2)}
+
+
+def called(text, calls, result):
+    call = {"type": "function", "function": WEATHER}
+    return [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": text, "tool_calls": [call] * calls},
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": "Mild, friend."},
+    ]
+
+
+@pytest.mark.parametrize("template", ["qwen3", "hermes"])
+@pytest.mark.parametrize("name", SPELLED)
+def test_calls_and_results_in_tags_are_the_templates_own(template, name):
+    """Against transformers' ids for the conversation as OpenAI has it; spelled, the tags were learnt as letters."""
+    tokenizer = make_policy_tokenizer(template)
+    chat = called("", 0, "<tool_response>\n12\n</tool_response>")
+    chat[1] = {"role": "assistant", "content": SPELLED[name]}
+    conversation = read_record({"messages": chat}).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, conversation.trained)
+    own = tokenizer.apply_chat_template(called(*CALLED[name], "12"))["input_ids"]
+    assert rendered.encoding.ids == own
+    judged = conversation.turns[1].answer.text
+    assert judged == SPELLED[name]
+    pieces = [(rendered.encoding.text[p.begin : p.end], judged[p.at :]) for p in rendered.written[1].pieces]
+    assert all(there.startswith(written) for written, there in pieces)
+    assert sum(written == "weather" for written, _ in pieces) == CALLED[name][1]
+    assert "Oslo" in "".join(written for written, _ in pieces)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>\nweather(Oslo)\n</tool_call>",
+        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call> is how one calls.',
+        '<tool_call>{"name": "f", "arguments": {}',
+    ],
+)
+def test_what_is_no_call_at_the_end_stays_text(text):
+    tokenizer = make_policy_tokenizer("qwen3")
+    conversation = read_record({"messages": messages([text])}).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, conversation.trained)
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") not in rendered.encoding.ids
+    assert text in tokenizer.decode(rendered.encoding.ids)
+
+
+def test_a_policy_whose_template_knows_no_calls_gets_the_text():
+    tokenizer = make_policy_tokenizer("chatml")
+    chat = messages([SPELLED["after text"]])
+    conversation = read_record({"messages": chat}).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, conversation.trained)
+    assert rendered.encoding.ids == tokenizer.apply_chat_template(chat)["input_ids"]

@@ -38,14 +38,17 @@ KINDS = [
 FILES, JSON, CSV = (f"fastdss/corpus/{name}.py" for name in ("files", "json_files", "csv_files"))
 FILES_PROVED = "tests/corpus/test_other_files.py"
 
-CONVERSATION, POLICY = (f"fastdss/chat/{name}.py" for name in ("conversation", "policy"))
+CONVERSATION, TAGS = (f"fastdss/chat/{name}.py" for name in ("conversation", "own_tags"))
 POLICY_PROVED = "tests/chat/test_policy_spelling.py"
 
 SPELLING = [
     Fault("spelling", CONVERSATION, "found[1], found.end()", "'', 0", POLICY_PROVED, within="Turn.thinking"),
     Fault("spelling", CONVERSATION, "self.content[self.thinking[1]:]", "self.content", POLICY_PROVED),
     Fault("spelling", TURNS, "content.count('</think>') > 1", "False", POLICY_PROVED),
-    Fault("spelling", POLICY, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="_with_own_tags"),
+    Fault("spelling", TAGS, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="with_words"),
+    Fault("spelling", TAGS, "shift + begin + first", "shift + first", POLICY_PROVED, within="with_calls"),
+    Fault("spelling", TAGS, "shift + begin + at + 1", "shift + begin + at", POLICY_PROVED, within="with_calls"),
+    Fault("spelling", TAGS, "found['result']", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
 KINDS_OF_FILES = [
