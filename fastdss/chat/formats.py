@@ -53,7 +53,7 @@ def read_record(
     from_arrow: whether null fields of mappings mean "not there", as they do in a row that came out of Arrow; else they
     are values, such as an argument of a call that is null.
     """
-    record = Record(without_nulls(values) if from_arrow else values, columns)
+    record = Record({name: without_nulls(value) if from_arrow else value for name, value in values.items()}, columns)
     found = choose_format(record, columns, format)
     turns = found.turns(record)
     tools = layouts.tools(record)
@@ -83,6 +83,7 @@ def choose_format(record: Record, columns: Columns = COLUMNS, format: str = "aut
     raise UserError(
         f"expected {columns.messages!r}, or {columns.prompt!r} and {columns.response!r}, or the columns of another "
         f"format; it has {names_of(record.values)}"
+        + (f"; without a value: {names_of(dict.fromkeys(record.missing))}" if record.missing else "")
     )
 
 

@@ -17,7 +17,7 @@ from .turns import CALL_ROLES, KNOWN_ROLES, ROLE_KEYS, check_text, parsed, read_
 
 JOIN = "\n"  # between an instruction and its input or context, as LLaMA-Factory has it
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}  # as cells of CSV have them
-_ROUND = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
+_ROUND = re.compile(r"(?:^|(?:\r?\n){2})(Human|Assistant):[ \t]?")
 
 
 def messages(record: Record) -> list[Turn]:
@@ -92,7 +92,7 @@ def pair(record: Record) -> list[Turn]:
     if answer_name is None:
         raise UserError(f"expected a column one of {', '.join(ANSWERS)}; it has {names_of(record.values)}")
     turns = _question(record, f"expected a column one of {', '.join(PROMPTS)}; it has {names_of(record.values)}")
-    answer = record.take(answer_name)
+    answer = _as_list(record.take(answer_name))
     if _is_list(answer):
         return [*turns, *_listed(record, answer_name, answer)]
     thoughts = record.take(*REASONING)
@@ -115,11 +115,11 @@ def _question(record: Record, missing: str) -> list[Turn]:
     name = record.first(PROMPTS)
     if name is None:
         raise UserError(missing)
-    prompt, turns = record.take(name), _history(record)
+    prompt, turns = _as_list(record.take(name)), _history(record)
     if _is_list(prompt):
         return [*turns, *_listed(record, name, prompt)]
     asked = [_text(name, prompt)]
-    if _ROUND.match(asked[0]) and "\n\nAssistant:" in asked[0]:
+    if _ROUND.match(asked[0]) and "\nAssistant:" in asked[0]:
         return [*turns, *_rounds(asked[0])]
     if name == "instruction" and (more := record.first(("question", "query"))) is not None:
         asked.append(_text(more, record.take(more)))
@@ -164,9 +164,7 @@ def _history(record: Record) -> list[Turn]:
 
 def preference(record: Record) -> list[Turn]:
     """The turns with the chosen answer; the rejected one is not read, since nothing should imitate it."""
-    chosen = record.take("chosen")
-    if isinstance(chosen, Mapping):  # LLaMA-Factory's ranking data: one message, after those of the conversation
-        chosen = [chosen]
+    chosen = _as_list(record.take("chosen"))  # one message in LLaMA-Factory's, after those of the conversation
     if not _is_list(chosen):
         text = _text("chosen", chosen)
         if _ROUND.match(text):
@@ -218,7 +216,7 @@ def kto(record: Record) -> list[Turn]:
     label = record.take(*LABELS)
     label = _LABELS.get(label.strip().lower()) if isinstance(label, str) else label
     if label not in (0, 1):
-        raise UserError(f"label: expected true or false, got {type(label).__name__}")
+        raise UserError(f"label: expected true or false, got {'none' if label is None else type(label).__name__}")
     turns = messages(record) if record.first(MESSAGES) else pair(record)
     return turns if label else [replace(turn, train=False) for turn in turns]
 
@@ -229,8 +227,9 @@ def is_kto(record: Record) -> bool:
     label = record.peek("label")
     said = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
     numbered = "completion" in record and (label in (0, 1) if not isinstance(label, str) else label.strip() in _LABELS)
+    lacking = "kto_tag" in record.missing or ("completion" in record and "label" in record.missing)
     answered = record.first(MESSAGES) is not None or has_pair(record)
-    return answered and (said or numbered or "kto_tag" in record)
+    return answered and (said or numbered or lacking or "kto_tag" in record)
 
 
 def ultrachat(record: Record) -> list[Turn]:
@@ -293,6 +292,11 @@ def with_system(system: Any, turns: list[Turn]) -> list[Turn]:
         own = turns[0].content
         return turns if text.strip() in own else [Turn("system", f"{text}\n\n{own}"), *turns[1:]]
     return [Turn("system", text), *turns]
+
+
+def _as_list(value: Any) -> Any:
+    """``value``, in a list where it is one message."""
+    return [value] if is_message(value) else value
 
 
 def _is_list(value: Any) -> bool:

@@ -49,6 +49,7 @@ class Record:
 
     def __init__(self, values: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
         self.values = {name: value for name, value in values.items() if not is_missing(value)}
+        self.missing = [str(name) for name in values if name not in self.values]
         self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
         self.used = {columns.id, *(SCORES if self.scored else ())}
         self.keys: set[str] = set()  # the keys of messages that were not used

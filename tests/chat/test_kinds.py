@@ -159,6 +159,12 @@ KINDS = {
         {"prompt": "Note: Ada. Who?", "context": "Note: Ada.", "instruction": "Who?", "response": "Ada."},
         ["user: Note: Ada. Who?", "assistant!: Ada."],
     ),
+    "messages alone in their columns": (
+        {"prompt": turn("user", "Who?"), "completion": turn("assistant", "Ada.")}, ["user: Who?", "assistant!: Ada."],
+    ),
+    "HH-RLHF's rounds out of a CSV file of Windows": (
+        {"chosen": "\r\n\r\nHuman: Who?\r\n\r\nAssistant: Ada."}, ["user: Who?", "assistant!: Ada."],
+    ),
     "aya": ({"inputs": "Who?", "targets": "Ada."}, ["user: Who?", "assistant!: Ada."]),
     "capital names": ({"Prompt": "Who?", " Response ": "Ada."}, ["user: Who?", "assistant!: Ada."]),
     "an answer that is JSON": (
@@ -234,6 +240,8 @@ def test_a_null_is_an_argument_where_arrow_did_not_put_it():
         ({"messages": [turn("assistant", "", tool_calls=[{"name": "f", "kwargs": {}}])]}, "a tool call without argum"),
         ({"image": "a.jpg", "messages": [turn("user", "<image>\nWho?"), turn("assistant", "x")]}, "image: images, aud"),
         ({"messages": [turn("user", "Who?", images=["a"]), turn("assistant", "x")]}, "message 0: images, audio and f"),
+        ({"prompt": "x", "completion": "y", "label": None}, "label: expected true or false, got none"),
+        ({"prompt": "x", "response": None}, "it has prompt; without a value: response"),
         ({"role": "user", "content": "x"}, "it is one message: expected a conversation a row"),
         ({"text": "### Human: x### Assistant: y"}, "text alone does not tell who speaks"),
         ({"data": "['a'\n 'b']"}, "neither JSON nor Python's notation of a list: save it as JSON or Parquet"),
