@@ -17,6 +17,8 @@ BATCHING, BATCHED = "fastdss/models/batching.py", "tests/models/test_batching.py
 UPSTREAM = "tests/upstream"
 LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forward_columns.py"
+CHECK, CHECKED = "fastdss/train/forward_check.py", "tests/train/test_forward_check.py"
+PACKING, PACKED = "fastdss/models/packing.py", "tests/models/test_packing.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -50,6 +52,21 @@ FAULTS = [
           f"{ENABLE} -k aligned_with_labels", within="_as_labels"),
     Fault("enable", FORWARD, "coefficient(model)", "0", f"{ENABLE} -k 'plain_formula and Mixtral'",
           within="shaped_forward"),
+    Fault("enable", FORWARD, "getattr(output, 'loss', None) is not None", "False", f"{CHECKED} -k another_column",
+          within="_run"),
+    Fault("forward check", CHECK, "tolerance * (1 + expected.abs())", "tolerance * (1 + own.double().abs())",
+          f"{CHECKED} -k hides_words", within="_fitting"),
+    Fault("forward check", CHECK, "2 * _STEEP", "_STEEP / 64", f"{CHECKED} -k large_logits", within="_fitting"),
+    Fault("forward check", CHECK, "ladders[-1].clone()", "ladders[-1]", f"{CHECKED} -k hides_words",
+          within="_fitting.instead"),
+    Fault("forward check", CHECK, "coefficient(bare) * output.aux_loss.to(loss.device)", "0",
+          f"{CHECKED} -k auxiliary", within="_check_own_loss"),
+    Fault("forward check", CHECK, "_LOSS_TOLERANCE * max(1.0, abs(plain.item()))",
+          "max(1.0, abs(plain.item()))", f"{CHECKED} -k adds_to_its_loss", within="_check_own_loss"),
+    Fault("packed rows", PACKING, "min(141, room // 2)", "min(9, room // 2)", f"{PACKED} -k long_document",
+          within="_leak"),
+    Fault("packed rows", PACKING, "seen <= 4 * rounding", "True", f"{PACKED} -k told_from_rounding", within="_leak"),
+    Fault("packed rows", PACKING, "seen <= 4 * rounding", "False", f"{PACKED} -k told_from_rounding", within="_leak"),
     Fault("reference", LIVE, "without_adapter(bare_peft(model))", "accelerator.autocast()",
           "tests/train/run/test_command.py -k 'every_kind_of_reference and lora-reverse'",
           within="LiveReference._standing_in"),
