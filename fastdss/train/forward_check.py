@@ -86,7 +86,10 @@ def _fitting(bare: Any, ids: Tensor, candidates: list[Scale], tolerance: float) 
         ladders.append(torch.stack(rows).mul(2 * _STEEP).round().div(2).to(found.dtype).expand_as(found))
         return ladders[-1].clone()  # classes change their logits in place
 
-    with bare.get_output_embeddings().register_forward_hook(instead):
+    head = bare.get_output_embeddings()
+    if head is None:  # refused where it is looked for
+        return candidates
+    with head.register_forward_hook(instead):
         own = bare(input_ids=ids, use_cache=False, return_dict=True).logits
     if len(ladders) != 1:  # a compiled forward runs no new hooks; a head called twice is refused where it is called
         return candidates

@@ -18,6 +18,7 @@ from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
     TrainerSeams,
+    count_shifted_labels,
     divide_by_items,
     divides_by_items,
     micro_batches,
@@ -68,6 +69,7 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
+        count_shifted_labels(self)
         divide_by_items(self)  # whatever the model's class does with an unshaped loss, the shaped one is divided so
         config, collator = dss_config(self.model), self.data_collator
         if isinstance(collator, DSSCollator) and collator.padding_free:
