@@ -30,7 +30,7 @@ from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config
 from .live_reference import LiveReference
-from .trainer_data import check_reference, default_collator, warn_unstopped, with_prepared
+from .trainer_data import check_collator, check_reference, default_collator, warn_unstopped, with_prepared
 
 _log = logging.getLogger(__name__)
 _EXACT = (
@@ -71,14 +71,10 @@ class ShapedTraining(TrainerSeams):
         self._dss_own_mean = not divides_by_items(self)
         count_shifted_labels(self)
         divide_by_items(self)  # whatever the model's class does with an unshaped loss, the shaped one is divided so
-        config, collator = dss_config(self.model), self.data_collator
-        if isinstance(collator, DSSCollator) and collator.padding_free:
+        if isinstance(self.data_collator, DSSCollator) and self.data_collator.padding_free:
             check_packing(self.model)
         warn_unstopped(self)
-        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and config is not None and config.kl_scale:
-            raise UserError(
-                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
-            )
+        check_collator(self.data_collator, dss_config(self.model))
         if not accelerate.never_dispatch(self.accelerator):
             raise UserError(
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
@@ -311,7 +307,7 @@ class DSSTrainer(ShapedTraining, Trainer):
         args, kwargs = with_prepared(args, kwargs)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
-            self.data_collator = default_collator(self, agreed.kl_scale)
+            self.data_collator = default_collator(self, agreed)
         self._set_up_dss(ref_model)
 
 

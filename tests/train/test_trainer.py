@@ -147,11 +147,26 @@ def test_a_collator_that_leaves_out_needed_rows_is_refused():
         )
 
 
+def test_a_collator_with_other_options_than_the_model_is_refused(tmp_path):
+    said = DSSConfig(kl="k3", kl_scale=0.25)
+
+    def trainer(collator):
+        args = arguments(tmp_path, max_steps=1)
+        return InOrder(model=tiny_model(), args=args, config=said, train_dataset=rows(), data_collator=collator)
+
+    with pytest.raises(ValueError, match=r"DSSCollator\(config=\): kl: expected k3 as in the model, got k2; kl_scale"):
+        trainer(DSSCollator(0, config=DSSConfig()))
+    for collator in (DSSCollator(0, config=said), DSSCollator(0)):
+        running = trainer(collator)
+        running.train()
+        assert_same_weights(running.model, by_hand(tiny_model(), rows(), 1, 4, kl="k3", kl_scale=0.25))
+
+
 def test_settings_said_once():
     model = enable_dss(tiny_model(), kl="k3", kl_scale=0.25)
     trainer = DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows())
     assert dss_config(trainer.model) == DSSConfig("k3", 0.25)
-    assert trainer.data_collator.kl_scale == 0.25
+    assert trainer.data_collator.agreed() == DSSConfig("k3", 0.25)
     with pytest.raises(ValueError, match=r"kl: expected k3 as in enable_dss, got k1: say it once"):
         DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows(), kl="k1")
 
