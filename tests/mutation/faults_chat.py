@@ -16,4 +16,12 @@ TOOL_PARTS = [
     Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definition"),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS]
+FAULTS = [
+    *TOOL_PARTS,
+    Fault("policy", "fastdss/chat/policy.py", "encoding.ids[t] == eos", "False",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "self.encoder.is_control(encoding.ids[t])", "True",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "_first_from(encoding.offsets, len(encoding.text.rstrip())) - 1", "last",
+          "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
+]  # fmt: skip
