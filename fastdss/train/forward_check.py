@@ -32,7 +32,10 @@ def check_forward(model: Any, bare: Any, atol: float = 1e-3) -> None:
 
     model: ``bare`` or what wraps it.
     """
-    embedding = bare.get_input_embeddings().weight
+    layer = bare.get_input_embeddings()
+    embedding = getattr(layer, "weight", None)
+    if embedding is None:  # Musicgen has one for each codebook
+        raise UserTypeError(f"{type(bare).__name__}: expected one embedding of tokens, got {type(layer).__name__}")
     if embedding.is_meta:
         raise UserError("the model is on the meta device: load its weights first, or pass check=False")
     ids = some_tokens(embedding.device)
@@ -50,7 +53,15 @@ def check_forward(model: Any, bare: Any, atol: float = 1e-3) -> None:
 
     with evaluating(model), layers_gathered(bare):
         with measuring_scale(bare) as candidates:
-            own = logits(ids, use_cache=False, return_dict=True)
+            try:
+                own = logits(ids, use_cache=False, return_dict=True)
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+                raise UserTypeError(
+                    f"{type(bare).__name__} cannot be tried on a few tokens of text alone, so whether its loss would "
+                    f"be right is not known: expected logits, got {type(error).__name__}: {str(error)[:200]}"
+                ) from error
             limit = max(atol, 4 * eps) * max(1.0, own.abs().max().item())
             for candidate in _fitting(bare, ids, candidates, max(1e-4, 4 * eps)):
                 use_scale(bare, candidate)

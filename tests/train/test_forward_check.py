@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdss import UserError, enable_dss
+from fastdss.errors import UserTypeError
 from fastdss.models.causal_lm import logit_scale_and_softcap
 from tests.matrix.tiny import tiny_model
 from tests.support.tiny_models import tiny_model as tiny_family
@@ -70,6 +71,20 @@ def test_a_term_that_the_class_adds_to_its_loss_is_refused_by_name():
     assert enable_dss(tiny_model("BambaForCausalLM", z_loss_coefficient=0.0))
     with pytest.raises(UserError, match=r"BambaForCausalLM adds a term"):
         enable_dss(tiny_model("BambaForCausalLM", torch.bfloat16, z_loss_coefficient=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Blip2ForConditionalGeneration", "cannot be tried on a few tokens of text alone"),
+        ("Kosmos2ForConditionalGeneration", "cannot be tried on a few tokens of text alone"),
+        ("MusicgenForCausalLM", ": expected one embedding of tokens, got ModuleList"),
+        ("ProphetNetForCausalLM", "computes its logits in a way fastdss does not know"),
+    ],
+)
+def test_classes_that_cannot_be_tried_are_refused_by_name(name, why):
+    with pytest.raises((UserError, UserTypeError), match=f"{name}.*{why}|{name}{why}"):
+        enable_dss(tiny_model(name))
 
 
 def test_the_auxiliary_loss_of_experts_is_no_stranger():
