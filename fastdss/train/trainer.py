@@ -236,7 +236,18 @@ class ShapedTraining(TrainerSeams):
                     "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
                     "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
                 )
-        return self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+        return self._predicted(model, self._each_row_once(inputs), prediction_loss_only, ignore_keys)
+
+    def _each_row_once(self: Any, inputs: Any) -> Any:
+        """The batch, in which no label counts of rows that only repeat others, to fill the last batch of a rank."""
+        if "token_weights" not in inputs or "cu_seq_lens_q" in inputs:  # of a single row nothing tells its examples
+            return inputs
+        repeated = accelerate.repeated_rows(self.accelerator, len(inputs["labels"]))
+        if not repeated:
+            return inputs
+        labels = inputs["labels"].clone()
+        labels[-repeated:] = IGNORE
+        return {n: value for n, value in inputs.items() if n not in ("rows", "kl_rows")} | {"labels": labels}
 
     def _predicted(self: Any, *args: Any) -> Any:
         return super().prediction_step(*args)  # type: ignore[misc]
