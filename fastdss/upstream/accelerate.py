@@ -65,7 +65,8 @@ def repeated_rows(accelerator: Any, rows: int) -> int:
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return 0
-    return min(max((accelerator.process_index + 1) * rows - int(state.remainder), 0), rows)
+    behind: int = (accelerator.process_index + 1) * rows - state.remainder
+    return min(max(behind, 0), rows)
 
 
 def fsdp_plugin(accelerator: Any) -> Any:

@@ -120,7 +120,7 @@ def _factors(layer: Any) -> str:
 
 def has_learnt(model: nn.Module) -> bool:
     """Whether an active LoRA adapter's product is not zero, as it is when the adapter was just made by default."""
-    layers = [module for module in model.modules() if is_low_rank(module)]
+    layers: list[Any] = [module for module in model.modules() if is_low_rank(module)]
     return any(_product_is_something(layer, name) for layer in layers for name in layer.active_adapters)
 
 
