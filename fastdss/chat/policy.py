@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from fastdss.errors import UserError
@@ -301,12 +302,21 @@ class PolicyChat:
         inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
         first = inside[0] if inside else _first_from(encoding.offsets, end)
         last = inside[-1] if inside else first - 1
-        tail = range(
-            last + 1, _first_from(encoding.offsets, after) if after < len(encoding.text) else len(encoding.ids)
-        )
+        here = after < len(encoding.text)
+        tail = range(last + 1, _first_from(encoding.offsets, after) if here else len(encoding.ids))
         stops = [t for t in tail if encoding.ids[t] == self._end_of_turn]
         stops = stops or [t for t in tail if self.encoder.is_special(encoding.ids[t])]
-        return Written(first, stops[0] if stops else last, bool(stops), pieces)
+        if stops:
+            return Written(first, self._through_eos(encoding, stops[0], tail), True, pieces)
+        if not here:  # GLM ends no turn, but what closes a call in the last one is written
+            last = max(last, _first_from(encoding.offsets, len(encoding.text.rstrip())) - 1)
+        return Written(first, last, False, pieces)
+
+    def _through_eos(self, encoding: Encoding, stop: int, tail: range) -> int:
+        """The token ``stop``, or the end of sequence behind it if all between is control (Command R7B's two ends)."""
+        eos = self.encoder.tokenizer.eos_token_id
+        controls = takewhile(lambda t: self.encoder.is_control(encoding.ids[t]), range(stop, tail.stop))
+        return next((t for t in controls if encoding.ids[t] == eos), stop)
 
 
 def _shared(one: str, other: str) -> str:

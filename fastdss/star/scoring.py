@@ -290,6 +290,8 @@ def _logits(
             )
         return reference_logits(guard.model, guard.token_ids, renderings, report, separator=guard.separator)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
+    if options.method == "auto":
+        guard.check_tree()
     attend = _ATTEND[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(

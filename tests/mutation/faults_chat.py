@@ -60,4 +60,13 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "sum((len(run) for run in _FOREIGN_WORD.findall(sample)))", "0", FILES_PROVED),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *SPELLING]
+POLICY = [
+    Fault("policy", "fastdss/chat/policy.py", "encoding.ids[t] == eos", "False",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "self.encoder.is_control(encoding.ids[t])", "True",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "_first_from(encoding.offsets, len(encoding.text.rstrip())) - 1", "last",
+          "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
+]  # fmt: skip
+
+FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *SPELLING, *POLICY]
