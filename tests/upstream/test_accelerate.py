@@ -15,6 +15,7 @@ from fastdss.upstream.accelerate import (
     never_dispatch,
     real_forward,
     rebind_forward,
+    repeated_rows,
     splits_batches,
     splits_weights,
     ungathered,
@@ -66,6 +67,25 @@ def test_batches_are_never_dispatched(asked, allowed):
     accelerator = accelerate.Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=asked))
     assert never_dispatch(accelerator) is allowed
     assert accelerator.dispatch_batches == (not allowed), changed("dataloader_config", "decides who reads batches")
+
+
+def test_which_rows_fill_the_last_batch():
+    """Five rows in batches of two on two ranks: one is left for the last two batches."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    loader = accelerator.prepare(torch.utils.data.DataLoader(torch.arange(5), batch_size=4))
+    state, seen = accelerator.gradient_state, []
+    for _ in loader:
+        seen.append((state.end_of_dataloader, state.remainder))
+    assert seen == [(False, 1), (True, 1)], changed("GradientState", f"knows the last batch and its rows, got {seen}")
+    ended = SimpleNamespace(end_of_dataloader=True, remainder=1)
+    for rank, repeated in ((0, 1), (1, 2)):
+        told = SimpleNamespace(gradient_state=ended, num_processes=2, process_index=rank)
+        assert repeated_rows(told, 2) == repeated
+        told.gradient_state = SimpleNamespace(end_of_dataloader=False, remainder=1)
+        assert repeated_rows(told, 2) == 0
+        told.gradient_state = SimpleNamespace(end_of_dataloader=True, remainder=-1)  # of a stream
+        assert repeated_rows(told, 2) == 0
+    assert repeated_rows(accelerator, 2) == 0
 
 
 def test_the_plugin_of_fsdp_rounds_nothing(monkeypatch):
