@@ -62,6 +62,10 @@ class KVStore:
                 target[:, :n] = source
         return copy
 
+    def part(self, begin: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """A copy of each layer's positions [begin, end), for ``load``."""
+        return {index: (k[:, begin:end].clone(), v[:, begin:end].clone()) for index, (k, v) in self.layers.items()}
+
     def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int], size: int | None = None) -> None:
         """Write another store's layers, or their first ``size`` positions, to the slots that begin at ``bases``."""
         for index, pair in saved.items():

@@ -5,20 +5,41 @@ from __future__ import annotations
 from .fault import Fault
 
 RIDGE, PROMISE = "fastdss/star/ridge.py", "fastdss/star/promise.py"
-GATES, PROBE = "fastdss/star/gates.py", "fastdss/star/probe.py"
+GATES, PROBE, COURSE = "fastdss/star/gates.py", "fastdss/star/probe.py", "fastdss/star/course.py"
 DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
 RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
 PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
+COURSES = "tests/star/test_course.py"
 SHORTCUTS = "tests/prefix/test_shortcuts.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
 
 FAULTS = [
     Fault("approximate", RIDGE, "1 + leverage.clamp(min=0)", "1 + 0 * leverage", RIDGES),
-    Fault("approximate", RIDGE, "x @ self.weights + self.offset", "x @ self.weights", RIDGES),
-    Fault("approximate", PROMISE, "not e <= tolerance", "e > tolerance", f"{PROMISES} -k least_doubtful"),
+    Fault("approximate", RIDGE, "crossed @ self.dual + self.offset", "crossed @ self.dual", RIDGES),
+    Fault("approximate", RIDGE, "self.inverse - columns @ solved", "self.inverse", f"{RIDGES} -k without"),
+    Fault("approximate", RIDGE, "self.dual - solved.t() @ self.dual[members]", "self.dual", f"{RIDGES} -k without"),
+    Fault("approximate", PROMISE, "            break\n", "            continue\n", f"{PROMISES} -k first_threshold"),
     Fault("approximate", PROMISE, "(1 - _RIVAL * share) / (1 - share)", "1.0", f"{PROMISES} -k audit"),
-    Fault("approximate", GATES, "doubt <= self.threshold", "doubt >= self.threshold", f"{PROBES} -k marked"),
-    Fault("approximate", GATES, "exact[k - places.start]", "exact[0]", f"{PROBES} -k settles"),
+    Fault("approximate", GATES, "course.doubt > self.threshold", "course.doubt > 0", f"{PROBES} -k marked"),
+    Fault("approximate", GATES, "[score - places.start for score in near]", "[0]", f"{PROBES} -k settles"),
+    Fault("approximate", GATES, "self._courses.pop(self._owner[score], None)", "pass", f"{PROBES} -k anew"),
+    Fault("approximate", GATES, "course.learn(at[score], logit)", "course.learn(0, logit)", f"{PROBES} -k beside"),
+    Fault("approximate", GATES, "if math.isfinite(value)", "if True", f"{PROBES} -k heard_the"),
+    Fault("approximate", COURSE, "math.isfinite(error)", "True", f"{PROBES} -k failed_tells"),
+    Fault("approximate", COURSE, ".nan_to_num(nan=math.inf)", "", f"{PROBES} -k failed_tells"),
+    Fault("approximate", COURSE, "column[:, None] * (column / column[index])", "0", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "persistence.scale * spreads", "spreads", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "(1 - self.share) * (apart == 0)", "0 * apart", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "math.log(scale) + logs / count", "math.log(scale)", f"{COURSES} -k many_errors"),
+    Fault("approximate", COURSE, "abs(index - other) > _APART", "True", f"{COURSES} -k wait"),
+    Fault(
+        "approximate",
+        "fastdss/prefix/rounds.py",
+        "store.load(part, [begin])",
+        "pass",
+        f"{PROBES} -k whatever_the_rounds",
+    ),
+    Fault("approximate", "fastdss/prefix/rounds.py", "left -= wanted", "pass", f"{PROBES} -k whatever_the_rounds"),
     Fault(
         "approximate",
         GATES,
@@ -26,7 +47,9 @@ FAULTS = [
         "not missed <= self.tolerance",
         f"{PROBES} -k settles",
     ),
-    Fault("approximate", PROBE, "probe._certified(sampled, used)", "probe._certified(fitted, used)", SIMULATED),
+    Fault(
+        "approximate", PROBE, "probe._certified(sampled, best.used)", "probe._certified(fitted, best.used)", SIMULATED
+    ),
     Fault("approximate", PROBE, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
     Fault("approximate", PROBE, "threshold if share >= _LEAST_SPARED else None", "threshold", f"{PROBES} -k hardly"),
     Fault("approximate", GATES, "total / (k + 1)", "total", f"{PROBES} -k means_are"),
@@ -71,14 +94,8 @@ FAULTS = [
     Fault(
         "shortcuts", "fastdss/prefix/engine.py", "max(budget, gate.shortcut)", "budget", f"{SHORTCUTS} -k same_after"
     ),
-    Fault("shortcuts", PROBE, "logits = logits + shortcuts", "logits = logits", f"{PROBES} -k predict_better"),
-    Fault("shortcuts", PROBE, "correction.spread < ridge.spread", "True", f"{PROBES} -k predict_better"),
+    Fault("shortcuts", PROBE, "logits + shortcuts if self.shortcut", "logits if self.shortcut", f"{PROBES} -k better"),
+    Fault("approximate", PROBE, "self.ridge.without(fitted == row)", "self.ridge", f"{PROBES} -k left_out"),
+    Fault("shortcuts", PROBE, "correction.ridge.spread < best.ridge.spread", "True", f"{PROBES} -k predict_better"),
     Fault("shortcuts", PROBE, "seen.states.keys() == seen.shortcuts.keys()", "True", f"{PROBES} -k predict_better"),
-    Fault(
-        "shortcuts",
-        GATES,
-        "self._states.pop(score)",
-        "self._states[scores[0]]",
-        f"{PROBES} -k heard_the",
-    ),
 ]

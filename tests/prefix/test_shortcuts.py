@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 import torch
@@ -40,8 +40,11 @@ class Listener:
     def hear(self, scores: list[int], logits: Tensor) -> None:
         self.heard |= dict(zip(scores, logits, strict=True))
 
-    def passes(self, score: int) -> bool:
-        return self.passing
+    def asks(self, left: Collection[int]) -> Collection[int]:
+        return left if self.passing else ()
+
+    def told(self, scores: list[int], logits: Tensor) -> None:
+        assert len(scores) == len(logits)
 
 
 def trees_of(guard: Guard) -> list[PrefixTree]:
