@@ -1,13 +1,13 @@
 """The forward KL of a frozen head from a stored vector a token, beside a live reference: time, memory, errors.
 
-    python benchmarks/bench_forward_kl.py [--rows 512] [--rounds 5]
+    python benchmarks/bench_forward_kl.py [--rows 512] [--rounds 5] [--record]
 
 SmolLM2's hidden states of English prose, the reference's those plus noise; all rows count, weights are uniform in
 [0, 1], the head is frozen. Methods take turns in one process; times are medians of processor time, ratios are to the
 step from stored vectors. "live" is the loss alone: a live reference also runs its backbone at every step, shown apart.
 Errors are relative Frobenius errors of the gradient for the hidden states against float64 and both models' full
-logits, of the whole loss and of the KL alone on 128 rows, by the dtype in which the vectors were stored. A row for each
-dtype goes to results/forward_kl.jsonl.
+logits, of the whole loss and of the KL alone on 128 rows, by the dtype in which the vectors were stored. With --record
+a row for each dtype goes to results/forward_kl.jsonl.
 """
 
 from __future__ import annotations
@@ -114,12 +114,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=512, help="tokens, a multiple of 512")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}, which is committed")
     given = parser.parse_args()
     torch.set_num_threads(1)  # processor time would count another's waiting
     for dtype in ("float32", "bfloat16"):
         row = measure(dtype, given.rows, given.rounds) | environment("cpu", rounds=given.rounds)
         print(json.dumps(row, indent=1))
-        append_rows(RESULTS, [row])
+        if given.record:
+            append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The full KL from exponentials, a prototype, beside the row pass that computes it: time and errors of the pass.
 
-    python benchmarks/bench_full_kl.py [--rounds 7]
+    python benchmarks/bench_full_kl.py [--rounds 7] [--record]
 
 Both turn fp32 logits of policy and reference into dZ, of as many rows as the row pass takes at a time; the products
 around them are the same. The prototype makes exponentials first, as the label forms do, and keeps them and the
@@ -8,7 +8,7 @@ reference's logits in the parameters' dtype. Inputs are SmolLM2's hidden states 
 reference's states are those plus a tenth of their spread. Ways take turns in one process; times are medians of
 processor time. Errors are relative Frobenius errors of dZ, and the largest of a token's KL in nats, against float64,
 for weights uniform in [0, 1] and for the KL alone, before dZ itself is rounded (in bf16 by 1.7e-3).
-A row for each dtype and input goes to results/full_kl_cpu.jsonl.
+With --record a row for each dtype and input goes to results/full_kl_cpu.jsonl.
 """
 
 from __future__ import annotations
@@ -148,13 +148,15 @@ def measure(dtype: torch.dtype, text: bool, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}, which is committed")
     given = parser.parse_args()
     torch.set_num_threads(1)  # processor time would count another's waiting
     for dtype in (torch.float32, torch.bfloat16):
         for text in (True, False):
             row = measure(dtype, text, given.rounds) | environment("cpu", rounds=given.rounds)
             print(json.dumps(row, indent=1))
-            append_rows(RESULTS, [row])
+            if given.record:
+                append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

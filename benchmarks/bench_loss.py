@@ -2,7 +2,7 @@
 
     python benchmarks/bench_loss.py           # the grid of the device at hand, to results/loss_cpu.run.jsonl and .png
     python benchmarks/bench_loss.py --record  # the whole grid, to the committed benchmarks/results/loss_cpu.jsonl
-    python benchmarks/bench_loss.py --keep    # goes on where a run on this device and commit was interrupted
+    python benchmarks/bench_loss.py --keep    # goes on where a run on this device and code was interrupted
     python benchmarks/bench_loss.py --tune    # row-pass configurations (GPU only)
 
 Every method is checked against float64 on 128 rows of the same problem before it is timed. Methods take turns within
@@ -24,6 +24,7 @@ import math
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import lru_cache
@@ -243,9 +244,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def kept_rows(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of earlier runs on the same device and commit."""
+    """Rows of earlier runs on the same device, of the same code."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row for row in rows if all(row[key] == facts[key] for key in ("device", "commit", "versions"))]
+    return [row for row in rows if all(row.get(key) == facts[key] for key in ("device", "code", "versions"))]
 
 
 def case_of(row: dict[str, Any]) -> Case:
@@ -289,9 +290,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help=f"of {list(METHODS)}")
     parser.add_argument("--case", type=int, nargs="*", help="positions in the grid")
-    parser.add_argument(
-        "--keep", action="store_true", help="keep rows of this device and commit, leave out their cases"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep rows of this device and code, leave out their cases")
     parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later than this")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument(
@@ -316,6 +315,7 @@ def main() -> None:
     rows = kept_rows(path, facts) if args.keep else []
     done = {case_of(row) for row in rows}
     todo = [case for case in grid if case not in done]
+    failed = 0
     with path.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
         while todo and time.monotonic() - start < args.seconds:
@@ -326,6 +326,10 @@ def main() -> None:
             except Unavailable as reason:
                 print(f"  {reason}")
                 continue
+            except Exception:  # the other cases' rows are worth having
+                traceback.print_exc()
+                failed += 1
+                continue
             show(found)
             rows += found
             file.writelines(json.dumps(row | facts) + "\n" for row in found)
@@ -333,6 +337,8 @@ def main() -> None:
     plot(rows, args.out / f"{name}.png")
     if todo:
         sys.exit(f"time is over, {len(todo)} cases are left: the same command with --keep goes on")
+    if failed:
+        sys.exit(f"{failed} cases failed: see above")
 
 
 if __name__ == "__main__":

@@ -244,6 +244,7 @@ def tune(args: argparse.Namespace, candidates: Sequence[PrefixConfig]) -> list[d
             timed[config] = times["median_s"]
             rows.append({"way": "kernel", "config": config._asdict(), "max_error": error} | times | facts_of(args))
             rows[-1]["tflops"] = problem.flop / times["median_s"] / 1e12
+            append_rows(args.out, rows[-1:])  # at once: the command may be ended before all candidates had their turn
             print(json.dumps(rows[-1]), flush=True)
         best = min(timed, key=timed.__getitem__)
         print(f'    ("{architecture(torch.device(args.device))}", {problem.dim}): {best},')
@@ -268,8 +269,8 @@ def main(argv: list[str]) -> list[dict]:
         flop = problem.causal_flop if name == "sdpa-causal" else problem.flop
         rate = {"max_error": errors.get(name), "tflops": flop / times["median_s"] / 1e12}
         rows.append(row | rate | times | facts_of(args))
+        append_rows(args.out, rows[-1:])
         print(json.dumps(rows[-1]), flush=True)
-    append_rows(args.out, rows)
     return rows
 
 

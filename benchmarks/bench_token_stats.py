@@ -1,10 +1,10 @@
 """What entropy and accuracy of each token cost where the loss is computed: with and without, in turns.
 
-    python benchmarks/bench_token_stats.py [--rounds 5] [--tokens 384]
+    python benchmarks/bench_token_stats.py [--rounds 5] [--tokens 384] [--record]
 
 "loss" is dss_loss with k2 and both gradients on random rows, "step" forward and backward of SmolLM2-135M-Instruct in
 fp32. "one block" makes entropies of a whole block of logits at once, as before they were made of a few rows in cache.
-Times are medians of processor time; a row goes to results/token_stats_cpu.jsonl.
+Times are medians of processor time; with --record a row goes to results/token_stats_cpu.jsonl.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def ratios(run: Callable[[bool], None], rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}, which is committed")
     parser.add_argument("--tokens", type=int, default=384, help="of the step")
     given = parser.parse_args()
     torch.set_num_threads(1)  # processor time would count another's waiting
@@ -80,7 +81,8 @@ def main() -> None:
     }
     row |= environment("cpu", rounds=given.rounds)
     print(json.dumps(row))
-    append_rows(RESULTS, [row])
+    if given.record:
+        append_rows(RESULTS, [row])
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from environment import commit
 from loss_methods import prose, smollm2_on_prose
 from torch import Tensor
 
@@ -281,13 +282,6 @@ def child(argv: list[str], *extra: str) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default=",".join(VARIANTS))
@@ -321,7 +315,7 @@ def main() -> None:
         "bench": "train-head" if args.head_only else "train-step",
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else f"cpu x{torch.get_num_threads()}",
         "tokens": args.tokens, "precision": args.precision, "torch": torch.__version__,
-        "transformers": transformers.__version__, "commit": commit(),
+        "transformers": transformers.__version__, "commit": commit() or "unknown",
         "shape": args.model
         or ([args.hidden, args.vocab] if args.head_only else f"SmolLM2-135M's, {args.layers} layers"),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -9,14 +10,35 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """What the command prints; "" where there is no such command."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def commit() -> str:
+    """The commit that is checked out; "" where there is no git, as in a copy of the tree alone."""
+    return output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+
+
+@cache
+def code() -> str:
+    """A digest of the sources that are measured and that measure. It tells two states of them apart where there is no
+    git, and stays the same when rows are committed."""
+    files = sorted(file for folder in ("fastdss", "kernels", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
+    text = b"".join(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() for file in files)
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def version(package: str) -> str | None:
@@ -41,7 +63,8 @@ def environment(device: str, *packages: str, **more: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in ("torch", *packages)},
-        "commit": output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
+        "code": code(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -1,7 +1,7 @@
 """Where the time of one loss goes: every part of a cross-entropy step by itself, by turns in one process.
 
     python benchmarks/profile_loss.py              # the shapes below; rows to benchmarks/results/loss_profile.jsonl
-    python benchmarks/profile_loss.py --keep       # leaves out what this device and commit have rows of
+    python benchmarks/profile_loss.py --keep       # leaves out what this device and code have rows of
 
 The parts: the product of rows and head with bf16 and with fp32 results (the vendor's), the pass that makes exponentials
 of fp32 logits, the Triton product whose epilogue makes them (every configuration that fits), the products for hidden
@@ -25,7 +25,7 @@ from environment import append_rows
 from fastdss.kernels.configs import HEAD_EXPONENTIALS_CANDIDATES, HeadConfig
 from fastdss.kernels.exponentials import launch_exponentials_fwd
 from fastdss.kernels.head_exponentials import head_architecture, head_config, launch_head_exponentials_fwd, takes
-from loss_methods import Case, Inputs, make_inputs
+from loss_methods import Case, Inputs, fused_failure, make_inputs
 
 from fastdss import weighted_ce
 from fastdss.loss import gemm
@@ -75,40 +75,44 @@ class Parts:
             bias=None, scale=1.0, softcap=None, config=config,
         )  # fmt: skip
 
-    def all(self) -> dict[str, Callable[[], Any]]:
-        """The parts by name, in the order of a step."""
+    def vendors(self) -> dict[str, Callable[[], Any]]:
+        """The parts without the fused product by name, in the order of a step."""
         found: dict[str, Callable[[], Any]] = {
             "GEMM 1, 16-bit logits": lambda: torch.mm(self.hidden, self.head.t(), out=self.exponentials),
             "GEMM 1, fp32 logits": lambda: self._each_chunk(self._product),
             "pass": lambda: self._each_chunk(self._pass),
             "GEMM 1, fp32 logits, and pass": lambda: self._each_chunk(self._product_and_pass),
         }
-        if self._fused_here():
-            device = self.head.device
-            pinned = head_config(device, finished=False)
-            others = HEAD_EXPONENTIALS_CANDIDATES if head_architecture(device) == "sm_90" else ()
-            for config in (pinned, *others):
-                name = "fused" if config is pinned else f"fused, {tuple(config)}"
-                found[name] = lambda config=config: self._fused(config)
         scaled = torch.empty_like(self.hidden).copy_(self.hidden)
         found["dX"] = lambda: gemm.times_head(self.exponentials, self.head, self.d_hidden)
         found["dW, rounded"] = lambda: torch.mm(self.exponentials.t(), scaled, out=self.d_head)
         found["dW, fp32 sum"] = lambda: gemm.add_product(self.summed, self.exponentials.t(), scaled, first=True)
-        for backend in ("triton", "fused") if self._fused_here() else ("triton",):
-            found[f"step, {backend}"] = lambda backend=backend: step(
-                lambda x: weighted_ce(x.hidden, x.head, x.labels, backend=backend, compact=False), self.x
-            )
+        found["step, triton"] = lambda: self._step("triton")
         return found
 
-    def _fused_here(self) -> bool:
+    def fused(self) -> dict[str, Callable[[], Any]]:
+        """The fused product in every configuration that may fit, and a step by it; none where it cannot run."""
+        device = self.head.device
         try:
-            return takes(self.head, self.head.dtype, asked=True, bias=False)
+            if not takes(self.head, self.head.dtype, asked=True, bias=False):
+                return {}
         except ValueError:
-            return False
+            return {}
+        if failure := fused_failure() if device.type == "cuda" else "":
+            print(f"  {failure}")
+            return {}
+        pinned = head_config(device, finished=False)
+        others = HEAD_EXPONENTIALS_CANDIDATES if head_architecture(device) == "sm_90" else ()
+        found: dict[str, Callable[[], Any]] = {"fused": lambda: self._fused(pinned)}
+        found["step, fused"] = lambda: self._step("fused")
+        found |= {f"fused, {tuple(config)}": lambda config=config: self._fused(config) for config in others}
+        return found
+
+    def _step(self, backend: str) -> None:
+        step(lambda x: weighted_ce(x.hidden, x.head, x.labels, backend=backend, compact=False), self.x)
 
 
-def profile(case: Case, device: str, rounds: int) -> list[dict[str, Any]]:
-    parts = Parts(make_inputs(case, device)).all()
+def profile(case: Case, parts: dict[str, Callable[[], Any]], device: str, rounds: int) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in parts}
     for name in [*parts]:
         try:
@@ -139,7 +143,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=math.inf, help="no shape begins later than this")
-    parser.add_argument("--keep", action="store_true", help="leave out shapes that this device and commit have rows of")
+    parser.add_argument("--keep", action="store_true", help="leave out shapes that this device and code have rows of")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -151,8 +155,11 @@ def main() -> None:
         if time.monotonic() - start > args.seconds:
             raise SystemExit("time is over: the same command with --keep goes on")
         print(shape)
-        rows = profile(Case(*shape, args.dtype, 1.0), args.device, args.rounds)
-        append_rows(args.out / FILE, [row | facts for row in rows])
+        case = Case(*shape, args.dtype, 1.0)
+        parts = Parts(make_inputs(case, args.device))
+        for group in (parts.vendors(), parts.fused()):  # the first one's rows are written whatever the second does
+            rows = profile(case, group, args.device, args.rounds)
+            append_rows(args.out / FILE, [row | facts for row in rows])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def row_terms_fwd_kernel(
     total = tl.load(total_ptr + lanes, mask=inside, other=1.0)
     label = tl.load(label_ptr + lanes, mask=inside, other=0)
     weight = tl.load(ce_weight_ptr + lanes, mask=inside, other=0.0)
-    label_logit = tl.where((label >= 0) & (label < vocab_size), label_logit, float("nan"))
+    known = (label >= 0) & (label < vocab_size) & (label_logit < float("inf"))  # inf - inf is NaN; else p_y would be 1
+    label_logit = tl.where(known, label_logit, float("nan"))
     distance = others - label_logit
     small = tl.exp(-tl.abs(distance))
     soft = log1p_of_unit(small)

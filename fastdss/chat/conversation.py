@@ -58,6 +58,7 @@ class Turn:
 
     ``reasoning`` is the reasoning that the data keeps in a field of its own. ``train`` is false where the data says
     that the turn is not to be learnt; ``untrained`` has the character spans of ``content`` that are not to be learnt.
+    ``spelled``: the answer as the data has it, where that has the calls as text in a form of its own.
     """
 
     role: str
@@ -68,6 +69,7 @@ class Turn:
     name: str | None = None
     train: bool = True
     untrained: tuple[tuple[int, int], ...] = ()
+    spelled: Answer | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:  # without the text, which must not reach a log
         return f"Turn({self.role!r}, {len(self.content)} characters, {len(self.calls)} calls)"
@@ -75,17 +77,20 @@ class Turn:
     @property
     def is_empty(self) -> bool:
         """Whether the turn writes nothing: no text and no call."""
-        return not (self.content.strip() or self.reasoning.strip() or self.calls)
+        said = self.content[self.thinking[1] :]
+        return not (said.strip() or self.thinking[0] or self.reasoning.strip() or self.calls)
 
     @cached_property
     def thinking(self) -> tuple[str, int]:
-        """The text of a leading ``<think>`` block, and where the rest of ``content`` begins."""
+        """The text of a leading ``<think>`` block, which may be empty, and where the rest of ``content`` begins."""
         found = _THINKING.match(self.content) if self.role == "assistant" and not self.reasoning else None
-        return (found[1], found.end()) if found is not None and found[1] else ("", 0)
+        return (found[1], found.end()) if found is not None else ("", 0)
 
     @cached_property
     def answer(self) -> Answer:
         """The text that is judged and trained: reasoning, content and calls, each call as JSON."""
+        if self.spelled is not None:
+            return self.spelled
         parts: list[Part] = []
         thought, rest = self.thinking
         text = self.content

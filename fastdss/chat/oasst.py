@@ -1,6 +1,7 @@
 """OpenAssistant's trees of messages as conversations: the paths from the first question to each last answer.
 
-An answer that several paths share is trained in the first of them only, so nothing is learnt twice.
+An answer that several paths share is trained in the first of them only, so nothing is learnt twice. A path ends at a
+message that is marked as deleted, which is not trained.
 """
 
 from __future__ import annotations
@@ -23,18 +24,32 @@ def is_tree(record: Mapping[str, Any]) -> bool:
     return isinstance(prompt, Mapping) and "replies" in prompt and "text" in prompt
 
 
-def tree_name(record: Mapping[str, Any]) -> Any:
-    """The id that all rows of a tree share; without a column for it, only the first message tells it."""
-    return record.get("message_tree_id") or (record["message_id"] if not record["parent_id"] else None)
+class TreeNames:
+    """The tree to which each row belongs: its ``message_tree_id``, or without that column the tree of its parent."""
+
+    def __init__(self) -> None:
+        self.root: Any = None
+        self.known: set[Any] = set()  # the messages of the present tree
+
+    def __call__(self, record: Mapping[str, Any]) -> Any:
+        if record.get("message_tree_id"):
+            return record["message_tree_id"]
+        if record["parent_id"] not in self.known:
+            self.root, self.known = record["message_id"], set()
+        self.known.add(record["message_id"])
+        return self.root
+
+
+def is_orphan(record: Mapping[str, Any], known: set[Any]) -> bool:
+    """Whether a message answers one that is not among ``known``: without it, nobody knows what was asked."""
+    return bool(record["parent_id"]) and record["parent_id"] not in known
 
 
 def paths_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Records that ``formats`` reads, one for each path through the messages of one tree."""
+    """Records that ``formats`` reads, one for each path through the messages of one tree, none of them an orphan."""
     children: dict[Any, list[Mapping[str, Any]]] = {}
-    known = {row["message_id"] for row in rows}
     for row in rows:
-        parent = row["parent_id"] if row["parent_id"] in known else None
-        children.setdefault(parent, []).append(row)
+        children.setdefault(row["parent_id"] or None, []).append(row)
     yield from _paths(lambda row: children.get(None if row is None else row["message_id"], []))
 
 
@@ -50,18 +65,20 @@ def _paths(children: Any) -> Iterator[dict[str, Any]]:
     stack: list[list[Mapping[str, Any]]] = [[row] for row in reversed(list(_ranked(children(None))))]
     while stack:
         path = stack.pop()
-        after = [] if len(path) > LARGEST_TREE else list(_ranked(children(path[-1])))
+        ended = len(path) > LARGEST_TREE or path[-1].get("deleted")
+        after = [] if ended else list(_ranked(children(path[-1])))
         if after:
             stack += [[*path, row] for row in reversed(after)]
             continue
         turns = []
         for row in path:
             turn = {"role": row.get("role"), "content": row.get("text")}
-            if id(row) in trained:
+            if id(row) in trained or row.get("deleted"):
                 turn["train"] = False
             trained.add(id(row))
             turns.append(turn)
-        if any(turn["role"] != "prompter" and "train" not in turn for turn in turns):
+        answers = [turn for turn in turns if turn["role"] != "prompter"]
+        if len(path) == 1 or path[-1].get("deleted") or any("train" not in turn for turn in answers):
             yield {"oasst_path": turns, "id": path[-1].get("message_id"), "lang": path[0].get("lang")}
 
 

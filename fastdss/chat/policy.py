@@ -8,31 +8,20 @@ it drops or rewrites is an error of that conversation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import takewhile
+from typing import Any
 
 from fastdss.errors import UserError
 
-from .conversation import Conversation, Message, Part, Turn
+from .conversation import Conversation, Message, Turn
 from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
+from .own_tags import CALL_TAGS, RESULT_TAG, THINK_TAGS, in_own_forms, with_words
+from .placing import Field, Piece, argument_pieces, check_all_there, placed_in
 
-_TAGS = ("<think>", "</think>")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-# Limit for a product of two lengths: a call's arguments, and the text in which they are looked for. 2048 x 2048
-# characters take 0.13 s.
-_MATCHED = 1 << 22
-
-
-class Piece(NamedTuple):
-    """``text[begin:end]`` of the rendering is the part of the turn's answer that begins at its character ``at``."""
-
-    begin: int
-    end: int
-    at: int
 
 
 @dataclass(frozen=True)
@@ -65,16 +54,6 @@ class Rendered:
     written: dict[int, Written]
 
 
-class _Field(NamedTuple):
-    """A text in a message: its turn, its kind, the text, its place in the answer, and whether the policy writes it."""
-
-    turn: int
-    kind: str
-    text: str
-    at: int
-    written: bool = True
-
-
 @dataclass
 class _Draft:
     """The messages, ``skeleton``: the same with a unique word in place of each text, and the texts of these words.
@@ -85,7 +64,7 @@ class _Draft:
 
     messages: list[Message] = field(default_factory=list)
     skeleton: list[Message] = field(default_factory=list)
-    fields: dict[str, _Field] = field(default_factory=dict)
+    fields: dict[str, Field] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -110,7 +89,7 @@ class PolicyChat:
         """Whether a template without a key for reasoning drops the text in think tags, as R1's does."""
         if self.reasoning_key is not None:
             return False
-        opening, closing = _TAGS
+        opening, closing = THINK_TAGS
         answer: Message = {"role": "assistant", "content": f"{opening}reasonQ{closing}answerQ"}
         return self._shows("answerQ", answer) and not self._shows("reasonQ", answer)
 
@@ -121,13 +100,41 @@ class PolicyChat:
         tools = [{"type": "function", "function": function}]
         return self._shows("toolQ", tools=tools)
 
+    @cached_property
+    def _sample_call(self) -> str:
+        """What the template writes for a call of ``callQ`` whose argument is ``argumentQ``."""
+        call = {"type": "function", "function": {"name": "callQ", "arguments": {"argumentQ": "c"}}}
+        return self._sample({"role": "assistant", "content": "b", "tool_calls": [call]})
+
+    @cached_property
+    def _tags_calls(self) -> bool:
+        """Whether the template writes calls, and the tags that Hermes' data spells are its own tokens."""
+        return all(map(self.encoder.is_control_string, CALL_TAGS)) and "callQ" in self._sample_call
+
+    @cached_property
+    def _arguments_first(self) -> bool:
+        """Whether the template writes a call's arguments before its name."""
+        return 0 <= self._sample_call.find("argumentQ") < self._sample_call.find("callQ")
+
+    @cached_property
+    def _tags_results(self) -> bool:
+        """Whether the template puts the tags that Hermes' data spells around a tool's result."""
+        return self._shows(RESULT_TAG, {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"})
+
+    def _in_own_forms(self, conversation: Conversation) -> Conversation:
+        return in_own_forms(conversation, calls=self._tags_calls, results=self._tags_results)
+
     def _shows(self, word: str, *answer: Message, tools: Sequence[Any] = ()) -> bool:
-        """Whether the template writes ``word`` for a short conversation; False where it refuses the conversation."""
+        """Whether the template writes ``word`` for a short conversation."""
+        return word in self._sample(*answer, tools=tools)
+
+    def _sample(self, *answer: Message, tools: Sequence[Any] = ()) -> str:
+        """What the template writes for a short conversation; nothing where it refuses it."""
         chat: list[Message] = [{"role": "user", "content": "a"}, *answer]
         try:
-            return word in self.encoder.render([chat], generation_prompt=False, tools=tools)[0]
+            return self.encoder.render([chat], generation_prompt=False, tools=tools)[0]
         except (ValueError, TypeError):
-            return False
+            return ""
 
     @cached_property
     def _plain(self) -> tuple[str, str]:
@@ -150,18 +157,19 @@ class PolicyChat:
 
     def messages(self, conversation: Conversation) -> list[Message]:
         """The messages that the template is given."""
-        return self._draft(conversation).messages
+        return self._draft(self._in_own_forms(conversation)).messages
 
     def render(self, conversation: Conversation, turns: Sequence[int]) -> Rendered:
         """The conversation's tokens, and what the policy writes in ``turns``.
 
         Raises ``ValueError`` where the template refuses the conversation, or drops or rewrites any of its texts.
         """
+        conversation = self._in_own_forms(conversation)
         draft = self._draft(conversation)
         encoding = self.encoder.encode_with_offsets(draft.messages, tools=conversation.tools, written=draft.tags)
         (skeleton,) = self.encoder.render([draft.skeleton], generation_prompt=False, tools=conversation.tools)
-        _check_all_there(skeleton, draft.fields)
-        placed = _placed(skeleton, encoding.text, draft.fields)
+        check_all_there(skeleton, draft.fields)
+        placed = placed_in(skeleton, encoding.text, draft.fields)
         written = {t: self._written(t, conversation, draft, encoding, placed) for t in turns}
         return Rendered(encoding, written)
 
@@ -173,14 +181,14 @@ class PolicyChat:
         while any(stem in text for text in texts):
             stem += "Qz"
         draft = _Draft()
-        if self.reasoning_key is None and all(map(self.encoder.is_control_string, _TAGS)):
-            draft.tags = {f"{stem}tag{number}q": tag for number, tag in enumerate(_TAGS)}
+        if self.reasoning_key is None and all(map(self.encoder.is_control_string, THINK_TAGS)):
+            draft.tags = {f"{stem}tag{number}q": tag for number, tag in enumerate(THINK_TAGS)}
         asked = max((t for t, turn in enumerate(conversation.turns) if turn.role == "user"), default=0)
         for t, turn in enumerate(conversation.turns):
             past = t < asked and self.forgets_reasoning
             message, skeleton = self._message(turn, past), self._message(turn, past)
             if draft.tags and not past and message["content"]:
-                message["content"] = _with_own_tags(turn, message["content"], draft.tags)
+                message["content"] = with_words(turn, message["content"], draft.tags)
             for call, found in self._fields(t, turn, past):
                 word = f"{stem}{len(draft.fields)}q"
                 draft.fields[word] = found
@@ -227,19 +235,19 @@ class PolicyChat:
             return "", turn.answer.text[: turn.answer.said]
         return (turn.reasoning, turn.content) if turn.reasoning else (thought, turn.content[rest:])
 
-    def _fields(self, t: int, turn: Turn, past: bool) -> Iterator[tuple[int | None, _Field]]:
+    def _fields(self, t: int, turn: Turn, past: bool) -> Iterator[tuple[int | None, Field]]:
         """The texts of turn ``t`` that the rendering must show; names of calls with the call's number, others None."""
         thought, content = self._texts(turn, past)
         parts = {part.kind: part for part in turn.answer.parts} if turn.role == "assistant" else {}
         if thought:
-            yield None, _Field(t, "reasoning", thought, parts["reasoning"].begin)
+            yield None, Field(t, "reasoning", thought, parts["reasoning"].begin)
         if content.strip():
             whole = (self.reasoning_key is None and not past) or "content" not in parts
             at = 0 if whole else parts["content"].begin
-            yield None, _Field(t, "content", content, at, turn.role == "assistant")
+            yield None, Field(t, "content", content, at, turn.role == "assistant")
         names = [part for part in turn.answer.parts if part.kind == "name"] if turn.calls else []
         for number, part in enumerate(names):
-            yield number, _Field(t, "name", part.text, part.begin)
+            yield number, Field(t, "name", part.text, part.begin)
 
     def _written(
         self,
@@ -265,8 +273,9 @@ class PolicyChat:
                 call, part = next(calls)
                 stops = (a for k, (a, _) in enumerate(encoding.offsets) if self.encoder.is_special(encoding.ids[k]))
                 stop = next((a for a in stops if end <= a < limit), limit)
-                room = (pieces[-1].end if pieces else before), end, limit, stop
-                pieces += sorted([Piece(begin, end, found.at), *_arguments(text, room, call.arguments, part)])
+                past = pieces[-1].end if pieces else before
+                room = (past, begin, begin) if self._arguments_first else (end, limit, stop)
+                pieces += sorted([Piece(begin, end, found.at), *argument_pieces(text, room, call.arguments, part)])
                 continue
             skipped = len(found.text) - len(found.text.lstrip()) if not found.text.startswith(text[begin:end]) else 0
             pieces.append(Piece(begin, end, found.at + skipped))
@@ -293,22 +302,21 @@ class PolicyChat:
         inside = [t for t, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
         first = inside[0] if inside else _first_from(encoding.offsets, end)
         last = inside[-1] if inside else first - 1
-        tail = range(
-            last + 1, _first_from(encoding.offsets, after) if after < len(encoding.text) else len(encoding.ids)
-        )
+        here = after < len(encoding.text)
+        tail = range(last + 1, _first_from(encoding.offsets, after) if here else len(encoding.ids))
         stops = [t for t in tail if encoding.ids[t] == self._end_of_turn]
         stops = stops or [t for t in tail if self.encoder.is_special(encoding.ids[t])]
-        return Written(first, stops[0] if stops else last, bool(stops), pieces)
+        if stops:
+            return Written(first, self._through_eos(encoding, stops[0], tail), True, pieces)
+        if not here:  # GLM ends no turn, but what closes a call in the last one is written
+            last = max(last, _first_from(encoding.offsets, len(encoding.text.rstrip())) - 1)
+        return Written(first, last, False, pieces)
 
-
-def _with_own_tags(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
-    """``text``, the turn's, with words in place of the two tags around its reasoning, and of no other tags."""
-    thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
-    if turn.role != "assistant" or thought is None:
-        return text
-    (before, opening), (after, closing) = tags.items()
-    begin, end = text.rindex(opening, 0, thought.begin), text.index(closing, thought.begin + len(thought.text))
-    return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
+    def _through_eos(self, encoding: Encoding, stop: int, tail: range) -> int:
+        """The token ``stop``, or the end of sequence behind it if all between is control (Command R7B's two ends)."""
+        eos = self.encoder.tokenizer.eos_token_id
+        controls = takewhile(lambda t: self.encoder.is_control(encoding.ids[t]), range(stop, tail.stop))
+        return next((t for t in controls if encoding.ids[t] == eos), stop)
 
 
 def _shared(one: str, other: str) -> str:
@@ -319,71 +327,6 @@ def _shared(one: str, other: str) -> str:
 
 def _parts_of(turn: Turn, kind: str) -> list[Any]:
     return [part for part in turn.answer.parts if part.kind == kind]
-
-
-def _check_all_there(skeleton: str, fields: Mapping[str, _Field]) -> None:
-    for word, found in fields.items():
-        if word not in skeleton and found.kind != "reasoning":  # templates drop earlier turns' reasoning
-            what = "a tool call" if found.kind == "name" else "the text"
-            raise UserError(
-                f"the policy's chat template drops or rewrites {what} of message {found.turn}: its tokens cannot be "
-                "aligned"
-            )
-
-
-def _placed(skeleton: str, text: str, fields: Mapping[str, _Field]) -> dict[str, tuple[int, int]]:
-    """Where each field's text stands in the rendering ``text``; ``skeleton`` has words in place of the texts."""
-    order = sorted((at, word) for word in fields for at in [skeleton.find(word)] if at >= 0)
-    frames, position = [], 0
-    for at, word in order:
-        frames.append(skeleton[position:at])
-        position = at + len(word)
-    frames.append(skeleton[position:])
-    placed: dict[str, tuple[int, int]] = {}
-    position = _past(text, 0, frames[0])
-    for (_, word), frame in zip(order, frames[1:], strict=True):
-        shown = fields[word].text
-        forms = dict.fromkeys([shown, shown.strip(), shown.lstrip(), shown.rstrip()])
-        if not fields[word].written:  # such as a tool's result, which may stand as JSON; what is learnt may not
-            forms |= dict.fromkeys(json.dumps(shown, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
-        found = next((form for form in forms if text.startswith(form + frame, position)), None)
-        if found is None:
-            raise UserError(
-                f"the policy's chat template rewrites the text of message {fields[word].turn}, so its tokens cannot be "
-                "aligned"
-            )
-        placed[word] = position, position + len(found)
-        position = _past(text, position + len(found), frame)
-    if position != len(text):
-        raise UserError("the policy's chat template writes other frames around other texts")
-    return placed
-
-
-def _past(text: str, position: int, frame: str) -> int:
-    """The position after ``frame``, which must stand at ``position`` of ``text``."""
-    if not text.startswith(frame, position):
-        raise UserError("the policy's chat template writes other frames around other texts")
-    return position + len(frame)
-
-
-def _arguments(text: str, room: tuple[int, int, int, int], arguments: Any, part: Part) -> list[Piece]:
-    """Where a call's arguments stand: as JSON after the name or before it, or in a form of the template's own.
-
-    room: where the piece before the name ends, where the name does, where the next piece begins, and the first special
-    token after the name, up to which a form of the template's own is looked for.
-    """
-    before, name, limit, stop = room
-    for begin, end in ((name, limit), (before, name)):
-        found = text.find(part.text, begin, end)
-        if found >= 0:
-            return [Piece(found, found + len(part.text), part.begin)]
-    region = text[name:stop]
-    forms = (lambda s: s.strip(), lambda s: json.dumps(s)[1:-1], lambda s: json.dumps(s, ensure_ascii=False)[1:-1])
-    lost = any(not any(form(value) in region for form in forms) for value in nested_strings(arguments))
-    if lost or len(region) * len(part.text) > _MATCHED:
-        raise UserError("the policy's chat template rewrites the arguments of a tool call")
-    blocks = SequenceMatcher(None, region, part.text, autojunk=False).get_matching_blocks()
-    return [Piece(name + b.a, name + b.a + b.size, part.begin + b.b) for b in blocks if b.size]
 
 
 def _first_from(offsets: Sequence[tuple[int, int]], position: int) -> int:

@@ -1,4 +1,4 @@
-"""A record of a file: its columns, and which of them were used."""
+"""A record of a file: its columns, by which names formats know them, and which of them were used."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from typing import Any
 from .turns import is_missing
 
 SCORES = ("star", "scores", "ends", "flags", "error")  # what fastdss itself writes beside a conversation
+# Names of columns, as formats have them; of several with one meaning the first that is there counts.
+MESSAGES = ("messages", "conversations", "conversation", "contents")
+PROMPTS = ("prompt", "instruction", "question", "query", "inputs", "input")
+ANSWERS = ("response", "completion", "output", "answer", "targets")
+CONTEXTS = ("context", "input")
+SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
+REASONING = ("reasoning_content", "thinking")
+LABELS = ("label", "kto_tag")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_ALONE = ("chosen", "preferred_output", "data", "star")  # each is enough to tell that a table holds conversations
+_OTHERS = ("answers", "history", "tools", "functions")
+_KNOWN = (*MESSAGES, *PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *REASONING, *LABELS, *MEDIA, *_ALONE, *_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -30,15 +42,26 @@ COLUMNS = Columns()
 
 
 class Record:
-    """A record's columns, without missing values; remembers which were used."""
+    """A record's columns, without missing values; remembers which were used.
+
+    A column counts by its name in any letter case, without blanks around it: spreadsheets have "Prompt" and "Response".
+    """
 
     def __init__(self, values: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
         self.values = {name: value for name, value in values.items() if not is_missing(value)}
+        self.missing = [str(name) for name in values if name not in self.values]
         self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
         self.used = {columns.id, *(SCORES if self.scored else ())}
         self.keys: set[str] = set()  # the keys of messages that were not used
+        self.tools: list[Any] = []  # definitions of tools that stand within messages
+        written = {_folded(name): name for name in reversed(list(self.values))}
+        self.renamed = {
+            name: written[_folded(name)]
+            for name in _KNOWN
+            if name not in self.values and _folded(name) in written and written[_folded(name)] not in _KNOWN
+        }
         renamed = {"prompt": columns.prompt, "response": columns.response, "messages": columns.messages}
-        self.renamed = {name: given for name, given in renamed.items() if given != name}
+        self.renamed |= {name: given for name, given in renamed.items() if given != name}
 
     def __contains__(self, name: str) -> bool:
         return self.renamed.get(name, name) in self.values
@@ -64,8 +87,24 @@ class Record:
         return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
 
 
+def known_columns(columns: Columns = COLUMNS) -> set[str]:
+    """Every column that any format reads."""
+    return {*columns.names, *_KNOWN}
+
+
+def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
+    """Whether a table with these columns can hold conversations; it can be asked before a row is read."""
+    given = {_folded(name) for name in names}
+    known = {_folded(name) for name in (*columns.names[1:], *MESSAGES, *ANSWERS, *_ALONE)}
+    return bool(known & given) or {"text", "role", "parent_id"} <= given or {"query", "answers"} <= given
+
+
 def names_of(values: Mapping[str, Any]) -> str:
     """Up to twelve names of columns; the others are counted, as is what looks like no name and may be text."""
     names = [str(name) for name in values if re.fullmatch(r"[\w.\- ]{1,40}", str(name))][:12]
     rest = len(values) - len(names)
     return ", ".join(names) + (f" and {rest} more" if names and rest else "" if names else f"{rest} columns")
+
+
+def _folded(name: Any) -> str:
+    return str(name).strip().lower()

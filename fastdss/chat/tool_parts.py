@@ -1,45 +1,109 @@
-"""Calls and results of tools that stand among a message's parts, as Anthropic has them, in OpenAI's form.
+"""Calls and results of tools that stand among a message's parts, in OpenAI's form.
 
-An assistant's ``tool_use`` parts become its ``tool_calls``. A user's ``tool_result`` parts become turns of the role
-``tool``, and the text around them stays the user's, in the order in which it stands.
+Anthropic's parts have a ``type``; those of Bedrock and Gemini are brought into Anthropic's form first. An assistant's
+calls become its ``tool_calls``. A user's results become turns of the role ``tool``, and the text around them stays the
+user's, in the order in which it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastdss.errors import UserError
 
+from .turns import KNOWN_ROLES, ROLE_KEYS
+
 _CALL, _RESULT = "tool_use", "tool_result"
+_PART_KEYS = {"type", "text", "thinking", "reasoning", "refusal", "content", "tool_use_id", "id", "name", "input"}
 
 
 def without_tool_parts(place: str, message: Any) -> list[Any]:
     """``[message]``, or messages that say the same without parts for calls and results."""
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = message.get("content", message.get("parts")) if isinstance(message, Mapping) else None
     if isinstance(content, str) or not isinstance(content, Sequence):
         return [message]
-    kinds = [part.get("type") if isinstance(part, Mapping) else "" for part in content]
-    if _CALL in kinds and message.get("role") == "assistant":
+    parts = [_in_known_form(part) for part in content]
+    if any(part is not given for part, given in zip(parts, content, strict=True)):
+        message = {**{key: value for key, value in message.items() if key != "parts"}, "content": parts}
+    kinds = [part.get("type") if isinstance(part, Mapping) else "" for part in parts]
+    role = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), "")
+    role = KNOWN_ROLES.get(role.strip().lower())
+    if _CALL in kinds and role == "assistant":
         return [_with_calls(place, message, kinds)]
-    if _RESULT in kinds and message.get("role") == "user":
+    if _RESULT in kinds and role in ("user", "tool"):
         return _by_turns(place, message, kinds)
     return [message]  # a call or a result in a turn of another role is refused by read_turn
 
 
 def unused_in(message: Mapping[str, Any]) -> set[str]:
-    """``is_error`` where a tool's result says that the tool failed: a turn has no place for it."""
+    """Keys of parts that say what a turn has no place for, such as ``is_error`` of a tool's result."""
     content = message.get("content")
     parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
-    return {"is_error" for part in parts if isinstance(part, Mapping) and part.get("is_error")}
+    parts = [_in_known_form(part) for part in parts]
+    return {str(key) for part in parts if isinstance(part, Mapping) for key in part if part[key]} - _PART_KEYS
 
 
-def definition(tool: Any) -> Any:
-    """A tool's definition in the form that chat templates know; one that is not in Anthropic's form stays as it is."""
-    if not isinstance(tool, Mapping) or not isinstance(tool.get("input_schema"), Mapping) or "function" in tool:
-        return tool
-    kept = {key: tool[key] for key in ("name", "description") if tool.get(key) is not None}
-    return {"type": "function", "function": {**kept, "parameters": tool["input_schema"]}}
+def definitions(tool: Any) -> Iterator[Any]:
+    """A tool's definition in the form that chat templates know, or the several that stand in it (Gemini's)."""
+    if not isinstance(tool, Mapping) or "function" in tool:
+        yield tool
+        return
+    declared = tool.get("functionDeclarations", tool.get("function_declarations"))
+    if isinstance(declared, Sequence) and not isinstance(declared, str):
+        for one in declared:
+            yield from definitions(one)
+        return
+    spec = tool.get("toolSpec")  # Bedrock's
+    if isinstance(spec, Mapping):
+        schema = spec.get("inputSchema")
+        tool = {**spec, "input_schema": schema.get("json", schema) if isinstance(schema, Mapping) else {}}
+    if not isinstance(tool.get("name"), str) or tool.get("type", "function") not in ("function", "custom"):
+        yield tool
+        return
+    parameters = tool["input_schema"] if isinstance(tool.get("input_schema"), Mapping) else tool.get("parameters")
+    dropped = ("type", "parameters", "input_schema", "inputSchema", "cache_control")
+    kept = {key: value for key, value in tool.items() if key not in dropped and value is not None}
+    yield {"type": "function", "function": {**kept, **({} if parameters is None else {"parameters": parameters})}}
+
+
+def _in_known_form(part: Any) -> Any:
+    """A part of Bedrock's or Gemini's as Anthropic would have it; any other as it is."""
+    if not isinstance(part, Mapping) or "type" in part:
+        return part
+    given = {key: value for key, value in part.items() if value is not None}
+    called = given.get("toolUse", given.get("functionCall", given.get("function_call")))
+    if isinstance(called, Mapping):
+        arguments = called.get("input", called.get("args"))
+        return {
+            "type": _CALL,
+            "id": called.get("toolUseId", called.get("id")),
+            "name": called.get("name"),
+            "input": arguments,
+        }
+    if isinstance(given.get("toolResult"), Mapping):
+        result = given["toolResult"]
+        return {"type": _RESULT, "tool_use_id": result.get("toolUseId"), "content": _texts(result.get("content"))}
+    result = given.get("functionResponse", given.get("function_response"))
+    if isinstance(result, Mapping):
+        said = {"name": result.get("name"), "tool_use_id": result.get("id")}
+        return {"type": _RESULT, **said, "content": json.dumps(result.get("response"), ensure_ascii=False)}
+    if given.get("thought") is True and isinstance(given.get("text"), str):
+        return {"type": "thinking", "thinking": given["text"]}
+    return part
+
+
+def _texts(parts: Any) -> Any:
+    """The parts of Bedrock's result, with JSON in a part of its own as text."""
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        return parts
+    return [
+        {"type": "text", "text": json.dumps(part["json"], ensure_ascii=False)}
+        if isinstance(part, Mapping) and "json" in part
+        else part
+        for part in parts
+    ]
 
 
 def _with_calls(place: str, message: Mapping[str, Any], kinds: Sequence[Any]) -> dict[str, Any]:
@@ -65,11 +129,12 @@ def _by_turns(place: str, message: Mapping[str, Any], kinds: Sequence[Any]) -> l
     found: list[dict[str, Any]] = []
     for number, (kind, part) in enumerate(zip(kinds, message["content"], strict=True)):
         if kind == _RESULT:
-            if not isinstance(part.get("tool_use_id"), str):
+            if not isinstance(part.get("tool_use_id"), str) and not isinstance(part.get("name"), str):
                 raise UserError(f"{place}: part {number}: expected tool_use_id, the id of the call that it answers")
-            found.append({"role": "tool", "tool_call_id": part["tool_use_id"], "content": part.get("content") or ""})
+            named = {"tool_call_id": part.get("tool_use_id"), "name": part.get("name")}
+            found.append({"role": "tool", **named, "content": part.get("content") or ""})
         elif found and found[-1]["role"] == "user":
             found[-1]["content"].append(part)
         else:
-            found.append({**message, "content": [part]})
+            found.append({**message, "role": "user", "content": [part]})
     return found

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
+import re
+import tokenize
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fastdss.errors import UserError, UserTypeError
@@ -16,42 +20,52 @@ MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenize
 KNOWN_ROLES = {
     **{role: "system" for role in ("system", "developer")},
     **{role: "user" for role in ("user", "human", "prompter")},
-    **{role: "assistant" for role in ("assistant", "gpt", "model", "bot", "chatgpt", "chatbot", "function_call")},
+    **{role: "assistant" for role in ("assistant", "gpt", "model", "bot", "ai", "chatgpt", "chatbot")},
+    **{role: "assistant" for role in ("function_call", "tool_call")},
     **{role: "tool" for role in ("tool", "function", "ipython", "observation", "tool_response", "function_response")},
 }
-_ROLE_KEYS = ("role", "from")
-_CONTENT_KEYS = ("content", "value")
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+CALL_ROLES = ("function_call", "tool_call")  # their content is calls as JSON
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_TRAIN_KEYS = ("weight", "train", "loss")
+_TRAIN_KEYS = ("weight", "train", "training", "loss")
+_DETAIL_KEYS = ("training_detail", "train_detail")
 _CALL_KEYS = ("tool_calls", "function_call")
-_OTHER_KEYS = ("tool_call_id", "name", "training_detail", "refusal")
-_KEYS = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_OTHER_KEYS = ("tool_call_id", "name", *_DETAIL_KEYS, "refusal")
+_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *_REASONING_KEYS, *_TRAIN_KEYS, *_CALL_KEYS, *_OTHER_KEYS))
+_KEYS_OF_CALLS = frozenset((*_ARGUMENT_KEYS, "name", "id", "type", "function", "index", "call_id"))
+_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 # Of several keys with one meaning, the first that is not empty counts.
-_NAMES_OF_ONE = (_ROLE_KEYS, (*_CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS)
+_NAMES_OF_ONE = (ROLE_KEYS, (*CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS, _DETAIL_KEYS)
+_CLOSED = re.compile(r"\s*^</think>[ \t]*(?:\n\s*|\Z)", re.MULTILINE)
+NO_MEDIA = "images, audio and files cannot be judged or trained: leave such rows out"
+_EXPECTED = "expected a mapping with 'role' and 'content', or 'from' and 'value'"
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "tool_response", "function_call", "function_response")
+_PARTS = (*_TEXT_PARTS, *_MEDIA_PARTS, *_TOOL_PARTS, "thinking", "reasoning")
 
 
 def read_turn(index: int, message: Any) -> Turn:
     """A turn; raises ``ValueError`` or ``TypeError`` that name its place and what was expected, never the text."""
     place = f"message {index}"
     if not isinstance(message, Mapping):
-        raise UserTypeError(
-            f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value', "
-            f"got {type(message).__name__}"
-        )
+        raise UserTypeError(f"{place}: {_EXPECTED}, got {type(message).__name__}")
     given = {key: value for key, value in message.items() if not is_missing(value)}
-    named = next((given[key] for key in _ROLE_KEYS if key in given), None)
+    named = next((given[key] for key in ROLE_KEYS if key in given), None)
     if not isinstance(named, str):
-        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
+        raise UserTypeError(f"{place}: {_EXPECTED}")
     role = KNOWN_ROLES.get(named.strip().lower())
     if role is None:
         raise UserError(f"{place}: unknown role, expected one of {', '.join(KNOWN_ROLES)}")
-    if not any(key in message for key in (*_CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, "refusal")):
-        raise UserTypeError(f"{place}: expected a mapping with 'role' and 'content', or 'from' and 'value'")
-    content, thoughts = _content(place, given)
+    if not any(key in message for key in (*CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, "refusal")):
+        raise UserTypeError(f"{place}: {_EXPECTED}")
+    if any(given.get(key) for key in _MEDIA_KEYS):
+        raise UserError(f"{place}: {NO_MEDIA}")
+    content, thoughts = _content(place, given, role)
     calls = _calls(place, given)
-    if named.strip().lower() == "function_call" and not calls:
+    if named.strip().lower() in CALL_ROLES and not calls:
         calls, content = _written_calls(place, content), ""
     if calls and role != "assistant":
         raise UserError(f"{place}: only the assistant calls tools, got calls in a turn of the role {role!r}")
@@ -61,6 +75,8 @@ def read_turn(index: int, message: Any) -> Turn:
     if reasoning.strip() and role != "assistant":
         raise UserError(f"{place}: only the assistant reasons, got reasoning in a turn of the role {role!r}")
     train, untrained = _trained(place, given, content)
+    if role == "assistant" and not reasoning.strip() and not untrained:
+        reasoning, content = _opened_by_prompt(content)
     turn = Turn(
         role,
         content,
@@ -75,10 +91,24 @@ def read_turn(index: int, message: Any) -> Turn:
     return turn
 
 
+def _opened_by_prompt(content: str) -> tuple[str, str]:
+    """Reasoning and content of an answer whose ``<think>`` stood in the prompt, as R1's does: only its end is written,
+    on a line of its own."""
+    found = _CLOSED.search(content)
+    thought = "" if found is None else content[: found.start()].strip()
+    if found is None or not thought or "<think>" in content or content.count("</think>") > 1:
+        return "", content
+    return thought, content[found.end() :]
+
+
 def unused_keys(message: Mapping[str, Any]) -> set[str]:
     """Keys whose value ``read_turn`` does not use: unknown ones, and keys whose meaning another key gave before."""
     given = {key: value for key, value in message.items() if not is_missing(value)}
     unused = {str(key) for key in given if key not in _KEYS}
+    calls = given.get("tool_calls")
+    for call in calls if isinstance(calls, Sequence) and not isinstance(calls, str) else ():
+        for part in (call, call.get("function")) if isinstance(call, Mapping) else ():
+            unused |= {str(key) for key in part if key not in _KEYS_OF_CALLS} if isinstance(part, Mapping) else set()
     for names in _NAMES_OF_ONE:
         said = [key for key in names if _says(given.get(key))]
         unused |= {key for key in said[1:] if not (isinstance(given[key], str) and given[key] == given[said[0]])}
@@ -105,8 +135,22 @@ def _says(value: Any) -> bool:
     return not (is_missing(value) or (isinstance(value, str) and not value))
 
 
+def without_nulls(value: Any) -> Any:
+    """The value without the null fields of its mappings: a struct of Arrow has every field that any row has. Only a
+    message keeps its content that is null, since that says that it is empty."""
+    if isinstance(value, Mapping):
+        kept = CONTENT_KEYS[:2] if any(key in value for key in ROLE_KEYS) else ()
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None or name in kept}
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
+
+
 def parsed(text: str) -> Any:
-    """The value of a cell that holds JSON or, as pandas writes it, Python's notation; ``ValueError`` for neither."""
+    """The value of a cell that holds JSON or, as pandas writes it, Python's notation; ``ValueError`` for neither.
+
+    Of an array numpy's notation has no commas: Python would join its texts to one, so that is refused.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -114,16 +158,35 @@ def parsed(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise UserError("text that is neither JSON nor Python's notation of a list") from None
+        value = ast.literal_eval(text)
+        plain = not _joins_texts(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        plain = False
+    if not plain:
+        raise UserError("text that is neither JSON nor Python's notation of a list: save it as JSON or Parquet")
+    return value
 
 
-def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
-    """A message's text, and its reasoning where that stands in parts of its own."""
-    content = next((given[key] for key in (*_CONTENT_KEYS, "refusal") if _says(given.get(key))), "")
+def _joins_texts(text: str) -> bool:
+    """Whether two texts of Python's notation stand side by side without a comma."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    return any(kind == following == tokenize.STRING for kind, following in pairwise(kinds))
+
+
+def text_of(place: str, value: Any) -> str:
+    """The text of a cell that holds text, or a message's content in parts."""
+    parts = value.get("parts", value.get("content", value)) if isinstance(value, Mapping) else value
+    return _content(place, {"content": parts}, "system")[0]
+
+
+def _content(place: str, given: Mapping[str, Any], role: str) -> tuple[str, str]:
+    """A message's text, and its reasoning where that stands in parts of its own. A tool's result that is data and not
+    text is its JSON."""
+    content = next((given[key] for key in (*CONTENT_KEYS, "refusal") if _says(given.get(key))), "")
     if isinstance(content, str):
         return content, ""
+    if role == "tool" and _is_data(content):
+        return json.dumps(content, ensure_ascii=False), ""
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, Sequence):
@@ -139,9 +202,17 @@ def _content(place: str, given: Mapping[str, Any]) -> tuple[str, str]:
                     f"{place}: part {number} is a call of a tool or its result: expected calls in tool_calls, and "
                     "each result in a turn of the role 'tool'"
                 )
-            raise UserError(f"{place}: part {number} is no text; images, audio and files cannot be judged or trained")
+            raise UserError(f"{place}: part {number} is no text; {NO_MEDIA}")
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)
+
+
+def _is_data(content: Any) -> bool:
+    """Whether a tool's result is a value of JSON, not parts of a message."""
+    parts = content if isinstance(content, Sequence) else [content]
+    return not all(
+        isinstance(part, Mapping) and (part.keys() == {"text"} or part.get("type") in _PARTS) for part in parts
+    )
 
 
 def _part_text(part: Mapping[str, Any]) -> Any:
@@ -168,9 +239,12 @@ def _call(place: str, call: Any) -> Call:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise UserError(f"{place}: a tool call without the name of a function")
-    arguments: Any = next(
-        (function[key] for key in ("arguments", "parameters") if not is_missing(function.get(key))), {}
-    )
+    named = [key for key in _ARGUMENT_KEYS if not is_missing(function.get(key))]
+    if not named and not function.keys() <= _KEYS_OF_CALLS:
+        raise UserError(
+            f"{place}: a tool call without arguments: expected them under one of {', '.join(_ARGUMENT_KEYS)}"
+        )
+    arguments: Any = function[named[0]] if named else {}
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments) if arguments.strip() else {}
@@ -178,8 +252,7 @@ def _call(place: str, call: Any) -> Call:
             read = None
         arguments = read if isinstance(read, dict) else arguments
     elif isinstance(arguments, Mapping):
-        # Arrow gives every row the keys of all rows, with None where the row has no such key.
-        arguments = {key: value for key, value in arguments.items() if value is not None}
+        arguments = dict(arguments)
     else:
         raise UserTypeError(f"{place}: expected the arguments of a call as an object, got {type(arguments).__name__}")
     given = call.get("id")
@@ -203,7 +276,7 @@ def _trained(place: str, given: Mapping[str, Any], content: str) -> tuple[bool, 
             if given[key] not in (0, 1):
                 raise UserError(f"{place}: {key}: expected 0, 1, false or true, got {type(given[key]).__name__}")
             train = train and bool(given[key])
-    details = given.get("training_detail") or ()
+    details = next((given[key] for key in _DETAIL_KEYS if given.get(key)), ())
     spans = []
     for detail in details:
         try:

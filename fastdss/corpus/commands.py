@@ -246,8 +246,8 @@ def _merge(args: argparse.Namespace) -> None:
     from .merge import merge
 
     done = merge(args.folder, args.out, failed=args.failed, sources=args.input)
-    left = [f"{done.dropped} without scores left out"] if done.dropped or not done.left_out else []
-    left += [f"{done.left_out} with nothing to train left out"] if done.left_out else []
-    left += [f"{done.turns_dropped} turns without scores not trained"] if done.turns_dropped else []
+    left = [f"{done.dropped} without scores"] if done.dropped or not done.left_out else []
+    left += [f"{done.left_out} with nothing to train"] if done.left_out else []
+    left += [f"of the others {done.turns_dropped} turns without scores"] if done.turns_dropped else []
     lines: list[tuple[str, object]] = [("conversations", done.rows), ("left out", ", ".join(left))]
     print_result(args, asdict(done) | {"file": args.out}, [*lines, ("file", args.out)])

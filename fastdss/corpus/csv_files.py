@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.formats import fits_columns, known_columns
+from fastdss.chat.record import fits_columns, known_columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
@@ -23,6 +23,15 @@ _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf
 _HIGH = re.compile(rb"[\x80-\xff]")
 # Bytes that Windows-1252 does not assign, or whose characters (þ, ÿ) ordinary text hardly has.
 _NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")
+_SIGN_IN_WORD = re.compile(
+    rb"(?<=[A-Za-z\xc0-\xff])[\xa1-\xa9\xac\xae-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf\xd7\xf7](?=[A-Za-z\xc0-\xff])"
+)
+_FOREIGN_WORD = re.compile(rb"[\xa1-\xff]*[\xc0-\xff]{2}[\xa1-\xff]*[\xc0-\xff][\xa1-\xff]+|[\xc0-\xff]{4,}")
+_ODD = 0.05  # share of odd bytes among those beyond ASCII up to which text counts as Western: a choice
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_NO_ENCODING = "not valid UTF-8: save the file as UTF-8 (iconv -f ITS-ENCODING -t UTF-8)"
+_GUESSED = "read as Windows-1252, since they are not UTF-8: where letters look wrong, save the file as UTF-8"
+_DELIMITER_LINE = re.compile(r"\"?sep=([,;\t|])\"?\s*$", re.IGNORECASE)
 
 
 class _Lines:
@@ -67,17 +76,21 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         lines = _Lines(path, text)
-        first = text.readline(_LONGEST_RECORD)
-        lines.record.append(first)
-        lines.number = 1
-        delimiter = delimiter_of(path, first)
+        first = next(lines, "")
+        said = _DELIMITER_LINE.match(first)
+        if said is not None:  # Excel's: "sep=;" before the header
+            lines.end_record()
+            first = next(lines, "")
+        delimiter = said[1] if said is not None else delimiter_of(path, first)
         try:
             names = next(csv.reader(_and_then(first, lines), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
             raise UserError(f"{path}: its header is no record of CSV: {error}") from None
+        blanks = any(name.startswith(" ") for name in names[1:])  # "a, b": a blank after each delimiter
+        names = [name.strip() for name in names]
         check_names(path, names)
         lines.end_record()
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
         while True:
             try:
                 fields = next(reader)
@@ -88,8 +101,10 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
                 yield Found(Unreadable(f"not a record of CSV: {error}", digest), line)
                 continue
             digest, line = lines.end_record()
-            if len(fields) == len(names):
-                yield Found(dict(zip(names, fields, strict=True)), line)
+            if any(map(_UNDECODED.search, fields)):
+                yield Found(Unreadable(_NO_ENCODING, digest), line)
+            elif len(fields) == len(names):
+                yield Found(dict(zip(names, fields, strict=True)), line, _GUESSED if encoding == "cp1252" else None)
             elif fields:  # an empty line is no record, so it is skipped
                 yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
     finally:
@@ -103,8 +118,8 @@ def _and_then(first: str, lines: _Lines) -> Iterator[str]:
 
 
 def encoding_of(sample: bytes) -> str:
-    """UTF-16 by its mark or its NUL bytes; Windows-1252 where there are bytes beyond ASCII and none are UTF-8; else
-    UTF-8."""
+    """UTF-16 by its mark or its NUL bytes; Windows-1252 where there are bytes beyond ASCII, none are UTF-8 and they
+    look like it; else UTF-8, in which rows of any other encoding fail."""
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if sample[1:2] == b"\0" or sample[3:4] == b"\0":
@@ -112,9 +127,16 @@ def encoding_of(sample: bytes) -> str:
     if sample[:1] == b"\0":
         return "utf-16-be"
     high = bool(_HIGH.search(sample))
-    if high and not _MULTIBYTE.search(sample) and not _NO_WINDOWS.search(sample):
+    if high and not _MULTIBYTE.search(sample) and not _NO_WINDOWS.search(sample) and _is_western(sample):
         return "cp1252"
     return "utf-8-sig"
+
+
+def _is_western(sample: bytes) -> bool:
+    """Whether bytes beyond ASCII look like Windows-1252. Other code pages have letters where it has signs, and words of
+    such bytes alone."""
+    odd = len(_SIGN_IN_WORD.findall(sample)) + sum(len(run) for run in _FOREIGN_WORD.findall(sample))
+    return odd <= _ODD * len(_HIGH.findall(sample))
 
 
 def delimiter_of(path: str, header: str) -> str:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import sys
 import tempfile
 import zlib
@@ -25,7 +26,23 @@ KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
-PACKED = (".gz", ".zst", ".xz", ".bz2")
+_MAGIC = {
+    ".gz": rb"\x1f\x8b",
+    ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+    ".xz": rb"\xfd7zXZ\x00",
+    ".bz2": rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)",
+}
+PACKED = tuple(_MAGIC)
+_BEGINNING = 256  # bytes that tell what a file is
+# What a file may be instead of data, and what helps.
+_FOREIGN = {
+    rb"version https://git-lfs\.github\.com/spec/": "is a Git LFS pointer, not the data: run `git lfs pull` in its "
+    "repository, or download the file",
+    rb"/annex/objects/|(\.\./)*\.git/annex/": "is a pointer of git-annex, not the data: run `git annex get` on it",
+    rb"PK\x03\x04": "is a ZIP archive: unpack it (a workbook of Excel: save it as CSV UTF-8)",
+    rb"\s*<(?:!DOCTYPE|html|\?xml|Error)": "is a page of HTML or XML, not data: was a page to sign in saved?",
+}
+_TABLES = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 
 
 @dataclass(frozen=True)
@@ -37,10 +54,14 @@ class Unreadable:
 
 
 class Found(NamedTuple):
-    """A record, and the line of its file on which it begins (None where the file has no lines)."""
+    """A record, and the line of its file on which it begins (None where the file has no lines).
+
+    ``note``: what had to be guessed to read it, for the user to judge.
+    """
 
     record: Mapping[str, Any] | Unreadable
     line: int | None = None
+    note: str | None = None
 
     def __repr__(self) -> str:  # never the text
         return f"Found({type(self.record).__name__}, line={self.line})"
@@ -60,7 +81,7 @@ def is_url(path: str) -> bool:
 
 @contextmanager
 def opened(path: str) -> Iterator[io.BufferedReader]:
-    """The bytes of a local file or a URL; by its suffix a compressed file is decompressed."""
+    """The bytes of a local file or a URL, decompressed where its first bytes say that it is compressed."""
     if is_url(path):
         import fsspec
 
@@ -74,29 +95,54 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
         if not Path(path).is_file():  # a pipe can be read once only, and sources are read twice
             raise UserError(f"{path}: expected a file that can be read twice, not a pipe or device")
         raw = Path(path).open("rb", buffering=PEEKED)  # noqa: SIM115
-    with raw, _unpacked(path, raw) as file:
-        yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, PEEKED)
+    with raw:
+        whole = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, PEEKED)
+        begun = whole.peek(_BEGINNING)[:_BEGINNING]
+        check_is_data(path, begun)
+        with _unpacked(path, whole, _packing_of(path, begun)) as file:
+            yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, PEEKED)
+
+
+def check_is_data(path: str, begun: bytes, kind: str | None = None) -> None:
+    """Raise ``ValueError`` where the first bytes say that a file is something else than data, or of another kind."""
+    for magic, reason in _FOREIGN.items():
+        if re.match(magic, begun, re.IGNORECASE):
+            raise UserError(f"{path} {reason}")
+    for magic, suffix in _TABLES.items():
+        if kind in ("json", "csv") and begun.startswith(magic):
+            raise UserError(f"{path} holds a table, not text: rename it to {suffix}")
+
+
+def _packing_of(path: str, begun: bytes) -> str | None:
+    """How a file is compressed, by its first bytes: its name is often wrong."""
+    found = next((suffix for suffix, magic in _MAGIC.items() if re.match(magic, begun)), None)
+    promised = PurePosixPath(path).suffix.lower()
+    if found is None and promised in PACKED and begun:
+        raise UserError(
+            f"{path}: its compression is damaged: it does not begin as {promised} does (if it is not compressed, "
+            f"rename it without {promised})"
+        )
+    return found
 
 
 @contextmanager
-def _unpacked(path: str, raw: Any) -> Iterator[Any]:
-    suffix = PurePosixPath(path).suffix.lower()
+def _unpacked(path: str, raw: Any, packing: str | None) -> Iterator[Any]:
     damaged: list[type[Exception]] = [EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error]
-    if suffix == ".zst":
+    if packing == ".zst":
         require(path, "score", "zstandard")
         import zstandard
 
         damaged.append(zstandard.ZstdError)
-        file: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        file: Any = _Zstandard(raw)
     else:
-        unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix)
+        unpack: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(packing or "")
         file = raw if unpack is None else unpack(raw, "rb")
     try:
         yield file
     except tuple(damaged) as error:
         raise UserError(f"{path}: its compression is damaged ({type(error).__name__})") from None
     except OSError as error:
-        if suffix == ".bz2":
+        if packing == ".bz2":
             raise UserError(f"{path}: its compression is damaged ({error})") from None
         raise
     finally:
@@ -104,15 +150,54 @@ def _unpacked(path: str, raw: Any) -> Iterator[Any]:
             file.close()
 
 
+class _Zstandard(io.RawIOBase):
+    """A decompressed stream. ``zstandard``'s own reader takes the end of a file for the end of its last frame, so that
+    a file of which a half is missing looked whole; here that is an ``EOFError``, as in gzip."""
+
+    _READ = 1 << 12  # bytes at a time: some decompress to a thousand times as many
+
+    def __init__(self, raw: Any) -> None:
+        import zstandard
+
+        # Frames of --long may look back over 2 GiB; the default refuses them as if they were damaged.
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self.raw, self.frame = raw, self.decompressor.decompressobj()
+        self.begun = False  # whether the present frame has begun
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            given = self.frame.unused_data if self.frame.eof else b""
+            given = given or self.raw.read(self._READ)
+            if not given:
+                if self.begun and not self.frame.eof:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self.frame.eof:
+                self.frame = self.decompressor.decompressobj()
+            self.begun = True
+            self.ready = memoryview(self.frame.decompress(given))
+        count = min(len(buffer), len(self.ready))
+        buffer[:count] = self.ready[:count]
+        self.ready = self.ready[count:]
+        return count
+
+
 @contextmanager
 def seekable(path: str, file: BinaryIO) -> Iterator[Any]:
     """A file in which Arrow can seek, since it reads tables from both ends; compressed and remote ones are copied."""
     import pyarrow as pa
 
-    if not is_url(path) and PurePosixPath(path).suffix.lower() not in PACKED:
-        with pa.memory_map(path) as mapped:
-            yield mapped
-        return
+    if not is_url(path):
+        with Path(path).open("rb") as raw:
+            packing = _packing_of(path, raw.read(_BEGINNING))
+        if packing is None:
+            with pa.memory_map(path) as mapped:
+                yield mapped
+            return
     with tempfile.TemporaryFile() as copy:
         while part := file.read(1 << 20):
             copy.write(part)

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastdss.chat.formats import fits_columns
+from fastdss.chat.record import fits_columns
+from fastdss.chat.shapes import is_message, is_round
 from fastdss.errors import UserError
 from fastdss.optional import require
 
@@ -34,15 +35,15 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
 
 def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
     """The file as UTF-8 without a byte order mark; UTF-16 is recoded as it is read."""
-    beginning = file.peek(3)
+    beginning = file.peek(4)
     if beginning.startswith(codecs.BOM_UTF8):
         file.read(3)
-    marked = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not marked or b"\0" not in file.peek(8)[2:8]:  # in UTF-16 every second byte of JSON is NUL
+    encoding = _utf16_of(file.peek(8)[:8])
+    if encoding is None:
         return file
 
     class Recoded(io.RawIOBase):
-        text = io.TextIOWrapper(file, "utf-16", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
 
         def readable(self) -> bool:
             return True
@@ -53,6 +54,14 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
             return len(part)
 
     return io.BufferedReader(Recoded(), PEEKED)
+
+
+def _utf16_of(beginning: bytes) -> str | None:
+    """The name of UTF-16 in which a file of JSON is: by its mark, or since every second byte is NUL."""
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in beginning[2:]:
+        return "utf-16"
+    nul = "".join("0" if byte == 0 else "x" for byte in beginning[:4])
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(nul)
 
 
 def _layout(path: str, beginning: bytes) -> str:
@@ -71,10 +80,12 @@ def _layout(path: str, beginning: bytes) -> str:
     damaged = is_whole and _is_called_lines(path) and _parsed(text) is None
     if text.startswith(b"["):
         if not first_is_cut and isinstance(_parsed(lines[0]), list):
-            return "lines" if further else "array"
-        first = lines[0][1:].strip() or (further[0] if further else b"")
+            is_chat = _is_called_lines(path) and as_record(_parsed(lines[0])) is not None
+            return "lines" if further or is_chat else "array"
+        given = [lines[0][1:].strip(), *lines[1:]]
+        given = [line for line in (given if is_whole else given[:-1]) if line not in (b"", b"]")]
         may_be_closed = not is_whole or text.endswith(b"]")
-        if may_be_closed and isinstance(_parsed(first.removesuffix(b",")), dict):
+        if may_be_closed and given and not any(map(_spreads, given)) and isinstance(_parsed(_bare(given[0])), dict):
             return "lines of an array"
         return "lines" if damaged else "array"
     if not text.startswith(b"{"):
@@ -87,8 +98,29 @@ def _layout(path: str, beginning: bytes) -> str:
         names = [name for name in record if name != "data" or not (isinstance(data, list) and _all_objects(data))]
         single = not further and (not fits_columns(names) or _is_columns(record))
         return "object" if single else "lines"
-    pretty = lines[0] == b"{" or (further and not further[0].startswith(b"{"))
-    return "object" if pretty and not damaged else "lines"
+    if lines[0] == b"{":  # over several lines, whatever the suffix promises
+        return "object"
+    return "object" if further and not further[0].startswith(b"{") and not damaged else "lines"
+
+
+def _bare(line: bytes) -> bytes:
+    """A line of an array without what follows its object."""
+    return line.removesuffix(b"]").rstrip().removesuffix(b",")
+
+
+def _spreads(line: bytes) -> bool:
+    """Whether a line of an array shows that its objects do not have a line each: one goes on over several lines, or a
+    line has several. (A line that is damaged shows nothing.)"""
+    if line in (b"{", b"}", b"},", b"[") or line.startswith(b'"'):
+        return True
+    return _parsed(_bare(line)) is None and isinstance(_parsed(b"[" + _bare(line) + b"]"), list)
+
+
+def as_record(value: Any) -> Mapping[str, Any] | None:
+    """The value as a record: an object, or a list of messages; None where it is neither."""
+    if isinstance(value, list) and value and all(is_message(item) or is_round(item) for item in value):
+        return {"messages": value}
+    return value if isinstance(value, Mapping) else None
 
 
 def _is_called_lines(path: str) -> bool:
@@ -134,9 +166,10 @@ def _object(text: bytes, digest: str) -> Mapping[str, Any] | Unreadable:
         record = json.loads(text.decode(), object_pairs_hook=each_name_once)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not a line of JSON: {without_text(error)}", digest)
-    if not isinstance(record, dict):
+    found = as_record(record)
+    if found is None:
         return Unreadable(f"expected a JSON object per line, got {type(record).__name__}", digest)
-    return record
+    return found
 
 
 def _array(path: str, prefix: str) -> Iterator[Found]:
@@ -149,8 +182,8 @@ def _array(path: str, prefix: str) -> Iterator[Found]:
         try:
             for record in _items(ijson.parse(_in_utf8(file), use_float=True), prefix):
                 count += 1
-                if isinstance(record, dict):
-                    yield Found(record)
+                if (found := as_record(record)) is not None:
+                    yield Found(found)
                 else:
                     digest = hashlib.sha256(repr(record).encode("utf-8", "surrogatepass")).hexdigest()
                     yield Found(Unreadable(f"expected an object, got {type(record).__name__}", digest))
@@ -229,17 +262,23 @@ def _top_level(path: str) -> tuple[list[str], list[str]]:
                 elif event == "start_map" and names and place == f"{names[-1]}.item" and lists[-1:] != names[-1:]:
                     lists.append(names[-1])
         except ijson.JSONError:
-            raise UserError(f"{path}: neither one JSON object a line nor one JSON object in all") from None
+            raise UserError(
+                f"{path}: neither one JSON object a line nor one JSON object in all; jq -c . FILE writes objects that "
+                "stand one after the other so"
+            ) from None
     return names, lists
 
 
 def _is_columns(whole: Mapping[str, Any]) -> bool:
     """Whether an object holds columns instead of one record, as pandas and ``Dataset.to_dict`` write them."""
     values = list(whole.values())
+    if any(map(is_message, values)) or whole.keys() == {"data"}:  # messages as columns of their own, UltraChat's texts
+        return False
     if {"columns", "data"} <= whole.keys() and isinstance(whole["columns"], list) and isinstance(whole["data"], list):
         return True
     if values and all(isinstance(value, dict) for value in values):
-        return len({tuple(value) for value in values}) == 1
+        by_name = not fits_columns(list(whole)) and all(fits_columns(list(value)) for value in values)
+        return by_name or len({tuple(value) for value in values}) == 1
     plain = [value for value in values if isinstance(value, list)]
     if len(plain) != len(values) or len({len(value) for value in plain}) != 1:
         return False

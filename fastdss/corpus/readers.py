@@ -7,16 +7,27 @@ A record that cannot be read is returned as ``Unreadable``, and the others are r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastdss.errors import UserError
 
 from .csv_files import read_csv
-from .files import KINDS, PACKED, Found, kind_of, opened, seekable
+from .files import KINDS, PACKED, Found, check_is_data, kind_of, opened, seekable
 from .json_files import read_json
 from .tables import read_arrow, read_parquet
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
+# What people have that is no data in itself, and what helps.
+_HELP = {
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".xlsx": "save it as CSV UTF-8",
+    ".xls": "save it as CSV UTF-8",
+    ".txt": "rename it by what it holds, or write a conversation a line as JSON",
+    ".pkl": "save it as Parquet, since a pickle may run code",
+    ".pickle": "save it as Parquet, since a pickle may run code",
+}
 
 
 def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
@@ -26,13 +37,11 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
     """
     kind = kind_of(path)
     if kind is None:
-        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder")
+        suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+        help = next((f"; {_HELP[suffix]}" for suffix in suffixes if suffix in _HELP), "")
+        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder{help}")
     with opened(path) as file:
-        begun = file.peek(256)[:256]
-        if begun.startswith(_POINTER):
-            raise UserError(
-                f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
-            )
+        check_is_data(path, file.peek(256)[:256], kind)
         if kind == "json":
             yield from read_json(path, file, max_bytes, split)
         elif kind == "csv":

@@ -62,7 +62,7 @@ class Row:
     """A conversation and which of its turns are to be judged.
 
     ``content_hash``: SHA-256 of all of the conversation that scores or training depend on. ``line``: where it begins in
-    its file. ``others``: columns that are no part of the conversation.
+    its file. ``others``: columns that are no part of the conversation. ``note``: what was guessed to read it.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Row:
     line: int | None = None
     others: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     reading: Reading | None = field(default=None, repr=False, compare=False)
+    note: str | None = field(default=None, repr=False, compare=False)
 
     def packed(self) -> dict[str, Any]:
         """What scoring needs of the row, as plain JSON values."""
@@ -145,17 +146,25 @@ def gathered(records: Iterable[Found]) -> Iterator[Found]:
 
 
 def _paths(records: Iterable[Found]) -> Iterator[Found]:
+    names = oasst.TreeNames()
+
     def tree(found: Found) -> Any:
         record = found.record
-        return oasst.tree_name(record) if isinstance(record, Mapping) and oasst.is_message(record) else found
+        return names(record) if isinstance(record, Mapping) and oasst.is_message(record) else found
 
     for name, group in groupby(records, tree):
         if isinstance(name, Found):
             yield name
             continue
-        messages = [found for _, found in zip(range(oasst.LARGEST_TREE), group, strict=False)]
-        rows = [found.record for found in messages if isinstance(found.record, Mapping)]
-        yield from (Found(path, messages[0].line) for path in oasst.paths_of_rows(rows))
+        messages = [(found, found.record) for _, found in zip(range(oasst.LARGEST_TREE), group, strict=False)]
+        rows = [(found, row) for found, row in messages if isinstance(row, Mapping)]
+        known = {row["message_id"] for _, row in rows}
+        for found, row in rows:
+            if oasst.is_orphan(row, known):
+                reason = "it answers a message that is not beside it: the rows of a tree must stand together"
+                yield Found(Unreadable(reason, _record_hash(row)), found.line)
+        whole = [row for _, row in rows if not oasst.is_orphan(row, known)]
+        yield from (Found(path, messages[0][0].line) for path in oasst.paths_of_rows(whole))
 
 
 def _row(position: int, file: str | None, found: Found, options: DataOptions) -> Row | FailedRow:
@@ -172,7 +181,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
         given = record.get(columns.id) if columns.id else None
         row_id = row_id if is_missing(given) or given == "" else str(given)
         size = len(row_id.encode()) if len(row_id) <= 1000 else options.max_bytes + len(row_id)
-        reading = read_record(record, columns, format=options.format)
+        reading = read_record(record, columns, format=options.format, from_arrow=False)
         conversation = reading.conversation
         size += sum(len(turn.answer.text.encode()) for turn in conversation.turns)
         size += len(json.dumps(conversation.tools, default=str)) if conversation.tools else 0
@@ -190,7 +199,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
     others = {name: record[name] for name in reading.unused}
     if reading.scored:
         others |= {name: record[name] for name in SCORES if name in record}
-    return Row(row_id, conversation, tuple(judged), digest, found.line, others, reading)
+    return Row(row_id, conversation, tuple(judged), digest, found.line, others, reading, found.note)
 
 
 def _record_hash(record: Mapping[str, Any]) -> str:

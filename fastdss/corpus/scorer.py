@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastdss.chat.turns import without_nulls
 from fastdss.errors import RowError, UserError
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
@@ -270,7 +271,7 @@ def _records_of(batch: Any) -> Any:
     """The batch in a form that ``read_rows`` takes: a mapping of columns becomes a list of records."""
     if not isinstance(batch, Mapping):
         return batch
-    columns = {name: listed(values) for name, values in batch.items()}
+    columns = {name: without_nulls(listed(values)) for name, values in batch.items()}  # nulls that Arrow put in
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

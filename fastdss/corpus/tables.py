@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.turns import without_nulls
 from fastdss.errors import UserError
 
 from .csv_files import check_names
@@ -88,6 +89,10 @@ def read_memory(source: Any) -> Iterator[Found] | None:
     if name == "pyarrow.Table":
         batches = source.to_batches(max_chunksize=ROWS_AT_ONCE)
         return (found for batch in batches for found in _rows(batch))
+    if hasattr(source, "__arrow_c_stream__"):  # Polars, DuckDB and others hand their tables over so
+        import pyarrow as pa
+
+        return read_memory(pa.table(source))
     return None
 
 
@@ -99,7 +104,10 @@ def _frame(frame: Any) -> Iterator[Found]:
 
 
 def listed(value: Any) -> Any:
-    """The value with arrays and scalars of numpy and Arrow replaced by lists and plain values, nested ones too."""
+    """The value with arrays and scalars of numpy, pandas and Arrow replaced by lists and plain values, nested ones
+    too."""
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
+        return None
     for name in ("tolist", "to_pylist", "as_py"):
         if hasattr(value, name):
             return listed(getattr(value, name)())
@@ -112,29 +120,22 @@ def listed(value: Any) -> Any:
 
 def _rows(batch: Any) -> Iterator[Found]:
     try:
-        records = batch.to_pylist()
-    except (ValueError, OverflowError):
+        records = batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
         records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
     yield from (Found(r if isinstance(r, Unreadable) else {k: without_nulls(v) for k, v in r.items()}) for r in records)
-
-
-def without_nulls(value: Any) -> Any:
-    """The value without the null fields of its structs: an Arrow struct has every field that any row has."""
-    if isinstance(value, Mapping):
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value
 
 
 def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
     """The record of a batch of one row. It may be unreadable, for Arrow can hold invalid UTF-8 and dates that Python
     cannot represent."""
     try:
-        record: Mapping[str, Any] | Unreadable = batch.to_pylist()[0]
+        record: Mapping[str, Any] | Unreadable = batch.to_pylist(maps_as_pydicts="strict")[0]
         return record
     except UnicodeError as error:
         reason = without_text(error)
+    except KeyError:
+        reason = "a name occurs twice in a map"
     except (ValueError, OverflowError) as error:
         reason = f"a value that Python cannot hold ({type(error).__name__})"
     return Unreadable(reason, hashlib.sha256(batch.serialize()).hexdigest())

@@ -44,6 +44,7 @@ class Understood:
     unused_keys: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     left_out_reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # kind of reason -> the first of it, with its place
 
     def add(self, row: Row | FailedRow) -> None:
@@ -79,6 +80,8 @@ class Understood:
         )
         if chat.characters > self.longest:
             self.longest, self.longest_id = chat.characters, row.id
+        if row.note is not None:
+            self.notes[row.note] += 1
         if row.reading is not None:
             self.formats[row.reading.format] += 1
             self.unused.update(row.reading.unused)
@@ -112,6 +115,7 @@ class Understood:
             found.append(f"columns not used: {', '.join(sorted(self.unused))}")
         if self.unused_keys:
             found.append(f"keys of turns not used: {', '.join(sorted(self.unused_keys))}")
+        found += [f"{count} rows {note}" for note, count in self.notes.items()]
         if self.left_out:
             found.append(f"left out, nothing to train: {self.left_out} ({_counted(self.left_out_reasons)})")
         if self.failed:

@@ -28,6 +28,7 @@ from .sight import CHAT, check_seen, check_sight
 from .spec import GuardSpec
 from .tokens import PROBE, tokens_after
 
+_WAY_OUT = "which check=False lets past this check; on the command line, --method per_prefix does both"
 _BRACKETED = re.compile(r"<[^<>\n]{2,60}>|\[/?[A-Z][A-Z_ ]+\]")
 
 
@@ -56,8 +57,9 @@ class GuardModel:
         self.packed = PackedWeights()
         self.head = KeptHead([] if self.bidirectional else self._head_ids())
         self._delimiters = self._delimiter_pattern()
+        self._checked = False
         if check:
-            self._check_tree()
+            self.check_tree()
 
     @classmethod
     def from_pretrained(
@@ -222,8 +224,17 @@ class GuardModel:
         patterns += [r"^[^\S\n]*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
+    def check_tree(self) -> None:
+        """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree.
+
+        It is asked once: at construction, or else before the tree is used without being asked for by name.
+        """
+        if self._checked:
+            return
+        self._check_tree()
+        self._checked = True
+
     def _check_tree(self) -> None:
-        """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree."""
         history, response = PROBE[:1], PROBE[1]["content"]
         renderings = self.encode_prefixes(history, response, [2, 9, len(response)])
         longest = max(map(len, renderings))
@@ -240,7 +251,10 @@ class GuardModel:
         half = self.model.dtype in (torch.bfloat16, torch.float16)
         limit = (5e-2 if half else 1e-3) * (1 + own.abs().max().item())
         if not error <= limit:
-            raise UserError(f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}")
+            raise UserError(
+                f"{self.spec.name}: prefix-tree logits miss the model's own by {error:.3g}, so it computes something "
+                f"that the tree does not know; use method='per_prefix', {_WAY_OUT}"
+            )
 
     def _tree_logits(self, renderings: list[list[int]], longest: int) -> Tensor:
         # A small budget makes several forward passes, of which the second needs what the first left in the store.
@@ -251,8 +265,7 @@ class GuardModel:
         except ValueError as error:
             if "per_prefix" not in str(error):
                 raise
-            way = "which check=False lets past this check; on the command line, --method per_prefix does both"
-            raise UserError(f"{self.spec.name}: {error}, {way}") from error
+            raise UserError(f"{self.spec.name}: {error}, {_WAY_OUT}") from error
 
 
 def _loose(text: str) -> str:

@@ -12,7 +12,7 @@ from fastdss.errors import UserError
 from fastdss.models.sources import check_source
 from fastdss.upstream.transformers import remembered_name
 
-from . import vendors
+from . import classifiers, vendors
 from .spec import GuardSpec
 
 TINY_FOLDER = Path(__file__).parent / "tiny_guard"
@@ -77,7 +77,7 @@ KNOWN = (
           "ibm-granite/granite-guardian-3.3-8b"),
     Known(vendors.granite_guardian_4, r"granite.guardian.4", ("granite", "granitemoehybrid"), (),
           "ibm-granite/granite-guardian-4.1-8b"),
-    Known(vendors.GRANITE_HAP, r"granite.guardian.hap", ("roberta",), (), "ibm-granite/granite-guardian-hap-38m"),
+    Known(classifiers.GRANITE_HAP, r"granite.guardian.hap", ("roberta",), (), "ibm-granite/granite-guardian-hap-38m"),
     Known(vendors.QWEN3_GUARD_GEN, r"qwen3guard.gen", ("qwen3",), (r"Safety:", r"Controversial"),
           "Qwen/Qwen3Guard-Gen-0.6B"),
     Known(vendors.QWEN3_GUARD_STREAM, r"qwen3guard.stream", ("Qwen3ForGuardModel",), (), "Qwen/Qwen3Guard-Stream-0.6B"),
@@ -92,19 +92,32 @@ KNOWN = (
     Known(vendors.wildguard, r"wildguard", ("mistral",), (), "allenai/wildguard"),
     Known(vendors.polyguard, r"polyguard", ("qwen2", "mistral", "ministral"), (), "ToxicityPrompts/PolyGuard-Qwen"),
     Known(vendors.harmbench, r"harmbench.*cls", ("llama", "mistral"), (), "cais/HarmBench-Llama-2-13b-cls"),
+    Known(vendors.md_judge, r"md.judge.v0.1", ("mistral",), (), "OpenSafetyLab/MD-Judge-v0.1"),
+    Known(vendors.shieldstral, r"shieldstral", ("mistral3", "ministral3", "mistral"), (),
+          "mistralai/Shieldstral-1.0-3B"),
     Known(vendors.aegis, r"aegis.*safety", ("llama",), (), "nvidia/Aegis-AI-Content-Safety-LlamaGuard-Defensive-1.0"),
     Known(vendors.dynaguard, r"dynaguard", ("qwen3",), (), "tomg-group-umd/DynaGuard-8B"),
     Known(vendors.YUFENG_XGUARD, r"xguard", ("qwen3",), (), "Alibaba-AAIG/YuFeng-XGuard-Reason-0.6B"),
     Known(vendors.KANANA_SAFEGUARD, r"kanana.safeguard.8b", ("llama",), (), "kakaocorp/kanana-safeguard-8b"),
     Known(vendors.gpt_oss_safeguard, r"gpt.oss.safeguard", ("gpt_oss",), (), "openai/gpt-oss-safeguard-20b"),
-    Known(vendors.DUOGUARD, r"duoguard", ("qwen2", "llama"), (), "DuoGuard/DuoGuard-0.5B"),
-    Known(vendors.PROMPT_GUARD_2, r"prompt.guard.2", ("deberta-v2",), (), "meta-llama/Llama-Prompt-Guard-2-86M"),
-    Known(vendors.TOXIC_BERT, r"toxic.bert", ("bert",), (), "unitary/toxic-bert"),
-    Known(vendors.HARMAUG, r"harmaug", ("deberta-v2",), (), "hbseong/HarmAug-Guard"),
+    Known(classifiers.DUOGUARD, r"duoguard", ("qwen2", "llama"), (), "DuoGuard/DuoGuard-0.5B"),
+    Known(classifiers.PROMPT_GUARD_2, r"prompt.guard.2", ("deberta-v2",), (), "meta-llama/Llama-Prompt-Guard-2-86M"),
+    Known(classifiers.PROMPT_GUARD_1, r"prompt.guard.86m", ("deberta-v2",), (), "meta-llama/Prompt-Guard-86M"),
+    Known(classifiers.PROMPT_INJECTION, r"deberta.*prompt.injection", ("deberta-v2",), (),
+          "protectai/deberta-v3-base-prompt-injection-v2"),
+    Known(classifiers.UNBIASED_TOXIC_ROBERTA, r"unbiased.toxic.roberta", ("roberta",), (),
+          "unitary/unbiased-toxic-roberta"),
+    Known(classifiers.TOXIC_BERT, r"toxic.bert", ("bert",), (), "unitary/toxic-bert"),
+    Known(classifiers.HARMAUG, r"harmaug", ("deberta-v2",), (), "hbseong/HarmAug-Guard"),
 )  # fmt: skip
 _OUT_OF_REACH = (  # a regular expression for the guard's name, its model_type, and why it cannot be used
     (r"guardreasoner|thinkguard", "", "it reasons before its verdict, which one token cannot tell"),
     (r"llama.guard.3.?11b|shieldgemma.2(?!b)|llavaguard", "mllama", "it judges images"),
+    (r"topic.control", "", "it says whether a request keeps to a topic, not whether the response is safe"),
+    (r"nemoguard.jailbreak|sguard.jailbreak|kanana.safeguard.(siren|prompt)", "", "it judges the user's turn alone"),
+    (r"granite.guardian.*lora", "", "it is an adapter for another task than the guard's verdict"),
+    (r"md.judge.v0.2|shieldlm", "", "it needs code from its repository, which fastdss never runs"),
+    (r"sguard.content", "", "it gives five verdicts one after another, and a spec reads one"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
@@ -56,31 +56,46 @@ def load_guard(
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
     config = read_config(name, **source)
     spec = resolve_spec(name, config, tokenizer, spec=spec, options=options, gguf_file=gguf_file)
-    model = _loader(spec).from_pretrained(
+    model, found = _loader(spec, config).from_pretrained(
         name,
         use_safetensors=True if gguf_file is None else None,
         trust_remote_code=False,  # without an answer transformers would ask on the terminal
+        output_loading_info=True,
         **{key: value for key, value in how.items() if value is not None},
         **_config_of(name, config, source),
         **source,
     )
+    _check_whole(name, model, found["missing_keys"])
     if ignores_softcap(model):
         model.set_attn_implementation("eager")
     return Loaded(model, tokenizer, spec)
 
 
-def _loader(spec: GuardSpec) -> Any:
+def _check_whole(name: str, model: Any, missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks parameters: transformers makes them up at random, and only logs a warning."""
+    if missing:
+        raise UserError(
+            f"{name}: expected a checkpoint with all parameters of {type(model).__name__}, got none for "
+            f"{len(missing)}, {min(missing)} among them: its verdicts would be random; it belongs to another kind of "
+            "model than the spec's head, or is damaged"
+        )
+
+
+def _loader(spec: GuardSpec, config: Mapping[str, Any]) -> Any:
     import transformers
 
     if spec.head == "token":
         from .token_head import TokenHeadModel
 
         return TokenHeadModel
-    return (
-        transformers.AutoModelForSequenceClassification
-        if spec.head == "sequence"
-        else transformers.AutoModelForCausalLM
-    )
+    if spec.head == "sequence":
+        return transformers.AutoModelForSequenceClassification
+    if config.get("model_type") in transformers.CONFIG_MAPPING:
+        kind = transformers.CONFIG_MAPPING[config["model_type"]]
+        language = kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if not language and kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return transformers.AutoModelForImageTextToText  # such as Mistral 3's, which is given text alone
+    return transformers.AutoModelForCausalLM
 
 
 def _config_of(name: str, written: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:

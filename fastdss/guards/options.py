@@ -72,6 +72,11 @@ def _with_option(spec: GuardSpec, name: str, value: Any, template: str | Mapping
         if name == "other_weight" and not isinstance(value, int | float):
             raise UserError(f"{spec.name}: other_weight: expected a number, got {value!r}")
         return replace(spec, **{name: value})
+    if value and "think" in name and spec.template_kwargs.get(name) is False:
+        raise UserError(
+            f"{spec.name}: {name}: expected False, got {value!r}: its verdict is read at once, where it would begin to "
+            "reason"
+        )
     outer, _, inner = name.rpartition(".")
     holders = [outer] if outer else [key for key, held in spec.template_kwargs.items() if isinstance(held, Mapping)]
     for holder in holders:

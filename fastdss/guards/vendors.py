@@ -15,7 +15,6 @@ from .spec import AnswerField, GuardSpec
 from .view import View
 
 _EXCHANGE = View(turns="exchange")
-_HARM = "harm in the last assistant turn"
 
 TINY = GuardSpec(
     "fastdss-tiny-guard",
@@ -179,59 +178,6 @@ KANANA_SAFEGUARD = GuardSpec(
     checked="public copies of the model card, a program of Mozilla's that runs it, 2026-11-28",
     note="its template closes the conversation; the words are tokens of its own vocabulary",
 )
-DUOGUARD = GuardSpec(
-    "DuoGuard",
-    template="{{ messages[-1]['content'] }}",
-    messages=View(turns="response"),
-    unsafe=tuple(map(str, range(12))),
-    head="sequence",
-    independent=True,
-    judges="twelve categories of harm in the response's text, the likeliest",
-    checked="the vendor's README and two public wrappers, November 2026",
-    note="it was trained on single texts: the prompt is not shown",
-)
-PROMPT_GUARD_2 = GuardSpec(
-    "Llama-Prompt-Guard-2",
-    template="{{ cls_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
-    messages=View(turns="response"),
-    safe="0",
-    unsafe="1",
-    head="sequence",
-    judges="jailbreaks and injections in the response's text alone",
-    checked="the vendor's model card and inference code, 2026-11-28",
-    note="made for prompts and tool results of at most 512 tokens; asked as on its model card, without LlamaFirewall's "
-    "new spacing; an encoder: one forward for each prefix",
-)
-TOXIC_BERT = GuardSpec(
-    "toxic-bert",
-    template="{{ cls_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
-    messages=View(turns="response"),
-    unsafe=tuple(map(str, range(6))),
-    head="sequence",
-    independent=True,
-    judges="six kinds of toxicity in the response's text alone, the likeliest",
-    checked="the vendor's code (detoxify), 2026-11-28",
-    note="an encoder: one forward for each prefix",
-)
-HARMAUG = GuardSpec(
-    "HarmAug-Guard",
-    template="{{ cls_token }}{{ messages[-2]['content'] }}{{ sep_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
-    messages=_EXCHANGE,
-    safe="0",
-    unsafe="1",
-    head="sequence",
-    judges=_HARM,
-    checked="the vendor's code for training and evaluation, 2026-11-28",
-    note="an encoder: one forward for each prefix",
-)
-GRANITE_HAP = replace(
-    PROMPT_GUARD_2,
-    name="granite-guardian-hap",
-    judges="hate, abuse and profanity in the response's text alone",
-    checked="the vendor's code (data-prep-kit), 2026-11-28",
-    note="IBM asks it sentence by sentence and takes the worst, here the whole text; an encoder: one forward for each "
-    "prefix",
-)
 
 
 def with_stated_fields(spec: GuardSpec, *values: str) -> GuardSpec:
@@ -352,6 +298,33 @@ def aegis(prompt: str) -> GuardSpec:
         judges="13 categories of harm in the last exchange",
         checked="the vendor's code (NeMo Curator), Llama 2's tokenizer, 2026-11-28",
         note="'needs caution' is one of its categories: the unsafe verdict comes first",
+    )
+
+
+def md_judge(prompt: str) -> GuardSpec:
+    """MD-Judge v0.1 (on Mistral): ``prompt`` is the card's text in full, with ``{prompt}`` and ``{response}``."""
+    return replace(
+        aegis(prompt),
+        name="MD-Judge-v0.1",
+        judges="16 categories of harm in the response to a single question",
+        checked="five public programs that ask it, Mistral's tokenizer, 2026-11-28; not its model card",
+        note="",
+    )
+
+
+def shieldstral(prompt: str, system: str) -> GuardSpec:
+    """Shieldstral: ``system`` is the card's fixed text, ``prompt`` your policy and question in the card's form, with
+    ``{prompt}`` and ``{response}`` in the document; it answers yes where the response breaks the policy."""
+    return GuardSpec(
+        "Shieldstral",
+        messages=View(prompt=prompt, system_prompt=system),
+        safe="no",
+        unsafe="yes",
+        any_spelling=True,
+        judges="the policy and question of the text, in the last exchange",
+        checked="three public programs that ask it and read its answers, 2026-11-28; neither its template nor its "
+        "tokenizer",
+        note="text only; yes is the unsafe verdict: ask whether the response is unsafe",
     )
 
 

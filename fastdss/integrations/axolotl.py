@@ -73,14 +73,13 @@ class DSSPlugin(BasePlugin):  # type: ignore[misc]
         return TrainDatasetMeta(train_dataset=train, eval_dataset=evaluated, total_num_steps=steps)
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
-        enable_dss(model, DSSConfig().with_said(kl=cfg.dss_kl, kl_scale=cfg.dss_kl_scale))
+        enable_dss(model, _config(cfg))
 
     def get_trainer_cls(self, cfg: Any) -> type:
         return trainer_class(cfg.dss_reference)
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[Any, dict[str, Any]]:
-        scale = DSSConfig().with_said(kl_scale=cfg.dss_kl_scale).kl_scale
-        return make_collator, {"kl_scale": scale, "padding_free": bool(cfg.dss_packing)}
+        return make_collator, {"config": _config(cfg), "padding_free": bool(cfg.dss_packing)}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Tell the collator which inputs the model takes; compute the reference's log-probabilities unless it is live.
@@ -114,7 +113,7 @@ def trainer_class(ref_model: str | None) -> type:
 def make_collator(
     tokenizer: Any,
     *,
-    kl_scale: float,
+    config: DSSConfig,
     padding_free: bool,
     pad_to_multiple_of: int | None = None,
     padding: bool = True,
@@ -125,7 +124,11 @@ def make_collator(
     ``padding`` and ``return_tensors`` are accepted and have no effect: ``DSSCollator`` always pads and makes tensors.
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return DSSCollator(pad, kl_scale=kl_scale, padding_free=padding_free, pad_to_multiple_of=pad_to_multiple_of)
+    return DSSCollator(pad, padding_free=padding_free, pad_to_multiple_of=pad_to_multiple_of, config=config)
+
+
+def _config(cfg: Any) -> DSSConfig:
+    return DSSConfig().with_said(kl=cfg.dss_kl, kl_scale=cfg.dss_kl_scale)
 
 
 def _prepared(path: str, tokenizer: Any, cfg: Any) -> Any:

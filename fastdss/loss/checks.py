@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from typing import Any
 
@@ -36,7 +37,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Tensor | None) -> torch.dtype:
     """Check that the tensors fit each other, and return the dtype of sums and weights: fp32, or fp64 for fp64."""
-    check_gathered(hidden=hidden, lm_head=lm_head)
+    check_gathered(hidden=hidden, lm_head=lm_head, labels=labels, **weights)
     check_labels(labels)
     check_shapes(hidden, lm_head, labels)
     check_devices(hidden, lm_head=lm_head, labels=labels, **weights)
@@ -58,10 +59,13 @@ def sizes(x: Tensor) -> list[int]:
     return list(x.shape)
 
 
-def check_gathered(**tensors: Tensor) -> None:
-    """Refuse parameters that FSDP or ZeRO-3 has sharded, for this rank holds only some of their values."""
+def check_gathered(**tensors: Tensor | None) -> None:
+    """Refuse what is no tensor, and parameters that FSDP or ZeRO-3 has sharded, for this rank holds only some of their
+    values. None passes."""
     dtensor = sys.modules.get("torch.distributed.tensor")  # importing it is slow; if nobody did, there are none
     for name, tensor in tensors.items():
+        if tensor is None:
+            continue
         if not isinstance(tensor, Tensor):
             raise UserTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
         if dtensor is not None and isinstance(tensor, dtensor.DTensor):
@@ -96,6 +100,7 @@ def check_devices(hidden: Tensor, **tensors: Tensor | None) -> None:
 
 
 def check_bias(name: str, bias: Tensor | None, lm_head: Tensor) -> None:
+    check_gathered(**{name: bias})
     if bias is not None and bias.shape != lm_head.shape[:1]:
         raise UserError(f"{name}: expected [{lm_head.shape[0]}], got {sizes(bias)}")
     if bias is not None and not bias.is_floating_point():
@@ -117,23 +122,41 @@ def compute_dtype(hidden: Tensor, lm_head: Tensor, prefix: str = "") -> torch.dt
     return hidden.dtype
 
 
+def check_number(name: str, value: Any, kind: type = numbers.Real) -> None:
+    """Refuse an option that is no number of Python's or numpy's. A tensor would be taken as a constant, even if it were
+    a learned one that waits for its gradient."""
+    if not isinstance(value, kind):
+        wanted = "a number" if kind is numbers.Real else "an integer"
+        remedy = ": pass its .item(), it gets no gradient" if isinstance(value, Tensor) else ""
+        raise UserTypeError(f"{name}: expected {wanted}, got {type(value).__name__}{remedy}")
+
+
+# Comparisons with infinity, because torch.compile cannot trace math.isfinite of a number that varies between calls.
 def check_objective(o: Objective) -> None:
+    for name in ("label_smoothing", "z_loss", "logit_scale", "ref_logit_scale"):
+        check_number(name, getattr(o, name))
     if not 0 <= o.label_smoothing < 1:
         raise UserError(f"label_smoothing: expected a number in [0, 1), got {o.label_smoothing}")
-    if not math.isfinite(o.z_loss) or o.z_loss < 0:
+    if not 0 <= o.z_loss < math.inf:
         raise UserError(f"z_loss: expected a finite number >= 0, got {o.z_loss}")
     if o.dft and (o.label_smoothing or o.z_loss):
         raise UserError("dft weighs -log p alone by p: expected label_smoothing=0 and z_loss=0")
     for name, scale in (("logit_scale", o.logit_scale), ("ref_logit_scale", o.ref_logit_scale)):
-        if not math.isfinite(scale):
+        if not -math.inf < scale < math.inf:
             raise UserError(f"{name}: expected a finite number, got {scale}")
     for name, cap in (("softcap", o.softcap), ("ref_softcap", o.ref_softcap)):
-        if cap is not None and not (math.isfinite(cap) and cap > 0):
+        if cap is None:
+            continue
+        check_number(name, cap)
+        if not 0 < cap < math.inf:
             raise UserError(f"{name}: expected None or a positive number, got {cap}")
 
 
 def check_grad_tol(tolerance: float | None) -> None:
-    if tolerance is not None and not 0 < tolerance < 1:
+    if tolerance is None:
+        return
+    check_number("grad_tol", tolerance)
+    if not 0 < tolerance < 1:
         raise UserError(f"grad_tol: expected None or a number in (0, 1), got {tolerance}")
 
 
@@ -181,7 +204,8 @@ def check_constrained_kl(kl: str) -> None:
 
 
 def check_kl_scale(kl_scale: float) -> None:
-    if not math.isfinite(kl_scale) or kl_scale < 0:
+    check_number("kl_scale", kl_scale)
+    if not 0 <= kl_scale < math.inf:
         raise UserError(f"kl_scale: expected a finite number >= 0, got {kl_scale}")
 
 
@@ -210,6 +234,7 @@ def check_values(
     through ``live_rows``, for the rows of its batch. The loss calls it again if the batch is on a CPU, because only the
     loss knows the size of the vocabulary, and a label beyond it would read another row's memory.
     """
+    labels = labels.long()  # a narrow dtype would compare with what is left of an ignore_index that it cannot hold
     ignored = labels == ignore_index
     if labels.numel():
         low, high = map(int, labels.masked_fill(ignored, 0).aminmax())

@@ -32,6 +32,7 @@ _DENSE = 0.75  # if this share of the columns or more must be kept, gathering th
 # The norm that is left out before the rank-one matrix is added, as multiples of grad_tol, tried in this order. On text
 # that matrix makes what is missing two to five times smaller. The last must be 1: it needs no matrix to keep grad_tol.
 _TRIES = (4.0, 2.0, 1.0)
+_UNSEEN = 2.0**-10  # how much of what may be left out (its square) may have escaped the sums; a choice
 _COLUMNS = 4096  # columns gathered at a time; a choice, which bounds the memory of the gathered parts
 
 
@@ -56,16 +57,20 @@ class Entries(NamedTuple):
         return torch.mv(self.matrix.t(), scaled.to(self.matrix.dtype)).to(vector.dtype)
 
     def energies(self) -> Tensor:
-        """[V] sums of squares of the columns, in float64."""
+        """[V] sums of squares of the columns, in float64.
+
+        Entries are multiplied by their row's factor before they are squared: the factor may be as small as 2**-60, and
+        its square would be 0 in fp32.
+        """
         matrix = self.matrix
         dtype = torch.promote_types(matrix.dtype, torch.float32)
-        weight = matrix.new_ones(matrix.shape[0], dtype=dtype) if self.row is None else self.row.to(dtype).square()
+        row = matrix.new_ones(matrix.shape[0], dtype=dtype) if self.row is None else self.row.to(dtype)
         sums = matrix.new_zeros(matrix.shape[1], dtype=dtype)
         step = max(1, BLOCK_ELEMENTS // matrix.shape[1])
         scratch = matrix.new_empty((min(step, matrix.shape[0]), matrix.shape[1]), dtype=dtype)
-        for part, factor in zip(matrix.split(step), weight.split(step), strict=True):
-            squares = scratch[: part.shape[0]].copy_(part) if part.dtype != dtype else part
-            sums.addmv_(torch.mul(squares, squares, out=scratch[: part.shape[0]]).t(), factor)
+        for part, factor in zip(matrix.split(step), row.split(step), strict=True):
+            squares = torch.mul(part, factor.unsqueeze(1), out=scratch[: part.shape[0]]).square_()
+            sums.addmv_(squares.t(), torch.ones_like(factor))
         return sums.double()
 
 
@@ -99,7 +104,9 @@ class ColumnFilter:
         growing = rising.cumsum(0)
         limits = total * torch.tensor([(self.tolerance * share) ** 2 for share in _TRIES], device=total.device)
         counts = torch.searchsorted(growing, limits, right=True).tolist()  # how many columns may be dropped, per try
-        if not bool(total.isfinite()):
+        # Squares below the smallest number may have become 0. If so many could matter, nothing is known: keep all.
+        unseen = entries.matrix.numel() * torch.finfo(torch.promote_types(entries.matrix.dtype, torch.float32)).tiny
+        if not bool(total.isfinite() & (unseen <= _UNSEEN * self.tolerance**2 * total)):
             return None
         for share, count in zip(_TRIES, counts, strict=True):
             if count <= (1 - _DENSE) * energies.shape[0]:

@@ -35,6 +35,7 @@ ranks combine ``others`` and z_y.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -169,6 +170,8 @@ def combined(
     label_logit, others = words.label_logit, words.others
     if not checked:
         label_logit = in_vocabulary(label_logit, labels, shard.size)
+    # An infinite logit makes its row NaN, as inf - inf is; without this line p_y would be 1.
+    label_logit = label_logit.nan_to_num(nan=math.nan, posinf=math.nan, neginf=-math.inf)
     distance = others - label_logit
     nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
     unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)

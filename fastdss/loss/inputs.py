@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from .checks import (
     check_devices,
     check_filter,
     check_gathered,
+    check_number,
     check_objective,
     check_values,
     checked_dtype,
@@ -159,12 +161,15 @@ class Batch:
         On a device the host would have to wait to raise an error; there a bad number becomes NaN instead.
         """
         if not isinstance(given, Tensor):
+            check_number("csft_beta", given)
             given = torch.full(self.shape, float(given), dtype=self.ce_weight.dtype, device=self.hidden.device)
         if given.shape != self.shape or not given.is_floating_point():
             raise UserError(
                 f"csft_beta: expected a number or floats of the shape of labels, {list(self.shape)}, got {sizes(given)}"
             )
         check_devices(self.hidden, csft_beta=given)
+        if given.requires_grad:
+            raise UserError("csft_beta: expected a constant, got one that requires a gradient: pass csft_beta.detach()")
         beta = shifted(given.detach(), self.shift, 1).reshape(-1).to(self.ce_weight.dtype)
         bad = self.counts & ~((beta > 0) & (beta < math.inf))
         if on_host(beta):
@@ -275,8 +280,10 @@ class Batch:
         index, kl_rows = options.rows if isinstance(options.rows, tuple) else (options.rows, -1)
         if index is not None:
             self._check_rows(index, kl_rows if objective.full_kl or isinstance(reference, HeadReference) else -1)
-        if options.chunk_bytes is not None and options.chunk_bytes <= 0:
-            raise UserError(f"chunk_bytes: expected a positive number, got {options.chunk_bytes}")
+        if options.chunk_bytes is not None:
+            check_number("chunk_bytes", options.chunk_bytes, numbers.Integral)
+            if options.chunk_bytes <= 0:
+                raise UserError(f"chunk_bytes: expected a positive number, got {options.chunk_bytes}")
         check_filter(options.grad_tol, options.compact)
         known = reference if isinstance(reference, LabelReference) else None
         live = reference if isinstance(reference, HeadReference) else None
@@ -342,6 +349,7 @@ def shaping_weights(
 
 def _labels_of_rows(labels: Tensor, ignore_index: int, shift: bool) -> tuple[Tensor, Tensor]:
     """``([N] labels, [N] which of them count)``"""
+    check_number("ignore_index", ignore_index, numbers.Integral)
     rows = shifted(labels.long(), shift, ignore_index).reshape(-1).contiguous()
     return rows, rows != ignore_index
 

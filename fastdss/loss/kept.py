@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdss.upstream.torch import group_named
+from fastdss.errors import UserError
+from fastdss.upstream.torch import group_named, transforms_active
 
 from .call import LossCall
 from .exp_rows import ExpPlan, ExpRows, plan_exponentials
@@ -45,11 +46,19 @@ class Evaluated(NamedTuple):
 def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tensor | None) -> Evaluated | LossCall:
     """The loss; or, where this file cannot compute it, the call, which the ops then evaluate.
 
-    The ops run under torch.compile, for tensor subclasses, with ``grad_tol``, where the gradient needs dZ and where E
-    does not fit. needs: which of hidden, lm_head and bias get gradients. main_grad: as in functional.py.
+    The ops run under torch.compile, for tensor subclasses, with ``grad_tol``, where the gradient needs dZ, where E does
+    not fit, and where no row has a weight, so that nothing is to be kept. needs: which of hidden, lm_head and bias get
+    gradients. main_grad: as in functional.py.
     """
+    if torch.compiler.is_compiling():
+        return call
+    if transforms_active():  # forward mode would find a derivative of 0 in the ops, for torch asks them for none
+        raise UserError(
+            "fastdss losses take neither transforms of torch.func (grad, vmap, jvp) nor forward mode: "
+            "use torch.autograd.grad or backward()"
+        )
     plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in call[:2])
-    if torch.compiler.is_compiling() or not plain or call.grad_tol:
+    if not plain or call.grad_tol:
         return call
     objective = Objective.decode(call.objective)
     if not takes_exponentials(call, objective):
@@ -58,7 +67,9 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     sizes = plan_exponentials(
         call, plan, call.accumulate, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
     )
-    if not sizes.kept:  # the call takes along which rows to compute, so that they are not counted a second time
+    if (
+        not sizes.kept or not plan.count
+    ):  # the call takes along which rows to compute, so that they are not counted a second time
         return call._replace(compact=False) if plan.index is None else call._replace(rows=plan.index, kl_rows=-1)
     work = _Forward(call, objective, plan, sizes)
     return Evaluated(*KeptLoss.apply(work, summed, main_grad, needs, *call[:3]))  # type: ignore[no-untyped-call]
@@ -203,24 +214,21 @@ def _gradients(
         d_x = d_x.to(hidden.dtype)
         found[0] = d_x if kept.rows is None else d_x.new_zeros(hidden.shape).index_copy_(0, kept.rows, d_x)
     if needs[1]:
+        assert kept.x is not None
         found[1] = _head_gradient(gradient, kept.x, lm_head, main_grad)
     if needs[2]:
         assert bias is not None
         d_bias = factors.row.new_zeros(lm_head.shape[0])
-        if kept.x is not None:
-            gradient.add_bias(d_bias)
+        gradient.add_bias(d_bias)
         found[2] = d_bias.to(bias.dtype)
     return found
 
 
-def _head_gradient(gradient: ExpGradient, x: Tensor | None, lm_head: Tensor, main_grad: Tensor | None) -> Tensor | None:
-    """The head's gradient in its dtype, or None if it was added to main_grad. x: [n, D]; None: no row was computed."""
+def _head_gradient(gradient: ExpGradient, x: Tensor, lm_head: Tensor, main_grad: Tensor | None) -> Tensor | None:
+    """The head's gradient in its dtype, or None if it was added to main_grad."""
     if main_grad is not None:
-        if x is not None:
-            gradient.add_to_head(main_grad, x, first=False)
+        gradient.add_to_head(main_grad, x, first=False)
         return None
-    if x is None:
-        return torch.zeros_like(lm_head)
     wide = gradient.factors.row.dtype
     if lm_head.dtype == gradient.exponentials.dtype != wide and gradient.factors.const is None:
         return gradient.rounded_head(x, lm_head.dtype)

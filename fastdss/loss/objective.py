@@ -102,15 +102,21 @@ class Objective:
 
     def encode(self) -> str:
         """The objective as one string, for an op's argument. An f-string, because torch.compile can trace it."""
-        policy = f"{self.label_smoothing} {self.z_loss} {self.logit_scale} {self.softcap}"
-        return f"{self.kl} {policy} {self.ref_logit_scale} {self.ref_softcap} {1.0 if self.dft else None}"
+        policy = f"{_hex(self.label_smoothing)} {_hex(self.z_loss)} {_hex(self.logit_scale)} {_hex(self.softcap)}"
+        reference = f"{_hex(self.ref_logit_scale)} {_hex(self.ref_softcap)}"
+        return f"{self.kl} {policy} {reference} {1.0 if self.dft else None}"
 
     @staticmethod
     @lru_cache(maxsize=128)
     def decode(text: str) -> Objective:
         kl, *numbers, dft = text.split()
-        values = (None if number == "None" else float(number) for number in numbers)
+        values = (None if number == "None" else float.fromhex(number) for number in numbers)
         return Objective(kl, *values, dft=dft != "None")  # type: ignore[arg-type,misc]
+
+
+def _hex(number: float | None) -> str:
+    """All digits of ``number``, in the one notation that torch.compile can trace where the number is symbolic."""
+    return "None" if number is None else float(number).hex()
 
 
 class RowInputs(NamedTuple):

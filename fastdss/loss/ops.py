@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from fastdss.upstream.torch import graph_is_kept
+
 from .call import LossCall, LossResult
 from .chunked import run_chunks
 from .kept import Evaluated, is_one, refuse_double_backward
@@ -114,13 +116,21 @@ def _save_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _summed_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward()
-    found: list[Tensor | None] = [None] * 3
-    if grad_total is not None:
-        for i, gradient in enumerate(ctx.saved_tensors):
-            if ctx.needs[i]:
-                same = gradient.dtype == ctx.dtypes[i] and is_one(grad_total)
-                found[i] = gradient if same else scaled(gradient, grad_total, ctx.dtypes[i], ctx.backend)
+    found = (None, None, None) if grad_total is None else _times(ctx, ctx.saved_tensors, grad_total)
     return *found, *_NO_GRADIENTS, None
+
+
+def _times(ctx: Any, gradients: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed, times ``factor``, in the dtypes of their tensors."""
+    found: list[Tensor | None] = [None] * 3
+    for i, gradient in enumerate(gradients):
+        if ctx.needs[i]:
+            same = gradient.dtype == ctx.dtypes[i] and is_one(factor)
+            # A gradient that the next backward needs as well must not be handed out: whoever gets it may write to it.
+            found[i] = (
+                gradient if same and not graph_is_kept() else scaled(gradient, factor, ctx.dtypes[i], ctx.backend)
+            )
+    return tuple(found)
 
 
 summed_loss.register_autograd(_summed_backward, setup_context=_save_summed)
@@ -249,10 +259,12 @@ class MainGradSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        found = _summed_backward(ctx, grad)
-        if grad is not None:
-            ctx.main_grad.addcmul_(ctx.saved_tensors[1], grad)
-        return None, None, *found[:-1]
+        refuse_double_backward()
+        if grad is None:
+            return (None,) * (5 + len(_NO_GRADIENTS))
+        gradients = ctx.saved_tensors  # read once: torch's checkpoint lets go of them when they are read
+        ctx.main_grad.addcmul_(gradients[1], grad)
+        return None, None, *_times(ctx, gradients, grad), *_NO_GRADIENTS
 
 
 class MainGradLoss(torch.autograd.Function):

@@ -36,7 +36,11 @@ class LMHead(NamedTuple):
         """``model(...).logits[..., rows]`` from ``hidden: [..., D]``; without ``rows: [R]``, all of the vocabulary."""
         weight = self.weight if rows is None else self.weight[rows]
         bias = self.bias if rows is None or self.bias is None else self.bias[rows]
-        logits = nn.functional.linear(hidden, weight, bias) * self.logit_scale
+        return self.after_head(nn.functional.linear(hidden, weight, bias))
+
+    def after_head(self, product: Tensor) -> Tensor:
+        """The logits, from the product with the head and its bias."""
+        logits = product * self.logit_scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

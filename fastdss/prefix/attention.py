@@ -234,24 +234,25 @@ def prefix_attention(
         raise UserError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query = query * _temperatures(module, fastdss_plan.segments, query)
+    temperatures = _temperatures(module, fastdss_plan.segments, query)
+    query = query if temperatures is None else query * temperatures
     rule = scaling, sliding_window, softcap, fastdss_plan.chunks.get(layer), s_aux
     return fastdss_plan.attend(fastdss_plan, layer, query, key, value, *rule), None
 
 
-def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> Tensor | float:
-    """``[N, 1]`` factors that correct the queries of Llama 4's layers without rotation.
+def _temperatures(module: nn.Module, segments: list[Segment], query: Tensor) -> Tensor | None:
+    """``[N, 1]`` factors that correct the queries of Llama 4's layers without rotation; None where all are 1.
 
     The model scales these queries by position, which it takes to be a token's place in the pack. The factor is the
     scale of the token's own position divided by the scale of its place in the pack.
     """
     temperature = query_temperature(module)
     if temperature is None:
-        return 1.0
+        return None
     own = torch.cat([torch.arange(s.start, s.start + len(s.ids)) for s in segments])
     told = torch.arange(len(own))
     if max(int(own.max()), len(own) - 1) + 1 < temperature.floor:
-        return 1.0  # both scales are 1
+        return None
 
     def scale(places: Tensor) -> Tensor:
         return torch.log1p(torch.floor((places.float() + 1.0) / temperature.floor)) * temperature.scale + 1.0

@@ -321,11 +321,16 @@ def reference_logits(
     device = model.get_input_embeddings().weight.device
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     rows = []
+    # A long text leaves its "dynamic" rotary frequencies behind, also for the shorter ones after it, until a text
+    # within the native length takes them back: one of a single token, before each.
+    remembers = any(rules.get("rope_type") == "dynamic" for rules in _rope_rules(model))
     model.eval()
     try:
         with torch.inference_mode():
             for ids in renderings:
                 row = torch.tensor([list(ids)], device=device)
+                if remembers:
+                    model(input_ids=row[:, :1], use_cache=False, **token_types(row[:, :1], separator))
                 logits = model(input_ids=row, use_cache=False, **keep, **token_types(row, separator)).logits
                 rows.append(logits[0].reshape(-1, logits.shape[-1])[-1, list(verdict_ids)].cpu())
                 report(1)
@@ -341,24 +346,22 @@ def _chunks(config: Any) -> dict[int, int]:
     return {layer: size for layer, kind in enumerate(kinds) if kind == "chunked_attention" and size}
 
 
-def check_supported(model: Any, longest: int) -> None:
-    """Raise ``ValueError`` for models that a prefix tree cannot reproduce.
+def _rope_rules(model: Any) -> list[dict[str, Any]]:
+    """The rules of rotary positions: the config's one set of parameters, or one for each type of layer."""
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [rope, *(value for value in rope.values() if isinstance(value, dict))]
 
-    These are models with state outside of keys and values, and with rotary frequencies that depend on the length of the
-    text. longest: the length of the longest text.
-    """
+
+def check_supported(model: Any, longest: int) -> None:
+    """Raise ``ValueError`` for models with state outside of keys and values, and for those whose rotary frequencies
+    depend on the length of the text, where ``longest``, the length of the longest text, is one that matters."""
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
-    strange = set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-        "chunked_attention",
-    }
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    strange = set(getattr(config, "layer_types", None) or ()) - known
     if strange:
         raise UserError(f"{name} has layers of type {sorted(strange)}; use method='per_prefix'")
-    rope = getattr(config, "rope_parameters", None) or {}
-    # rope_parameters is one set of parameters, or one per layer type.
-    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+    for kind in _rope_rules(model):
         if kind.get("rope_type") in ("dynamic", "longrope"):
             native = kind.get("original_max_position_embeddings") or config.max_position_embeddings
             if longest > native:

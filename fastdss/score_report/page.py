@@ -172,7 +172,7 @@ def _percent(share: float) -> str:
 def _charts(summary: Summary) -> list[str]:
     axis = "P(safe)"
     unseen = summary.scored - sum(summary.final)
-    final = f"The {unseen:,} truncated responses have none." if unseen else "The verdict a static filter would use."
+    final = f"Of {unseen:,} the guard did not see the end." if unseen else "The verdict a static filter would use."
     charts = [
         ("Lowest score", "Of all prefixes of a response.", summary.minimum, "minimum", axis, ""),
         ("Final score", final, summary.final, "final", axis, ""),

@@ -22,7 +22,8 @@ class Guard(GuardModel):
         tokenizer: the model's tokenizer.
         spec: how the model is asked, and which next tokens are its answer.
         check: run a short text through the prefix tree and through the model itself, and compare the logits; False is
-            for models that only ``method="per_prefix"`` can score.
+            for models that only ``method="per_prefix"`` can score: then the check waits until streams or
+            ``method="auto"`` take the tree, and ``method="tree"`` takes it unchecked.
 
     Raises:
         ValueError: where the template does not show the guard prompt and response; where a verdict's word is missing,

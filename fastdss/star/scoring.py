@@ -13,7 +13,8 @@ from torch import Tensor
 from fastdss.chat.boundaries import find_ends, tidy_ends
 from fastdss.chat.conversation import Message
 from fastdss.chat.encoder import text_spans
-from fastdss.chat.formats import fits_columns, read_record
+from fastdss.chat.formats import read_record
+from fastdss.chat.record import fits_columns
 from fastdss.errors import RowError, UserError, UserTypeError
 from fastdss.guards.guard import GuardModel
 from fastdss.guards.loading import resolve_spec
@@ -290,6 +291,8 @@ def _logits(
             )
         return reference_logits(guard.model, guard.token_ids, renderings, report, separator=guard.separator)
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
+    if options.method == "auto":
+        guard.check_tree()
     attend = _ATTEND[options.backend]
     rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(

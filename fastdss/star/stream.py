@@ -174,6 +174,7 @@ class StarStreams:
         self.budget = budget
         self._texts: GrowingTexts | None = None
         if not guard.bidirectional:
+            guard.check_tree()
             self._texts = GrowingTexts(guard.model, guard.token_ids, guard.head, budget=budget)
 
     def open(

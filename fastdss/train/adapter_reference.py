@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdss.models.probes import distance, evaluating, some_tokens
 from fastdss.models.split_params import layers_gathered
-from fastdss.upstream.peft import belongs_to_adapters
+from fastdss.upstream.peft import belongs_to_adapters, has_learnt, is_adapted
 from fastdss.upstream.torch import within_compiled
 
 
@@ -47,25 +47,38 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
     outside = [name for name in training if not belongs_to_adapters(model, name)]
     if outside:
         return f"weights outside the adapters train too ({outside[0]}, {len(outside)} in all)"
-    ids = some_tokens(bare.get_input_embeddings().weight.device)  # type: ignore[operator]
+    embedding = bare.get_input_embeddings()  # type: ignore[operator]
+    ids = some_tokens(embedding.weight.device)
 
-    def logits() -> Tensor:
-        of_last_layer: Tensor = model(input_ids=ids, use_cache=False).logits
-        return of_last_layer
+    def found() -> tuple[Tensor, Tensor | None]:
+        """Logits of a few tokens, and all rows of an embedding with an adapter, which may train a single one."""
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits, _embedded(embedding) if is_adapted(embedding) else None
 
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with evaluating(model), layers_gathered(bare):
-        start = logits()
+        start, start_rows = found()
         try:
             with model.disable_adapter():
-                off = logits()
+                off, off_rows = found()
         finally:
             for parameter, before in required:
                 parameter.requires_grad_(before)
-    moved = distance(off, start)
-    if moved > max(1e-5, 2 * torch.finfo(start.dtype).eps):
-        return f"with the adapters off its logits differ by {moved:.2g}: an adapter was trained before, or PiSSA's kind"
-    return None
+        moved = distance(off, start)
+        if moved <= 2 * torch.finfo(start.dtype).eps and not has_learnt(model):
+            moved = 0.0  # an adapter that adds nothing may still round otherwise (DoRA in 16 bit)
+        if start_rows is not None and off_rows is not None:
+            norms = start_rows.double().norm(dim=-1).clamp(min=1e-30)
+            moved = max(moved, ((off_rows - start_rows).double().norm(dim=-1) / norms).max().item())
+    if moved <= 1e-5:
+        return None
+    return f"with the adapters off the model differs by {moved:.2g}: an adapter was trained before, or PiSSA's kind"
+
+
+def _embedded(embedding: Any, at_once: int = 8192) -> Tensor:
+    """All rows of an embedding, as it looks them up: ``[V, D]``."""
+    ids = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)
+    return torch.cat([embedding(part[None])[0] for part in ids.split(at_once)])
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastdss.errors import UserError
-from fastdss.loss.checks import check_kl_scale
 from fastdss.loss.functional import live_rows
 from fastdss.models.inputs import join_media, join_tokens
 from fastdss.star.align import IGNORE
@@ -40,13 +39,15 @@ class DSSCollator:
 
     Args:
         pad_token_id: what ``input_ids`` are padded with.
-        kl_scale: the same as the model's.
+        kl_scale: shortcut to that field of ``config``.
         padding_free: join all documents to a single row. ``position_ids`` keep them apart, and for variable-length
             attention kernels ``cu_seq_lens_*`` (sdpa and eager make their mask from ``position_ids``). Packed examples
             need it; examples with images cannot have it.
         pad_to_multiple_of: the width becomes a multiple of this; None: any width.
         model_inputs: the names that the model's forward takes (``fastdss.models.inputs.input_names``); the trainers
             set them. None: all inputs that any model of transformers is known to take of a row.
+        config: the options that the model was enabled with; they decide which tokens the loss has to compute, and
+            whether it compares with a reference. None: the defaults of ``DSSConfig``.
 
     Raises:
         ValueError: for a ``kl_scale`` that no loss takes; in a call, for columns that are missing, ragged, or
@@ -54,13 +55,18 @@ class DSSCollator:
     """
 
     pad_token_id: int
-    kl_scale: float = DSSConfig.kl_scale
+    kl_scale: float | None = None
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
     model_inputs: frozenset[str] | None = None
+    config: DSSConfig | None = None
 
     def __post_init__(self) -> None:
-        check_kl_scale(self.kl_scale)
+        self.agreed()
+
+    def agreed(self) -> DSSConfig:
+        """The options that were said, whole and by the shortcut."""
+        return (self.config or DSSConfig()).with_said(kl_scale=self.kl_scale)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = _aligned_names(examples)
@@ -68,8 +74,9 @@ class DSSCollator:
         self._refuse(rows)
         for row in rows:
             row.columns["labels"] = _without_firsts(row.columns["labels"], row.documents)
-        if self.kl_scale > 0 and {"token_weights", "ref_logprobs"} <= set(names):
-            _refuse_improbable(rows)
+        config = self.agreed()
+        if config.needs_reference and {"token_weights", "ref_logprobs"} <= set(names):
+            _refuse_improbable(rows, config)
         lengths = [len(row) for row in rows]
         width = sum(lengths) if self.padding_free else max(lengths)
         width += -width % (self.pad_to_multiple_of or 1)
@@ -78,7 +85,7 @@ class DSSCollator:
         media = sorted({name for row in rows for name in row.media})
         batch |= join_media([row.media for row in rows], media)
         if "token_weights" in batch:
-            live = live_rows(batch["labels"], batch["token_weights"], kl_scale=self.kl_scale, shift=True)
+            live = live_rows(batch["labels"], batch["token_weights"], kl_scale=config.kl_scale, shift=True)
             batch |= {"rows": live.index, "kl_rows": live.kl_rows}
         return batch
 
@@ -154,13 +161,18 @@ def _inner_shape(name: str, rows: Sequence[Tensor]) -> torch.Size:
     return next(iter(known or shapes))
 
 
-def _refuse_improbable(rows: Sequence[Row]) -> None:
+def _refuse_improbable(rows: Sequence[Row], config: DSSConfig) -> None:
     """Raise ``ValueError`` for ``ref_logprobs`` that are no log-probabilities. A NaN would make every weight of the
     model NaN at the next step; negative log-likelihoods, given by mistake, would pull it to a wrong reference."""
     names = "labels", "token_weights", "ref_logprobs"
     for index, row in enumerate(rows):
         labels, weights, logprobs = (row.columns[name] for name in names)
-        bad = (labels != IGNORE) & (weights < 1) & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
+        compared = torch.zeros_like(weights, dtype=torch.bool)  # with the reference, by the KL term or the first one
+        if config.kl_scale:
+            compared |= weights < 1
+        if config.csft_beta is not None:
+            compared |= weights > 0
+        bad = (labels != IGNORE) & compared & ~(logprobs.isfinite() & (logprobs <= _ROUNDING))
         if bad.any():
             at = int(bad.nonzero()[0])
             raise UserError(

@@ -15,9 +15,7 @@ from fastdss.loss.objective import FULL_KL, KL, KLName
 
 @dataclass(frozen=True)
 class DSSConfig:
-    """The options of ``dss_loss`` that belong to a whole run; ``enable_dss`` and the trainers take them.
-
-    A collator needs only ``kl_scale``, which decides which tokens the loss has to compute.
+    """The options of ``dss_loss`` that belong to a whole run; ``enable_dss``, trainers and ``DSSCollator`` take them.
 
     Args:
         kl: form of the KL term, one of ``KL``.

@@ -11,16 +11,12 @@ import functools
 import inspect
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.loss.functional import Backend, LiveRows
 from fastdss.loss.objective import KLName
-from fastdss.models.causal_lm import measuring_scale, use_scale
-from fastdss.models.inputs import input_names
 from fastdss.models.packing import packed_inputs, two_documents
-from fastdss.models.probes import distance, evaluating, other_ending, some_tokens
 from fastdss.models.split_params import layers_gathered
 from fastdss.upstream.accelerate import is_dispatched, rebind_forward
 from fastdss.upstream.deepspeed import is_engine
@@ -29,7 +25,8 @@ from fastdss.upstream.torch import is_compiled, within_compiled
 from fastdss.upstream.transformers import tensor_parallel_ranks
 
 from .config import DSSConfig
-from .forward import CONFIG, NEEDED, DSSOutput, Given, head_states, live, shaped_forward
+from .forward import CONFIG, DSSOutput, Given, head_states, live, shaped_forward
+from .forward_check import check_forward
 
 __all__ = ["DSSOutput", "check_packing", "disable_dss", "dss_config", "enable_dss"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,15 +86,15 @@ def enable_dss(
         grad_tol: share of the gradient of the logits that may be left out.
         dft: weigh each token of the cross-entropy term by its own probability.
         csft_beta: bound the pull of that term at a label, and let it fade above the reference's probability.
-        check: compare a few tokens' logits, as fastdss computes them, with the model's own. It needs real weights, so
-            pass False on the meta device.
+        check: try out on a few tokens whether fastdss computes the model's own logits, and whether the model's own
+            loss is their cross-entropy. It needs real weights, so pass False on the meta device.
 
     Returns:
         nn.Module: the model that was given.
 
     Raises:
         TypeError: for models and heads fastdss cannot read, prompt learning, DataParallel and tensor parallelism.
-        ValueError: where these logits differ.
+        ValueError: where these logits differ, or the class adds a term of its own to its loss.
     """
     config = (config or DSSConfig()).with_said(
         kl=kl,
@@ -132,7 +129,7 @@ def enable_dss(
     _set_class(bare, _dss_class(original))
     if check:
         try:
-            _check(model, bare)
+            check_forward(model, bare)
         except BaseException:
             _restore(bare, original)
             raise
@@ -272,58 +269,6 @@ def _refuse_class(model: Any) -> None:
             f"{type(model).__name__} is an encoder-decoder, whose labels do not come after the decoder's inputs but "
             "beside them: expected a decoder-only causal LM; for your own loop there is dss_loss(shift=False)"
         )
-
-
-def _check(model: Any, bare: Any, atol: float = 1e-3) -> None:
-    """Raise where fastdss does not compute the logits of a few tokens as the model itself does, or where a token sees
-    later ones: its label would be among its inputs."""
-    embedding = bare.get_input_embeddings().weight
-    if embedding.is_meta:
-        raise UserError("the model is on the meta device: load its weights first, or pass check=False")
-    ids = some_tokens(embedding.device)
-
-    def forward(ids: Tensor, **inputs: Any) -> Tensor:
-        output = model(input_ids=ids, **inputs)
-        if "dss_ask" in inputs and not isinstance(output, DSSOutput):  # its unshaped loss would be trained unnoticed
-            raise UserError(
-                f"{type(model).__name__} calls the forward that this {type(bare).__name__} had before: something "
-                "around it has kept that (PEFT's adaption prompt does); enable DSS on the bare model first"
-            )
-        logits: Tensor = output.logits
-        return logits.float()
-
-    def differs(first: Tensor, second: Tensor) -> bool:
-        """Whether logits before the last token differ; of the two inputs only the last token does."""
-        return distance(first[:, :-1], second[:, :-1]) > max(1e-5, 2 * torch.finfo(embedding.dtype).eps)
-
-    with evaluating(model), layers_gathered(bare), measuring_scale(bare) as candidates:
-        own = forward(ids, use_cache=False, return_dict=True)
-        limit = max(atol, 4 * torch.finfo(embedding.dtype).eps) * max(1.0, own.abs().max().item())
-        errors = []
-        for candidate in candidates:
-            use_scale(bare, candidate)
-            ours = forward(ids, dss_ask="logits")
-            comparable = own.shape == ours.shape
-            errors.append((own - ours.to(own.device)).abs().max().item() if comparable else float("inf"))
-            if errors[-1] <= limit:
-                break
-        else:
-            raise UserError(
-                f"{type(bare).__name__} computes its logits in a way fastdss does not know: "
-                f"expected {tuple(own.shape)} within {limit:.3g}, got {tuple(ours.shape)} off by {errors[0]:.3g}"
-            )
-    with evaluating(model), layers_gathered(bare):
-        other = other_ending(ids)
-        if differs(ours, forward(other, dss_ask="logits")):
-            answer = {"token_type_ids": torch.ones_like(ids), "dss_ask": "logits"}
-            takes_types = "token_type_ids" in input_names(bare)
-            if takes_types and not differs(forward(ids, **answer), forward(other, **answer)):
-                bare.__dict__[NEEDED] = "token_type_ids"  # PaliGemma: 0 in the prefix, 1 in the answer
-                return
-            raise UserTypeError(
-                f"{type(bare).__name__} is no causal LM as it is configured: its tokens see those after them "
-                "(is_decoder=False?), so it cannot be trained to predict them"
-            )
 
 
 def check_packing(model: Any) -> None:

@@ -55,7 +55,7 @@ def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken
     for name, column in columns.items():
         if len(column) != length:
             raise UserError(f"{where}: expected {length} {name}, got {len(column)}")
-    given = given_inputs(example, None if taken is None else taken | {"attention_mask", "position_ids"})
+    given = given_inputs(example, None if taken is None else read_inputs(taken))
     tokens = {name: token_values(where, name, example[name], length) for name in given if name in TOKEN_INPUTS}
     kept, inner_mask = seen_tokens(where, tokens.pop("attention_mask", None), columns.get("labels"), length)
     columns = {name: column[kept] for name, column in columns.items()}
@@ -70,6 +70,12 @@ def read_row(index: int, example: Mapping[str, Any], names: Sequence[str], taken
             del tokens["position_ids"]
     media = {name: example[name] for name in given if name not in TOKEN_INPUTS}
     return Row(columns, tokens, media, documents, inner_mask, kept)
+
+
+def read_inputs(taken: frozenset[str]) -> frozenset[str]:
+    """Columns that are read of a row for a model which takes those in ``taken``: mask and positions tell padding and
+    documents, whether or not the model takes them."""
+    return taken | {"attention_mask", "position_ids"}
 
 
 def _column(index: int, name: str, values: Any) -> Tensor:

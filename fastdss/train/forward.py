@@ -174,6 +174,11 @@ def _run(
             stack.enter_context(mask_within(model, mask))
             inputs["attention_mask"] = _shown(args, inputs, real_tokens)
         results, output = through_head(model, operation, lambda: forward(model, *args, **inputs))
+    if getattr(output, "loss", None) is not None:  # of other columns than labels: GraniteDocling's router_labels, say
+        raise UserError(
+            f"{type(model).__name__} computed a loss of its own beside that of the labels, which the shaped loss would "
+            f"leave out: expected none, got {', '.join(sorted(inputs))} as its inputs: drop the column that it is of"
+        )
     aux_loss = getattr(output, "aux_loss", None) if routed else None
     if routed and aux_loss is None:
         tell_unbalanced(model)

@@ -25,6 +25,7 @@ from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.transformers import settings_of
 
 from .enable import bare_model
+from .example import read_inputs
 
 _log = logging.getLogger(__name__)
 _FORMAT = "fastdss reference 3"
@@ -42,7 +43,7 @@ class ReferenceCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass  # so that a folder that cannot be written is an error now, and not after the work
-        self.model, self.inputs = f"{ask} {_fingerprint(model, model_id)}", input_names(bare_model(model))
+        self.model, self.inputs = f"{ask} {_fingerprint(model, model_id)}", read_inputs(input_names(bare_model(model)))
 
     def load(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor] | None:
         """The part's stored tensors, the same on every rank; None where there are none or they are damaged."""

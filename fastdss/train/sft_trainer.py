@@ -80,10 +80,10 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
             self.data_collator = DSSCollator(
                 self.text_tokenizer.pad_token_id,
-                kl_scale=agreed.kl_scale,
                 padding_free=self.padding_free,
                 pad_to_multiple_of=getattr(self.args, "pad_to_multiple_of", None),
                 model_inputs=input_names(bare_model(self.model)),
+                config=agreed,
             )
         self._set_up_dss(ref_model)
         self._dss_own_mean = False  # TRL divides by all labels of a step itself

@@ -18,6 +18,7 @@ from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
     TrainerSeams,
+    count_shifted_labels,
     divide_by_items,
     divides_by_items,
     micro_batches,
@@ -29,7 +30,7 @@ from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config
 from .live_reference import LiveReference
-from .trainer_data import check_reference, default_collator, warn_unstopped, with_prepared
+from .trainer_data import check_collator, check_reference, default_collator, warn_unstopped, with_prepared
 
 _log = logging.getLogger(__name__)
 _EXACT = (
@@ -68,15 +69,12 @@ class ShapedTraining(TrainerSeams):
         if accelerate.splits_batches(self.accelerator):
             raise UserError("context, sequence and tensor parallelism would split the batch's weights: not supported")
         self._dss_own_mean = not divides_by_items(self)
+        count_shifted_labels(self)
         divide_by_items(self)  # whatever the model's class does with an unshaped loss, the shaped one is divided so
-        config, collator = dss_config(self.model), self.data_collator
-        if isinstance(collator, DSSCollator) and collator.padding_free:
+        if isinstance(self.data_collator, DSSCollator) and self.data_collator.padding_free:
             check_packing(self.model)
         warn_unstopped(self)
-        if isinstance(collator, DSSCollator) and collator.kl_scale == 0 and config is not None and config.kl_scale:
-            raise UserError(
-                f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
-            )
+        check_collator(self.data_collator, dss_config(self.model))
         if not accelerate.never_dispatch(self.accelerator):
             raise UserError(
                 "dispatch_batches cuts tensors that have no batch dimension, the loss's live rows among them: "
@@ -238,7 +236,18 @@ class ShapedTraining(TrainerSeams):
                     "some ranks have a batch with token_weights, others one without: log-probabilities [B, T] and "
                     "logits [B, T, V] cannot be gathered; set prediction_loss_only=True or evaluate two data sets"
                 )
-        return self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+        return self._predicted(model, self._each_row_once(inputs), prediction_loss_only, ignore_keys)
+
+    def _each_row_once(self: Any, inputs: Any) -> Any:
+        """The batch, in which no label counts of rows that only repeat others, to fill the last batch of a rank."""
+        if "token_weights" not in inputs or "cu_seq_lens_q" in inputs:  # of a single row nothing tells its examples
+            return inputs
+        repeated = accelerate.repeated_rows(self.accelerator, len(inputs["labels"]))
+        if not repeated:
+            return inputs
+        labels = inputs["labels"].clone()
+        labels[-repeated:] = IGNORE
+        return {n: value for n, value in inputs.items() if n not in ("rows", "kl_rows")} | {"labels": labels}
 
     def _predicted(self: Any, *args: Any) -> Any:
         return super().prediction_step(*args)  # type: ignore[misc]
@@ -309,7 +318,7 @@ class DSSTrainer(ShapedTraining, Trainer):
         args, kwargs = with_prepared(args, kwargs)
         super().__init__(*args, **kwargs)
         if len(args) < 3 and kwargs.get("data_collator") is None:
-            self.data_collator = default_collator(self, agreed.kl_scale)
+            self.data_collator = default_collator(self, agreed)
         self._set_up_dss(ref_model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 from fastdss.errors import UserError
@@ -13,6 +14,7 @@ from fastdss.models.inputs import input_names
 from fastdss.models.stops import stop_tokens, unstopped
 
 from .collator import DSSCollator
+from .config import DSSConfig
 from .enable import bare_model, dss_config
 from .example import label_documents
 from .forward import refuse_another_head
@@ -25,7 +27,7 @@ _DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer'
 _TOKENIZER = 5
 
 
-def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
+def default_collator(trainer: Any, config: DSSConfig) -> DSSCollator:
     """A ``DSSCollator`` for the trainer's data. The padding is the tokenizer's, or any token: padding never counts."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
@@ -34,7 +36,7 @@ def default_collator(trainer: Any, kl_scale: float) -> DSSCollator:
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
     taken = input_names(bare_model(trainer.model))
-    return DSSCollator(pad or 0, kl_scale=kl_scale, padding_free=_is_packed(dataset, columns), model_inputs=taken)
+    return DSSCollator(pad or 0, padding_free=_is_packed(dataset, columns), model_inputs=taken, config=config)
 
 
 def _columns_of(dataset: Any) -> list[str]:
@@ -69,6 +71,22 @@ def warn_unstopped(trainer: Any) -> None:
             len(rows),
             ", ".join(map(str, sorted(stops))),
             getattr(trainer.processing_class, "name_or_path", None) or "the tokenizer",
+        )
+
+
+def check_collator(collator: Any, config: DSSConfig | None) -> None:
+    """Raise ``UserError`` where a ``DSSCollator`` was told other options than the model."""
+    if not isinstance(collator, DSSCollator) or config is None:
+        return
+    # A trainer's label_smoothing_factor becomes the model's own later, and a collator does not read it.
+    said = collator.config and replace(collator.config, label_smoothing=config.label_smoothing)
+    if said is not None and (differing := config.contradicted(said)):
+        pairs = [(name, getattr(config, name), getattr(said, name)) for name in differing]
+        words = "; ".join(f"{name}: expected {known} as in the model, got {given}" for name, known, given in pairs)
+        raise UserError(f"DSSCollator(config=): {words}: give it the model's")
+    if collator.agreed().kl_scale == 0 and config.kl_scale:
+        raise UserError(
+            f"DSSCollator(kl_scale=0) leaves out rows that kl_scale={config.kl_scale} needs: give it the same"
         )
 
 

@@ -57,6 +57,18 @@ def never_dispatch(accelerator: Any) -> bool:
     return True
 
 
+def repeated_rows(accelerator: Any, rows: int) -> int:
+    """How many of this rank's ``rows`` of the present batch repeat earlier ones, so that all ranks have as many.
+
+    ``gather_for_metrics`` leaves them out of what it gathers, by attributes that are documented nowhere.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return 0
+    behind: int = (accelerator.process_index + 1) * rows - state.remainder
+    return min(max(behind, 0), rows)
+
+
 def fsdp_plugin(accelerator: Any) -> Any:
     """FSDP's settings, which say how the model will be split; None without FSDP."""
     return getattr(accelerator.state, "fsdp_plugin", None)

@@ -103,13 +103,35 @@ def _part(layer: Any, name: str) -> LowRank:
     )
 
 
-def adapters_in_use(model: nn.Module) -> dict[str, tuple[bool, str]]:
-    """For every adapted module: whether its adapters are off, and which are active."""
+def adapters_in_use(model: nn.Module) -> dict[str, tuple[bool, str, str]]:
+    """For every adapted module: whether its adapters are off, which are active, and their factors, which stand in no
+    weight."""
     return {
-        name: (bool(module.disable_adapters), str(module.active_adapters))
+        name: (bool(module.disable_adapters), str(module.active_adapters), _factors(module))
         for name, module in model.named_modules()
         if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
     }
+
+
+def _factors(layer: Any) -> str:
+    factors = getattr(layer, "scaling", None)
+    return str({name: factors[name] for name in layer.active_adapters if name in factors}) if factors else ""
+
+
+def has_learnt(model: nn.Module) -> bool:
+    """Whether an active LoRA adapter's product is not zero, as it is when the adapter was just made by default."""
+    layers: list[Any] = [module for module in model.modules() if is_low_rank(module)]
+    return any(_product_is_something(layer, name) for layer in layers for name in layer.active_adapters)
+
+
+def _product_is_something(layer: Any, name: str) -> bool:
+    if name in layer.lora_A:
+        halves = layer.lora_A[name].weight, layer.lora_B[name].weight
+    elif name in getattr(layer, "lora_embedding_A", {}):
+        halves = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+    else:
+        return False
+    return all(bool(half.any()) for half in halves)
 
 
 def belongs_to_adapters(model: Any, parameter: str) -> bool:

@@ -49,6 +49,16 @@ def version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def transforms_active() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp) or forward mode is running. No public name says so."""
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
+
+
+def graph_is_kept() -> bool:
+    """Within a backward: whether it was called with ``retain_graph=True``. No public name says so."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
 def group_named(name: str) -> torch.distributed.ProcessGroup:
     """The process group of that name. An op of ``torch.library`` cannot take a group as its argument, so it takes the
     name, and no public function finds the group by it."""

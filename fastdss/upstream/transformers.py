@@ -170,6 +170,14 @@ def divide_by_items(trainer: Any) -> None:
     trainer.model_accepts_loss_kwargs = True
 
 
+def count_shifted_labels(trainer: Any) -> None:
+    """Tell the trainer that the first label of a row is no item, since no token predicts it.
+
+    The trainer decides so by the class's own loss, and counts that label for classes without one of its own (GPT-2).
+    """
+    trainer._loss_shifts_labels = True
+
+
 def micro_batches(trainer: Any) -> int:
     """How many micro-batches the present step has. The last step of an epoch may have fewer than the public
     ``gradient_accumulation_steps``."""

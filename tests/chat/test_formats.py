@@ -10,7 +10,7 @@ import pytest
 from fastdss.chat.formats import BY_NAME, format_table, read_record
 from fastdss.chat.oasst import paths_of_rows, paths_of_tree
 from fastdss.chat.record import Columns
-from fastdss.chat.turns import KNOWN_ROLES
+from fastdss.chat.turns import CALL_ROLES, KNOWN_ROLES
 from tests.journeys.data import CHAT, LEAK, OASST, RECORDS, SAFE, turn
 
 
@@ -46,7 +46,7 @@ def test_the_table_has_every_format():
 
 @pytest.mark.parametrize("role", KNOWN_ROLES)
 def test_every_known_role_is_one_of_four(role):
-    content = '{"name": "f", "arguments": {}}' if role == "function_call" else "x"
+    content = '{"name": "f", "arguments": {}}' if role in CALL_ROLES else "x"
     reading = read_record({"messages": [turn(role, content), turn("assistant", "y")]})
     assert reading.conversation.turns[0].role == KNOWN_ROLES[role]
 
@@ -55,7 +55,7 @@ def test_every_known_role_is_one_of_four(role):
     ("record", "message"),
     [
         ({"messages": [turn("wizard", "x")]}, "message 0: unknown role, expected one of system, developer, user"),
-        ({"text": "x"}, "expected 'messages', or 'prompt' and 'response'.*it has text"),
+        ({"note": "x"}, "expected 'messages', or 'prompt' and 'response'.*it has note"),
         ({"messages": [turn("user", [{"type": "image_url", "image_url": "u"}])]}, "message 0: part 0 is no text"),
         (
             {"messages": [turn("user", [{"type": "tool_use", "name": "f", "input": {}}])]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -140,6 +141,43 @@ def test_tags_around_reasoning_are_the_tokens_that_the_policy_writes_and_others_
     for piece in written.pieces:
         text = conversation.turns[1].answer.text[piece.at : piece.at + piece.end - piece.begin]
         assert text == rendered.encoding.text[piece.begin : piece.end]
+
+
+TWO_ENDS = (
+    "{% for m in messages %}<|head|>{{ m.role }}<|/head|>{% if m.role == 'assistant' %}<turn>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}"
+    "</tool_call>{% endfor %}"
+    "</turn>{% else %}{{ m.content }}{% endif %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|><turn>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("eos", "between", "end"),
+    [("<|eot_id|>", "", "</turn><|eot_id|>"), ("<|im_end|>", "", "</turn>"), ("<|eot_id|>", "\n", "</turn>")],
+)
+def test_an_answers_own_end_is_not_the_end_of_the_turn(eos, between, end):
+    """As Command R7B: <|END_RESPONSE|>, then the token at which generate stops."""
+    tokenizer = copy.deepcopy(make_policy_tokenizer("llama3"))
+    tokenizer.eos_token, tokenizer.chat_template = eos, TWO_ENDS.replace("</turn>{% else", f"</turn>{between}{{% else")
+    conversation = read_record(PLAIN).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, [1, 3])
+    ids = rendered.encoding.ids
+    found = [tokenizer.decode(ids[w.first : w.last + 1]) for w in rendered.written.values()]
+    assert found == [f" Hello, friend. {end}", f"Ada <b>Quill</b>. <|im_end|> said </think>{end}"]
+
+
+def test_what_closes_a_call_is_written_where_nothing_ends_the_turn():
+    """As GLM 4.5, whose turns end where the next one's role begins: the last one's call was left open."""
+    tokenizer = copy.deepcopy(make_policy_tokenizer("tagged"))
+    tokenizer.chat_template = TWO_ENDS.replace("</turn>", "").replace("<turn>", "").replace("<|eot_id|>", "")
+    calls = CALLS | {"messages": [*CALLS["messages"], *CALLS["messages"][:2]]}
+    rendered = PolicyChat(tokenizer).render(read_record(calls).conversation, [1, 3, 5])
+    ids = rendered.encoding.ids
+    found = [tokenizer.decode(ids[w.first : w.last + 1]) for w in rendered.written.values()]
+    call = 'Let me look.<tool_call>weather {"city": "Oslo"}</tool_call>'
+    assert found == [f"{call}<|head|>", "It is 12 degrees.<|head|>", call]
+    assert [w.ended for w in rendered.written.values()] == [True, True, False]
 
 
 def test_a_template_that_refuses_think_tags_still_renders_turns_without_them():

@@ -129,4 +129,4 @@ def test_tools_and_columns_go_through_merge(tmp_path):
     table = pq.read_table(tmp_path / "m.parquet").to_pylist()
     assert [row["tags"] for row in table] == [["a"], [], None]
     assert [row["odd"] for row in table] == ["1", '"text"', '"text"']  # no single type holds both: JSON
-    assert [row["tools"] for row in table] == ['[{"name": "f"}]', None, None]
+    assert [row["tools"] for row in table] == ['[{"type": "function", "function": {"name": "f"}}]', None, None]

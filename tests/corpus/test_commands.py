@@ -143,9 +143,7 @@ def finished(tmp_path_factory):
 def test_merged_scores_are_a_training_set(finished, tmp_path, capsys, suffix, failed, rows):
     file = tmp_path / f"merged.{suffix}"
     assert main(["merge", str(finished), "--out", str(file), "--failed", failed]) == 0
-    assert capsys.readouterr().out.startswith(
-        f"conversations  {rows}\nleft out       {26 - rows} without scores left out\n"
-    )
+    assert capsys.readouterr().out.startswith(f"conversations  {rows}\nleft out       {26 - rows} without scores\n")
     kind = {"parquet": "parquet", "jsonl": "json"}[suffix]
     merged = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     scores = {row.id: row for row in read_scores(finished)}

@@ -286,3 +286,31 @@ def test_the_last_turn_alone_on_request():
     (row,) = read_rows([[RECORDS["messages"][0]]], DataOptions(turns="last"))
     assert row.judged == (3,)
     assert row.conversation.turns[1].content == SAFE
+
+
+def test_a_tree_whose_rows_stand_apart_is_no_conversation(tmp_path):
+    """Without its question an answer was trained as if the conversation began with it."""
+    shuffled = [OASST[1], {**OASST[0], "message_id": "z", "message_tree_id": "z"}, OASST[0], OASST[2]]
+    rows = list(read_rows([write(tmp_path / "oasst.jsonl", shuffled)]))
+    apart = "it answers a message that is not beside it: the rows of a tree must stand together"
+    alone = "it has no turn of the assistant"
+    found = [row.reason if isinstance(row, FailedRow) else texts([row]) for row in rows]
+    assert found == [f"line 1: {apart}", f"line 2: {alone}", [("Hi", "Hello.")]]
+
+
+def test_trees_are_told_apart_by_their_parents_where_no_column_names_them(tmp_path):
+    unnamed = [{key: value for key, value in row.items() if key != "message_tree_id"} for row in OASST]
+    more = [{**row, "message_id": f"o{row['message_id']}", "parent_id": row["parent_id"] and f"o{row['parent_id']}"}
+            for row in unnamed]  # fmt: skip
+    named = texts(read_rows([write(tmp_path / "named.jsonl", OASST)]))
+    assert texts(read_rows([write(tmp_path / "unnamed.jsonl", [*unnamed, *more])])) == named * 2
+
+
+def test_what_was_deleted_from_a_tree_is_not_trained(tmp_path):
+    rows = list(
+        read_rows([write(tmp_path / "oasst.jsonl", [{**row, "deleted": row["message_id"] == "a1"} for row in OASST])])
+    )
+    assert texts(rows) == [("Hi", "Hello.")]
+    (gone,) = [row for row in rows if isinstance(row, FailedRow)]
+    assert gone.left_out
+    assert gone.reason == "line 1: every answer of the assistant is marked as not to be trained, or empty"

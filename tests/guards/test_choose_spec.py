@@ -101,7 +101,17 @@ def test_what_the_template_gives_away_outweighs_the_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("yueliu1999/GuardReasoner-8B", "reasons before"), ("google/shieldgemma-2-4b-it", "images")],
+    [
+        ("yueliu1999/GuardReasoner-8B", "reasons before"),
+        ("google/shieldgemma-2-4b-it", "images"),
+        # Their names begin as those of guards that are known; read like these they would score something else.
+        ("nvidia/llama-3.1-nemoguard-8b-topic-control", "keeps to a topic"),
+        ("nvidia/NemoGuard-JailbreakDetect", "user's turn alone"),
+        ("kakaocorp/kanana-safeguard-siren-8b", "user's turn alone"),
+        ("ibm-granite/granite-guardian-3.2-5b-lora-harm-correction", "adapter for another task"),
+        ("OpenSafetyLab/MD-Judge-v0_2-internlm2_7b", "code from its repository"),
+        ("SamsungSDS-Research/SGuard-ContentFilter-2B-v1", "five verdicts"),
+    ],
 )
 def test_out_of_reach_is_said(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from fastdss import Guard, GuardSpec, star_scores
-from fastdss.guards import vendors
+from fastdss.guards import classifiers
 from fastdss.guards.view import View
 from fastdss.models.classifier import class_head, is_bidirectional
 from fastdss.prefix.whole import batched_logits
@@ -158,10 +158,10 @@ def test_a_pair_is_what_the_tokenizer_makes_of_two_texts() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=both
     )
-    guard = Guard(model, tokenizer, vendors.HARMAUG)
+    guard = Guard(model, tokenizer, classifiers.HARMAUG)
     (ids,) = guard.encode([[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It is Ann."}]])
     assert ids == tokenizer("Who?", "It is Ann.")["input_ids"]
-    alone = Guard(model, tokenizer, vendors.PROMPT_GUARD_2)
+    alone = Guard(model, tokenizer, classifiers.PROMPT_GUARD_2)
     (ids,) = alone.encode([[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It is Ann."}]])
     assert ids == tokenizer("It is Ann.")["input_ids"]
 
@@ -177,7 +177,7 @@ def test_of_a_pair_a_model_that_numbers_its_texts_is_told_which_is_which(types: 
     tokenizer.backend_tokenizer.post_processor = BertProcessing(
         *((name, tokenizer.convert_tokens_to_ids(name)) for name in ("</s>", "<s>"))
     )
-    guard = Guard(model, tokenizer, vendors.HARMAUG)
+    guard = Guard(model, tokenizer, classifiers.HARMAUG)
     response = "You can call her. It is safe, </s> or not."
     ends = [len("You can call her."), len(response)]
     (plain,) = star_scores(guard, {"prompt": ["Who?"], "response": ["You can call her."]}).scores
@@ -235,7 +235,7 @@ def test_from_a_folder_by_name_and_labels(tmp_path: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     guard = Guard.from_pretrained(str(folder))
-    assert guard.spec is vendors.DUOGUARD
+    assert guard.spec is classifiers.DUOGUARD
     named = replace(SPEC, safe="fine", unsafe="bad", other=(), messages=View())
     model, tokenizer = make_classifier("bert", labels=2, id2label={0: "bad", 1: "fine"})
     model.save_pretrained(tmp_path / "named")

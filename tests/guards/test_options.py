@@ -48,13 +48,22 @@ def test_options_that_are_none(given: list[str], reason: str) -> None:
         parse_options(given)
 
 
+@pytest.mark.parametrize(
+    ("spec", "name"), [(vendors.GRANITE_GUARDIAN_3_3, "think"), (vendors.NEMOTRON_3, "enable_thinking")]
+)
+def test_a_guard_that_is_to_think_is_not_read_as_if_it_had_thought(spec: GuardSpec, name: str) -> None:
+    """The template would ask for reasoning, and the verdict was read where the reasoning begins."""
+    with pytest.raises(ValueError, match=f"{name}: expected False, got True: its verdict is read at once"):
+        with_options(spec, {name: True}, "")
+
+
 def test_template_variables_also_inside_of_others() -> None:
     spec = with_options(vendors.GRANITE_GUARDIAN_3, {"risk_name": "jailbreak"}, "")
     assert spec.template_kwargs == {"guardian_config": {"risk_name": "jailbreak"}}
     spec = with_options(spec, {"risk_definition": "Rude."}, "{{ guardian_config['risk_definition'] }}")
     assert spec.template_kwargs == {"guardian_config": {"risk_name": "jailbreak", "risk_definition": "Rude."}}
-    spec = with_options(vendors.GRANITE_GUARDIAN_3_3, {"think": True, "guardian_config.criteria_id": "x"}, "")
-    assert spec.template_kwargs == {"guardian_config": {"criteria_id": "x"}, "think": True}
+    spec = with_options(vendors.GRANITE_GUARDIAN_3_3, {"think": False, "guardian_config.criteria_id": "x"}, "")
+    assert spec.template_kwargs == {"guardian_config": {"criteria_id": "x"}, "think": False}
     spec = with_options(vendors.LLAMA_GUARD_3, {"excluded_category_keys": ["S1"]}, "{% if excluded_category_keys %}")
     assert spec.template_kwargs == {"excluded_category_keys": ["S1"]}
     assert vendors.GRANITE_GUARDIAN_3.template_kwargs == {"guardian_config": {"risk_name": "harm"}}

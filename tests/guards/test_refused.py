@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastdss import Guard, star_scores
-from fastdss.prefix.engine import check_supported
+from fastdss.prefix.engine import check_supported, reference_logits
 from tests.support.builders import _SHAPE, BATCH, CHAT_TEMPLATE, make_guard, make_spec, make_tokenizer
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -82,3 +82,28 @@ def test_runs_of_blanks_are_no_control_tokens():
     row = tree.token_weights(fast)[0]
     assert fast.convert_tokens_to_ids("▁▁") in row["labels"]
     assert fast.convert_tokens_to_ids("<table>") in row["labels"]
+
+
+def test_an_unchecked_guard_is_checked_before_its_tree_is_taken():
+    """check=False is for method="per_prefix". Without it Bart, whose positions count from the pack's first token, was
+    scored through the tree, wrongly and in silence."""
+    changes = {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.2}
+    guard = Guard(random_model("bart", **changes), make_tokenizer(), make_spec(), check=False)
+    right = star_scores(guard, BATCH, method="per_prefix").scores
+    wrong = star_scores(guard, BATCH, method="tree").scores
+    assert max((a - b).abs().max() for a, b in zip(right, wrong, strict=True)) > 1e-2
+    for use in (lambda: star_scores(guard, BATCH), lambda: guard.stream("Hello")):
+        with pytest.raises(ValueError, match=r"miss the model's own .* use method='per_prefix', which check=False"):
+            use()
+
+
+def test_dynamic_frequencies_do_not_depend_on_the_texts_before():
+    """One forward per prefix: each is that of a model that saw nothing else, shorter prefixes after longer ones too."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = random_model("llama", rope_parameters=rope, max_position_embeddings=64)
+    rows = [list(range(10, 10 + length)) for length in (190, 70, 130, 64, 20)]
+    found = reference_logits(model, [3, 5], rows)
+    for ids, logits in zip(rows, found, strict=True):
+        fresh = random_model("llama", rope_parameters=rope, max_position_embeddings=64)
+        alone = fresh(input_ids=torch.tensor([ids])).logits[0, -1, [3, 5]].detach()
+        assert torch.allclose(logits, alone, rtol=0, atol=1e-6)

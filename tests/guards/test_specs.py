@@ -76,6 +76,12 @@ BY_TEXT: dict[str, tuple[GuardSpec, str | None, str]] = {
         None,
         "llama",
     ),
+    "OpenSafetyLab/MD-Judge-v0.1": (replace(vendors.md_judge(CARD), safe=" no", unsafe=" yes"), None, "mistral"),
+    "mistralai/Shieldstral-1.0-3B": (
+        replace(vendors.shieldstral(CARD, "You judge."), answer_prefix="\n", safe="No", unsafe="Yes"),
+        JUDGED,
+        "mistral",
+    ),
     "tomg-group-umd/DynaGuard-8B": (vendors.dynaguard(CARD, "Rules."), JUDGED, "qwen3"),
     "cais/HarmBench-Llama-2-13b-cls": (vendors.harmbench(CARD), None, "llama"),
 }

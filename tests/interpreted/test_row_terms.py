@@ -75,6 +75,18 @@ def test_a_certain_label_keeps_its_digits() -> None:
     torch.testing.assert_close(-made.label.double(), others.double().sigmoid(), rtol=2e-6, atol=0)
 
 
+def test_an_infinite_logit_of_the_label_is_no_certainty() -> None:
+    """inf - inf is NaN; a label that is ruled out costs infinitely much."""
+    made = launch_row_terms_fwd(
+        torch.tensor([torch.inf, -torch.inf]), torch.zeros(2), torch.ones(2), None, None, None, None,
+        torch.zeros(2, dtype=torch.int64), torch.ones(2), None, None,
+        vocab_size=9, kl_code=0, label_smoothing=0.0, z_loss=0.0, logit_scale=1.0,
+    )  # fmt: skip
+    assert made.ce.isnan().tolist() == [True, False]
+    assert made.ce[1].isposinf()
+    assert made.row.isnan().tolist() == [True, False]
+
+
 def test_a_small_difference_from_the_reference_keeps_its_digits() -> None:
     """k3's slope 1 - exp(-d) near d = 0, where 1 and exp(-d) have all but their last digits in common in fp32."""
     d = torch.tensor([1e-6, 1e-3, -0.02, 0.049, -0.049])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastdss import dss_loss, token_logprobs, weighted_ce
+from fastdss.loss import exp_rows
 from fastdss.loss.functional import live_rows
 from tests.support.loss_cases import make_problem, run
 from tests.support.numerics import assert_gradient_close, assert_tokens_close
@@ -29,6 +30,9 @@ def ce(**changes: Any) -> torch.Tensor:
 
 def dss(**changes: Any) -> Any:
     return dss_loss(**({"hidden": H, "lm_head": W, "labels": Y, "token_weights": S, "ref_logprobs": R} | changes))
+
+
+LEARNT = torch.nn.Parameter(torch.tensor(0.7))  # as an option it would be taken as a constant, in silence
 
 
 class FakeShard(torch.nn.Parameter):
@@ -94,6 +98,21 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (ce, {"rows": torch.tensor([1.0])}, TypeError, r"rows: expected \[n\] int64, got \[1\] torch.float32"),
     (ce, {"lm_head": FakeShard(torch.zeros(0, 6))}, ValueError, "lm_head is an ungathered ZeRO-3 shard.*GatheredParam"),
     (ce, {"hidden": [1.0]}, TypeError, "hidden: expected a Tensor, got list"),
+    (ce, {"labels": [1] * 9}, TypeError, "labels: expected a Tensor, got list"),
+    (ce, {"weights": [1.0] * 9}, TypeError, "weights: expected a Tensor, got list"),
+    (ce, {"bias": [0.0] * 11}, TypeError, "bias: expected a Tensor, got list"),
+    (ce, {"ignore_index": None}, TypeError, "ignore_index: expected an integer, got NoneType"),
+    (ce, {"ignore_index": 1.5}, TypeError, "ignore_index: expected an integer, got float"),
+    (ce, {"chunk_bytes": 1e6}, TypeError, "chunk_bytes: expected an integer, got float"),
+    (ce, {"softcap": "30"}, TypeError, "softcap: expected a number, got str"),
+    (ce, {"label_smoothing": "0"}, TypeError, "label_smoothing: expected a number, got str"),
+    (ce, {"grad_tol": "1"}, TypeError, "grad_tol: expected a number, got str"),
+    (ce, {"logit_scale": LEARNT}, TypeError, r"logit_scale: expected a number, got Parameter: pass its .item\(\)"),
+    (ce, {"softcap": LEARNT}, TypeError, "softcap: expected a number, got Parameter"),
+    (dss, {"kl_scale": LEARNT}, TypeError, "kl_scale: expected a number, got Parameter"),
+    (dss, {"csft_beta": LEARNT.expand(9)}, ValueError, r"csft_beta: expected a constant.*detach\(\)"),
+    (ce, {"labels": Y.clamp(min=0).to(torch.uint8).masked_fill(Y < 0, 156)}, ValueError, r"got 156"),
+    (ce, {"labels": Y.clamp(min=0).to(torch.int8).masked_fill(Y < 0, -56), "ignore_index": 200}, ValueError, "got -56"),
     (dss, {"kl": "k4"}, ValueError, "kl: expected one of .* got 'k4'"),
     (dss, {"kl_scale": -1.0}, ValueError, "kl_scale: expected a finite number >= 0, got -1.0"),
     (dss, {"ref_logprobs": None}, ValueError, "either as ref_logprobs, or as ref_hidden"),
@@ -145,10 +164,16 @@ def _gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, leaves))
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}], ids=["plain", "smoothed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("case", ["all ignored", "zero weights", "no tokens"])
-def test_nothing_to_learn_gives_zero(case: str, reduction: str) -> None:
-    hidden, head = H.clone().requires_grad_(), W.clone().requires_grad_()
+def test_nothing_to_learn_gives_zero(
+    case: str, reduction: str, dtype: torch.dtype, options: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bf16 keeps exponentials where a CPU multiplies it, and always on a GPU."""
+    monkeypatch.setattr(exp_rows, "multiplies_bf16", lambda: True)
+    hidden, head = (t.to(dtype, copy=True).requires_grad_() for t in (H, W))
     labels, weights, x = Y, S, hidden
     if case == "all ignored":
         labels = torch.full_like(Y, -100)
@@ -156,10 +181,14 @@ def test_nothing_to_learn_gives_zero(case: str, reduction: str) -> None:
         weights = torch.zeros_like(S)
     else:
         x, labels, weights = hidden[:0], Y[:0], S[:0]
-    loss = weighted_ce(x, head, labels, weights, reduction=reduction).sum()
+    bias = torch.zeros(11, requires_grad=True)
+    loss = weighted_ce(x, head, labels, weights, bias=bias, reduction=reduction, **options).sum()
     assert loss == 0
-    for gradient in _gradients(loss, hidden, head):
+    for gradient in _gradients(loss, hidden, head, bias):
         assert torch.equal(gradient, torch.zeros_like(gradient))
+    main_grad = torch.ones(11, 6)
+    weighted_ce(x, head, labels, weights, reduction=reduction, main_grad=main_grad, **options).sum().backward()
+    assert torch.equal(main_grad, torch.ones(11, 6))
 
 
 @pytest.mark.parametrize("options", [{}, {"compact": False}, {"rows": torch.arange(9)}], ids=["", "dense", "rows"])
@@ -174,6 +203,15 @@ def test_nan_counts_at_live_rows_and_nowhere_else(options: dict[str, Any]) -> No
     assert torch.equal(poisoned, weighted_ce(H, W, labels, star, **options))
     assert weighted_ce(at(H, 2, float("nan")), W, labels, star, **options).isnan()
     assert dss_loss(at(H, 2, float("nan")), W, labels, star, ref_logprobs=R, **options).loss.isnan()
+
+
+def test_an_infinite_logit_is_not_taken_for_certainty() -> None:
+    """inf - inf is NaN, at the label too, where it would make its probability 1; -inf there is an infinite loss."""
+    for dtype in (torch.float32, torch.float16):  # by exponentials, and by the row pass
+        hidden, head = torch.ones(1, 1, dtype=dtype), torch.tensor([[1.0], [-1.0]], dtype=dtype)
+        for big, expected in ((float("inf"), float("nan")), (-float("inf"), float("inf"))):
+            got = weighted_ce(hidden, head, torch.tensor([0]), bias=torch.tensor([big, 0.0]))
+            assert torch.equal(got, torch.tensor(expected)) or (got.isnan() and expected != expected)
 
 
 def _with_gradients(

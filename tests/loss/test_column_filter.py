@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdss import weighted_ce
+from fastdss import dss_loss, weighted_ce
 from fastdss.loss import column_filter
-from fastdss.loss.column_filter import ColumnFilter
+from fastdss.loss.column_filter import ColumnFilter, Entries
 from fastdss.loss.row_gradient import RowGradient
 from tests.support.loss_cases import KLS, Problem, make_problem, run, truth
 from tests.support.numerics import assert_gradient_close
@@ -36,6 +36,33 @@ def spoken(n: int = 70, dtype: torch.dtype = torch.float64) -> Problem:
 
 def error(got: Tensor, true: Tensor) -> float:
     return float((got.double() - true).norm() / true.norm())
+
+
+@pytest.mark.parametrize("kl", ["k2", "reverse"])
+@pytest.mark.parametrize("size", [1e-13, 1e-20, 1e-30])
+def test_the_promise_where_squares_vanish(kl: str, size: float) -> None:
+    """fp32 has no square of a gradient below 1e-19. What cannot be measured is not left out."""
+    p = spoken(dtype=torch.float32)
+    hidden, head = (p.hidden @ p.lm_head.T).requires_grad_(), torch.eye(WORDS + RARE)
+    reference = {"ref_logprobs": p.ref_logprobs}
+    if kl == "reverse":
+        reference = {"ref_hidden": p.ref_hidden @ p.ref_lm_head.T, "ref_lm_head": head}
+
+    def gradient(size: float, tolerance: float | None) -> Tensor:
+        options: dict[str, Any] = {"kl": kl, "reduction": "none", "grad_tol": tolerance, **reference}
+        loss = dss_loss(hidden, head, p.labels, p.star, **options).loss
+        return torch.autograd.grad(loss, hidden, torch.full((70,), size))[0] / size
+
+    assert error(gradient(size, TOLERANCE), gradient(1.0, None).double()) <= TOLERANCE * 1.01
+
+
+def test_a_small_factor_of_large_exponentials_is_not_squared_alone() -> None:
+    """A kernel's offset leaves E up to 2**60 and v down to 2**-60 of the weight, whose square fp32 does not have."""
+    torch.manual_seed(0)
+    matrix, row = torch.rand(32, 64), torch.full((32,), 1e-4)
+    matrix[3], row[3] = matrix[3] * 2.0**60, row[3] * 2.0**-60
+    true = (matrix.double() * row.double()[:, None]).square().sum(0)
+    assert error(Entries(matrix, row, None).energies(), true) < 1e-5
 
 
 @pytest.mark.parametrize("chunk_bytes", [None, 8 * 512 * 16])

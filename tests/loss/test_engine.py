@@ -191,17 +191,15 @@ def test_a_second_backward_is_right_and_a_double_backward_refused(reduction: str
 
 
 def test_a_gradient_changed_in_place_cannot_spoil_a_second_backward() -> None:
-    """In full precision autograd hands out the very tensor it saved: torch's version check has to see the change."""
+    """In full precision autograd could hand out the very tensor it saved; it does so where no backward will follow."""
     p = make_problem(9, 8, 20, torch.float32)
     head = p.lm_head.clone().requires_grad_()
     loss = weighted_ce(p.hidden, head, p.labels, chunk_bytes=8 * 32 * 3)
     loss.backward(retain_graph=True)
     once = head.grad.clone()
-    head.grad.mul_(3)  # .grad is a copy as long as the graph lives
-    assert torch.equal(torch.autograd.grad(loss, head, retain_graph=True)[0], once)
+    head.grad.mul_(3)
     torch.autograd.grad(loss, head, retain_graph=True)[0].mul_(3)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(loss, head)
+    assert torch.equal(torch.autograd.grad(loss, head)[0], once)
 
 
 def test_tied_embeddings_add_their_gradients() -> None:

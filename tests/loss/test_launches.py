@@ -101,7 +101,7 @@ def test_a_call_launches_no_more_than_it_did(like_a_gpu: None, kl: str, rows: bo
     assert launches(kl, rows) <= most
 
 
-@pytest.mark.parametrize(("kl", "most"), [("none", 51), ("k2", 72)])
+@pytest.mark.parametrize(("kl", "most"), [("none", 52), ("k2", 73)])
 def test_a_call_on_a_cpu_asks_for_no_more_operations_than_it_did(kl: str, most: int) -> None:
     """At N = 512 a small head's products take less time than these: each costs 2 to 5 microseconds beside them."""
     hidden, head = torch.randn(N, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)

@@ -60,6 +60,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "CohereCompassForCausalLM": BY_LAYER_TYPE,
     "CohereCompassForConditionalGeneration": {"text_config": BY_LAYER_TYPE},
     "DbrxForCausalLM": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8}},
+    "DeepseekV4ForCausalLM": {"max_position_embeddings": 1024},  # room for two documents longer than its blocks
     "DeepseekOcr2ForConditionalGeneration": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "Emu3ForConditionalGeneration": {
         "vocabulary_map": {"<image>": 100},

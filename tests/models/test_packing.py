@@ -48,6 +48,34 @@ def test_classes_that_read_across_documents_are_refused_by_name(name):
     assert model(**one).loss.isfinite()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("DeepseekV4ForCausalLM", {}), ("DogeForCausalLM", {"keep_window_size": 20})],
+    ids=["blocks begin with the row", "the likeliest of the row's tokens"],
+)
+def test_what_only_a_long_document_reads_of_the_others_is_noticed(name, settings):
+    """A short second document hid it: DeepSeek V4 compresses blocks that are counted from the row's beginning."""
+    model = enable_dss(tiny_model(name, max_position_embeddings=1024, **settings))
+    with pytest.raises(UserError, match=f"{name} cannot keep the documents of a packed row apart"):
+        check_packing(model)
+
+
+@pytest.mark.parametrize(("leak", "kept"), [(0.0, True), (1.0, False)])
+def test_in_bf16_a_leak_is_told_from_rounding(leak, kept):
+    """Experts that get other numbers of tokens round otherwise, whichever document stands in front; a leak needs the
+    other document to stand before."""
+    table = torch.randn(97, 8, generator=torch.Generator().manual_seed(5))
+
+    def states(input_ids, **_):
+        of_all_tokens = torch.Generator().manual_seed(int(input_ids.sum()))
+        rounding = 2**-11 * torch.randn(*input_ids.shape, 8, generator=of_all_tokens)
+        return (table[input_ids % 97] + rounding + leak * input_ids[:, 1:2, None] / 2**9).bfloat16()
+
+    model = tiny_model("LlamaForCausalLM").bfloat16()
+    found = packing_of(model, states)
+    assert (found.way is not None) == kept, found
+
+
 def test_the_reference_of_packed_rows_is_that_of_the_rows():
     model, rows = tiny_model("MambaForCausalLM"), make_rows()
     packed = list(pack(rows, 64))

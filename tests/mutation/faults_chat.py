@@ -11,9 +11,62 @@ TOOL_PARTS = [
     Fault("tool parts", PARTS, "part.get('input') or {}", "{}", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "list(parts[:first])", "list(parts[:first - 1])", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "kinds[number] != _CALL", "False", PROVED, within="_with_calls"),
-    Fault("tool parts", PARTS, "part['tool_use_id']", "part.get('id')", PROVED, within="_by_turns"),
+    Fault("tool parts", PARTS, "{'tool_call_id': part.get('tool_use_id'), 'name': part.get('name')}", "{}", PROVED),
     Fault("tool parts", PARTS, "found[-1]['role'] == 'user'", "False", PROVED, within="_by_turns"),
-    Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definition"),
+    Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definitions"),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS]
+TURNS, SHAPES, LAYOUTS = (f"fastdss/chat/{name}.py" for name in ("turns", "shapes", "layouts"))
+KINDS_PROVED = "tests/chat/test_kinds.py"
+
+KINDS = [
+    Fault("kinds", TURNS, "function[named[0]] if named else {}", "{}", KINDS_PROVED, within="_call"),
+    Fault("kinds", TURNS, "role == 'tool' and _is_data(content)", "False", KINDS_PROVED, within="_content"),
+    Fault("kinds", TURNS, "train and bool(given[key])", "train", KINDS_PROVED, within="_trained"),
+    Fault("kinds", TURNS, "kind == following == tokenize.STRING", "False", KINDS_PROVED, within="_joins_texts"),
+    Fault("kinds", SHAPES, "found[answered]", "found[asked]", KINDS_PROVED, within="_of_round"),
+    Fault("kinds", SHAPES, "rest.pop('output_with_loss')", "True", KINDS_PROVED, within="_of_round"),
+    Fault("kinds", LAYOUTS, "(*turns[-1].calls, *turn.calls)", "turn.calls", KINDS_PROVED, within="_listed"),
+    Fault("kinds", LAYOUTS, "before.train == turn.train", "False", KINDS_PROVED, within="_goes_on"),
+    Fault("kinds", LAYOUTS, "'kto_tag' in record", "False", KINDS_PROVED, within="is_kto"),
+    Fault("kinds", LAYOUTS, "label in (0, 1)", "False", KINDS_PROVED, within="is_kto"),
+    Fault("kinds", LAYOUTS, "_text('instruction', record.take('instruction'))", "''", KINDS_PROVED, within="_question"),
+    Fault("kinds", LAYOUTS, "len(roles) == len(read)", "True", KINDS_PROVED, within="_is_list"),
+    Fault("kinds", PARTS, "called.get('input', called.get('args'))", "{}", KINDS_PROVED, within="_in_known_form"),
+]  # fmt: skip
+
+FILES, JSON, CSV = (f"fastdss/corpus/{name}.py" for name in ("files", "json_files", "csv_files"))
+FILES_PROVED = "tests/corpus/test_other_files.py"
+
+CONVERSATION, TAGS = (f"fastdss/chat/{name}.py" for name in ("conversation", "own_tags"))
+POLICY_PROVED = "tests/chat/test_policy_spelling.py"
+
+SPELLING = [
+    Fault("spelling", CONVERSATION, "found[1], found.end()", "'', 0", POLICY_PROVED, within="Turn.thinking"),
+    Fault("spelling", CONVERSATION, "self.content[self.thinking[1]:]", "self.content", POLICY_PROVED),
+    Fault("spelling", TURNS, "content.count('</think>') > 1", "False", POLICY_PROVED),
+    Fault("spelling", TAGS, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="with_words"),
+    Fault("spelling", TAGS, "shift + begin + first", "shift + first", POLICY_PROVED, within="with_calls"),
+    Fault("spelling", TAGS, "shift + begin + at + 1", "shift + begin + at", POLICY_PROVED, within="with_calls"),
+    Fault("spelling", TAGS, "found['result']", "turn.content", POLICY_PROVED, within="without_tags"),
+]  # fmt: skip
+
+KINDS_OF_FILES = [
+    Fault("kinds of files", FILES, "self.begun and (not self.frame.eof)", "False", FILES_PROVED, within="_Zstandard"),
+    Fault("kinds of files", JSON, "any(map(_spreads, given))", "False", FILES_PROVED, within="_layout"),
+    Fault("kinds of files", JSON, "whole.keys() == {'data'}", "False", FILES_PROVED, within="_is_columns"),
+    Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
+    Fault("kinds of files", CSV, "len(_SIGN_IN_WORD.findall(sample))", "0", FILES_PROVED, within="_is_western"),
+    Fault("kinds of files", CSV, "sum((len(run) for run in _FOREIGN_WORD.findall(sample)))", "0", FILES_PROVED),
+]  # fmt: skip
+
+POLICY = [
+    Fault("policy", "fastdss/chat/policy.py", "encoding.ids[t] == eos", "False",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "self.encoder.is_control(encoding.ids[t])", "True",
+          "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
+    Fault("policy", "fastdss/chat/policy.py", "_first_from(encoding.offsets, len(encoding.text.rstrip())) - 1", "last",
+          "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
+]  # fmt: skip
+
+FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *SPELLING, *POLICY]

@@ -125,6 +125,8 @@ STATS = [
           "tests/interpreted/test_head_exponentials.py -k test_shapes", within="head_exponentials_fwd_kernel"),
     Fault("token stats", "kernels/row_pass.py", "shrink * (spread + total * (peak - new_peak))", "shrink * spread",
           "tests/interpreted/test_row_pass.py -k entropies_follow", within="row_sums"),
+    Fault("row terms", TERMS, "(label_logit < float('inf'))", "(label_logit == label_logit)",
+          f"{TERMS_TESTS} -k infinite_logit", within=TERM),
     Fault("token stats", "kernels/row_terms.py", "tl.where(distance > 0.0, small, 1.0) / (1.0 + small)", "1.0 - miss",
           "tests/interpreted/test_row_terms.py -k terms_and", within="row_terms_fwd_kernel",
           survives="where the two differ, p times -log p is below a rounding of the entropy"),

@@ -17,6 +17,7 @@ DSS = f"{EXACT} -k test_dss_loss"
 CHUNKS = f"{EXACT} -k test_shapes_and_chunks"
 BAD = "tests/loss/test_bad_inputs.py"
 ENGINE = "tests/loss/test_engine.py"
+AUTOGRAD = "tests/loss/test_autograd.py"
 RANKS = "tests/loss/test_vocab_parallel.py"
 ROWS = "tests/interpreted/test_row_pass.py"
 KEYS = "tests/interpreted/test_prefix_attention.py"
@@ -94,8 +95,15 @@ COMPACTION_AND_CHUNKS = [
     Fault("column filter", FILTER, "entries.beside.double().square().sum()",
           "9 * entries.beside.double().square().sum()", f"{FILTERED} -k promise", within="ColumnFilter.keep"),
     Fault("column filter", FILTER, "self.row is None", "True", f"{FILTERED} -k promise", within="Entries.energies"),
-    Fault("column filter", FILTER, "not bool(total.isfinite())", "False", f"{FILTERED} -k nan",
-          within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "not bool(total.isfinite() & (unseen <= _UNSEEN * self.tolerance ** 2 * total))",
+          "False", f"{FILTERED} -k nan", within="ColumnFilter.keep"),
+    Fault("column filter", FILTER, "total.isfinite() & (unseen <= _UNSEEN * self.tolerance ** 2 * total)",
+          "total.isfinite()", f"{FILTERED} -k squares_vanish", within="ColumnFilter.keep"),
+    Fault("column filter", FILTER,
+          "torch.mul(part, factor.unsqueeze(1), out=scratch[:part.shape[0]]).square_()\n"
+          "sums.addmv_(squares.t(), torch.ones_like(factor))",
+          "scratch[:part.shape[0]].copy_(part).square_()\nsums.addmv_(squares.t(), factor.square())",
+          f"{FILTERED} -k squared_alone", within="Entries.energies"),
     Fault("column filter", FILTER, "entries.transposed_times(left).masked_fill_(~dropped, 0)",
           "entries.transposed_times(left)", FILTERED, within="_rank_one"),
     Fault("column filter", FILTER, "size / squared", "size * squared", FILTERED, within="_rank_one"),
@@ -187,6 +195,13 @@ COMPACTION_AND_CHUNKS = [
 OPS_AND_ARGUMENTS = [
     Fault("ops", "fastdss/loss/ops.py", "scaled_weight(call.ce_weight, grad)", "call.ce_weight",
           f"{EXACT} -k reductions", within="_upstream"),
+    Fault("ops", "fastdss/loss/ops.py", "same and not graph_is_kept()", "same", f"{AUTOGRAD} -k written_to",
+          within="_times"),
+    Fault("ops", KEPT, "transforms_active()", "False", f"{AUTOGRAD} -k transforms", within="evaluate"),
+    Fault("ops", KEPT, "not sizes.kept or not plan.count", "not sizes.kept", f"{BAD} -k nothing_to_learn",
+          within="evaluate"),
+    Fault("ops", "fastdss/loss/checks.py", "labels = labels.long()", "pass", BAD, within="check_values"),
+    Fault("exponentials", EXPS, "posinf=math.nan", "posinf=math.inf", f"{BAD} -k infinite_logit", within="combined"),
     Fault("ops", "fastdss/loss/ops.py", "torch.mul(gradient, factor, out=out)",
           "torch.mul(gradient, factor.abs(), out=out)", f"{EXACT} -k reductions", within="scaled"),
     Fault("ops", KEPT, "torch.is_grad_enabled()", "False", f"{ENGINE} -k double_backward",

@@ -37,9 +37,7 @@ TREES = [
     Fault("branch logits", "fastdss/models/causal_lm.py", "self.weight[rows]", "self.weight[:len(rows)]", FP32,
           within="LMHead.logits"),
     Fault("branch logits", "fastdss/models/causal_lm.py",
-          "nn.functional.linear(hidden, weight, bias) * self.logit_scale",
-          "nn.functional.linear(hidden, weight, bias)", f"{EXACT} -k 'fp32_scores and granite'",
-          within="LMHead.logits"),
+          "product * self.logit_scale", "product", f"{EXACT} -k 'fp32_scores and granite'", within="LMHead.after_head"),
 ]  # fmt: skip
 
 MASKS_AND_PACKING = [

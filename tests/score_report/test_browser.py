@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import threading
-from html import unescape
+from html import escape, unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from urllib.parse import urlencode
@@ -180,3 +180,19 @@ def test_approximate_scores_are_hollow_dots_and_dotted_text(dump):
     assert "chunk 2 of 3, the lowest, approximate" in body
     assert "3 prefixes, 2 of them approximate" in body
     assert "approximate" not in opened(dump(build(rows), row="all"))
+
+
+@pytest.mark.parametrize("width", [400, 1000])
+def test_long_names_and_reasons_stay_within_the_page(dump, width):
+    """A reason as long as templates give them was one unbroken chip: it lay over the columns and widened the page."""
+    reason = "the chat template refuses it: " + "roles must alternate " * 12
+    rows = [failed("long reason", reason), failed("x" * 200, "y" * 200), *ROWS]
+    inner = escape(build(rows))
+    measure = "frame.contentDocument.documentElement.scrollWidth + ' of ' + frame.contentWindow.innerWidth"
+    dom = dump(
+        f'<html><title>-</title><iframe id="frame" style="width:{width}px;height:900px;border:0" srcdoc="{inner}">'
+        f"</iframe><script>onload = () => setTimeout(() => {{ document.title = {measure} }}, 300)</script></html>"
+    )
+    shown, room = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
+    assert room in (width, width - 15)  # without or with a scroll bar
+    assert shown <= width

@@ -16,7 +16,7 @@ from tests.support.builders import ARCHITECTURES, BATCH, TOKENIZERS, make_guard,
 
 
 def differences(guard, batch=BATCH, **options) -> float:
-    tree = star_scores(guard, batch, **options)
+    tree = star_scores(guard, batch, method="tree", **options)  # "auto" would check a guard before
     naive = star_scores(guard, batch, method="per_prefix", **options)
     assert tree.ends == naive.ends
     assert spread(naive.scores) > 1e-2
@@ -208,7 +208,7 @@ def test_out_of_memory_at_the_smallest_budget_is_an_error(monkeypatch):
 
 
 def test_wrong_position_ids_are_detected(monkeypatch):
-    guard = make_guard()
+    make_guard()
     cut = fastdss.prefix.packing.Segment.cut
 
     def shifted(self, size):
@@ -219,7 +219,7 @@ def test_wrong_position_ids_are_detected(monkeypatch):
     monkeypatch.setattr(fastdss.prefix.engine, "KVStore", lambda n: fastdss.prefix.attention.KVStore(n + 1))
     assert not differences(make_guard(check=False)) <= 1e-4  # or NaN: a slot of the store that nobody filled is read
     with pytest.raises(ValueError, match="miss the model's own"):
-        guard._check_tree()
+        make_guard()
 
 
 def test_ascending_branches_are_detected(monkeypatch):

@@ -14,6 +14,7 @@ from tests.support.trainers import arguments, rows
 peft = pytest.importorskip("peft", reason="needs the [train] extra")
 
 DATA = rows(8, columns=("input_ids", "labels", "token_weights"))
+TOKEN = DATA[0]["input_ids"][2]
 LAYERS = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", "r": 4}
 
 
@@ -51,6 +52,25 @@ def saved_head():
     return peft.get_peft_model(tiny_model(dtype=torch.float32), config)
 
 
+def trained_token():
+    """Only the embedding of one word was trained before, and no short probe holds that word."""
+    model = peft.get_peft_model(
+        tiny_model(dtype=torch.float32), peft.LoraConfig(trainable_token_indices=[TOKEN], **LAYERS)
+    )
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += 0.5
+    return model
+
+
+def trained_embedding():
+    model = peft.get_peft_model(
+        tiny_model(dtype=torch.float32), peft.LoraConfig(modules_to_save=["embed_tokens"], **LAYERS)
+    )
+    model.get_input_embeddings().weight.data[TOKEN] += 0.5
+    return model
+
+
 def biased_head(config):
     """The adapter gives the head a bias, which the reference's head has not."""
     return lambda: peft.get_peft_model(tiny_model(dtype=torch.float32), config)
@@ -69,6 +89,8 @@ MODELS = {
     "unfrozen norm": unfrozen,
     "trained before": trained_before,
     "pissa with a saved head": saved_head,
+    "one trained token": trained_token,
+    "one row of a saved embedding": trained_embedding,
 }
 
 
@@ -115,6 +137,22 @@ def test_the_gradient_is_that_of_the_start_as_reference(kl, head, tmp_path):
     loss = running.compute_loss(model, batch)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
     assert_same(gradients(model, loss), truth, 1e-8)
+
+
+@pytest.mark.parametrize(("trained", "dora", "copied"), [(1e-3, False, True), (0.0, False, False), (0.0, True, False)])
+def test_in_16_bit_a_little_training_is_told_from_rounding(trained, dora, copied, tmp_path):
+    model = peft.get_peft_model(tiny_model(dtype=torch.float32), peft.LoraConfig(use_dora=dora, **LAYERS)).bfloat16()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name and trained:
+            parameter.data.normal_(std=trained, generator=torch.Generator().manual_seed(4))
+    source = trainer(model, tmp_path)._dss_reference.source
+    assert isinstance(source, StartCopy) == copied
+
+
+def test_embeddings_with_adapters_that_learnt_nothing_need_no_copy(tmp_path):
+    for more in ({"trainable_token_indices": [TOKEN]}, {"modules_to_save": ["embed_tokens"]}):
+        model = peft.get_peft_model(tiny_model(dtype=torch.float32), peft.LoraConfig(**(LAYERS | more)))
+        assert trainer(model, tmp_path)._dss_reference.source == "adapter"
 
 
 def test_plain_lora_keeps_no_copy(tmp_path):

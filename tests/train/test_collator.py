@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdss import DSSCollator, UserError, pack
+from fastdss.train.config import DSSConfig
 from fastdss.train.enable import enable_dss
 from tests.support.tiny_models import FAMILIES, assert_same, gradients, tiny_batch, tiny_model
 
@@ -103,6 +104,20 @@ def test_packing_fills_rows():
 def test_a_kl_scale_that_no_loss_takes_is_refused_at_once(scale):
     with pytest.raises(UserError, match="kl_scale: expected a finite number >= 0"):
         DSSCollator(pad_token_id=0, kl_scale=scale)
+
+
+def test_the_whole_configuration_decides_what_the_loss_needs():
+    """Constrained fine-tuning compares with the reference also without a KL term, so that must be one."""
+    row = {"input_ids": [3, 4, 5], "labels": [-100, 4, 5], "token_weights": [1.0, 1.0, 0.0]}
+    bad = row | {"ref_logprobs": [0.0, float("nan"), 0.0]}
+    constrained = DSSConfig(kl_scale=0, csft_beta=0.5)
+    with pytest.raises(UserError, match=r"ref_logprobs\[1\]: expected a log-probability"):
+        DSSCollator(0, config=constrained)([bad])
+    assert DSSCollator(0, config=DSSConfig(kl="k3"))([bad])["kl_rows"] == 1  # the label of weight 0 alone
+    assert DSSCollator(0, config=DSSConfig(kl_scale=0))([bad])["rows"].tolist() == [0]
+    assert DSSCollator(0, kl_scale=0, config=DSSConfig(kl="k3"))([bad])["rows"].tolist() == [0]
+    assert DSSCollator(0, config=DSSConfig(kl="k3"))([row])["rows"].tolist() == [1, 0]
+    assert DSSCollator(0, 0.0)([row])["kl_rows"] == 0
 
 
 def test_plain_examples_make_plain_batches():

@@ -9,6 +9,7 @@ from fastdss import pack
 from fastdss.train import reference, reference_cache
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.reference import add_reference_logprobs, reference_logprobs
+from tests.matrix.tiny import tiny_model as tiny_class
 from tests.support.tiny_models import own_logits, tiny_batch, tiny_model
 
 
@@ -71,7 +72,7 @@ def test_the_cache_answers_without_the_model(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     calls = counting(model)
     again = reference_logprobs(enable_dss(model), rows, cache_dir=tmp_path, part_rows=3)
-    assert calls == [1, 1, 1]  # enable_dss's own check
+    assert len(calls) == 5  # enable_dss's own check
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -95,6 +96,32 @@ def test_other_weights_data_or_precision_are_other_answers(tmp_path):
     model.lm_head.weight.data[0, 0] += 1
     reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3, model_id="me/model@1")
     assert len(calls) == 3, "model_id stands in for the weights"
+
+
+def test_an_adapters_factor_is_part_of_the_hash(tmp_path):
+    """It stands in no weight: with another lora_alpha the same file of weights is another reference."""
+    peft = pytest.importorskip("peft", reason="needs the [train] extra")
+    rows, found = dataset(), []
+    for alpha in (4, 8):
+        config = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(tiny_model(), config).double()
+        found.append(torch.cat(reference_logprobs(model, rows, cache_dir=tmp_path)))
+        assert torch.allclose(found[-1], torch.cat(list(expected(model, rows))), atol=1e-6)
+    assert not torch.equal(*found)
+
+
+def test_positions_and_masks_that_the_model_does_not_take_are_part_of_the_hash(tmp_path):
+    """Bloom's forward takes no positions, but they tell where a packed row's documents begin."""
+    model = tiny_class("BloomForCausalLM")
+    row = {"input_ids": [3, 4, 5, 6, 7, 8], "labels": [-100, 4, 5, -100, 7, 8]}
+    packed = row | {"position_ids": [0, 1, 2, 0, 1, 2]}
+    hidden = row | {"labels": [-100] * 4 + [7, 8], "attention_mask": [0, 0, 1, 1, 1, 1]}
+    whole = hidden | {"attention_mask": [1] * 6}
+    for rows in ([row], [packed]), ([hidden], [whole]):
+        first, second = (reference_logprobs(model, given, cache_dir=tmp_path)[0] for given in rows)
+        assert not torch.equal(first, second)
+        assert torch.equal(second, reference_logprobs(model, rows[1])[0])
 
 
 def test_an_interrupted_run_goes_on(tmp_path):

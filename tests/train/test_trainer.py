@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.matrix.tiny import tiny_model as tiny_class
 from tests.support.tiny_models import tiny_batch, tiny_model
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
@@ -37,6 +38,21 @@ def test_four_times_two_is_one_times_eight(tmp_path):
         for key in ("loss", "ce", "kl", "token_weight", "share_below_half"):
             assert four[key] == pytest.approx(one[key], abs=1e-6), key
     assert_same_weights(trained[0][0], by_hand(tiny_model(), rows(), 2, 8))
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_the_first_label_of_a_row_is_no_item(tmp_path, name):
+    """A collator of the user's own may leave it in; transformers counts it for classes whose loss it does not know."""
+
+    def collate(examples):
+        batch = DSSCollator(0)(examples)
+        batch["labels"][:, 0] = batch["input_ids"][:, 0]
+        return batch
+
+    model, started = tiny_class(name), tiny_class(name)
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1)
+    InOrder(model=model, args=args, train_dataset=rows(), data_collator=collate).train()
+    assert_same_weights(model, by_hand(started, rows(), 1, 4))
 
 
 def test_the_auxiliary_loss_of_experts_is_a_mean_over_micro_batches(tmp_path):
@@ -131,11 +147,26 @@ def test_a_collator_that_leaves_out_needed_rows_is_refused():
         )
 
 
+def test_a_collator_with_other_options_than_the_model_is_refused(tmp_path):
+    said = DSSConfig(kl="k3", kl_scale=0.25)
+
+    def trainer(collator):
+        args = arguments(tmp_path, max_steps=1)
+        return InOrder(model=tiny_model(), args=args, config=said, train_dataset=rows(), data_collator=collator)
+
+    with pytest.raises(ValueError, match=r"DSSCollator\(config=\): kl: expected k3 as in the model, got k2; kl_scale"):
+        trainer(DSSCollator(0, config=DSSConfig()))
+    for collator in (DSSCollator(0, config=said), DSSCollator(0)):
+        running = trainer(collator)
+        running.train()
+        assert_same_weights(running.model, by_hand(tiny_model(), rows(), 1, 4, kl="k3", kl_scale=0.25))
+
+
 def test_settings_said_once():
     model = enable_dss(tiny_model(), kl="k3", kl_scale=0.25)
     trainer = DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows())
     assert dss_config(trainer.model) == DSSConfig("k3", 0.25)
-    assert trainer.data_collator.kl_scale == 0.25
+    assert trainer.data_collator.agreed() == DSSConfig("k3", 0.25)
     with pytest.raises(ValueError, match=r"kl: expected k3 as in enable_dss, got k1: say it once"):
         DSSTrainer(model=model, args=arguments("unused"), train_dataset=rows(), kl="k1")
 

@@ -13,6 +13,7 @@ from fastdss.upstream.peft import (
     copies_of,
     copy_in_use,
     has_base,
+    has_learnt,
     is_adapted,
     is_copied,
     is_low_rank,
@@ -122,10 +123,20 @@ def plain_shape(layer):
 
 def test_which_adapters_are_in_use():
     model, _ = adapted()
-    found = adapters_in_use(model.get_base_model())
-    assert found["lm_head"] == (False, "['default']"), changed("active_adapters", f"lists the active ones, got {found}")
+    found = adapters_in_use(model.get_base_model())["lm_head"]
+    assert found == (False, "['default']", "{'default': 3.0}"), changed("active_adapters", f"lists them, got {found}")
     with model.disable_adapter():
-        assert adapters_in_use(model.get_base_model())["lm_head"] == (True, "['default']")
+        assert adapters_in_use(model.get_base_model())["lm_head"][0] is True
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"target_modules": ["embed_tokens"]}])
+def test_an_adapter_that_was_just_made_has_learnt_nothing(options):
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(**({"r": 2, "target_modules": ["q_proj"]} | options)))
+    assert not has_learnt(model), changed("lora_B, lora_embedding_A", "are zero at first")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            parameter.data[0] = 1e-6
+    assert has_learnt(model)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdss.upstream.torch import (
+    graph_is_kept,
     group_named,
     has_amx,
     has_forward_hooks,
@@ -17,6 +18,7 @@ from fastdss.upstream.torch import (
     multiplies_bf16,
     prepacked,
     prepacked_linear,
+    transforms_active,
     version,
     within_compiled,
 )
@@ -65,6 +67,45 @@ def test_a_write_raises_the_version():
     assert version(tensor) == before + 1, gone("torch", "Tensor._version", "counts writes")
     with torch.inference_mode():
         assert version(torch.zeros(3)) is None
+
+
+def test_transforms_and_forward_mode_are_seen():
+    seen = []
+
+    def watched(x):
+        seen.append(transforms_active())
+        return x.sum()
+
+    x = torch.ones(3)
+    watched(x.requires_grad_()).backward()
+    torch.func.grad(watched)(x)
+    torch.func.vmap(watched)(x[None])
+    torch.func.jvp(watched, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        watched(x)
+    assert seen == [False, True, True, True, True], gone(
+        "torch", "_are_functorch_transforms_active", "tells transforms"
+    )
+    assert not transforms_active()
+
+
+def test_a_backward_says_whether_its_graph_is_kept():
+    seen = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(graph_is_kept())
+            return grad
+
+    loss = Watched.apply(torch.ones((), requires_grad=True))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert seen == [True, False], gone("torch", "_get_current_graph_task_keep_graph", "tells retain_graph")
 
 
 def test_a_group_is_found_by_its_name():

@@ -16,6 +16,7 @@ from fastdss.upstream.transformers import (
     TrainerSeams,
     attention_of,
     commit_of,
+    count_shifted_labels,
     divide_by_items,
     divides_by_items,
     ignore_when_loading,
@@ -254,6 +255,19 @@ def test_who_divides_by_the_labels_of_a_step(tmp_path):
     divide_by_items(running)
     running.train()
     assert running.items is not None
+
+
+def test_whether_a_rows_first_label_is_an_item(tmp_path):
+    running = trainer(tmp_path)
+    batch = {"labels": torch.tensor([[3, 4, -100, 5], [6, -100, -100, 7]])}
+
+    def items():
+        return int(running._get_num_items_in_batch([batch], "cpu"))
+
+    running._loss_shifts_labels = False  # as for a class whose loss is not one that transformers names
+    assert items() == 5
+    count_shifted_labels(running)
+    assert items() == 3, changed("Trainer._loss_shifts_labels", "decides which labels are items")
 
 
 def test_labels_are_smoothed_by_one_attribute(tmp_path):

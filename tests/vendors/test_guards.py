@@ -47,6 +47,9 @@ PINNED = {
     "Llama-Guard-2": Pinned(
         vendors.LLAMA_GUARD_1_2, "llama3", templates.LLAMA_GUARD_1_2, [66028, 65562, 60],
         [6220, 19193, 23088, 26747, 66969, 84888], [20451, 39257, 74167, 79870]),
+    "MD-Judge": Pinned(
+        vendors.md_judge("[INST] " + CARD + " [/INST]"), "mistral", None, [781, 29473, 4], [5791, 8016, 22915, 24860],
+        [16194]),
     "Aegis": Pinned(
         vendors.aegis("[INST] " + CARD + " [/INST]"), "llama2", None, [29914, 25580, 29962], [9109, 11177],
         [25110]),

@@ -276,7 +276,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=DSSCollator(pad or 0, kl_scale=settings.kl_scale, padding_free=settings.packing),
+        data_collator=DSSCollator(pad or 0, padding_free=settings.packing, config=settings.dss),
         config=settings.dss,
         ref_model=reference,
     )

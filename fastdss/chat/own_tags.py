@@ -1,0 +1,97 @@
+"""What a conversation spells in tags that the policy's template writes itself: reasoning in ``<think>``, and as Hermes'
+data has them calls in ``<tool_call>`` and results in ``<tool_response>``.
+
+To such a policy the tags are tokens; from content they would come letter by letter, and a result would stand in two
+pairs of tags. The text that was judged stays as it is: the parts of a turn point into it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .conversation import Answer, Call, Conversation, Part, Turn
+
+THINK_TAGS = ("<think>", "</think>")
+CALL_TAGS = ("<tool_call>", "</tool_call>")
+RESULT_TAG = "<tool_response>"
+_BLOCK = r"\s*<tool_call>(?:(?!</?tool_call>).)*</tool_call>"
+_CALLS = re.compile(rf"(?:(?!<tool_call>).)*?(?P<blocks>(?:{_BLOCK})+)\s*", re.DOTALL)
+_OBJECT = re.compile(r"<tool_call>\s*(?P<object>\{.*?\})\s*</tool_call>", re.DOTALL)
+_RESULT = re.compile(r"\s*<tool_response>\s*(?P<result>(?:(?!</?tool_response>).)*?)\s*</tool_response>\s*", re.DOTALL)
+_DECODER = json.JSONDecoder()
+
+
+def in_own_forms(conversation: Conversation, *, calls: bool, results: bool) -> Conversation:
+    """The conversation with calls and results, each where asked for, in place of text that spells them."""
+    turns = [with_calls(turn) if calls else turn for turn in conversation.turns]
+    turns = [without_tags(turn) if results else turn for turn in turns]
+    return replace(conversation, turns=tuple(turns))
+
+
+def with_calls(turn: Turn) -> Turn:
+    """The turn with the calls that end its text as calls; as it is where it spells none, or one that is no JSON."""
+    found = _CALLS.fullmatch(turn.content) if turn.role == "assistant" else None
+    if found is None or turn.calls or turn.untrained:
+        return turn
+    shift = len(turn.answer.text) - len(turn.content)  # reasoning in a field of its own stands before the content
+    calls, parts = [], []
+    try:
+        for block in re.finditer(_BLOCK, found["blocks"], re.DOTALL):
+            spelled = _OBJECT.fullmatch(block[0].strip())
+            if spelled is None:
+                return turn
+            begin = found.start("blocks") + block.end() - len(block[0].lstrip()) + spelled.start("object")
+            json.loads(spelled["object"])  # refuses what is no JSON
+            members = {key: (value, *span) for key, value, *span in _members(spelled["object"])}
+            (name, at, end), (arguments, first, last) = members["name"], members["arguments"]
+            if not isinstance(name, str) or not isinstance(arguments, dict):
+                return turn
+            calls.append(Call(name, arguments))
+            parts.append(Part("name", spelled["object"][at + 1 : end - 1], shift + begin + at + 1))
+            parts.append(Part("arguments", spelled["object"][first:last], shift + begin + first))
+    except (ValueError, KeyError, IndexError, RecursionError):
+        return turn
+    before = replace(turn, content=turn.content[: found.start("blocks")])
+    said = shift + len(before.content)
+    answer = Answer(turn.answer.text, [*before.answer.parts, *parts], said)
+    return replace(before, calls=tuple(calls), spelled=answer)
+
+
+def without_tags(turn: Turn) -> Turn:
+    """A tool's turn without the tags around its one result."""
+    found = _RESULT.fullmatch(turn.content) if turn.role == "tool" else None
+    return turn if found is None else replace(turn, content=found["result"])
+
+
+def with_words(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
+    """``text``, the turn's, with words in place of the two tags around its reasoning, and of no other tags."""
+    if turn.role != "assistant" or (not turn.reasoning and turn.thinking[1] == 0):
+        return text
+    (before, opening), (after, closing) = tags.items()
+    begin = text.index(opening)
+    thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
+    end = text.index(closing, begin if thought is None else thought.begin + len(thought.text))
+    return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
+
+
+def _members(text: str) -> Iterator[tuple[str, Any, int, int]]:
+    """The names and values of a JSON object, and where each value begins and ends."""
+    position = _blank(text, 1)
+    while text[position] != "}":
+        name, position = _DECODER.raw_decode(text, position)
+        begin = _blank(text, _blank(text, position) + 1)
+        value, end = _DECODER.raw_decode(text, begin)
+        yield name, value, begin, end
+        position = _blank(text, end)
+        position = _blank(text, position + 1) if text[position] == "," else position
+
+
+def _blank(text: str, position: int) -> int:
+    """The position of what follows blanks."""
+    while text[position] in " \t\r\n":
+        position += 1
+    return position
