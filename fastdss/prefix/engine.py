@@ -40,6 +40,7 @@ from .packing import (
     shortcut_segments,
 )
 from .rounds import Gate, fetch, run_rounds
+from .shortcut_attention import attend_shortcuts
 from .tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # called with the number of new scores
@@ -121,12 +122,12 @@ class Runner:
         for keys, _ in store.layers.values():
             here, there = keys.double().split(1, 1)
             try:
-                moved = move(here, _FAR)
+                moved = move(here, torch.full((1,), _FAR, device=here.device))
             except RuntimeError:  # the model rotates a part of a key that it makes by itself, as DeepSeek V3 does
                 return None
             if not (moved - there).norm() <= _MOVED * there.norm():
                 return None
-        runner.attend, runner.move = attend_in_order, move
+        runner.attend, runner.move = attend_shortcuts, move
         return runner
 
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:
