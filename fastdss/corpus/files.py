@@ -36,8 +36,6 @@ PACKED = tuple(_MAGIC)
 _BEGINNING = 256  # bytes that tell what a file is
 # What a file may be instead of data, and what helps.
 _FOREIGN = {
-    rb"version https://git-lfs\.github\.com/spec/": "is a Git LFS pointer, not the data: run `git lfs pull` in its "
-    "repository, or download the file",
     rb"/annex/objects/|(\.\./)*\.git/annex/": "is a pointer of git-annex, not the data: run `git annex get` on it",
     rb"PK\x03\x04": "is a ZIP archive: unpack it (a workbook of Excel: save it as CSV UTF-8)",
     rb"\s*<(?:!DOCTYPE|html|\?xml|Error)": "is a page of HTML or XML, not data: was a page to sign in saved?",
@@ -105,6 +103,10 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
 
 def check_is_data(path: str, begun: bytes, kind: str | None = None) -> None:
     """Raise ``ValueError`` where the first bytes say that a file is something else than data, or of another kind."""
+    if begun.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or download the file"
+        )
     for magic, reason in _FOREIGN.items():
         if re.match(magic, begun, re.IGNORECASE):
             raise UserError(f"{path} {reason}")

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from fastdss.errors import UserError
-from fastdss.upstream.transformers import attention_of, layer_index, query_temperature
+from fastdss.upstream.transformers import attention_of, attentions_of, layer_index, query_temperature
 
 from .packing import Segment
 
@@ -213,10 +213,11 @@ def prefix_attention(
         )
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
-        raise UserError(f"{name} asks for attention that fastdss does not know: {unknown or 'a mask or dropout'}")
+        what = unknown or "a mask or dropout"
+        raise UserError(f"{name} asks for attention that fastdss does not know: {what}; use method='per_prefix'")
     layer = layer_index(module)
     if layer is None:
-        raise UserError(f"{name} is not a causal attention layer with a layer_idx")
+        raise UserError(f"{name} is not a causal attention layer with a layer_idx; use method='per_prefix'")
     if layer in fastdss_plan.windows:  # a second call in one layer would overwrite the first one's keys in the store
         raise UserError(f"{name} attends more than once in a layer; use method='per_prefix'")
     fastdss_plan.windows[layer] = sliding_window
@@ -254,7 +255,7 @@ AttentionInterface.register(NAME, prefix_attention)
 @contextmanager
 def using_prefix_attention(model: Any) -> Iterator[None]:
     """Within the context ``model`` attends through ``prefix_attention``, in eval mode and without gradients."""
-    before = attention_of(model.config)
+    before = attentions_of(model.config)
     training = model.training
     model.eval()
     model.set_attn_implementation(NAME)

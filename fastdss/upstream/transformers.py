@@ -19,6 +19,17 @@ def attention_of(config: Any) -> str:
     return str(config._attn_implementation)
 
 
+def attentions_of(config: Any) -> Any:
+    """The same of all parts of a model, as ``set_attn_implementation`` takes it: a name, or a mapping of parts.
+
+    One name would be set on every part, also on those that run another one, or do not know it.
+    """
+    parts = {part: getattr(config, part, None) for part in config.sub_configs}
+    chosen = {k: part for k, part in parts.items() if getattr(part, "_attn_implementation", None) is not None}
+    names = {k: attentions_of(part) for k, part in chosen.items()}
+    return {"": attention_of(config), **names} if names else attention_of(config)
+
+
 def commit_of(name: str, revision: str | None = None) -> str | None:
     """The commit of the Hub's model ``name`` at ``revision``; None for a folder. It works offline too.
 

@@ -188,8 +188,8 @@ def test_a_template_that_refuses_think_tags_still_renders_turns_without_them():
     conversation = read_record(PLAIN).conversation
     conversation = Conversation((*conversation.turns[:3], Turn("assistant", "Ada.")))
     expected = PolicyChat(tokenizer).render(conversation, [1, 3]).encoding.text
-    tokenizer.chat_template = refusing + tokenizer.chat_template
-    assert PolicyChat(tokenizer).render(conversation, [1, 3]).encoding.text == expected
+    refuses = PolicyChat(tokenizer, template=refusing + tokenizer.chat_template)
+    assert refuses.render(conversation, [1, 3]).encoding.text == expected
 
 
 def test_html_tags_stay_the_tokens_that_they_are():

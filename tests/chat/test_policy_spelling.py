@@ -11,6 +11,7 @@ from tests.support.policies import make_policy_tokenizer
 
 EMPTY = "<think>\n\n</think>\n\n"
 CHATS = {
+    "no block": ["Hello.", "Hello, friend."],
     "empty block": [EMPTY + "Hello, friend."],
     "past empty blocks": [EMPTY + "Hello.", EMPTY + "Hello, friend."],
     "one empty block": ["Hello.", EMPTY + "Hello, friend."],

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from fastdss import Guard, GuardSpec, star_scores
+from fastdss.prefix.attention import NAME, using_prefix_attention
+from fastdss.upstream.transformers import attention_of, attentions_of
 from tests.matrix.tiny import tiny_model
 from tests.support.builders import BATCH, CHAT_TEMPLATE, make_model, make_spec, make_tokenizer
 
@@ -79,3 +81,21 @@ def test_a_guard_of_text_and_images_is_given_text(name: str, tmp_path: Path) -> 
     assert guard.scores(logits[None]).item() == pytest.approx(
         star_scores(guard, {"prompt": ["Hello"], "response": ["No."]}).scores[0][-1].item(), abs=1e-6
     )
+
+
+def test_each_part_keeps_the_attention_that_it_had() -> None:
+    """The tree is taken between two forwards of the model itself: one name for all parts would change the second, and
+    Gemma 4's part for sound knows no other than its own."""
+    model = tiny_model("Mistral3ForConditionalGeneration", torch.float32)
+    model.set_attn_implementation({"": "sdpa", "vision_config": "sdpa", "text_config": "eager"})
+    language = model.model.language_model
+    assert (attention_of(model.config), attention_of(language.config)) == ("sdpa", "eager")
+    with using_prefix_attention(model):
+        assert attention_of(language.config) == NAME
+    assert (attention_of(model.config), attention_of(language.config)) == ("sdpa", "eager")
+    assert attention_of(model.model.vision_tower.config) == "sdpa"
+    sound = tiny_model("Gemma4ForConditionalGeneration", torch.float32)
+    before = attentions_of(sound.config)
+    with using_prefix_attention(sound):
+        assert attentions_of(sound.config) != before
+    assert attentions_of(sound.config) == before

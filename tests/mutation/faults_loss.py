@@ -100,9 +100,9 @@ COMPACTION_AND_CHUNKS = [
     Fault("column filter", FILTER, "total.isfinite() & (unseen <= _UNSEEN * self.tolerance ** 2 * total)",
           "total.isfinite()", f"{FILTERED} -k squares_vanish", within="ColumnFilter.keep"),
     Fault("column filter", FILTER,
-          "torch.mul(part, factor.unsqueeze(1), out=scratch[:part.shape[0]]).square_()\n"
+          "squares = torch.mul(part, factor.unsqueeze(1), out=scratch[:part.shape[0]]).square_()\n"
           "sums.addmv_(squares.t(), torch.ones_like(factor))",
-          "scratch[:part.shape[0]].copy_(part).square_()\nsums.addmv_(squares.t(), factor.square())",
+          "squares = scratch[:part.shape[0]].copy_(part).square_()\nsums.addmv_(squares.t(), factor.square())",
           f"{FILTERED} -k squared_alone", within="Entries.energies"),
     Fault("column filter", FILTER, "entries.transposed_times(left).masked_fill_(~dropped, 0)",
           "entries.transposed_times(left)", FILTERED, within="_rank_one"),
@@ -201,7 +201,8 @@ OPS_AND_ARGUMENTS = [
     Fault("ops", KEPT, "not sizes.kept or not plan.count", "not sizes.kept", f"{BAD} -k nothing_to_learn",
           within="evaluate"),
     Fault("ops", "fastdss/loss/checks.py", "labels = labels.long()", "pass", BAD, within="check_values"),
-    Fault("exponentials", EXPS, "posinf=math.nan", "posinf=math.inf", f"{BAD} -k infinite_logit", within="combined"),
+    Fault("exponentials", EXPS, "label_logit.nan_to_num(nan=math.nan, posinf=math.nan, neginf=-math.inf)",
+          "label_logit", f"{BAD} -k infinite_logit", within="combined"),
     Fault("ops", "fastdss/loss/ops.py", "torch.mul(gradient, factor, out=out)",
           "torch.mul(gradient, factor.abs(), out=out)", f"{EXACT} -k reductions", within="scaled"),
     Fault("ops", KEPT, "torch.is_grad_enabled()", "False", f"{ENGINE} -k double_backward",

@@ -15,6 +15,7 @@ from fastdss.upstream.transformers import (
     Temperature,
     TrainerSeams,
     attention_of,
+    attentions_of,
     commit_of,
     count_shifted_labels,
     divide_by_items,
@@ -33,6 +34,7 @@ from fastdss.upstream.transformers import (
     trackers,
     without_smoother,
 )
+from tests.matrix.tiny import tiny_model as tiny_class
 from tests.support.tiny_models import SIZES, tiny_batch, tiny_model
 
 from .canary import gone
@@ -51,6 +53,14 @@ def test_the_attention_in_use():
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
         assert attention_of(model.config) == name, changed("config._attn_implementation", "names the one in use")
+
+
+def test_the_attention_of_each_part():
+    model = tiny_class("Mistral3ForConditionalGeneration")
+    model.set_attn_implementation({"": "sdpa", "vision_config": "sdpa", "text_config": "eager"})
+    named = attentions_of(model.config)
+    assert named == {"": "sdpa", "vision_config": "sdpa", "text_config": "eager"}, changed("sub_configs", "names parts")
+    assert attentions_of(tiny_model().config) == attention_of(tiny_model().config)
 
 
 COMMIT = "0123456789" * 4
