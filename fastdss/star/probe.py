@@ -26,7 +26,8 @@ from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
 
 from .course import Course, Persistence
-from .gates import LIMIT, SHORTCUT, Gating, Reading, Seen, check_approximable, verdict_of
+from .fitting import Rows, best_fit, by_row, exact_logits, table_of
+from .gates import SHORTCUT, Gating, Reading, Seen, check_approximable, verdict_of
 from .options import ScoringOptions
 from .promise import Audit, Promise, choose_threshold
 from .ridge import Ridge
@@ -38,10 +39,7 @@ THRESHOLDS = tuple(0.002 * 1.15**step for step in range(42))  # of doubt, up to 
 ASKED = ("every", "unit", "sharpen")  # options that change the scores, so that the promise holds only for their values
 _FEWEST_ROWS = 16  # rows to fit on; in a few of them all scores may be read on the trunk, with no branch to predict
 _FEWEST_BRANCHED = 12  # rows to fit on that have branches
-_MOST_FITTED = 1500  # boundaries: the time of a fit grows with their cube, and those of one row are much alike
 _LEAST_SPARED = 0.2  # of the scores; sparing fewer is not worth the audit and errors of up to the tolerance
-
-Rows = list[list[Seen]]  # the judged responses of each row
 
 
 @dataclass(frozen=True)
@@ -160,18 +158,18 @@ class TrunkProbe:
         promise = promise or Promise()
         if not 0 < audit_share < 1:
             raise UserError(f"audit_share: expected a share in (0, 1), got {audit_share}")
-        rows = _by_row(reading.seen)
+        rows = by_row(reading.seen)
         random.Random(seed).shuffle(rows)
         count = min(max(len(rows) // 3, _FEWEST_ROWS), max(len(rows) - promise.least_rows, _FEWEST_ROWS))
         fitted, sampled = rows[:count], rows[count:]
-        table = _table(fitted)
+        table = table_of(fitted)
         if len(set(table.rows)) < _FEWEST_BRANCHED:
             raise UserError(
                 f"batch: expected {_FEWEST_BRANCHED} rows with branches to fit on, got {len(set(table.rows))}"
             )
-        best, shortcut = _best_fit(table, table.exact), 0
+        best, shortcut = best_fit(table, table.exact), 0
         if all(seen.states.keys() == seen.shortcuts.keys() for row in rows for seen in row):
-            correction = _best_fit(table, table.exact - table.shortcuts)
+            correction = best_fit(table, table.exact - table.shortcuts)
             if correction.ridge.spread < best.ridge.spread:
                 best, shortcut = correction, SHORTCUT
         certificate = Certificate(promise, None, len(fitted), len(sampled))
@@ -245,7 +243,7 @@ class TrunkProbe:
         """The course of a response, and its exact logits; used: the hidden states that the probe reads."""
         places = sorted(seen.states)
         shortcuts = torch.tensor([seen.shortcuts.get(k, 0.0) for k in places], dtype=torch.float64)
-        return self.course(places, [seen.states[k][used] for k in places], shortcuts), _exact(seen)
+        return self.course(places, [seen.states[k][used] for k in places], shortcuts), exact_logits(seen)
 
 
 class _Step(NamedTuple):
@@ -258,84 +256,6 @@ class _Step(NamedTuple):
 
 def _walk(course: Course, exact: Tensor) -> list[_Step]:
     return [_Step(step.doubt, step.off(exact), int((~step.known).sum())) for step in course.steps(exact)]
-
-
-class _Table(NamedTuple):
-    """All n boundaries with a branch, of some rows."""
-
-    states: Tensor  # [n, 2 layers, D], see ``Past``
-    exact: Tensor  # [n], logits of the scores
-    shortcuts: Tensor  # [n], logits of the shortcuts, 0 where there is none
-    places: Tensor  # [n], the number of the boundary in its response
-    rows: list[int]  # the row that each comes from
-    responses: list[tuple[int, slice]]  # for each response, its row and its boundaries
-
-
-class _Fit(NamedTuple):
-    """A ridge on the hidden states ``used`` of a table, every ``step``-th of whose boundaries it was fitted on."""
-
-    ridge: Ridge
-    used: list[int]
-    step: int
-    table: _Table
-    targets: Tensor
-
-    def left_out(self) -> list[tuple[Tensor, Tensor]]:
-        """For each response, errors of the predictions by fits without its row, divided by their standard deviations,
-        and the numbers of the boundaries."""
-        fitted, found = torch.tensor(self.table.rows[:: self.step]), []
-        without: dict[int, Ridge] = {}
-        for row, own in self.table.responses:
-            if row not in without:
-                without = {row: self.ridge.without(fitted == row)}
-            predicted, spreads = without[row].predict(self.table.states[own][:, self.used].flatten(1))
-            found.append(((self.targets[own] - predicted) / spreads, self.table.places[own]))
-        return found
-
-
-def _by_row(found: Sequence[Seen]) -> Rows:
-    """The responses without failed scores, in groups of one conversation each."""
-    rows: dict[int, list[Seen]] = {}
-    for seen in found:
-        if bool(torch.isfinite(seen.scores).all()):
-            rows.setdefault(id(seen.judged.conversation), []).append(seen)
-    return list(rows.values())
-
-
-def _exact(seen: Seen) -> Tensor:
-    """The logits of the scores that have a branch."""
-    return torch.logit(seen.scores[sorted(seen.states)].double(), eps=LIMIT)
-
-
-def _table(rows: Rows) -> _Table:
-    found = [
-        (seen.states[k], seen.shortcuts.get(k, 0.0), k, number)
-        for number, row in enumerate(rows)
-        for seen in row
-        for k in sorted(seen.states)
-    ]
-    responses, begin = [], 0
-    for number, seen in ((number, seen) for number, row in enumerate(rows) for seen in row if seen.states):
-        responses.append((number, slice(begin, begin + len(seen.states))))
-        begin += len(seen.states)
-    exact = torch.cat([torch.empty(0).double(), *(_exact(seen) for row in rows for seen in row)])
-    states, shortcuts, places, origin = zip(*found, strict=True) if found else ((torch.empty(1, 1),), (), (), ())
-    return _Table(
-        torch.stack(states), exact, torch.tensor(shortcuts).double(), torch.tensor(places), list(origin), responses
-    )
-
-
-def _best_fit(table: _Table, targets: Tensor) -> _Fit:
-    """By the hidden states that predict held-out rows best, one layer's with their mean or all together."""
-    step = -(-len(table.rows) // _MOST_FITTED)
-    layers = table.states.shape[1] // 2
-    candidates = [*([k, layers + k] for k in range(layers)), list(range(2 * layers))]
-    states, rows = table.states[::step], table.rows[::step]
-    fits = [
-        _Fit(Ridge.fit(states[:, used].flatten(1), targets[::step], rows), used, step, table, targets)
-        for used in candidates
-    ]
-    return min(fits, key=lambda fit: fit.ridge.spread)
 
 
 def _r_squared(predicted: Sequence[Tensor], known: Sequence[Tensor]) -> float:

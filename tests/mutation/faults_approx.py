@@ -9,7 +9,7 @@ GATES, PROBE, COURSE = "fastdss/star/gates.py", "fastdss/star/probe.py", "fastds
 DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
 RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
 PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
-COURSES = "tests/star/test_course.py"
+COURSES, FITTING = "tests/star/test_course.py", "fastdss/star/fitting.py"
 SHORTCUTS, SIGHTS = "tests/prefix/test_shortcuts.py", "fastdss/prefix/shortcut_attention.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
 
@@ -62,7 +62,7 @@ FAULTS = [
     Fault(
         "approximate", PROBE, "probe._certified(sampled, best.used)", "probe._certified(fitted, best.used)", SIMULATED
     ),
-    Fault("approximate", PROBE, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
+    Fault("approximate", FITTING, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
     Fault("approximate", PROBE, "threshold if share >= _LEAST_SPARED else None", "threshold", f"{PROBES} -k hardly"),
     Fault("approximate", GATES, "total / (k + 1)", "total", f"{PROBES} -k means_are"),
     Fault(
@@ -111,7 +111,7 @@ FAULTS = [
         "shortcuts", "fastdss/prefix/engine.py", "max(budget, gate.shortcut)", "budget", f"{SHORTCUTS} -k same_after"
     ),
     Fault("shortcuts", PROBE, "logits + shortcuts if self.shortcut else logits", "logits", f"{PROBES} -k better"),
-    Fault("approximate", PROBE, "self.ridge.without(fitted == row)", "self.ridge", f"{PROBES} -k left_out"),
+    Fault("approximate", FITTING, "self.ridge.without(fitted == row)", "self.ridge", f"{PROBES} -k left_out"),
     Fault("shortcuts", PROBE, "correction.ridge.spread < best.ridge.spread", "True", f"{PROBES} -k predict_better"),
     Fault("shortcuts", PROBE, "seen.states.keys() == seen.shortcuts.keys()", "True", f"{PROBES} -k predict_better"),
 ]
