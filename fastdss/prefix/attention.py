@@ -26,7 +26,9 @@ from fastdss.upstream.transformers import attention_of, attentions_of, layer_ind
 from .packing import Segment
 
 NAME = "fastdss_prefix"
-Mover = Callable[[Tensor, int], Tensor]  # (keys [Hkv, n, d], k) -> the same keys as they would be k positions later
+Mover = Callable[
+    [Tensor, Tensor], Tensor
+]  # (rows [H, n, d], k [n]) -> the same rows as they would be k positions later
 LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small (a choice)
 # Without cuDNN, which reads masks 16 bytes at a time: rows of other lengths are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -62,6 +64,10 @@ class KVStore:
                 target[:, :n] = source
         return copy
 
+    def part(self, begin: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """A copy of each layer's positions [begin, end), for ``load``."""
+        return {index: (k[:, begin:end].clone(), v[:, begin:end].clone()) for index, (k, v) in self.layers.items()}
+
     def load(self, saved: dict[int, tuple[Tensor, Tensor]], bases: list[int], size: int | None = None) -> None:
         """Write another store's layers, or their first ``size`` positions, to the slots that begin at ``bases``."""
         for index, pair in saved.items():
@@ -83,7 +89,8 @@ class PrefixPlan:
         default_factory=dict
     )  # chunk size of layers whose tokens see their own chunk only
     packed: Any = None  # a PackedBatch, made once for all layers
-    move: Mover | None = None  # moves keys that shortcuts read from other positions
+    move: Mover | None = None  # moves queries of shortcuts to where they read keys that stand elsewhere
+    sights: list[tuple[int, Any]] = field(default_factory=list)  # what shortcuts see, made once for all layers
 
     def band(self, n: int, start: int, window: int | None, like: Tensor) -> Tensor | None:
         """Additive mask ``[n, start + n]`` for n tokens after ``start`` others: causal, and within the window if any.
@@ -127,15 +134,11 @@ def attend_in_order(
     for segment in plan.segments:
         n = len(segment.ids)
         here = slice(left, left + n)
-        if segment.lent is None:
-            for base in (segment.base, *segment.copies):
-                keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
-                values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
-            whole = slice(segment.base, segment.base + segment.start + n)
-            slot_keys, slot_values = keys[:, whole], values[:, whole]
-        else:
-            slot_keys = _with_lent(segment, keys, key[0, :, here], plan.move)
-            slot_values = _with_lent(segment, values, value[0, :, here], None)
+        for base in (segment.base, *segment.copies):
+            keys[:, base + segment.start : base + segment.start + n] = key[0, :, here]
+            values[:, base + segment.start : base + segment.start + n] = value[0, :, here]
+        whole = slice(segment.base, segment.base + segment.start + n)
+        slot_keys, slot_values = keys[:, whole], values[:, whole]
         for begin, end, low in _stretches(segment, chunk):
             some, first = slice(left + begin, left + end), segment.start + begin - low
             visible = slice(low, segment.start + end)
@@ -154,18 +157,6 @@ def attend_alone(plan: PrefixPlan, layer: int, query: Tensor, key: Tensor, value
     keys, _values = plan.store.layer(layer, key, value)
     keys[:, : key.shape[2]] = key[0]
     return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
-
-
-def _with_lent(segment: Segment, stored: Tensor, new: Tensor, move: Mover | None) -> Tensor:
-    """``[Hkv, start + n, d]``: the keys or values that a shortcut sees, of ``stored`` and of its own ``new`` tokens.
-
-    See ``Segment.lent``. move: given for keys, which are moved to the positions that they stand for.
-    """
-    assert segment.lent is not None
-    begin, away = segment.lent
-    base = segment.base
-    lent = stored[:, base + begin + away : base + segment.start + away]
-    return torch.cat([stored[:, base : base + begin], move(lent, -away) if move else lent, new], 1)
 
 
 def _stretches(segment: Segment, chunk: int | None) -> Iterator[tuple[int, int, int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +33,14 @@ from .packed_attention import to_device
 from .packing import (
     Group,
     Segment,
-    branch_segments,
     make_groups,
     micro_batches,
     schedule,
     shared_head,
     shortcut_segments,
-    trunk_segments,
 )
+from .rounds import Gate, fetch, run_rounds
+from .shortcut_attention import attend_shortcuts
 from .tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # called with the number of new scores
@@ -122,12 +122,12 @@ class Runner:
         for keys, _ in store.layers.values():
             here, there = keys.double().split(1, 1)
             try:
-                moved = move(here, _FAR)
+                moved = move(here, torch.full((1,), _FAR, device=here.device))
             except RuntimeError:  # the model rotates a part of a key that it makes by itself, as DeepSeek V3 does
                 return None
             if not (moved - there).norm() <= _MOVED * there.norm():
                 return None
-        runner.attend, runner.move = attend_in_order, move
+        runner.attend, runner.move = attend_shortcuts, move
         return runner
 
     def _check_layers(self, plan: PrefixPlan, last: int) -> None:
@@ -144,28 +144,6 @@ class Runner:
         ]
         if window and last >= window and any(slides):
             raise UserError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
-
-
-class Gate(Protocol):
-    """Decides which branches are computed, from the hidden states where they leave their trunks.
-
-    ``shortcut``: how many of the last tokens of a branch its shortcut has (see ``shortcut_segments``), which is
-    computed before the decision; 0: there are no shortcuts.
-    """
-
-    shortcut: int
-
-    def read(self, scores: list[int], states: Tensor) -> None:
-        """Take the hidden states for these scores: ``[layers + 1, len(scores), D]`` float32, on the CPU."""
-
-    def wants(self, score: int) -> bool:
-        """Whether to compute the shortcut of this score; asked after ``read``."""
-
-    def hear(self, scores: list[int], logits: Tensor) -> None:
-        """Take the logits of shortcuts for these scores: ``[len(scores), R]``, on the CPU."""
-
-    def passes(self, score: int) -> bool:
-        """Whether to compute the branch of this score; asked after ``read`` and ``hear``."""
 
 
 class KeptHead:
@@ -255,13 +233,12 @@ def tree_logits(
                 saved = saved or _head_store(runner, head, budget, kept, known)
                 store = KVStore(groups[0].capacity)
                 store.load(saved, groups[0].bases)
-                listen = partial(_listen, shortcuts, store, groups[0], budget, gate)
-                for segments in _phases(groups[0], len(head), gate, listen):
-                    for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
-                        found, scores = runner.run(batch, store, *reads)
-                        rows.append(found)
-                        order += scores
-                        report(len(scores))
+                run = partial(_run, runner, store, budget, reads, report, rows, order)
+                if gate is None:
+                    run(schedule(groups[0], len(head)))
+                else:
+                    listen = partial(_listen, shortcuts, store, groups[0], budget, gate)
+                    run_rounds(run, groups[0], len(head), store, gate, listen)
             except RuntimeError as error:
                 smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
                 if smallest or not out_of_memory(error):
@@ -279,27 +256,24 @@ def tree_logits(
     return logits
 
 
-def fetch(parts: Sequence[Tensor]) -> Tensor:
-    """``[sum of rows, R]`` on the CPU. Without a gate this is the only place where the host waits for scores."""
-    return torch.cat(list(parts)).cpu()
-
-
-def _phases(group: Group, head: int, gate: Gate | None, listen: Callable[[], None]) -> Iterator[Iterator[Segment]]:
-    """The group's segments, in phases.
-
-    Without a gate there is one phase. With a gate the first phase computes the trunks; then ``listen`` computes
-    shortcuts; the second phase computes the branches that the gate lets pass.
-    """
-    if gate is None:
-        yield schedule(group, head)
-        return
-    yield trunk_segments(group, head, tapped=True)
-    listen()
-    trees = [
-        tree.without(k for k in range(tree.num_prefixes) if not gate.passes(first + k))
-        for tree, first in zip(group.trees, group.first_score, strict=True)
-    ]
-    yield branch_segments(group, trees)
+def _run(
+    runner: Runner,
+    store: KVStore,
+    budget: int,
+    reads: Sequence[Callable[[list[int], Tensor], None]],
+    report: Report,
+    rows: list[Tensor],
+    order: list[int],
+    segments: Iterable[Segment],
+) -> tuple[list[Tensor], list[int]]:
+    """Compute segments and return their logits and the indices of their scores; both are added to the group's too."""
+    done, known = len(rows), len(order)
+    for batch in micro_batches(segments, budget, LONGEST_SEGMENT):
+        found, scores = runner.run(batch, store, *reads)
+        rows.append(found)
+        order += scores
+        report(len(scores))
+    return rows[done:], order[known:]
 
 
 def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, gate: Gate | None) -> None:
@@ -309,7 +283,7 @@ def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, ga
     segments = shortcut_segments(group, gate.shortcut, gate.wants)
     for batch in micro_batches(segments, max(budget, gate.shortcut), LONGEST_SEGMENT):
         found, scores = runner.run(batch, store)
-        gate.hear(scores, found.cpu().to(torch.promote_types(found.dtype, torch.float32)))
+        gate.hear(scores, fetch([found]))
 
 
 def _head_store(runner: Runner, head: list[int], budget: int, kept: KeptHead | None, known: int) -> Saved:

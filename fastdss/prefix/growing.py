@@ -16,9 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, using_prefix_attention
-from .engine import SMALLEST_BUDGET, KeptHead, Runner, fetch, out_of_memory
+from .engine import SMALLEST_BUDGET, KeptHead, Runner, out_of_memory
 from .packed_attention import attend_packed
 from .packing import Segment, micro_batches
+from .rounds import fetch
 from .slots import Slots
 from .tree import shared_length
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
 
+from .course import Course
 from .options import ScoringOptions
 from .promise import Audit
 from .scoring import Judged, Settled, sharpened
@@ -63,7 +64,7 @@ class Past:
 
 
 class Reading:
-    """A gate (see ``prefix.engine.Gate``) that has every branch computed, and keeps what a probe is fitted on."""
+    """A gate (see ``prefix.rounds.Gate``) that has every branch computed, and keeps what a probe is fitted on."""
 
     withdrawn = False
     shortcut = SHORTCUT
@@ -96,11 +97,13 @@ class Reading:
         return score in self._states
 
     def hear(self, scores: list[int], logits: Tensor) -> None:
-        found = zip(scores, self._verdict(logits).tolist(), strict=True)
-        self._shortcuts |= {score: value for score, value in found if math.isfinite(value)}
+        self._shortcuts |= finite(scores, self._verdict(logits))
 
-    def passes(self, score: int) -> bool:
-        return True
+    def asks(self, left: Collection[int]) -> Collection[int]:
+        return left
+
+    def told(self, scores: list[int], logits: Tensor) -> None:
+        """All scores are given to ``settle``."""
 
     def settle(self, scores: Tensor) -> list[Settled]:
         for item, places in zip(self._judged, _places(self._kept), strict=True):
@@ -117,12 +120,13 @@ class Predictor(Protocol):
     layers: tuple[int, ...]
     shortcut: int
 
-    def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]``, shortcuts: ``[n]``, logits -> scores ``[n]`` and their doubts ``[n]``."""
+    def course(self, places: Sequence[int], states: Sequence[Tensor], shortcuts: Tensor) -> Course:
+        """The predicted scores of one response at these K boundaries, from their hidden states, each ``[2 layers, D]``,
+        and the logits of their shortcuts ``[K]``."""
 
 
 class Gating:
-    """A gate (see ``prefix.engine.Gate``) that has the branches of doubtful scores and of audited rows computed.
+    """A gate (see ``prefix.rounds.Gate``) that has the branches of doubtful scores and of audited rows computed.
 
     ``audit`` is told of every audited row; None: the caller keeps the account itself, from ``Settled.missed``.
     """
@@ -145,56 +149,88 @@ class Gating:
         self.shortcut = probe.shortcut
         self.withdrawn = False
         self._verdict = verdict
-        self._states: dict[int, Tensor] = {}  # of the scores whose shortcuts are still to be computed
+        self._past = Past(kept)
+        self._states: dict[int, Tensor] = {}  # score -> [2 layers, D]
+        self._shortcuts: dict[int, float] = {}
         self._rows = [item.row for item in judged]
         self._audited = list(audited)
-        self._kept = list(kept)
-        self._past = Past(kept)
-        self._whole = {k for places, whole in zip(_places(kept), audited, strict=True) if whole for k in places}
-        self._predicted: dict[int, float] = {}  # the approximations of little doubt, those of audited rows too
+        self._places = _places(kept)
+        self._owner = [number for number, count in enumerate(kept) for _ in range(count)]  # score -> its response
+        # response -> its predicted scores, with their places in its course
+        self._courses: dict[int, tuple[dict[int, int], Course]] = {}
 
     def read(self, scores: list[int], states: Tensor) -> None:
         known = self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1))
-        if self.shortcut:
-            self._states |= dict(zip(scores, known, strict=True))
-        else:
-            self._predict(scores, known, torch.zeros(len(scores)))
+        self._states |= dict(zip(scores, known, strict=True))
+        for score in scores:  # again where memory ran out and a group is computed anew
+            self._courses.pop(self._owner[score], None)
 
     def wants(self, score: int) -> bool:
         return score in self._states
 
     def hear(self, scores: list[int], logits: Tensor) -> None:
-        states = torch.stack([self._states.pop(score) for score in scores])
-        self._predict(scores, states, self._verdict(logits))
+        self._shortcuts |= finite(scores, self._verdict(logits))
 
-    def _predict(self, scores: list[int], states: Tensor, shortcuts: Tensor) -> None:
-        values, doubts = self.probe.predict(states, shortcuts)
-        found = zip(scores, values.tolist(), doubts.tolist(), strict=True)
-        self._predicted |= {score: value for score, value, doubt in found if doubt <= self.threshold}
+    def asks(self, left: Collection[int]) -> Collection[int]:
+        wanted = []
+        for owner in sorted({self._owner[score] for score in left}):
+            own = [score for score in self._places[owner] if score in left]
+            if self._audited[owner]:
+                wanted += own
+                continue
+            at, course = self._course(owner)
+            wanted += [score for score in own if score not in at]
+            if course.doubt > self.threshold:
+                predicted = list(at)
+                wanted += [predicted[index] for index in course.doubtful()]
+        return wanted
 
-    def passes(self, score: int) -> bool:
-        return score in self._whole or score not in self._predicted
+    def told(self, scores: list[int], logits: Tensor) -> None:
+        for score, logit in zip(scores, self._verdict(logits).tolist(), strict=True):
+            if not self._audited[self._owner[score]]:
+                at, course = self._course(self._owner[score])
+                if score in at:
+                    course.learn(at[score], logit)
+
+    def _course(self, owner: int) -> tuple[dict[int, int], Course]:
+        """The scores of a response that can be predicted, with their places in its course; and the course."""
+        if owner not in self._courses:
+            places = self._places[owner]
+            heard = self._shortcuts if self.shortcut else self._states
+            predicted = [k for k in places if k in self._states and k in heard]
+            states = [self._states[k] for k in predicted]
+            shortcuts = torch.tensor([self._shortcuts.get(k, 0.0) for k in predicted], dtype=torch.float64)
+            course = self.probe.course([k - places.start for k in predicted], states, shortcuts)
+            self._courses[owner] = {score: index for index, score in enumerate(predicted)}, course
+        return self._courses[owner]
 
     def settle(self, scores: Tensor) -> list[Settled]:
         settled, wrong = [], dict[int, bool]()
-        for row, places, whole in zip(self._rows, _places(self._kept), self._audited, strict=True):
-            known = [k for k in places if k in self._predicted]
-            predicted = torch.tensor([self._predicted[k] for k in known], dtype=scores.dtype)
+        for owner, (row, places, whole) in enumerate(zip(self._rows, self._places, self._audited, strict=True)):
+            at, course = self._course(owner)
+            if whole:  # what would have been computed, and how far off the others would have been
+                course = course.walked(self.threshold, torch.logit(scores[list(at)].double(), eps=LIMIT))
+            near = [score for score, index in at.items() if not course.known[index]]
+            values = course.values[~course.known].to(scores.dtype)
             exact = torch.ones(len(places), dtype=torch.bool)
             if whole:
-                missed = float((predicted - scores[known]).abs().max()) if known else 0.0
+                missed = float((values - scores[near]).abs().max()) if near else 0.0
                 wrong[row] = wrong.get(row, False) or not missed <= self.tolerance
                 settled.append(Settled(exact, missed))
             else:
-                scores[known] = predicted
-                for k in known:
-                    exact[k - places.start] = False
+                scores[near] = values
+                exact[[score - places.start for score in near]] = False
                 settled.append(Settled(exact))
         if self.audit is not None:
             for row_is_wrong in wrong.values():
                 self.audit.add(row_is_wrong)
             self.withdrawn = self.audit.disagrees
         return settled
+
+
+def finite(scores: Sequence[int], logits: Tensor) -> dict[int, float]:
+    """The logits by score, where they are finite."""
+    return {score: value for score, value in zip(scores, logits.tolist(), strict=True) if math.isfinite(value)}
 
 
 def verdict_of(guard: GuardModel, options: ScoringOptions) -> Verdict:
@@ -222,7 +258,6 @@ def check_approximable(guards: Sequence[GuardModel], options: ScoringOptions) ->
         raise UserError("approx: expected a method that computes a prefix tree, got method='per_prefix'")
 
 
-def _places(kept: Sequence[int]) -> Iterator[range]:
+def _places(kept: Sequence[int]) -> list[range]:
     """For each response, the places that its scores have among those of the batch."""
-    ends = list(accumulate(kept))
-    return (range(end - count, end) for end, count in zip(ends, kept, strict=True))
+    return [range(end - count, end) for end, count in zip(accumulate(kept), kept, strict=True)]

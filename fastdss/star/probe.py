@@ -5,9 +5,9 @@ tokens of a branch, behind the trunk's own tail. Its verdict is near the branch'
 computed behind the whole response, so it carries what comes after the boundary. A ridge regression learns the
 difference from the trunk's hidden states, those at the token after which the branch leaves it and their mean over the
 boundaries so far. Without shortcuts it predicts the verdict itself. It is fitted on a sample of rows, and knows how
-doubtful each of its predictions is; the branches of doubtful ones are computed as usual. Which doubt is low enough is
-not assumed but shown, with the shortcuts and corrections that will be used, on rows that the fit did not see
-(``promise.py``). Where it cannot be shown, nothing is approximated.
+doubtful each of its predictions is; the branches of doubtful ones are computed as usual, and tell about those beside
+them (``course.py``). Which doubt is low enough is not assumed but shown, with the same steps on rows that the fit did
+not see (``promise.py``). Where it cannot be shown, nothing is approximated.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,22 +25,21 @@ from fastdss.chat.conversation import Conversation
 from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
 
-from .gates import LIMIT, SHORTCUT, Gating, Reading, Seen, check_approximable, verdict_of
+from .course import Course, Persistence
+from .fitting import Rows, best_fit, by_row, exact_logits, table_of
+from .gates import SHORTCUT, Gating, Reading, Seen, check_approximable, verdict_of
 from .options import ScoringOptions
-from .promise import Audit, Promise, choose_threshold, wrong_from
+from .promise import Audit, Promise, choose_threshold
 from .ridge import Ridge
 from .scores import StarScores
 from .scoring import Judged, read_batch, score_turns
 
-AUDIT_SHARE = 0.05  # of the rows; a choice: with more, a broken promise is noticed sooner, and less is spared
-THRESHOLDS = tuple(0.001 * 1.2**step for step in range(38))  # of doubt, up to 0.85: fixed before any row is seen
+AUDIT_SHARE = 0.03  # of the rows; a choice: with more, a broken promise is noticed sooner, and less is spared
+THRESHOLDS = tuple(0.002 * 1.15**step for step in range(42))  # of doubt, up to 0.62: fixed before any row is seen
 ASKED = ("every", "unit", "sharpen")  # options that change the scores, so that the promise holds only for their values
 _FEWEST_ROWS = 16  # rows to fit on; in a few of them all scores may be read on the trunk, with no branch to predict
 _FEWEST_BRANCHED = 12  # rows to fit on that have branches
-_MOST_FITTED = 1500  # boundaries: the time of a fit grows with their cube, and those of one row are much alike
 _LEAST_SPARED = 0.2  # of the scores; sparing fewer is not worth the audit and errors of up to the tolerance
-
-Rows = list[list[Seen]]  # the judged responses of each row
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ class TrunkProbe:
         seed: together with the texts of a row, it decides whether the row is compared.
         shortcut: how many last tokens of each branch are computed in any case, for a verdict that the regression
             corrects; 0: none, the regression predicts the verdict from the trunk alone.
+        persistence: how errors of the predictions persist along a response.
     """
 
     layers: tuple[int, ...]
@@ -100,6 +100,7 @@ class TrunkProbe:
     audit_share: float = AUDIT_SHARE
     seed: int = 0
     shortcut: int = 0
+    persistence: Persistence = field(default_factory=Persistence)
 
     @classmethod
     def fit(
@@ -157,24 +158,28 @@ class TrunkProbe:
         promise = promise or Promise()
         if not 0 < audit_share < 1:
             raise UserError(f"audit_share: expected a share in (0, 1), got {audit_share}")
-        rows = _by_row(reading.seen)
+        rows = by_row(reading.seen)
         random.Random(seed).shuffle(rows)
         count = min(max(len(rows) // 3, _FEWEST_ROWS), max(len(rows) - promise.least_rows, _FEWEST_ROWS))
         fitted, sampled = rows[:count], rows[count:]
-        features, targets, shortcuts, origin = _table(fitted)
-        if len(set(origin)) < _FEWEST_BRANCHED:
-            raise UserError(f"batch: expected {_FEWEST_BRANCHED} rows with branches to fit on, got {len(set(origin))}")
-        used, ridge = _best_layers(features, targets, origin)
-        shortcut = 0
+        table = table_of(fitted)
+        if len(set(table.rows)) < _FEWEST_BRANCHED:
+            raise UserError(
+                f"batch: expected {_FEWEST_BRANCHED} rows with branches to fit on, got {len(set(table.rows))}"
+            )
+        best, shortcut = best_fit(table, table.exact), 0
         if all(seen.states.keys() == seen.shortcuts.keys() for row in rows for seen in row):
-            corrected, correction = _best_layers(features, targets - shortcuts, origin)
-            if correction.spread < ridge.spread:
-                shortcut, used, ridge = SHORTCUT, corrected, correction
+            correction = best_fit(table, table.exact - table.shortcuts)
+            if correction.ridge.spread < best.ridge.spread:
+                best, shortcut = correction, SHORTCUT
         certificate = Certificate(promise, None, len(fitted), len(sampled))
-        layers = tuple(reading.layers[k] for k in used[: len(used) // 2])
+        layers = tuple(reading.layers[k] for k in best.used[: len(best.used) // 2])
         asked = {name: getattr(options, name) for name in ASKED}
-        probe = cls(layers, ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed, shortcut)
-        probe.certificate = probe._certified(sampled, used)
+        probe = cls(
+            layers, best.ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed, shortcut,
+            persistence=Persistence.fit(best.left_out()),
+        )  # fmt: skip
+        probe.certificate = probe._certified(sampled, best.used)
         return probe
 
     def gate(
@@ -193,15 +198,14 @@ class TrunkProbe:
         tolerance, verdict = self.certificate.promise.tolerance, verdict_of(guards[0], options)
         return Gating(self, threshold, tolerance, judged, audited, kept, self.audit, verdict)
 
-    def predict(self, states: Tensor, shortcuts: Tensor) -> tuple[Tensor, Tensor]:
-        """states: ``[n, 2 layers, D]``, see ``Past``; shortcuts: ``[n]``, logits, ignored where ``shortcut`` is 0
-        -> P(safe) ``[n]``, and its doubt ``[n]``: how far one standard deviation of the logit moves it."""
-        logits, spread = self.ridge.predict(states.flatten(1))
-        if self.shortcut:
-            logits = logits + shortcuts
-        values = torch.sigmoid(logits)
-        moved = torch.stack([torch.sigmoid(logits + sign * spread) for sign in (-1, 1)])
-        return values, (moved - values).abs().amax(0)
+    def course(self, places: Sequence[int], states: Sequence[Tensor], shortcuts: Tensor) -> Course:
+        """The predicted scores of one response at its boundaries ``places``, from their hidden states, each ``[2
+        layers, D]``, see ``Past``; shortcuts: ``[K]``, logits, ignored where ``shortcut`` is 0."""
+        where = torch.tensor(list(places))
+        if not places:
+            return Course(self.persistence, torch.empty(0), torch.empty(0), where)
+        logits, spreads = self.ridge.predict(torch.stack(list(states)).flatten(1))
+        return Course(self.persistence, logits + shortcuts if self.shortcut else logits, spreads, where)
 
     def _audits(self, conversation: Conversation) -> bool:
         """Whether a row is audited. A hash of its texts decides, so the answer is the same in every run and order, and
@@ -212,63 +216,46 @@ class TrunkProbe:
 
     def _certified(self, sampled: Rows, used: list[int]) -> Certificate:
         promise = self.certificate.promise
-        wrong, every_doubt, predicted, known = [], [], [], []
-        for row in sampled:
-            states, exact, shortcuts, _ = _table([row])
-            if not len(exact):  # all its scores are read on the trunk: none is approximated, so none can be wrong
-                wrong.append(float("inf"))
-                continue
-            values, doubts = self.predict(states[:, used], shortcuts)
-            errors = (values - torch.sigmoid(exact)).abs()
-            wrong.append(wrong_from(doubts.tolist(), errors.tolist(), promise.tolerance))
-            every_doubt += doubts.tolist()
-            predicted.append(torch.logit(values, eps=LIMIT))
-            known.append(exact)
-        threshold = choose_threshold(THRESHOLDS, wrong, promise)
-        spared = 0 if threshold is None else sum(doubt <= threshold for doubt in every_doubt)
-        share = spared / max(sum(len(seen.scores) for row in sampled for seen in row), 1)
+        rows = [[self._course_of(seen, used) for seen in row if seen.states] for row in sampled]
+        walks = [[_walk(course, exact) for course, exact in row] for row in rows]
+
+        def ends(threshold: float) -> list[list[_Step]]:
+            """Where the walk of each response of each row ends."""
+            return [[next(step for step in walk if step.doubt <= threshold) for walk in row] for row in walks]
+
+        def wrong(threshold: float) -> int:
+            return sum(any(not step.off <= promise.tolerance for step in row) for row in ends(threshold))
+
+        threshold = choose_threshold(THRESHOLDS, wrong, len(sampled), promise)
+        share = 0.0
+        if threshold is not None:
+            spared = sum(step.spared for row in ends(threshold) for step in row)
+            share = spared / max(sum(len(seen.scores) for row in sampled for seen in row), 1)
         return replace(
             self.certificate,
             threshold=threshold if share >= _LEAST_SPARED else None,
-            wrong_rows=0 if threshold is None else sum(value <= threshold for value in wrong),
+            wrong_rows=0 if threshold is None else wrong(threshold),
             approximated=share,
-            fit=_r_squared(predicted, known),
+            fit=_r_squared([course.logits for row in rows for course, _ in row], [z for row in rows for _, z in row]),
         )
 
-
-def _by_row(found: Sequence[Seen]) -> Rows:
-    """The responses without failed scores, in groups of one conversation each."""
-    rows: dict[int, list[Seen]] = {}
-    for seen in found:
-        if bool(torch.isfinite(seen.scores).all()):
-            rows.setdefault(id(seen.judged.conversation), []).append(seen)
-    return list(rows.values())
+    def _course_of(self, seen: Seen, used: list[int]) -> tuple[Course, Tensor]:
+        """The course of a response, and its exact logits; used: the hidden states that the probe reads."""
+        places = sorted(seen.states)
+        shortcuts = torch.tensor([seen.shortcuts.get(k, 0.0) for k in places], dtype=torch.float64)
+        return self.course(places, [seen.states[k][used] for k in places], shortcuts), exact_logits(seen)
 
 
-def _table(rows: Rows) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """For all n boundaries that have a branch: hidden states ``[n, 2 layers, D]``, logits of the scores ``[n]``, logits
-    of the shortcuts ``[n]`` (0 where there is none), and the number of the row that each comes from."""
-    found = [
-        (seen.states[k], seen.scores[k], seen.shortcuts.get(k, 0.0), number)
-        for number, row in enumerate(rows)
-        for seen in row
-        for k in sorted(seen.states)
-    ]
-    if not found:
-        return torch.empty(0, 1, 1), torch.empty(0), torch.empty(0), []
-    states, scores, shortcuts, origin = zip(*found, strict=True)
-    targets = torch.logit(torch.stack(scores).double(), eps=LIMIT)
-    return torch.stack(states), targets, torch.tensor(shortcuts, dtype=targets.dtype), list(origin)
+class _Step(NamedTuple):
+    """A response after a round: its largest doubt, how far off a score is at most, how many are not computed."""
+
+    doubt: float
+    off: float
+    spared: int
 
 
-def _best_layers(features: Tensor, targets: Tensor, rows: list[int]) -> tuple[list[int], Ridge]:
-    """The hidden states that predict held-out rows best, one layer's with their mean or all together; and the fit."""
-    step = -(-len(rows) // _MOST_FITTED)
-    features, targets, rows = features[::step], targets[::step], rows[::step]
-    layers = features.shape[1] // 2
-    candidates = [*([k, layers + k] for k in range(layers)), list(range(2 * layers))]
-    fits = [(used, Ridge.fit(features[:, used].flatten(1), targets, rows)) for used in candidates]
-    return min(fits, key=lambda pair: pair[1].spread)
+def _walk(course: Course, exact: Tensor) -> list[_Step]:
+    return [_Step(step.doubt, step.off(exact), int((~step.known).sum())) for step in course.steps(exact)]
 
 
 def _r_squared(predicted: Sequence[Tensor], known: Sequence[Tensor]) -> float:

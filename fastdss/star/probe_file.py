@@ -8,11 +8,12 @@ from typing import Any
 
 from fastdss.errors import UserError
 
+from .course import Persistence
 from .probe import Certificate, TrunkProbe
 from .promise import Audit, Promise
 from .ridge import Ridge
 
-_TENSORS = ("mean", "scale", "weights", "seen", "inverse")
+_TENSORS = ("mean", "scale", "dual", "seen", "inverse")
 _KEY = "fastdss_probe"  # the only key of the metadata: safetensors would write several in an order that changes
 
 
@@ -30,6 +31,7 @@ def probe_bytes(probe: TrunkProbe) -> bytes:
         "audit_share": probe.audit_share,
         "seed": probe.seed,
         "shortcut": probe.shortcut,
+        "persistence": asdict(probe.persistence),
     }
     tensors = {name: getattr(ridge, name).contiguous() for name in _TENSORS}
     found: bytes = save(tensors, metadata={_KEY: json.dumps(rest, sort_keys=True)})
@@ -50,7 +52,8 @@ def read_probe(content: bytes) -> TrunkProbe:
         ridge = Ridge(**parts, **rest.pop("ridge"))
         certificate = rest.pop("certificate")
         promise = Promise(**certificate.pop("promise"))
-        layers = tuple(rest.pop("layers"))
-        return TrunkProbe(layers, ridge, Certificate(promise, **certificate), Audit(promise), **rest)
+        layers, persistence = tuple(rest.pop("layers")), Persistence(**rest.pop("persistence"))
+        certified = Certificate(promise, **certificate)
+        return TrunkProbe(layers, ridge, certified, Audit(promise), persistence=persistence, **rest)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"expected a probe that fastdss wrote, got another or a damaged file ({error})") from None

@@ -5,8 +5,8 @@
 row are not independent.
 
 **Choosing the threshold** (Learn then Test, Angelopoulos et al., https://arxiv.org/abs/2110.01052). Scores whose doubt
-is at most ``t`` are approximated, the others computed. On n sampled rows both are known for every score. A row is wrong
-from the least doubt on at which it has a score that is off, so the number of wrong rows W(t) grows with t. The
+is at most ``t`` are approximated, the others computed. On n sampled rows all scores are known, so that it is known for
+each t how many rows W(t) would have a score that is off, whatever was computed first and told about the others. The
 hypothesis "more than ``at_most`` of all rows are wrong at t" has the p-value P(Binomial(n, at_most) <= W(t)). A list of
 thresholds, fixed without these rows, is tested from the smallest on, and the last one before the first whose hypothesis
 cannot be rejected at ``1 - confidence`` is taken: testing in a fixed order needs no correction for the number of tests.
@@ -23,7 +23,7 @@ most ``1 - confidence`` (Ville's inequality), however often one looks. When it d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastdss.errors import UserError
@@ -78,21 +78,16 @@ def binomial_tail(wrong: int, rows: int, share: float) -> float:
     return min(1.0, math.exp(top) * sum(math.exp(value - top) for value in logs))
 
 
-def wrong_from(doubts: Sequence[float], errors: Sequence[float], tolerance: float) -> float:
-    """The threshold from which on a row is wrong: the least doubt of its scores that are off by more than
-    ``tolerance``, infinity where none is."""
-    return min((d for d, e in zip(doubts, errors, strict=True) if not e <= tolerance), default=math.inf)
-
-
-def choose_threshold(thresholds: Sequence[float], wrong: Sequence[float], promise: Promise) -> float | None:
+def choose_threshold(
+    thresholds: Sequence[float], wrong: Callable[[float], int], rows: int, promise: Promise
+) -> float | None:
     """The largest of ``thresholds`` (ascending, fixed without these rows) that keeps the promise; None: none does.
 
-    wrong: for every sampled row, the threshold from which on it is wrong (``wrong_from``).
+    wrong: how many of the ``rows`` sampled rows are wrong at a threshold; not asked beyond the first that fails.
     """
     chosen = None
     for threshold in thresholds:
-        count = sum(value <= threshold for value in wrong)
-        if binomial_tail(count, len(wrong), promise.at_most) > 1 - promise.confidence:
+        if binomial_tail(wrong(threshold), rows, promise.at_most) > 1 - promise.confidence:
             break
         chosen = threshold
     return chosen

@@ -4,12 +4,18 @@ For standardised features X [n, F] and targets z [n] the weights are ``(X^T X + 
 the n x n matrix of products, since a language model has many features and the targets are few, by one
 eigendecomposition for all penalties l. The standard deviation of a prediction at x is
 ``s sqrt(1 + x^T (X^T X + l I)^-1 x)`` with the residuals' standard deviation s: it grows far from all that was fitted.
+
+With a = (K + l I)^-1 z and K = X X^T, the fit without the rows B has, with P = (K + l I)^-1,
+
+    a - P_:B P_BB^-1 a_B,    P - P_:B P_BB^-1 P_B:
+
+whose entries for B are zero: what was fitted can be predicted as if it had been left out, without another fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +30,7 @@ class Ridge:
     mean: Tensor  # [F]
     scale: Tensor  # [F]
     offset: float
-    weights: Tensor  # [F]
+    dual: Tensor  # [n]: the weights are seen^T dual
     seen: Tensor  # [n, F] standardised features
     inverse: Tensor  # [n, n] of the penalised products
     penalty: float
@@ -56,8 +62,18 @@ class Ridge:
         penalty = PENALTIES[best] * float(products.diagonal().mean())
         inverse = torch.linalg.inv(products + penalty * torch.eye(len(x), dtype=x.dtype))
         whole = targets.mean()
-        weights = x.t() @ (inverse @ (targets - whole))
-        return cls(mean, scale, float(whole), weights, x, inverse, penalty, float(errors[best].sqrt()))
+        dual = inverse @ (targets - whole)
+        return cls(mean, scale, float(whole), dual, x, inverse, penalty, float(errors[best].sqrt()))
+
+    def without(self, members: Tensor) -> Ridge:
+        """The fit as it were without these of the n, but for their share in mean, scale, offset, penalty and spread.
+
+        members: ``[n]``, boolean.
+        """
+        columns = self.inverse[:, members]
+        solved = torch.linalg.solve(columns[members], columns.t())  # P_BB^-1 P_B:
+        dual = self.dual - solved.t() @ self.dual[members]
+        return replace(self, dual=dual, inverse=self.inverse - columns @ solved)
 
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features: [m, F] -> predictions [m] and their standard deviations [m], float64."""
@@ -65,4 +81,4 @@ class Ridge:
         crossed = x @ self.seen.t()
         # x^T (X^T X + l I)^-1 x, by the matrix of products
         leverage = (x.square().sum(1) - ((crossed @ self.inverse) * crossed).sum(1)) / self.penalty
-        return x @ self.weights + self.offset, self.spread * torch.sqrt(1 + leverage.clamp(min=0))
+        return crossed @ self.dual + self.offset, self.spread * torch.sqrt(1 + leverage.clamp(min=0))

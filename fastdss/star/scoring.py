@@ -21,9 +21,10 @@ from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.cpu_linear import preferred_gemm
-from fastdss.prefix.engine import Gate, Report, check_supported, reference_logits, tree_logits
+from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.flash_attention import attend_by_flash
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
+from fastdss.prefix.rounds import Gate
 from fastdss.prefix.tree import PrefixTree
 from fastdss.prefix.whole import batched_logits
 

@@ -109,8 +109,8 @@ def layer_index(module: nn.Module) -> int | None:
     return number if getattr(module, "is_causal", True) else None
 
 
-def key_rotation(body: nn.Module) -> Callable[[Tensor, int], Tensor] | None:
-    """Keys ``[Hkv, n, d]`` as they would be so many positions later, by the model's own rotation.
+def key_rotation(body: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Keys or queries ``[H, n, d]`` as they would be so many positions later ``[n]``, by the model's own rotation.
 
     None for a model that has no such function, or several rotations. Whether the keys of every layer are rotated so is
     for the caller to try out.
@@ -122,14 +122,14 @@ def key_rotation(body: nn.Module) -> Callable[[Tensor, int], Tensor] | None:
     rules = getattr(getattr(body, "config", None), "rope_parameters", None) or {}
     share = rules.get("partial_rotary_factor", 1.0)  # of a head's numbers; Phi cuts them off before it rotates
 
-    def move(keys: Tensor, by: int) -> Tensor:
-        """Angles add up, so keys that are rotated already are rotated by the difference."""
-        turned, rest = keys[None].tensor_split([int(share * keys.shape[-1])], -1)
-        exact = turned.to(torch.promote_types(keys.dtype, torch.float32))
-        parts = rotary(exact, torch.full((1, 1), by, device=keys.device))
+    def move(rows: Tensor, by: Tensor) -> Tensor:
+        """Angles add up, so rows that are rotated already are rotated by the difference."""
+        turned, rest = rows[None].tensor_split([int(share * rows.shape[-1])], -1)
+        exact = turned.to(torch.promote_types(rows.dtype, torch.float32))
+        parts = rotary(exact, by[None])
         cos, sin = (part / getattr(rotary, "attention_scaling", 1.0) for part in parts)
         _, moved = rotate(exact, exact, cos, sin)
-        return torch.cat([moved.to(keys.dtype), rest], -1)[0]
+        return torch.cat([moved.to(rows.dtype), rest], -1)[0]
 
     return move
 

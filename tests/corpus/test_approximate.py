@@ -241,15 +241,16 @@ def test_scores_of_another_probe_are_another_entry(tmp_path, judge, undisturbed,
 @pytest.fixture
 def clueless(monkeypatch):
     """Hidden states that say nothing about the verdict."""
-    predict = TrunkProbe.predict
+    import torch
 
-    def guessed(self, states, shortcuts):
-        import torch
+    course, generator = TrunkProbe.course, torch.Generator().manual_seed(0)
 
-        values, doubts = predict(self, states, shortcuts)
-        return torch.rand(values.shape, generator=torch.Generator().manual_seed(len(values))).double(), doubts
+    def guessed(self, places, states, shortcuts):
+        found = course(self, places, states, shortcuts)
+        found.logits = 3 * torch.randn(len(places), generator=generator).double()
+        return found
 
-    monkeypatch.setattr(TrunkProbe, "predict", guessed)
+    monkeypatch.setattr(TrunkProbe, "course", guessed)
 
 
 def test_a_trunk_that_does_not_know_ends_in_exact_scores_at_their_price(

@@ -5,20 +5,53 @@ from __future__ import annotations
 from .fault import Fault
 
 RIDGE, PROMISE = "fastdss/star/ridge.py", "fastdss/star/promise.py"
-GATES, PROBE = "fastdss/star/gates.py", "fastdss/star/probe.py"
+GATES, PROBE, COURSE = "fastdss/star/gates.py", "fastdss/star/probe.py", "fastdss/star/course.py"
 DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
 RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
 PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
-SHORTCUTS = "tests/prefix/test_shortcuts.py"
+COURSES, FITTING = "tests/star/test_course.py", "fastdss/star/fitting.py"
+SHORTCUTS, SIGHTS = "tests/prefix/test_shortcuts.py", "fastdss/prefix/shortcut_attention.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
 
 FAULTS = [
     Fault("approximate", RIDGE, "1 + leverage.clamp(min=0)", "1 + 0 * leverage", RIDGES),
-    Fault("approximate", RIDGE, "x @ self.weights + self.offset", "x @ self.weights", RIDGES),
-    Fault("approximate", PROMISE, "not e <= tolerance", "e > tolerance", f"{PROMISES} -k least_doubtful"),
+    Fault("approximate", RIDGE, "crossed @ self.dual + self.offset", "crossed @ self.dual", RIDGES),
+    Fault("approximate", RIDGE, "self.inverse - columns @ solved", "self.inverse", f"{RIDGES} -k without"),
+    Fault("approximate", RIDGE, "self.dual - solved.t() @ self.dual[members]", "self.dual", f"{RIDGES} -k without"),
+    Fault("approximate", PROMISE, "break", "continue", f"{PROMISES} -k first_threshold", within="choose_threshold"),
     Fault("approximate", PROMISE, "(1 - _RIVAL * share) / (1 - share)", "1.0", f"{PROMISES} -k audit"),
-    Fault("approximate", GATES, "doubt <= self.threshold", "doubt >= self.threshold", f"{PROBES} -k marked"),
-    Fault("approximate", GATES, "exact[k - places.start]", "exact[0]", f"{PROBES} -k settles"),
+    Fault("approximate", GATES, "course.doubt > self.threshold", "course.doubt > 0", f"{PROBES} -k marked"),
+    Fault("approximate", GATES, "[score - places.start for score in near]", "[0]", f"{PROBES} -k settles"),
+    Fault(
+        "approximate",
+        GATES,
+        "for score in scores:\n    self._courses.pop(self._owner[score], None)",
+        "pass",
+        f"{PROBES} -k anew",
+    ),
+    Fault("approximate", GATES, "at[score]", "0", f"{PROBES} -k beside", within="Gating.told"),
+    Fault("approximate", GATES, "math.isfinite(value)", "True", f"{PROBES} -k heard_the"),
+    Fault("approximate", COURSE, "math.isfinite(error)", "True", f"{PROBES} -k failed_tells"),
+    Fault(
+        "approximate",
+        COURSE,
+        "doubts.masked_fill(self.known, 0).nan_to_num(nan=math.inf)",
+        "doubts.masked_fill(self.known, 0)",
+        f"{PROBES} -k failed_tells",
+    ),
+    Fault("approximate", COURSE, "column[:, None] * (column / column[index])", "0", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "persistence.scale * spreads", "spreads", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "(1 - self.share) * (apart == 0)", "0 * apart", f"{COURSES} -k one_by_one"),
+    Fault("approximate", COURSE, "math.log(scale) + logs / count", "math.log(scale)", f"{COURSES} -k many_errors"),
+    Fault("approximate", COURSE, "abs(index - other) > _APART", "True", f"{COURSES} -k wait"),
+    Fault(
+        "approximate",
+        "fastdss/prefix/rounds.py",
+        "for begin, part in kept if wanted else ():\n    store.load(part, [begin])",
+        "pass",
+        f"{PROBES} -k whatever_the_rounds",
+    ),
+    Fault("approximate", "fastdss/prefix/rounds.py", "left -= wanted", "pass", f"{PROBES} -k whatever_the_rounds"),
     Fault(
         "approximate",
         GATES,
@@ -26,8 +59,10 @@ FAULTS = [
         "not missed <= self.tolerance",
         f"{PROBES} -k settles",
     ),
-    Fault("approximate", PROBE, "probe._certified(sampled, used)", "probe._certified(fitted, used)", SIMULATED),
-    Fault("approximate", PROBE, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
+    Fault(
+        "approximate", PROBE, "probe._certified(sampled, best.used)", "probe._certified(fitted, best.used)", SIMULATED
+    ),
+    Fault("approximate", FITTING, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
     Fault("approximate", PROBE, "threshold if share >= _LEAST_SPARED else None", "threshold", f"{PROBES} -k hardly"),
     Fault("approximate", GATES, "total / (k + 1)", "total", f"{PROBES} -k means_are"),
     Fault(
@@ -57,10 +92,14 @@ FAULTS = [
         "len(tail) >= length",
         f"{SHORTCUTS} -k wanted",
     ),
-    Fault(
-        "shortcuts", "fastdss/prefix/attention.py", "move(lent, -away)", "move(lent, away)", f"{SHORTCUTS} -k lent_keys"
-    ),
-    Fault("shortcuts", "fastdss/prefix/attention.py", "segment.lent is None", "True", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "plan.move(q, sights.away)", "q", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "trunk < begin[:, None]", "trunk <= begin[:, None]", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "moved >= begin[:, None]", "moved > 0", f"{SHORTCUTS} -k several_lengths"),
+    Fault("shortcuts", SIGHTS, "owner[:, None] == owner", "owner[:, None] >= owner", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "own <= places[:, None]", "own > 0", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "places - self.stands >= window", "self.stands < 0", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "softcap * torch.tanh(scores / softcap)", "scores", f"{SHORTCUTS} -k lent_keys"),
+    Fault("shortcuts", SIGHTS, "rows[:, base:][:, sights.lent]", "rows[:, sights.lent]", f"{SHORTCUTS} -k lent_keys"),
     Fault(
         "shortcuts",
         "fastdss/prefix/engine.py",
@@ -71,14 +110,8 @@ FAULTS = [
     Fault(
         "shortcuts", "fastdss/prefix/engine.py", "max(budget, gate.shortcut)", "budget", f"{SHORTCUTS} -k same_after"
     ),
-    Fault("shortcuts", PROBE, "logits = logits + shortcuts", "logits = logits", f"{PROBES} -k predict_better"),
-    Fault("shortcuts", PROBE, "correction.spread < ridge.spread", "True", f"{PROBES} -k predict_better"),
+    Fault("shortcuts", PROBE, "logits + shortcuts if self.shortcut else logits", "logits", f"{PROBES} -k better"),
+    Fault("approximate", FITTING, "self.ridge.without(fitted == row)", "self.ridge", f"{PROBES} -k left_out"),
+    Fault("shortcuts", PROBE, "correction.ridge.spread < best.ridge.spread", "True", f"{PROBES} -k predict_better"),
     Fault("shortcuts", PROBE, "seen.states.keys() == seen.shortcuts.keys()", "True", f"{PROBES} -k predict_better"),
-    Fault(
-        "shortcuts",
-        GATES,
-        "self._states.pop(score)",
-        "self._states[scores[0]]",
-        f"{PROBES} -k heard_the",
-    ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 import torch
@@ -40,8 +40,11 @@ class Listener:
     def hear(self, scores: list[int], logits: Tensor) -> None:
         self.heard |= dict(zip(scores, logits, strict=True))
 
-    def passes(self, score: int) -> bool:
-        return self.passing
+    def asks(self, left: Collection[int]) -> Collection[int]:
+        return left if self.passing else ()
+
+    def told(self, scores: list[int], logits: Tensor) -> None:
+        assert len(scores) == len(logits)
 
 
 def trees_of(guard: Guard) -> list[PrefixTree]:
@@ -92,6 +95,17 @@ def test_what_is_heard_is_a_forward_over_the_lent_keys(architecture: str) -> Non
                 assert not torch.allclose(listener.heard[first + k], exact[first + k], rtol=0, atol=1e-4)
             first += tree.num_prefixes
     assert len(listener.heard) == first - sum(not tail for tree in trees for tail in tree.tails)
+
+
+def test_tails_of_several_lengths_lend_as_many_keys_as_each_has() -> None:
+    """As where a tokenizer joins the response's last characters with the template's first ones."""
+    guard, listener = make_guard(dtype=torch.float64), Listener()
+    tail = list(range(60, 82))
+    tree = PrefixTree(list(range(9, 40)) + tail, [10, 15, 20], [tail, tail[-17:], tail[-20:]])
+    tree_logits(guard.model, guard.token_ids, [tree], [0], gate=listener)
+    with torch.inference_mode():
+        for k in range(3):
+            assert torch.allclose(listener.heard[k], by_hand(guard, tree, k), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget", [1, 9, 5000])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 
-from fastdss.star.promise import Audit, Promise, binomial_tail, choose_threshold, wrong_from
+from fastdss.star.promise import Audit, Promise, binomial_tail, choose_threshold
 
 PROMISE = Promise()
 THRESHOLDS = [k / 40 for k in range(1, 41)]
@@ -23,15 +24,20 @@ def test_the_binomial_tail_is_the_sum_of_its_terms() -> None:
 
 def test_the_fewest_rows_that_can_show_a_promise() -> None:
     assert PROMISE.least_rows == 149
-    assert choose_threshold(THRESHOLDS, [math.inf] * 149, PROMISE) == THRESHOLDS[-1]
-    assert choose_threshold(THRESHOLDS, [math.inf] * 148, PROMISE) is None
+    assert choose_threshold(THRESHOLDS, lambda threshold: 0, 149, PROMISE) == THRESHOLDS[-1]
+    assert choose_threshold(THRESHOLDS, lambda threshold: 0, 148, PROMISE) is None
 
 
-def test_a_row_is_wrong_from_its_least_doubtful_error_on() -> None:
-    assert wrong_from([0.1, 0.2, 0.3], [0.5, 0.05, 0.2], 0.1) == 0.1
-    assert wrong_from([0.1, 0.2, 0.3], [0.05, 0.1, 0.2], 0.1) == 0.3
-    assert wrong_from([0.1], [0.1], 0.1) == math.inf
-    assert wrong_from([0.1, 0.2], [0.0, math.nan], 0.1) == 0.2  # what is no number is no match
+def test_nothing_beyond_the_first_threshold_that_fails_is_taken() -> None:
+    """Also where a larger one looks right again, as it may when what is computed first decides about the rest."""
+    wrong, asked = {0.1: 0, 0.2: 1, 0.3: 9, 0.4: 0}, []
+
+    def wrong_at(threshold: float) -> int:
+        asked.append(threshold)
+        return wrong[threshold]
+
+    assert choose_threshold(list(wrong), wrong_at, 400, PROMISE) == 0.2
+    assert asked == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize("change", [{"tolerance": 0}, {"at_most": 0.5}, {"confidence": 1.0}, {"at_most": math.nan}])
@@ -47,7 +53,12 @@ def simulated_row(generator: random.Random, quality: float) -> float:
     """
     doubts = [generator.random() for _ in range(15)]
     errors = [float(generator.random() < (1 - quality) * d * d / 6) for d in doubts]
-    return wrong_from(doubts, errors, PROMISE.tolerance)
+    return min((d for d, e in zip(doubts, errors, strict=True) if e > PROMISE.tolerance), default=math.inf)
+
+
+def count(wrong: list[float]) -> Callable[[float], int]:
+    """How many rows are wrong at a threshold."""
+    return lambda threshold: sum(value <= threshold for value in wrong)
 
 
 def risk(threshold: float | None, quality: float) -> float:
@@ -63,7 +74,7 @@ def test_the_promise_holds_in_its_share_of_a_thousand_repetitions(quality: float
     kept = useful = 0
     for _ in range(1000):
         wrong = [simulated_row(generator, quality) for _ in range(rows)]
-        threshold = choose_threshold(THRESHOLDS, wrong, PROMISE)
+        threshold = choose_threshold(THRESHOLDS, count(wrong), len(wrong), PROMISE)
         kept += risk(threshold, quality) <= PROMISE.at_most
         useful += threshold is not None
     # 1000 draws of a true share of 95 % lie above 93.4 % with a probability of 99 %

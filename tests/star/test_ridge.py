@@ -24,7 +24,7 @@ def test_weights_are_those_of_the_normal_equations(features: int) -> None:
     eye = torch.eye(features, dtype=torch.float64)
     normal = torch.linalg.inv(unit.T @ unit + ridge.penalty * eye)
     weights = normal @ (unit.T @ (z - z.mean()))
-    assert torch.allclose(ridge.weights, weights, atol=1e-8)
+    assert torch.allclose(ridge.seen.T @ ridge.dual, weights, atol=1e-8)
     new = torch.randn(7, features, dtype=torch.float64) * 4
     at = (new - x.mean(0)) / x.std(0)
     predicted, doubt = ridge.predict(new)
@@ -49,3 +49,19 @@ def test_doubt_grows_away_from_what_was_seen() -> None:
     _, far = ridge.predict(x[:1] * 100)
     assert far > 3 * near
     assert ridge.spread == pytest.approx(0.1, rel=0.5)
+
+
+@pytest.mark.parametrize("features", [12, 400])
+def test_without_some_rows_it_is_the_fit_of_the_others(features: int) -> None:
+    """The others' own normal equations, with the mean, scale, offset, penalty and spread of all."""
+    x, z, rows = problem(features=features)
+    ridge = Ridge.fit(x, z, rows)
+    left = torch.tensor(rows) == 3
+    unit = ((x - x.mean(0)) / x.std(0))[~left]
+    normal = torch.linalg.inv(unit.T @ unit + ridge.penalty * torch.eye(features, dtype=torch.float64))
+    weights = normal @ (unit.T @ (z[~left] - z.mean()))
+    at = (x[left] - x.mean(0)) / x.std(0)
+    predicted, doubt = ridge.without(left).predict(x[left])
+    assert torch.allclose(predicted, at @ weights + z.mean(), atol=1e-7)
+    assert torch.allclose(doubt, ridge.spread * torch.sqrt(1 + ((at @ normal) * at).sum(1)), atol=1e-7)
+    assert not torch.allclose(predicted, ridge.predict(x[left])[0], atol=1e-4)

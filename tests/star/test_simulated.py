@@ -43,25 +43,33 @@ def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
     threshold = probe.certificate.threshold
     if threshold is None:
         return torch.zeros(len(scores), dtype=torch.bool)
-    values, doubts = probe.predict(states.flatten(0, 1), torch.zeros(scores.numel()))
-    off = ((values - scores.flatten()).abs() > PROMISE.tolerance) & (doubts <= threshold)
-    return off.view(scores.shape).any(1)
+    exact = torch.logit(scores.double())
+    ends = [
+        probe.course(range(BOUNDARIES), list(row), torch.zeros(BOUNDARIES)).walked(threshold, z)
+        for row, z in zip(states, exact, strict=True)
+    ]
+    return torch.tensor([end.off(z) > PROMISE.tolerance for end, z in zip(ends, exact, strict=True)])
 
 
 @pytest.mark.parametrize(
-    ("noise", "useful"),
-    [pytest.param(0.05, 900, marks=pytest.mark.slow), (0.3, 300), pytest.param(3.0, 0, marks=pytest.mark.slow)],
+    ("noise", "repetitions", "useful"),
+    [
+        (0.3, 150, 45),
+        pytest.param(0.05, 1000, 900, marks=pytest.mark.slow),
+        pytest.param(0.3, 1000, 300, marks=pytest.mark.slow),
+        pytest.param(3.0, 1000, 0, marks=pytest.mark.slow),
+    ],
 )
-def test_the_promise_holds_in_its_share_of_a_thousand_repetitions(noise: float, useful: int) -> None:
+def test_the_promise_holds_in_its_share_of_the_repetitions(noise: float, repetitions: int, useful: int) -> None:
     generator = torch.Generator().manual_seed(0)
     kept = certified = 0
-    for _ in range(1000):
+    for _ in range(repetitions):
         probe = learnt(generator, noise)
         certified += probe.certificate.threshold is not None
-        kept += float(wrong_rows(probe, *simulated(generator, 600, noise)).float().mean()) <= PROMISE.at_most
-    # the 600 rows that the share is counted on blur it by 1.2 %, whose effects cancel where it is near the promise
-    # 1000 draws of a true share of 90 % lie above 87.8 % with a probability of 99 %
-    assert kept >= 878
+        kept += float(wrong_rows(probe, *simulated(generator, 300, noise)).float().mean()) <= PROMISE.at_most
+    # the 300 rows that the share is counted on blur it by 1.7 %, whose effects cancel where it is near the promise;
+    # draws of a true share of 90 % lie above this share with a probability of 99 %
+    assert kept >= 0.9 * repetitions - 2.33 * (0.09 * repetitions) ** 0.5
     assert certified >= useful
 
 
@@ -69,7 +77,7 @@ def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
     """Rows come after the fit, all of them audited as a share of very many would be."""
     generator = torch.Generator().manual_seed(1)
     accused = found = 0
-    for _ in range(100):
+    for _ in range(60):
         probe = learnt(generator, 0.05)
         assert probe.certificate.threshold is not None
         for drift in (0.0, 1.0):
@@ -85,5 +93,5 @@ def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
                 gate.settle(scores.flatten())
             accused += audit.disagrees and not drift
             found += audit.disagrees and bool(drift)
-    assert found >= 99
-    assert accused <= 18  # one in ten at most, and what a hundred draws of it may show
+    assert found >= 59
+    assert accused <= 12  # one in ten at most, and what sixty draws of it may show
