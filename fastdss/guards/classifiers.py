@@ -76,14 +76,14 @@ UNBIASED_TOXIC_ROBERTA = replace(
         "sexual_explicit",
     ),
     judges="seven kinds of toxicity in the response's text alone, the likeliest",
-    checked="the vendor's code (detoxify), two public programs that name its labels, 2026-11-28",
+    checked="public programs that print its labels, 2026-11-28; not the vendor's code",
     note="its other labels say whom a text mentions and are not read; an encoder: one forward for each prefix",
 )
 PROMPT_GUARD_1 = replace(
     PROMPT_GUARD_2,
     name="Prompt-Guard-86M",
     unsafe=("1", "2"),
-    checked="the vendor's model card and inference code, 2026-11-28",
+    checked="public programs that ask it and a summary of its card, 2026-11-28; not the card itself",
     note="injections (1) and jailbreaks (2) both count as unsafe, as its card asks of texts of third parties; made for "
     "prompts and tool results of at most 512 tokens; an encoder: one forward for each prefix",
 )
@@ -91,6 +91,6 @@ PROMPT_INJECTION = replace(
     PROMPT_GUARD_2,
     name="deberta-v3-prompt-injection",
     judges="injections in the response's text alone",
-    checked="the vendor's code (LLM Guard), two public programs that name its labels, 2026-11-28",
+    checked="two public programs that name its labels, 2026-11-28; not the vendor's code",
     note="made for prompts of at most 512 tokens; an encoder: one forward for each prefix",
 )
