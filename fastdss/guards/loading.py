@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import ignores_softcap
+from fastdss.models.sources import check_whole
 
 from .known import check_guard_source, choose_spec, read_config
 from .options import with_options
@@ -65,20 +66,10 @@ def load_guard(
         **_config_of(name, config, source),
         **source,
     )
-    _check_whole(name, model, found["missing_keys"])
+    check_whole(name, model, found["missing_keys"])
     if ignores_softcap(model):
         model.set_attn_implementation("eager")
     return Loaded(model, tokenizer, spec)
-
-
-def _check_whole(name: str, model: Any, missing: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks parameters: transformers makes them up at random, and only logs a warning."""
-    if missing:
-        raise UserError(
-            f"{name}: expected a checkpoint with all parameters of {type(model).__name__}, got none for "
-            f"{len(missing)}, {min(missing)} among them: its verdicts would be random; it belongs to another kind of "
-            "model than the spec's head, or is damaged"
-        )
 
 
 def _loader(spec: GuardSpec, config: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -186,10 +186,21 @@ def read_model(source: ModelSource, dtype: Any) -> Any:
 
     safe = {} if source.gguf else {"use_safetensors": True}
     with _told("model", source):
-        model = AutoModelForCausalLM.from_pretrained(
-            source.where, dtype=dtype, trust_remote_code=False, **safe, **source.options
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.where, dtype=dtype, trust_remote_code=False, output_loading_info=True, **safe, **source.options
         )
+    check_whole(source.name, model, found["missing_keys"])
     return _unquantized(model, source.name) if source.gguf else model
+
+
+def check_whole(name: str, model: Any, missing: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks parameters: transformers makes them up at random, and only logs a warning."""
+    if missing:
+        raise UserError(
+            f"{name}: expected a checkpoint with all parameters of {type(model).__name__}, got none for "
+            f"{len(missing)}, {min(missing)} among them, which would be random; it belongs to another kind of model, "
+            "or is damaged"
+        )
 
 
 def _with_adapter(source: ModelSource, dtype: Any) -> Any:

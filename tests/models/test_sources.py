@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -56,6 +57,20 @@ def test_an_adapter_is_put_on_its_model(folder, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(load_model(str(tmp_path / "adapter"))[0].eval()(ids).logits, wanted)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(folder, tmp_path):
+    """transformers would train random numbers in their place."""
+    from safetensors.torch import load_file, save_file
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    lost = sorted(name for name in weights if "norm" in name)[0]
+    del weights[lost]
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"damaged: expected a checkpoint with all parameters.*{lost} among them"):
+        load_model(str(damaged))
 
 
 def test_a_folder_without_a_tokenizer_is_named(folder):
