@@ -67,9 +67,8 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
     sizes = plan_exponentials(
         call, plan, call.accumulate, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
     )
-    if (
-        not sizes.kept or not plan.count
-    ):  # the call takes along which rows to compute, so that they are not counted a second time
+    if not sizes.kept or not plan.count:
+        # The call takes along which rows to compute, so that they are not counted a second time.
         return call._replace(compact=False) if plan.index is None else call._replace(rows=plan.index, kl_rows=-1)
     work = _Forward(call, objective, plan, sizes)
     return Evaluated(*KeptLoss.apply(work, summed, main_grad, needs, *call[:3]))  # type: ignore[no-untyped-call]
