@@ -118,26 +118,29 @@ def _question(record: Record, missing: str) -> list[Turn]:
     prompt, turns = _as_list(record.take(name)), _history(record)
     if _is_list(prompt):
         return [*turns, *_listed(record, name, prompt)]
-    asked = [_text(name, prompt)]
-    if _ROUND.match(asked[0]) and "\nAssistant:" in asked[0]:
-        return [*turns, *_rounds(asked[0])]
+    main = _text(name, prompt)
+    if _ROUND.match(main) and "\nAssistant:" in main:
+        return [*turns, *_rounds(main)]
+    asked = [main]
     if name == "instruction" and (more := record.first(("question", "query"))) is not None:
         asked.append(_text(more, record.take(more)))
     elif "instruction" in record and name != "instruction":
         asked.insert(0, _text("instruction", record.take("instruction")))
     while (about := record.first(CONTEXTS)) is not None:
         asked.append(_text(about, record.take(about)))
-    text = JOIN.join(_without_repeated(asked)) or asked[0]
+    made = "" if name == "instruction" else main  # Alpaca's input stays beside an instruction that holds it
+    text = JOIN.join(_without_repeated(made, asked)) or main
     return [*turns, Turn("user", _checked(f"message {len(turns)}", text))]
 
 
-def _without_repeated(texts: Sequence[str]) -> list[str]:
-    """``texts`` without empty ones and those that another holds already: a prompt is often made of its columns."""
+def _without_repeated(prompt: str, texts: Sequence[str]) -> list[str]:
+    """``texts`` without empty ones and those that the prompt, one of them, says already: it is often made of its columns.
+    What only a context says as well stays, since it may be the question about it."""
     kept: list[str] = []
     for text in texts:
-        others = [other for other in texts if other is not text]
-        again = any(text.strip() in other for other in others if len(other) > len(text)) or text in kept
-        if text.strip() and not again:
+        words = text.strip()
+        said = words != prompt.strip() and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt) is not None
+        if words and not said and text not in kept:
             kept.append(text)
     return kept
 

@@ -151,6 +151,18 @@ KINDS = {
         {"instruction": "In one word.", "question": "Who?", "answer": "Ada."},
         ["user: In one word.\nWho?", "assistant!: Ada."],
     ),
+    "an instruction that its input holds": (
+        {"instruction": "Who?", "input": "Guess Who? is a game. Whoever", "output": "Ada."},
+        ["user: Who?\nGuess Who? is a game. Whoever", "assistant!: Ada."],
+    ),
+    "an input that its instruction holds": (
+        {"instruction": "Say cat in French.", "input": "cat", "output": "Chat."},
+        ["user: Say cat in French.\ncat", "assistant!: Chat."],
+    ),
+    "a prompt that its context holds": (
+        {"prompt": "Who?", "context": "It asks: Who?", "response": "Ada."},
+        ["user: Who?\nIt asks: Who?", "assistant!: Ada."],
+    ),
     "instruction and prompt": (
         {"prompt": "Who?", "instruction": "In one word.", "completion": "Ada."},
         ["user: In one word.\nWho?", "assistant!: Ada."],
