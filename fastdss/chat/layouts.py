@@ -134,7 +134,7 @@ def _question(record: Record, missing: str) -> list[Turn]:
 
 
 def _without_repeated(prompt: str, texts: Sequence[str]) -> list[str]:
-    """``texts`` without empty ones and those that the prompt, one of them, says already: it is often made of its columns.
+    """``texts`` without empty ones and those that the prompt, one of them, says already: it often is made of columns.
     What only a context says as well stays, since it may be the question about it."""
     kept: list[str] = []
     for text in texts:
