@@ -23,8 +23,15 @@ def is_matrix(weight: Tensor) -> bool:
 
 
 def dequantised(layer: Any) -> Tensor:
-    """The matrix that the layer multiplies by. A private function of PEFT knows every kind; no public one exists."""
+    """The matrix that the layer multiplies by. A private function of PEFT knows every kind; no public one exists.
+
+    The layer keeps its weight: on a CPU PEFT puts a copy in its place, and where that is of 8 bits the layer's next own
+    forward would find no scales.
+    """
     from peft.utils.integrations import dequantize_module_weight
 
+    weight = getattr(layer, "weight", None)
     found: Tensor = dequantize_module_weight(layer)
+    if weight is not None:
+        layer.weight = weight
     return found.detach().to(getattr(layer, "compute_dtype", None) or found.dtype)

@@ -51,9 +51,11 @@ def test_a_guard_of_half_precision_with_one_bad_weight_fails_every_row(dtype: to
     guard = make_guard(dtype=dtype, check=False)
     with torch.no_grad():
         guard.model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
-    scores = star_scores(guard, BATCH)
+    scores = star_scores(guard, BATCH, method="tree")
     assert all("failed" in flags for flags in scores.flags)
     assert torch.cat(scores.scores).isnan().all()
+    with pytest.raises(ValueError, match="the model's own verdict logits are not finite"):
+        star_scores(guard, BATCH)  # which checks the guard first
 
 
 @pytest.mark.parametrize("change", ["tied", "wider"])

@@ -68,3 +68,5 @@ def test_a_quantised_head_is_multiplied_as_it_is(kind):
     output = enable_dss(model)(**batch)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert_same(gradients(model, output.loss), truth, 1e-3)
+    again = plain_loss(own_logits(model, batch), batch)  # as in an evaluation that generates
+    assert again.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -191,7 +191,7 @@ def test_models_rotate_keys_by_a_function_of_their_module():
         move = key_rotation(model)
         means = "turns keys by the angles of rotary_emb"
         assert move is not None, changed("apply_rotary_pos_emb", means)
-        found = move(keys, -5)
+        found = move(keys, torch.full((3,), -5))
         assert torch.allclose(found, expected, rtol=0, atol=1e-6), changed("apply_rotary_pos_emb", means)
     gemma = transformers.Gemma3TextConfig(**SIZES)
     assert key_rotation(transformers.AutoModel.from_config(gemma)) is None

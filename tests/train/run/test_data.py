@@ -62,7 +62,7 @@ def test_scores_are_used_again_for_the_same_data_and_guard_only(files, tmp_path,
         (
             "odd.jsonl",
             '{"text": "hello"}\n',
-            "line 1: expected 'messages', or 'prompt' and 'response', or the columns of another format; it has text",
+            "line 1: text alone does not tell who speaks: expected a conversation a row",
         ),
         # once trained on the user's words as if they were the assistant's
         (
