@@ -186,9 +186,10 @@ def read_model(source: ModelSource, dtype: Any) -> Any:
 
     safe = {} if source.gguf else {"use_safetensors": True}
     with _told("model", source):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             source.where, dtype=dtype, trust_remote_code=False, output_loading_info=True, **safe, **source.options
         )
+    model, found = read
     check_whole(source.name, model, found["missing_keys"])
     return _unquantized(model, source.name) if source.gguf else model
 
