@@ -67,6 +67,7 @@ class Some:
 
     def asks(self, left: Collection[int]) -> Collection[int]:
         assert self.seen.keys() >= set(left)
+        assert not self.known.keys() & set(left)
         while self.rounds:
             if wanted := self.rounds.pop() & set(left):
                 return wanted
