@@ -16,8 +16,8 @@ from tests.star.test_smollm2 import guard  # noqa: F401  (a fixture)
 from training.held_out import benign, poisoned
 
 pytest.importorskip("pyarrow", reason="needs the [score] extra")
-# 30 rows are drawn, of 60 at least: 11 can show it. With a tolerance of 0.02 a fourth of the scores would be told by the
-# computed ones beside them.
+# 30 rows are drawn, of 60 at least: 11 can show it. With a tolerance of 0.02 a fourth of the scores would be told by
+# the computed ones beside them.
 PROMISE = Promise(tolerance=0.005, at_most=0.2, confidence=0.9)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,17 @@ def bench(monkeypatch: pytest.MonkeyPatch):
     return module
 
 
-def test_candidates_are_timed_and_the_best_is_printed(bench, capsys) -> None:
+def test_candidates_are_timed_and_the_best_is_printed(bench, capsys, tmp_path) -> None:
+    out = tmp_path / "rows.jsonl"
     with torch.inference_mode():
-        rows = bench.tune(bench.parser().parse_args(ARGS), CANDIDATES)
+        rows = bench.tune(bench.parser().parse_args([*ARGS, "--out", str(out)]), CANDIDATES)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
     assert [PrefixConfig(**row["config"]) for row in rows] == CANDIDATES
     assert '("interpreter", 16): PrefixConfig(' in capsys.readouterr().out
 
 
-def test_a_wrong_candidate_is_never_timed(bench, monkeypatch) -> None:
+def test_a_wrong_candidate_is_never_timed(bench, monkeypatch, tmp_path) -> None:
     real = bench.attend_by_kernel
     monkeypatch.setattr(bench, "attend_by_kernel", lambda *a, **k: real(*a, **k) * 1.001)
     with torch.inference_mode(), pytest.raises(SystemExit, match=r"tiny PrefixConfig.* differs by"):
-        bench.tune(bench.parser().parse_args(ARGS), CANDIDATES)
+        bench.tune(bench.parser().parse_args([*ARGS, "--out", str(tmp_path / "rows.jsonl")]), CANDIDATES)
