@@ -60,6 +60,7 @@ def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
         pytest.param(3.0, 1000, 0, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.timeout(3000)
 def test_the_promise_holds_in_its_share_of_the_repetitions(noise: float, repetitions: int, useful: int) -> None:
     generator = torch.Generator().manual_seed(0)
     kept = certified = 0
