@@ -26,9 +26,8 @@ from fastdss.upstream.transformers import attention_of, attentions_of, layer_ind
 from .packing import Segment
 
 NAME = "fastdss_prefix"
-Mover = Callable[
-    [Tensor, Tensor], Tensor
-]  # (rows [H, n, d], k [n]) -> the same rows as they would be k positions later
+# (rows [H, n, d], k [n]) -> the same rows as they would be k positions later
+Mover = Callable[[Tensor, Tensor], Tensor]
 LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the band stays small (a choice)
 # Without cuDNN, which reads masks 16 bytes at a time: rows of other lengths are misaligned addresses (torch 2.11).
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -178,17 +177,23 @@ def _softmax_attention(
     if softcap is None and sinks is None:
         with sdpa_kernel(_SDPA) if q.is_cuda else nullcontext():
             return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    scores = q @ k.transpose(-1, -2) * scaling
+    return softmax_shares(q @ k.transpose(-1, -2) * scaling, mask, softcap, sinks).to(q.dtype) @ v
+
+
+def softmax_shares(scores: Tensor, mask: Tensor | None, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    """What each key contributes, ``[Hkv, groups, n, C]`` in fp32 at least, from the scaled scores.
+
+    mask: additive; ``sinks`` [H]: one more logit for each head, whose value is zero.
+    """
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores + mask
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
-        return torch.softmax(scores, dim=-1, dtype=dtype).to(q.dtype) @ v
-    beside = sinks.to(scores).unflatten(0, q.shape[:2])[:, :, None, None].expand(*scores.shape[:-1], 1)
-    shares = torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]
-    return shares.to(q.dtype) @ v
+        return torch.softmax(scores, dim=-1, dtype=dtype)
+    beside = sinks.to(scores).unflatten(0, scores.shape[:2])[:, :, None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]
 
 
 def prefix_attention(

@@ -11,13 +11,13 @@ same keys:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from .attention import PrefixPlan
+from .attention import PrefixPlan, softmax_shares
 from .packing import Segment
 
 
@@ -32,6 +32,7 @@ class _Sights:
     places: Tensor  # [N], positions of the tokens
     stands: Tensor  # [N, C], positions that the keys stand for
     seen: Tensor  # [N, C], whether a token may see a key, but for windows and chunks
+    masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict)  # by window and chunk
 
     @classmethod
     def of(cls, segments: list[Segment], device: torch.device) -> _Sights:
@@ -52,15 +53,18 @@ class _Sights:
         ]
         return cls(shared, lent, away, places, torch.cat([trunk, moved, own], 1), torch.cat(seen, 1))
 
-    def hidden(self, window: int | None, chunk: int | None) -> Tensor:
-        """``[N, C]``: the keys that a token does not see."""
-        places = self.places[:, None]
-        hidden = ~self.seen
-        if window is not None:
-            hidden = hidden | (places - self.stands >= window)
-        if chunk is not None:
-            hidden = hidden | (self.stands < places // chunk * chunk)
-        return hidden
+    def mask(self, window: int | None, chunk: int | None, like: Tensor) -> Tensor:
+        """Additive mask ``[N, C]``, made once for all layers with this window and chunk."""
+        if (window, chunk) not in self.masks:
+            places = self.places[:, None]
+            hidden = ~self.seen
+            if window is not None:
+                hidden = hidden | (places - self.stands >= window)
+            if chunk is not None:
+                hidden = hidden | (self.stands < places // chunk * chunk)
+            mask = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+            self.masks[window, chunk] = mask
+        return self.masks[window, chunk]
 
 
 def attend_shortcuts(
@@ -86,13 +90,8 @@ def attend_shortcuts(
         )
         grouped = [rows.unflatten(0, (-1, groups)).flatten(1, 2) for rows in (q, plan.move(q, sights.away), q)]
         scores = torch.cat([a @ b.to(exact).transpose(1, 2) for a, b in zip(grouped, keys, strict=True)], 2) * scaling
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.unflatten(1, (groups, -1)).masked_fill(sights.hidden(window, chunk), float("-inf"))
-        if sinks is not None:
-            beside = sinks.to(scores).unflatten(0, scores.shape[:2])[..., None, None].expand(*scores.shape[:-1], 1)
-            scores = torch.cat([scores, beside], -1)
-        shares = torch.softmax(scores, -1)[..., : sights.stands.shape[1]].flatten(1, 2)
+        mask = sights.mask(window, chunk, scores)
+        shares = softmax_shares(scores.unflatten(1, (groups, -1)), mask, softcap, sinks).flatten(1, 2)
         found = shares @ torch.cat(values, 1).to(exact)  # [Hkv, groups * N, dv]
         out[here] = found.unflatten(1, (groups, -1)).flatten(0, 1).transpose(0, 1).to(out.dtype)
     return out[None]

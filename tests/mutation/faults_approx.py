@@ -98,7 +98,13 @@ FAULTS = [
     Fault("shortcuts", SIGHTS, "owner[:, None] == owner", "owner[:, None] >= owner", f"{SHORTCUTS} -k lent_keys"),
     Fault("shortcuts", SIGHTS, "own <= places[:, None]", "own > 0", f"{SHORTCUTS} -k lent_keys"),
     Fault("shortcuts", SIGHTS, "places - self.stands >= window", "self.stands < 0", f"{SHORTCUTS} -k lent_keys"),
-    Fault("shortcuts", SIGHTS, "softcap * torch.tanh(scores / softcap)", "scores", f"{SHORTCUTS} -k lent_keys"),
+    Fault(
+        "shortcuts",
+        "fastdss/prefix/attention.py",
+        "softcap * torch.tanh(scores / softcap)",
+        "scores",
+        f"{SHORTCUTS} -k lent_keys",
+    ),
     Fault("shortcuts", SIGHTS, "rows[:, base:][:, sights.lent]", "rows[:, sights.lent]", f"{SHORTCUTS} -k lent_keys"),
     Fault(
         "shortcuts",

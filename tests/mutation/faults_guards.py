@@ -72,5 +72,5 @@ FAULTS = [
           within="_stretches"),
     Fault("chunks", ATTENTION, "(scale(own) / scale(told)).to(query)[:, None]", "None", KINDS, within="_temperatures"),
     Fault("sinks", ATTENTION, "torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1, dtype=dtype)[..., :-1]",
-          "torch.softmax(scores, dim=-1, dtype=dtype)", KINDS, within="_softmax_attention"),
+          "torch.softmax(scores, dim=-1, dtype=dtype)", KINDS, within="softmax_shares"),
 ]  # fmt: skip

@@ -49,7 +49,7 @@ MASKS_AND_PACKING = [
     Fault("masks", MASKS, "band[:n, offset - start:offset + n]", "band[1:n + 1, offset - start:offset + n]", FP32,
           within="PrefixPlan.band"),
     Fault("attention", MASKS, "softcap * torch.tanh(scores / softcap)", "torch.tanh(scores / softcap)",
-          f"{EXACT} -k 'fp32_scores and gemma2'", within="_softmax_attention"),
+          f"{EXACT} -k 'fp32_scores and gemma2'", within="softmax_shares"),
     Fault("attention", MASKS, "(segment.base, *segment.copies)", "(segment.base,)", FP32, within="attend_in_order"),
     Fault("attention", MASKS,
           "for base in bases:\n    target[:, base:base + source[:, :size].shape[1]] = source[:, :size]",
