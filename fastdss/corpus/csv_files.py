@@ -26,7 +26,9 @@ _NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")
 _SIGN_IN_WORD = re.compile(
     rb"(?<=[A-Za-z\xc0-\xff])[\xa1-\xa9\xac\xae-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf\xd7\xf7](?=[A-Za-z\xc0-\xff])"
 )
-_FOREIGN_WORD = re.compile(rb"[\xa1-\xff]*[\xc0-\xff]{2}[\xa1-\xff]*[\xc0-\xff][\xa1-\xff]+|[\xc0-\xff]{4,}")
+_HIGH_WORD = re.compile(rb"[\xa1-\xff]{4,}")
+_TWO_LETTERS = re.compile(rb"[\xc0-\xff]{2}")
+_LETTER = re.compile(rb"[\xc0-\xff]")
 _ODD = 0.05  # share of odd bytes among those beyond ASCII up to which text counts as Western: a choice
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _NO_ENCODING = "not valid UTF-8: save the file as UTF-8 (iconv -f ITS-ENCODING -t UTF-8)"
@@ -135,8 +137,15 @@ def encoding_of(sample: bytes) -> str:
 def _is_western(sample: bytes) -> bool:
     """Whether bytes beyond ASCII look like Windows-1252. Other code pages have letters where it has signs, and words of
     such bytes alone."""
-    odd = len(_SIGN_IN_WORD.findall(sample)) + sum(len(run) for run in _FOREIGN_WORD.findall(sample))
+    foreign = filter(_is_foreign, _HIGH_WORD.findall(sample))
+    odd = len(_SIGN_IN_WORD.findall(sample)) + sum(map(len, foreign))
     return odd <= _ODD * len(_HIGH.findall(sample))
+
+
+def _is_foreign(word: bytes) -> bool:
+    """Whether bytes beyond ASCII are a word of another code page: two letters, and a third that does not end it."""
+    two = _TWO_LETTERS.search(word)
+    return two is not None and _LETTER.search(word, two.end(), len(word) - 1) is not None
 
 
 def delimiter_of(path: str, header: str) -> str:
