@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.record import fits_columns, known_columns
+from fastdss.chat.record import fits_columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
@@ -74,8 +74,9 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
         encoding = encoding_of(sampled.read(_SAMPLE))
     # Bytes that are invalid in this encoding become surrogates, so that only the row that holds them fails.
     text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
-    # The csv module's limit of a field is lifted: rows.py checks the size of a whole row.
-    limit = csv.field_size_limit(2**31 - 1)
+    # The csv module's limit of a field is lifted, since rows.py checks the size of a whole row. It is one for the whole
+    # process, and is not put back, for another file may be read at the same time.
+    csv.field_size_limit(2**31 - 1)
     try:
         lines = _Lines(path, text)
         first = next(lines, "")
@@ -110,7 +111,6 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
             elif fields:  # an empty line is no record, so it is skipped
                 yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
     finally:
-        csv.field_size_limit(limit)
         text.detach()
 
 
@@ -160,8 +160,8 @@ def delimiter_of(path: str, header: str) -> str:
 
 
 def check_names(path: str, names: list[str]) -> None:
-    """Raise ``ValueError`` where two columns of a known name are equal: other readers may take the other one."""
-    known = known_columns()
+    """Raise ``ValueError`` where two columns have one name: a record keeps one of them, and other readers the other.
+    Spreadsheets have several without a name, which hold nothing."""
     for name in names:
-        if name in known and names.count(name) > 1:
-            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")
+        if name and names.count(name) > 1:
+            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}: rename all but one")
