@@ -191,4 +191,4 @@ bench-gpu: $(VENV)/.dev  ## tests, times and tunes on a GPU, 10 minutes at a tim
 	$(PY) benchmarks/bench_gpu.py
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .oldest .tools build dist site *.egg-info
+	rm -rf $(VENV) .oldest .newest .tools build dist site *.egg-info

@@ -59,7 +59,7 @@ def _matrix(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _has_own_forward(layer: Any) -> bool:
-    """Whether the layer may do more than multiply by its weight. What a quantised layer does besides is dequantising."""
+    """Whether the layer may do more than multiply by its weight; a quantised layer only dequantises besides."""
     return type(layer).forward is not nn.Linear.forward and not bitsandbytes.is_layer(layer)
 
 
