@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdss.errors import UserTypeError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream import peft
 from fastdss.upstream.accelerate import real_forward
 from fastdss.upstream.torch import has_forward_hooks
@@ -23,6 +23,7 @@ from .adapted_head import applied, plain_weight
 from .causal_lm import LMHead, logit_scale_and_softcap
 from .split_params import gather_as_one
 
+_SWAPPED = "_dss_swapped"
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
 
@@ -128,10 +129,14 @@ def _layers(outer: Any) -> list[nn.Module]:
 def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     name = real_forward(layer)
     was_set, before = name in layer.__dict__, layer.__dict__.get(name)
+    if _SWAPPED in layer.__dict__:  # two that end in the wrong order would leave a forward that makes no logits
+        raise UserError("this model's forward with token_weights runs in another thread: expected one at a time")
+    layer.__dict__[_SWAPPED] = True
     layer.__dict__[name] = forward
     try:
         yield
     finally:
+        del layer.__dict__[_SWAPPED]
         if was_set:
             layer.__dict__[name] = before
         else:
