@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from fastdss.errors import UserError
-from fastdss.upstream.transformers import attention_of, attentions_of, layer_index, query_temperature
+from fastdss.upstream.transformers import CACHES, attention_of, attentions_of, layer_index, query_temperature
 
 from .packing import Segment
 
@@ -33,7 +33,7 @@ LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the 
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Arguments that models pass to attention functions and that can be ignored here.
 _NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
-_NEUTRAL |= {"output_router_logits", "return_dict", "past_key_values", "position_embeddings", "logits_to_keep"}
+_NEUTRAL |= {"output_router_logits", "return_dict", "position_embeddings", "logits_to_keep", *CACHES}
 
 
 class KVStore:

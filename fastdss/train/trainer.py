@@ -18,6 +18,7 @@ from fastdss.models.inputs import input_names
 from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
+    CACHES,
     TrainerSeams,
     count_shifted_labels,
     divide_by_items,
@@ -267,7 +268,7 @@ class ShapedTraining(TrainerSeams):
         ``compute_metrics`` gets the label's log-probabilities ``[B, T]`` as predictions: there are no logits.
         """
         self._dss_sums[False] = None
-        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss", "entropy", "correct"]
+        ignore_keys = [*(ignore_keys or CACHES), "ce", "kl", "aux_loss", "entropy", "correct"]
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )

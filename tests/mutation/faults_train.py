@@ -18,6 +18,7 @@ UPSTREAM = "tests/upstream"
 LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forward_columns.py"
 CHECK, CHECKED = "fastdss/train/forward_check.py", "tests/train/test_forward_check.py"
+HEAD, ADAPTED = "fastdss/models/adapted_head.py", "tests/train/test_peft.py"
 PACKING, PACKED = "fastdss/models/packing.py", "tests/models/test_packing.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
@@ -187,6 +188,15 @@ FAULTS = [
           within="length_batches"),
     Fault("batches by length", BATCHING, "[*[fill] * (width - len(row)), *row]", "[*row, *[fill] * (width - len(row))]",
           BATCHED, within="padded_rows"),
+    Fault("head", HEAD, "type(layer).forward is not nn.Linear.forward", "False", f"{ADAPTED} -k forward_of_its_own",
+          within="_has_own_forward"),
+    Fault("head", HEAD, "plain_weight(inner)[0] if _has_own_forward(inner) else base", "base",
+          f"{ADAPTED} -k 'forward_of_its_own and DoRA'", within="_with_lora"),
+    Fault("head", CHECK, "own.requires_grad", "False", f"{CHECKED} -k behind_the_head", within="_fitting"),
+    Fault("head", HEAD, "states is not hidden", "False", f"{ADAPTED} -k cannot_tell", within="matrix_in_use"),
+    Fault("head", "fastdss/models/causal_lm.py", "matrix_in_use(copy_in_use(layer), model.dtype)",
+          "(getattr(layer, 'weight', None), getattr(layer, 'bias', None))", f"{ADAPTED} -k lm_head_is",
+          within="lm_head"),
     Fault("upstream", "fastdss/upstream/peft.py", "layer.scaling[name]", "1.0", f"{UPSTREAM}/test_peft.py -k parts",
           within="_part"),
     Fault("upstream", "fastdss/upstream/peft.py", "active is None or layer.disable_adapters", "active is None",

@@ -273,15 +273,15 @@ def test_models_dispatched_by_accelerate():
     assert disable_dss(model)(**batch).logits is not None
 
 
-class Unscaled(nn.Module):
-    """A causal LM's forward that does something to its logits that no config tells."""
+class Bent(nn.Module):
+    """A head whose logits are no product of the hidden states with a matrix."""
 
     def __init__(self, own):
         super().__init__()
         self.own = own
 
     def forward(self, hidden):
-        return 3 * self.own(hidden)
+        return 3 * self.own(hidden).tanh()
 
 
 def test_errors_say_what_was_expected():
@@ -355,7 +355,7 @@ def test_a_hook_that_changes_what_the_head_is_given_counts():
 def test_unknown_heads_are_refused_and_leave_the_model_alone():
     model = tiny_model()
     original = type(model)
-    model.set_output_embeddings(Unscaled(model.lm_head))
+    model.set_output_embeddings(Bent(model.lm_head))
     with pytest.raises(TypeError, match="head"):
         enable_dss(model)
     assert type(model) is original
