@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastdss.errors import UserTypeError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream import peft
 from fastdss.upstream.accelerate import real_forward
 from fastdss.upstream.torch import has_forward_hooks
@@ -22,6 +22,7 @@ from .adapted_head import applied, matrix_in_use
 from .causal_lm import LMHead, logit_scale_and_softcap
 from .split_params import gather_as_one
 
+_SWAPPED = "_dss_swapped"
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
 
@@ -123,10 +124,14 @@ def _layers(outer: Any) -> list[nn.Module]:
 def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     name = real_forward(layer)
     was_set, before = name in layer.__dict__, layer.__dict__.get(name)
+    if _SWAPPED in layer.__dict__:  # two that end in the wrong order would leave a forward that makes no logits
+        raise UserError("this model's forward with token_weights runs in another thread: expected one at a time")
+    layer.__dict__[_SWAPPED] = True
     layer.__dict__[name] = forward
     try:
         yield
     finally:
+        del layer.__dict__[_SWAPPED]
         if was_set:
             layer.__dict__[name] = before
         else:

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from fastdss.errors import UserError
 from fastdss.models.experts import coefficient
+from fastdss.models.inputs import input_names
 from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
@@ -153,8 +154,9 @@ class ShapedTraining(TrainerSeams):
 
     def kept_columns(self: Any) -> tuple[str, ...]:
         """Columns for the collator. It needs mask and positions even where the model's class takes neither, to find
-        padding and documents."""
-        return ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
+        padding and documents; of the model's other inputs TRL's trainer would keep none."""
+        known = ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
+        return (*known, *sorted(input_names(bare_model(self.model)) - set(known)))
 
     @torch.no_grad()
     def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:

@@ -34,6 +34,22 @@ def test_packed_rows_are_the_rows_alone(name, way):
     assert packing_of(model, lambda **_: pytest.fail("asked again")).way == way
 
 
+def test_a_model_whose_weights_are_whole_only_within_a_call_is_tried_too():
+    """As ZeRO-3 keeps them. Words were counted by the embedding's empty weight, and packing refused."""
+    model = tiny_model("LlamaForCausalLM")
+    embedding = model.get_input_embeddings()
+    whole, empty = embedding.weight.data, embedding.weight.data.new_empty(0)
+
+    def keep(values):
+        embedding.weight.data = values
+
+    enable_dss(model)
+    embedding.register_forward_pre_hook(lambda *_: keep(whole))
+    embedding.register_forward_hook(lambda *_: keep(empty))
+    keep(empty)
+    assert packing_of(model, lambda **inputs: head_states(model, **inputs)).way == "as given"
+
+
 @pytest.mark.parametrize("name", ["MambaForCausalLM", "BloomForCausalLM", "MptForCausalLM", "RwkvForCausalLM"])
 def test_classes_that_read_across_documents_are_refused_by_name(name):
     case = Case(name)
