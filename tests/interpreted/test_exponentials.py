@@ -70,6 +70,17 @@ def test_a_row_whose_guess_was_too_low_is_read_again(gap: float) -> None:
     assert bool((sums[2] <= 2.0**60).all())
 
 
+def test_a_row_whose_guess_was_too_high_is_read_again() -> None:
+    """Label 0 is above all other words by as much as fp32 has no digits for; the first block of row 1, whose label
+    another rank holds, is ruled out, and nothing but words far below it is left."""
+    logits = torch.randn(2, 200)
+    labels = torch.tensor([20, -1])
+    logits[0, 20], logits[1] = 100.0, logits[1] - 200
+    logits[1, :64] = -torch.inf
+    out = torch.full_like(logits, torch.nan)
+    _check(logits.double(), labels, out, _run(logits.clone(), labels, out, 64), 1e-4)
+
+
 def test_impossible_labels_and_tokens() -> None:
     logits = torch.randn(2, 50)
     bias = torch.zeros(50)
@@ -96,6 +107,17 @@ def test_a_softcap_multiplies_what_is_stored_and_not_the_sum() -> None:
     torch.testing.assert_close(rival, without.amax(1), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out / total[:, None], without.softmax(1) * (1 - (z / 5) ** 2), rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(slope, (1 - (z / 5) ** 2).gather(1, labels[:, None])[:, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [30.0, 1e3, 1e6])
+def test_a_wide_softcap_keeps_the_digits_of_small_logits(softcap: float) -> None:
+    """The logits are all but unchanged then: an error of the softcap's size would be one of many nats."""
+    logits = torch.randn(4, 50) * 3
+    z = softcap * torch.tanh(logits.double() / softcap)
+    label_logit, others, *_ = _run(logits, torch.full((4,), 3), None, 16, softcap=softcap)
+    without = z.masked_fill(torch.arange(50) == 3, -torch.inf)
+    torch.testing.assert_close(label_logit.double(), z[:, 3], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(others.double(), without.logsumexp(1), rtol=2e-6, atol=2e-6)
 
 
 def test_a_nan_is_not_hidden() -> None:
