@@ -128,6 +128,26 @@ def test_a_nan_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_returned_may_be_written_to(reduction: str) -> None:
+    """Backward needs none of it, also where no row is left out and nothing was copied."""
+    p = make_problem(9, 16, 17, torch.float32)
+    p = replace(p, labels=p.labels.clamp(min=0), star=p.star.clamp(0.1, 0.9))
+    gradients = []
+    for write in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+        loss = dss_loss(
+            *leaves, p.labels, p.star, ref_logprobs=p.ref_logprobs, backend="triton", reduction=reduction,
+            token_stats=True,
+        )  # fmt: skip
+        for told in (loss.ce, loss.kl, loss.token_ce, loss.token_kl, loss.token_entropy):
+            assert told is not None
+            told.mul_(0 if write else 1)
+        gradients.append(torch.autograd.grad(loss.loss.sum(), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("chunk_bytes", [None, 4 * 1024 * 3], ids=["kept", "chunks"])
 def test_the_loss_on_it(reduction: str, chunk_bytes: int | None) -> None:
     problem = make_problem(17, 24, 1000, torch.float32)
