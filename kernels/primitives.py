@@ -21,21 +21,21 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 @triton.jit
-def tanh(x):
-    """tanh(x) from one exponential, which cannot overflow; its absolute error is that of one rounding.
-
-    Written out because Triton's interpreter has no libdevice.
-    """
-    decay = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - decay) / (1.0 + decay)
-    return tl.where(x < 0, -size, size)
+def expm1(x):
+    """exp(x) - 1 without cancellation near 0 (series up to x^6, relative error below 4e-12 for |x| < 0.05)."""
+    series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720)))))
+    return tl.where(tl.abs(x) < 0.05, series, tl.exp(x) - 1.0)
 
 
 @triton.jit
-def expm1(x):
-    """exp(x) - 1 without cancellation near 0 (series up to x^6, relative error below 2e-9 for |x| < 0.05)."""
-    series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720)))))
-    return tl.where(tl.abs(x) < 0.05, series, tl.exp(x) - 1.0)
+def tanh(x):
+    """tanh(x) from one exponential, which cannot overflow, with a relative error of about 1e-6 in fp32.
+
+    Written out because Triton's interpreter has no libdevice.
+    """
+    double = -2.0 * tl.abs(x)
+    size = -expm1(double) / (1.0 + tl.exp(double))
+    return tl.where(x < 0, -size, size)
 
 
 @triton.jit

@@ -33,13 +33,15 @@ def log1p_of_unit(x):
 @triton.jit
 def row_terms_fwd_kernel(
     label_logit_ptr, others_ptr, total_ptr, cap_slope_ptr, mean_logit_ptr,
-    entropy_ptr, rival_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, out_ptr, rows, vocab_size,
-    KL: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    entropy_ptr, rival_ptr, label_ptr, ce_weight_ptr, kl_weight_ptr, ref_logprob_ptr, beta_ptr, term_ptr, factor_ptr,
+    rows, vocab_size,
+    KL: tl.constexpr, DFT: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, SCALE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Write the terms of BLOCK_ROWS rows. KL: the number of the form, 0 for none.
 
-    out_ptr: [7, rows]: CE, KL, weighted CE, weighted KL, v, dZ at the label, C. With entropy_ptr [9, rows]: also the
-    entropy, and 1 where the label is the likeliest word.
+    term_ptr: [4, rows]: CE, KL, the first term and the KL with their weights. With entropy_ptr [6, rows]: also the
+    entropy, and 1 where the label is the likeliest word. factor_ptr: [3, rows]: v, dZ at the label, C.
     """
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
     inside = lanes < rows
@@ -58,24 +60,32 @@ def row_terms_fwd_kernel(
     hit = tl.where(distance > 0.0, small, 1.0) / (1.0 + small)
     unit = miss / tl.where(total < TINY, TINY, total)
     ce = nll
-    prob = weight
     kl_value = tl.zeros((BLOCK_ROWS,), tl.float32)
     dead = weight == 0.0
+    if DFT:
+        weight = tl.where(dead, 0.0, weight * hit)
+    prob = weight
+    if beta_ptr is not None:
+        beta = tl.load(beta_ptr + lanes, mask=inside, other=1.0)
+        below = beta * (nll + tl.load(ref_logprob_ptr + lanes, mask=inside, other=0.0))
+        less = tl.exp(-tl.abs(below))
+        prob = tl.where(dead, 0.0, 2.0 * weight * tl.where(below > 0.0, 1.0, less) / (1.0 + less))
+        bounded = (tl.where(below > 0.0, below, 0.0) + log1p_of_unit(less)) * 2.0 / beta
     if kl_weight_ptr is not None:
         kl_weight = tl.load(kl_weight_ptr + lanes, mask=inside, other=0.0)
         dead = dead & (kl_weight == 0.0)
         if KL != 0:
             ref_logprob = tl.load(ref_logprob_ptr + lanes, mask=inside, other=0.0)
             kl_value, slope = label_kl(nll, ref_logprob, kl_weight, KL)
-            prob = weight - kl_weight * slope
-        tl.store(out_ptr + 3 * rows + lanes, tl.where(kl_weight == 0.0, 0.0, kl_weight * kl_value), mask=inside)
+            prob -= kl_weight * slope
+        tl.store(term_ptr + 3 * rows + lanes, tl.where(kl_weight == 0.0, 0.0, kl_weight * kl_value), mask=inside)
     at_label = -prob * miss
     if SMOOTHING != 0.0 or Z_LOSS != 0.0:
         lse = tl.where(distance > 0.0, others + soft, label_logit + nll)
         if SMOOTHING != 0.0:
             mean_logit = tl.load(mean_logit_ptr + lanes, mask=inside, other=0.0)
             ce = (1.0 - SMOOTHING) * nll + SMOOTHING * (lse - mean_logit)
-            tl.store(out_ptr + 6 * rows + lanes, weight * (-SMOOTHING * SCALE / vocab_size), mask=inside)
+            tl.store(factor_ptr + 2 * rows + lanes, weight * (-SMOOTHING * SCALE / vocab_size), mask=inside)
         ce += Z_LOSS * lse * lse
         more = weight * (2.0 * Z_LOSS * lse)
         prob += more
@@ -85,16 +95,19 @@ def row_terms_fwd_kernel(
         rival = tl.load(rival_ptr + lanes, mask=inside, other=0.0)
         away = miss * (others_entropy + tl.where(distance > 0.0, 0.0, -distance) + soft)
         entropy = tl.where(miss == 0.0, 0.0, away) + tl.where(hit == 0.0, 0.0, hit * nll)
-        tl.store(out_ptr + 7 * rows + lanes, tl.where(dead, 0.0, entropy), mask=inside)
+        tl.store(term_ptr + 4 * rows + lanes, tl.where(dead, 0.0, entropy), mask=inside)
         correct = (label_logit > rival) & ~dead
-        tl.store(out_ptr + 8 * rows + lanes, correct.to(tl.float32), mask=inside)
+        tl.store(term_ptr + 5 * rows + lanes, correct.to(tl.float32), mask=inside)
     if cap_slope_ptr is not None:
         at_label *= tl.load(cap_slope_ptr + lanes, mask=inside, other=0.0)
-    tl.store(out_ptr + lanes, tl.where(dead, 0.0, ce), mask=inside)
-    tl.store(out_ptr + rows + lanes, kl_value, mask=inside)
-    tl.store(out_ptr + 2 * rows + lanes, tl.where(weight == 0.0, 0.0, weight * ce), mask=inside)
-    tl.store(out_ptr + 4 * rows + lanes, tl.where(dead, 0.0, prob * unit * SCALE), mask=inside)
-    tl.store(out_ptr + 5 * rows + lanes, tl.where(dead, 0.0, at_label * SCALE), mask=inside)
+    first = ce
+    if beta_ptr is not None:
+        first = bounded
+    tl.store(term_ptr + lanes, tl.where(dead, 0.0, ce), mask=inside)
+    tl.store(term_ptr + rows + lanes, kl_value, mask=inside)
+    tl.store(term_ptr + 2 * rows + lanes, tl.where(weight == 0.0, 0.0, weight * first), mask=inside)
+    tl.store(factor_ptr + lanes, tl.where(dead, 0.0, prob * unit * SCALE), mask=inside)
+    tl.store(factor_ptr + rows + lanes, tl.where(dead, 0.0, at_label * SCALE), mask=inside)
 
 
 class RowTerms(NamedTuple):
@@ -102,7 +115,7 @@ class RowTerms(NamedTuple):
 
     ce: Tensor
     kl: Tensor
-    weighted_ce: Tensor
+    weighted_ce: Tensor  # the first term with its weight
     weighted_kl: Tensor | None
     row: Tensor  # v
     label: Tensor  # dZ_y
@@ -122,27 +135,31 @@ def launch_row_terms_fwd(
     ce_weight: Tensor,
     kl_weight: Tensor | None,
     ref_logprobs: Tensor | None,
+    csft_beta: Tensor | None = None,
     *,
     vocab_size: int,
     kl_code: int,
+    dft: bool = False,
     label_smoothing: float,
     z_loss: float,
     logit_scale: float,
 ) -> RowTerms:
     """The terms of n rows. All tensors are [n] fp32, except labels: int64, counted over the whole vocabulary.
 
-    kl_code: the number of the KL form, 0 for none.
+    kl_code: the number of the KL form, 0 for none. csft_beta, dft: as in ``Objective`` and ``RowInputs``.
     """
     rows = others.shape[0]
-    made = others.new_empty((7 if entropy is None else 9, rows))
+    # Two tensors: users may write to the terms, while backward needs the factors as they are.
+    terms, factors = others.new_empty((4 if entropy is None else 6, rows)), others.new_empty((3, rows))
     if rows:
         with on_device_of(others):
             row_terms_fwd_kernel[(triton.cdiv(rows, BLOCK_ROWS),)](
                 label_logit, others, total, cap_slope, mean_logit, entropy, rival, labels, ce_weight, kl_weight,
-                ref_logprobs, made, rows, vocab_size, kl_code, label_smoothing, z_loss, logit_scale,
+                ref_logprobs, csft_beta, terms, factors, rows, vocab_size, kl_code, dft, label_smoothing, z_loss,
+                logit_scale,
                 BLOCK_ROWS=BLOCK_ROWS, num_warps=4,
             )  # fmt: skip
-    ce, kl, weighted_ce, weighted_kl, row, label, const = made[:7].unbind()
-    token_stats = None if entropy is None else made[7:]
+    (ce, kl, weighted_ce, weighted_kl), (row, label, const) = terms[:4].unbind(), factors.unbind()
+    token_stats = None if entropy is None else terms[4:]
     weighted_kl, const = None if kl_weight is None else weighted_kl, const if label_smoothing else None
     return RowTerms(ce, kl, weighted_ce, weighted_kl, row, label, const, token_stats)

@@ -176,7 +176,8 @@ def combined(
     nll, miss = F.softplus(distance, threshold=40.0), distance.sigmoid()
     unit = miss / sums.total.clamp(min=torch.finfo(miss.dtype).tiny)
     if shard.group is not None:
-        unit = unit * (sums.others - others).exp()
+        share = (sums.others - others).exp()  # of this rank among the other words; no share if all are ruled out
+        unit = unit * share.masked_fill(others == -math.inf, 0)
     lse = None
     if o.z_loss or o.label_smoothing:  # logaddexp of the two, starting from the larger one: the other may be -inf
         lse = torch.where(distance > 0, others + F.softplus(-distance, threshold=40.0), label_logit + nll)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -15,8 +16,30 @@ from fastdss.upstream.torch import has_amx, multiplies_bf16
 UPCAST_ROWS = 4096
 
 
-@contextmanager
-def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
+class _Bf16Products:
+    """A context with PyTorch's setting of the process on, from the first thread that enters to the last that leaves."""
+
+    def __init__(self) -> None:
+        self._settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stub does not declare it
+        self._lock, self._within, self._before = Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._before, self._settings.fp32_precision = self._settings.fp32_precision, "bf16"
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self._settings.fp32_precision = self._before
+
+
+_BF16 = _Bf16Products()
+
+
+def bf16_factors(dtype: torch.dtype) -> AbstractContextManager[None]:
     """Within the context a CPU may multiply fp32 tensors in bf16, with fp32 sums and results, if ``dtype`` is bf16.
 
     For fp32 tensors that hold bf16 values, which lose nothing when oneDNN rounds them to bf16. oneDNN does so only
@@ -24,16 +47,7 @@ def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
     (1024 x 576 x 49152, Zen 4, one thread). The setting belongs to the process: while the context lasts, fp32 products
     of other threads are subject to it too.
     """
-    if dtype != torch.bfloat16 or not multiplies_bf16():
-        yield
-        return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stub does not declare it
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    return _BF16 if dtype == torch.bfloat16 and multiplies_bf16() else nullcontext()
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool = False) -> None:

@@ -51,9 +51,20 @@ def test_scaled_rows(chip: str, label: bool) -> None:
 @pytest.mark.parametrize("chip", TARGETS)
 @pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_row_terms(chip: str, kind: int) -> None:
-    given = ("label_logit", "others", "total", "cap_slope", "mean_logit", "entropy", "rival", "ce_weight", "out")
+    given = (
+        "label_logit",
+        "others",
+        "total",
+        "cap_slope",
+        "mean_logit",
+        "entropy",
+        "rival",
+        "ce_weight",
+        "term",
+        "factor",
+    )
     arguments: dict[str, str | None] = {f"{name}_ptr": "*fp32" for name in given}
     arguments |= {f"{name}_ptr": "*fp32" if kind else None for name in ("kl_weight", "ref_logprob")}
-    arguments |= {"label_ptr": "*i64", "rows": "i32", "vocab_size": "i32"}
-    constants = {"KL": kind, "SMOOTHING": 0.1, "Z_LOSS": 1e-3, "SCALE": 0.5, "BLOCK_ROWS": BLOCK_ROWS}
+    arguments |= {"label_ptr": "*i64", "beta_ptr": "*fp32" if kind == 2 else None, "rows": "i32", "vocab_size": "i32"}
+    constants = {"KL": kind, "DFT": kind == 3, "SMOOTHING": 0.1, "Z_LOSS": 1e-3, "SCALE": 0.5, "BLOCK_ROWS": BLOCK_ROWS}
     _check(compile_kernel(row_terms_fwd_kernel, chip, arguments, constants, num_warps=4), chip)

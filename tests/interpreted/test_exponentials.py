@@ -70,6 +70,17 @@ def test_a_row_whose_guess_was_too_low_is_read_again(gap: float) -> None:
     assert bool((sums[2] <= 2.0**60).all())
 
 
+def test_a_row_whose_guess_was_too_high_is_read_again() -> None:
+    """Label 0 is above all other words by as much as fp32 has no digits for; the first block of row 1, whose label
+    another rank holds, is ruled out, and nothing but words far below it is left."""
+    logits = torch.randn(2, 200)
+    labels = torch.tensor([20, -1])
+    logits[0, 20], logits[1] = 100.0, logits[1] - 200
+    logits[1, :64] = -torch.inf
+    out = torch.full_like(logits, torch.nan)
+    _check(logits.double(), labels, out, _run(logits.clone(), labels, out, 64), 1e-4)
+
+
 def test_impossible_labels_and_tokens() -> None:
     logits = torch.randn(2, 50)
     bias = torch.zeros(50)
@@ -98,11 +109,42 @@ def test_a_softcap_multiplies_what_is_stored_and_not_the_sum() -> None:
     torch.testing.assert_close(slope, (1 - (z / 5) ** 2).gather(1, labels[:, None])[:, 0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("softcap", [30.0, 1e3, 1e6])
+def test_a_wide_softcap_keeps_the_digits_of_small_logits(softcap: float) -> None:
+    """The logits are all but unchanged then: an error of the softcap's size would be one of many nats."""
+    logits = torch.randn(4, 50) * 3
+    z = softcap * torch.tanh(logits.double() / softcap)
+    label_logit, others, *_ = _run(logits, torch.full((4,), 3), None, 16, softcap=softcap)
+    without = z.masked_fill(torch.arange(50) == 3, -torch.inf)
+    torch.testing.assert_close(label_logit.double(), z[:, 3], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(others.double(), without.logsumexp(1), rtol=2e-6, atol=2e-6)
+
+
 def test_a_nan_is_not_hidden() -> None:
     logits = torch.randn(2, 40)
     logits[0, 20] = torch.nan
     _, others, *_ = _run(logits, torch.tensor([1, 1]), torch.empty_like(logits), 16)
     assert others.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_returned_may_be_written_to(reduction: str) -> None:
+    """Backward needs none of it, also where no row is left out and nothing was copied."""
+    p = make_problem(9, 16, 17, torch.float32)
+    p = replace(p, labels=p.labels.clamp(min=0), star=p.star.clamp(0.1, 0.9))
+    gradients = []
+    for write in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head)]
+        loss = dss_loss(
+            *leaves, p.labels, p.star, ref_logprobs=p.ref_logprobs, backend="triton", reduction=reduction,
+            token_stats=True,
+        )  # fmt: skip
+        for told in (loss.ce, loss.kl, loss.token_ce, loss.token_kl, loss.token_entropy):
+            assert told is not None
+            told.mul_(0 if write else 1)
+        gradients.append(torch.autograd.grad(loss.loss.sum(), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[1])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -192,15 +192,22 @@ def test_impossible_words_and_labels() -> None:
     assert bool(made.total.isfinite().all())
 
 
-def test_a_label_far_above_the_rest_leaves_nothing() -> None:
-    x, head, labels = problem(7, 24, 67)
-    labels = labels.clamp(0, 66)
-    bias = torch.zeros(67)
-    bias[labels[0]] = 300.0
+def test_a_row_whose_guess_was_too_high_runs_again() -> None:
+    """A label far above all other words; and, where another rank holds the label, a ruled-out word as the guess, with
+    nothing but words far below it."""
+    x, head, labels = problem(33, 48, 130)
+    x[4] = 0  # its label is 0
+    bias = torch.zeros(130)
+    bias[0] = 300.0
+    Made(x, head, labels, bias=bias).check(x.double() @ head.double().T + bias.double())
+    bias -= 200
+    bias[0] = -torch.inf
+    labels[:4] = torch.tensor([-1, -7, 3, -1])
     made = Made(x, head, labels, bias=bias)
-    assert made.total[0] == 0
-    assert made.others[0] == -torch.inf
-    assert not made.out[0].any()
+    without = (x.double() @ head.double().T + bias.double()).masked_fill(
+        torch.arange(130) == labels[:, None], -torch.inf
+    )
+    torch.testing.assert_close(made.others[:4].double(), without[:4].logsumexp(1), rtol=1e-6, atol=5e-5)
 
 
 def test_a_nan_is_not_hidden() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fastdss.kernels.row_terms import launch_row_terms_fwd
@@ -61,6 +63,32 @@ def test_terms_and_factors(kind: str, z_loss: float, smoothing: float) -> None:
     assert torch.equal(made.token_stats[1] == 1, (label_logit > rival) & ~dead)
     if smoothing:
         torch.testing.assert_close(made.const.double(), -weight.double() * smoothing * scale / words, **near)
+
+
+def test_first_terms_that_change_their_weight() -> None:
+    """Times the label's own probability (dft), or bounded by the reference (csft). A label of probability 0 in fp32 is
+    no row without weight: its cross-entropy is reported, and an infinite one counts 0 * inf = 0."""
+    distance = torch.tensor([-30.0, -0.3, 2.0, 60.0, 3000.0, torch.inf])
+    others, label_logit = distance.clamp(max=1e4), (-distance).clamp(max=0).where(distance.isinf(), torch.zeros(6))
+    weight, ref, beta = torch.linspace(0.2, 1, 6), -torch.linspace(0, 9, 6), torch.linspace(0.05, 2, 6)
+    given: dict[str, Any] = {"vocab_size": 9, "kl_code": 0, "label_smoothing": 0.0, "z_loss": 0.0, "logit_scale": 1.0}
+    sums = label_logit, others, torch.ones(6), None, torch.zeros(6), others, None
+    nll, miss = distance.double().clamp(min=0) + (-distance.double().abs()).exp().log1p(), distance.double().sigmoid()
+    rows = torch.zeros(6, dtype=torch.int64), weight, None
+    dft, plain = launch_row_terms_fwd(*sums, *rows, None, dft=True, **given), weight.double() * (-nll).exp()
+    bounded = launch_row_terms_fwd(*sums, *rows, ref, beta, **given)
+    below = beta.double() * (nll + ref.double())
+    expected = [
+        (plain * nll).nan_to_num(nan=0.0),
+        2 / beta.double() * weight.double() * torch.logaddexp(below, torch.zeros_like(below)),
+    ]
+    slopes = [plain, weight.double() * 2 * below.sigmoid()]
+    for made, value, slope in zip((dft, bounded), expected, slopes, strict=True):
+        torch.testing.assert_close(made.ce.double(), nll, rtol=2e-6, atol=1e-30)
+        torch.testing.assert_close(made.weighted_ce.double(), value, rtol=2e-5, atol=1e-30)
+        torch.testing.assert_close(made.row.double(), slope * miss, rtol=2e-5, atol=1e-30)
+        torch.testing.assert_close(made.label.double(), -slope * miss, rtol=2e-5, atol=1e-30)
+    assert (dft.token_stats[1] == 1).tolist() == [True, True, False, False, False, False]
 
 
 def test_a_certain_label_keeps_its_digits() -> None:

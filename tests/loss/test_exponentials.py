@@ -220,6 +220,13 @@ def test_the_setting_of_bf16_factors_is_given_back(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyError), gemm.bf16_factors(torch.bfloat16):
         raise KeyError
     assert settings.fp32_precision == before
+    first, second = (gemm.bf16_factors(torch.bfloat16) for _ in range(2))  # of two threads, neither within the other
+    for context in (first, second):
+        context.__enter__()
+    first.__exit__(None, None, None)
+    assert settings.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert settings.fp32_precision == before
     for dtype in (torch.float16, torch.float32, torch.float64):
         with gemm.bf16_factors(dtype):
             assert settings.fp32_precision == before

@@ -168,6 +168,21 @@ def test_certain_and_impossible_labels(gap: float) -> None:
         torch.testing.assert_close(one.double(), true, rtol=1e-4, atol=1e-30)
 
 
+@pytest.mark.parametrize("grad_tol", [None, 1e-9])  # the latter takes the ops, which keep no exponentials
+def test_a_label_that_a_bias_rules_out_weighs_nothing(grad_tol: float | None) -> None:
+    """p log p goes to 0 with p, where 0 times infinity is NaN."""
+    p = make_problem(7, 8, 11, torch.float64)
+    bias, labels = torch.zeros(11).double(), torch.tensor([4, 1, 4, 2, 3, 5, 6])
+    bias[4] = -torch.inf
+    hidden = p.hidden.clone().requires_grad_()
+    loss = weighted_ce(hidden, p.lm_head, labels, bias=bias, dft=True, reduction="sum", grad_tol=grad_tol)
+    counted = labels != 4
+    plain = weighted_ce(hidden[counted], p.lm_head, labels[counted], bias=bias, dft=True, reduction="sum")
+    assert_tokens_close(loss.detach(), plain.detach(), precision=torch.float64)
+    (got,), (expected,) = (torch.autograd.grad(value, hidden) for value in (loss, plain))
+    assert_gradient_close(got, expected, precision=torch.float64)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_other_ways(reduction: str) -> None:
     """main_grad, columns left out, all rows, bf16 that is kept, torch.compile, and what is told of tokens."""

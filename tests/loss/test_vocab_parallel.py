@@ -116,6 +116,25 @@ def _masked_slice(rank: int, backend: str) -> None:
             assert_gradient_close(d_head, expected[2].double(), precision=dtype)
 
 
+def _nothing_but_the_label(rank: int, backend: str) -> None:
+    """A bias of -inf leaves one word, which is every label: no other word has a share, and 0 times it is 0."""
+    p = make_problem(17, 24, 68, torch.float64)
+    alone = torch.full((68,), -torch.inf).double()
+    alone[40] = 0
+    mine = slice(rank * 34, (rank + 1) * 34)
+    leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head[mine])]
+    here: dict[str, Any] = {"bias": alone[mine], "backend": backend, "group": dist.group.WORLD}
+    loss = weighted_ce(*leaves, torch.full((17,), 40), z_loss=1e-3, **here)
+    hidden, word = p.hidden.double().requires_grad_(), p.lm_head[40].double().requires_grad_()
+    plain = 1e-3 * (hidden @ word).square().mean()  # the log-partition is the one logit
+    d_hidden, d_word = torch.autograd.grad(plain, (hidden, word))
+    expected = torch.zeros(68, 24).double().index_copy_(0, torch.tensor([40]), d_word[None])
+    assert_tokens_close(loss.detach(), plain.detach(), precision=torch.float64)
+    got = torch.autograd.grad(loss, leaves)
+    assert_gradient_close(got[0], d_hidden, precision=torch.float64)
+    torch.testing.assert_close(got[1], expected[mine], rtol=1e-10, atol=1e-12)
+
+
 def _unequal_shares(rank: int) -> None:
     """As DTensor splits a vocabulary that the ranks do not divide: label 40 would mean another word on each rank."""
     p = make_problem(17, 24, 67, torch.float64)
@@ -160,6 +179,7 @@ def _fsdp2(rank: int) -> None:
 def vocabulary(rank: int, backend: str) -> None:
     _split_vocabulary(rank, backend)
     _masked_slice(rank, backend)
+    _nothing_but_the_label(rank, backend)
     _tangent(rank, backend)
     _first_terms(rank, backend)
     here: dict[str, Any] = {"backend": backend, "group": dist.group.WORLD, "rank": rank, "ranks": RANKS}

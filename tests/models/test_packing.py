@@ -71,9 +71,9 @@ def test_classes_that_read_across_documents_are_refused_by_name(name):
 )
 def test_what_only_a_long_document_reads_of_the_others_is_noticed(name, settings):
     """A short second document hid it: DeepSeek V4 compresses blocks that are counted from the row's beginning."""
-    model = enable_dss(tiny_model(name, max_position_embeddings=1024, **settings))
-    with pytest.raises(UserError, match=f"{name} cannot keep the documents of a packed row apart"):
-        check_packing(model)
+    # With transformers 5.17 Doge's tokens even see later ones, which is refused earlier.
+    with pytest.raises(UserError, match=f"{name} (cannot keep the documents of a packed row apart|is no causal LM)"):
+        check_packing(enable_dss(tiny_model(name, max_position_embeddings=1024, **settings)))
 
 
 @pytest.mark.parametrize(("leak", "kept"), [(0.0, True), (1.0, False)])
