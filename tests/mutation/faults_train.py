@@ -216,7 +216,7 @@ FAULTS = [
           "csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)",
           "csv.reader(lines, delimiter=delimiter, skipinitialspace=blanks)", f"{READERS} -k record_of_csv",
           within="read_csv"),
-    Fault("readers", f"{CORPUS}/csv_files.py", "name in known and names.count(name) > 1", "False",
+    Fault("readers", f"{CORPUS}/csv_files.py", "is_known(name) and names.count(name) > 1", "False",
           f"{READERS} -k two_columns", within="check_names"),
     Fault("readers", f"{CORPUS}/csv_files.py", "self.size >= _LONGEST_RECORD", "not self.file",
           f"{READERS} -k never_closed", within="_Lines.__next__"),
