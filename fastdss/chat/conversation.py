@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from fastdss.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")  # those that chat templates know
 WHICH_TURNS = ("last", "all")
-_THINKING = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*", re.DOTALL)
+THINK_TAGS = ("<think>", "</think>")
 
 Message = dict[str, Any]
 
@@ -83,8 +82,11 @@ class Turn:
     @cached_property
     def thinking(self) -> tuple[str, int]:
         """The text of a leading ``<think>`` block, which may be empty, and where the rest of ``content`` begins."""
-        found = _THINKING.match(self.content) if self.role == "assistant" and not self.reasoning else None
-        return (found[1], found.end()) if found is not None else ("", 0)
+        begun, (opening, closing) = self.content.lstrip(), THINK_TAGS
+        if self.role != "assistant" or self.reasoning or not begun.startswith(opening):
+            return "", 0
+        thought, closed, rest = begun.removeprefix(opening).partition(closing)
+        return (thought.strip(), len(self.content) - len(rest.lstrip())) if closed else ("", 0)
 
     @cached_property
     def answer(self) -> Answer:
@@ -101,7 +103,8 @@ class Turn:
             rest = -len(text)
             text += self.content
         elif thought:
-            parts.append(Part("reasoning", thought, self.content.index(thought)))
+            begin = self.content.index(thought, self.content.index(THINK_TAGS[0]) + len(THINK_TAGS[0]))
+            parts.append(Part("reasoning", thought, begin))
         if self.content[max(rest, 0) :]:
             parts.append(Part("content", self.content[max(rest, 0) :], abs(rest)))
         said = len(text)

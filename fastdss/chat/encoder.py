@@ -181,11 +181,15 @@ class ChatEncoder:
         while any(sentinel in message["content"] for message in history):
             sentinel += "Q" * len(sentinel)
         chat = [*history, {"role": "assistant", "content": sentinel}]
-        (text,), mark = self._rendered([chat], False, "")
-        head, found, tail = text.replace(mark or "", "").rpartition(sentinel)
+        head, found, tail = self.shown(chat, generation_prompt=False).rpartition(sentinel)
         if not found:
             raise UserError("the chat template drops or rewrites the last assistant turn")
         return head, tail
+
+    def shown(self, conversation: Conversation, *, generation_prompt: bool) -> str:
+        """The text whose tokens ``encode`` gives, without the marks that break control strings in content."""
+        (text,), mark = self._rendered([conversation], generation_prompt, "")
+        return text.replace(mark, "") if mark else text
 
     def is_control(self, index: int) -> bool:
         """Whether a token id is one that only the template may write."""

@@ -74,7 +74,8 @@ def _goes_on(before: Turn, turn: Turn, message: Mapping[str, Any]) -> bool:
     """Whether a message that is a call (ms-swift's ``tool_call``) belongs to the assistant's turn before it: a policy
     writes text and calls, and calls in parallel, without an end of turn between them."""
     role = next(str(message[key]).strip().lower() for key in ROLE_KEYS if message.get(key) is not None)
-    return role in CALL_ROLES and before.role == "assistant" and before.train == turn.train
+    says_more = turn.content or turn.reasoning
+    return role in CALL_ROLES and not says_more and before.role == "assistant" and before.train == turn.train
 
 
 def _take_tools(record: Record, message: Mapping[str, Any]) -> set[str]:

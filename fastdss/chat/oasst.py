@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .turns import is_missing
+
 _COLUMNS = {"message_id", "parent_id", "text", "role"}
 LARGEST_TREE = 10_000  # messages of a tree, far more than any of OpenAssistant's has: a limit for broken input
+TOO_MANY = f"its tree has more than {LARGEST_TREE} messages"
+_REPEATED = "its message_id is that of a message before it"
+_ALONE = "it answers a message that is not beside it: the rows of a tree must stand together"
 
 
 def is_message(record: Mapping[str, Any]) -> bool:
@@ -40,16 +45,29 @@ class TreeNames:
         return self.root
 
 
-def is_orphan(record: Mapping[str, Any], known: set[Any]) -> bool:
-    """Whether a message answers one that is not among ``known``: without it, nobody knows what was asked."""
-    return bool(record["parent_id"]) and record["parent_id"] not in known
+def strays(rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """For each of the rows of one tree why no path can hold it, None where one does. What answers a message that is
+    missing, and all that was said after it, is in none: nobody knows what was asked."""
+    first = {row["message_id"]: index for index, row in reversed(list(enumerate(rows)))}
+    children: dict[Any, list[Any]] = {}
+    for name, index in first.items():
+        children.setdefault(_parent(rows[index]), []).append(name)
+    reached, ahead = set(), [None]
+    while ahead:
+        answers = children.get(ahead.pop(), [])
+        reached.update(answers)
+        ahead += answers
+    return [
+        _REPEATED if first[row["message_id"]] != index else None if row["message_id"] in reached else _ALONE
+        for index, row in enumerate(rows)
+    ]
 
 
 def paths_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Records that ``formats`` reads, one for each path through the messages of one tree, none of them an orphan."""
+    """Records that ``formats`` reads, one for each path through the messages of one tree, none of them a stray."""
     children: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
-        children.setdefault(row["parent_id"] or None, []).append(row)
+        children.setdefault(_parent(row), []).append(row)
     yield from _paths(lambda row: children.get(None if row is None else row["message_id"], []))
 
 
@@ -65,8 +83,7 @@ def _paths(children: Any) -> Iterator[dict[str, Any]]:
     stack: list[list[Mapping[str, Any]]] = [[row] for row in reversed(list(_ranked(children(None))))]
     while stack:
         path = stack.pop()
-        ended = len(path) > LARGEST_TREE or path[-1].get("deleted")
-        after = [] if ended else list(_ranked(children(path[-1])))
+        after = [] if path[-1].get("deleted") else list(_ranked(children(path[-1])))
         if after:
             stack += [[*path, row] for row in reversed(after)]
             continue
@@ -80,6 +97,11 @@ def _paths(children: Any) -> Iterator[dict[str, Any]]:
         answers = [turn for turn in turns if turn["role"] != "prompter"]
         if len(path) == 1 or path[-1].get("deleted") or any("train" not in turn for turn in answers):
             yield {"oasst_path": turns, "id": path[-1].get("message_id"), "lang": path[0].get("lang")}
+
+
+def _parent(row: Mapping[str, Any]) -> Any:
+    """The ``parent_id``, None for the first message of a tree."""
+    return None if is_missing(row["parent_id"]) else row["parent_id"] or None
 
 
 def _ranked(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -8,20 +8,14 @@ pairs of tags. The text that was judged stays as it is: the parts of a turn poin
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from .conversation import Answer, Call, Conversation, Part, Turn
 
-THINK_TAGS = ("<think>", "</think>")
 CALL_TAGS = ("<tool_call>", "</tool_call>")
-RESULT_TAG = "<tool_response>"
-_BLOCK = r"\s*<tool_call>(?:(?!</?tool_call>).)*</tool_call>"
-_CALLS = re.compile(rf"(?:(?!<tool_call>).)*?(?P<blocks>(?:{_BLOCK})+)\s*", re.DOTALL)
-_OBJECT = re.compile(r"<tool_call>\s*(?P<object>\{.*?\})\s*</tool_call>", re.DOTALL)
-_RESULT = re.compile(r"\s*<tool_response>\s*(?P<result>(?:(?!</?tool_response>).)*?)\s*</tool_response>\s*", re.DOTALL)
+RESULT_TAGS = ("<tool_response>", "</tool_response>")
 _DECODER = json.JSONDecoder()
 
 
@@ -34,37 +28,34 @@ def in_own_forms(conversation: Conversation, *, calls: bool, results: bool) -> C
 
 def with_calls(turn: Turn) -> Turn:
     """The turn with the calls that end its text as calls; as it is where it spells none, or one that is no JSON."""
-    found = _CALLS.fullmatch(turn.content) if turn.role == "assistant" else None
-    if found is None or turn.calls or turn.untrained:
+    said, opening, _ = turn.content.partition(CALL_TAGS[0])
+    if not opening or turn.role != "assistant" or turn.calls or turn.untrained:
         return turn
     shift = len(turn.answer.text) - len(turn.content)  # reasoning in a field of its own stands before the content
     calls, parts = [], []
     try:
-        for block in re.finditer(_BLOCK, found["blocks"], re.DOTALL):
-            spelled = _OBJECT.fullmatch(block[0].strip())
-            if spelled is None:
-                return turn
-            begin = found.start("blocks") + block.end() - len(block[0].lstrip()) + spelled.start("object")
-            json.loads(spelled["object"])  # refuses what is no JSON
-            members = {key: (value, *span) for key, value, *span in _members(spelled["object"])}
+        for begin, spelled in _objects(turn.content, len(said)):
+            json.loads(spelled)  # refuses what is no JSON
+            members = {key: (value, *span) for key, value, *span in _members(spelled)}
             (name, at, end), (arguments, first, last) = members["name"], members["arguments"]
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 return turn
             calls.append(Call(name, arguments))
-            parts.append(Part("name", spelled["object"][at + 1 : end - 1], shift + begin + at + 1))
-            parts.append(Part("arguments", spelled["object"][first:last], shift + begin + first))
+            parts.append(Part("name", spelled[at + 1 : end - 1], shift + begin + at + 1))
+            parts.append(Part("arguments", spelled[first:last], shift + begin + first))
     except (ValueError, KeyError, IndexError, RecursionError):
         return turn
-    before = replace(turn, content=turn.content[: found.start("blocks")])
-    said = shift + len(before.content)
-    answer = Answer(turn.answer.text, [*before.answer.parts, *parts], said)
+    before = replace(turn, content=said.rstrip())
+    answer = Answer(turn.answer.text, [*before.answer.parts, *parts], shift + len(before.content))
     return replace(before, calls=tuple(calls), spelled=answer)
 
 
 def without_tags(turn: Turn) -> Turn:
     """A tool's turn without the tags around its one result."""
-    found = _RESULT.fullmatch(turn.content) if turn.role == "tool" else None
-    return turn if found is None else replace(turn, content=found["result"])
+    whole, (opening, closing) = turn.content.strip(), RESULT_TAGS
+    result = whole.removeprefix(opening).removesuffix(closing)
+    is_one = len(whole) - len(result) == len(opening + closing) and opening not in result and closing not in result
+    return replace(turn, content=result.strip()) if is_one and turn.role == "tool" else turn
 
 
 def with_words(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
@@ -76,6 +67,22 @@ def with_words(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
     thought = next((part for part in turn.answer.parts if part.kind == "reasoning"), None)
     end = text.index(closing, begin if thought is None else thought.begin + len(thought.text))
     return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
+
+
+def _objects(text: str, position: int) -> Iterator[tuple[int, str]]:
+    """Where the objects in tags begin that make up the whole of ``text[position:]``, and what they are; raises
+    ``ValueError`` where anything else stands there."""
+    opening, closing = CALL_TAGS
+    while position < len(text):
+        begin = _blank(text, position + len(opening))
+        end = text.index(closing, begin)
+        spelled = text[begin:end].rstrip()
+        if not text.startswith(opening, position) or not spelled.startswith("{") or opening in spelled:
+            raise ValueError
+        yield begin, spelled
+        position = end + len(closing)
+        while position < len(text) and text[position].isspace():
+            position += 1
 
 
 def _members(text: str) -> Iterator[tuple[str, Any, int, int]]:

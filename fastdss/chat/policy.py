@@ -16,9 +16,9 @@ from typing import Any
 
 from fastdss.errors import UserError
 
-from .conversation import Conversation, Message, Turn
+from .conversation import THINK_TAGS, Conversation, Message, Turn
 from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
-from .own_tags import CALL_TAGS, RESULT_TAG, THINK_TAGS, in_own_forms, with_words
+from .own_tags import CALL_TAGS, RESULT_TAGS, in_own_forms, with_words
 from .placing import Field, Piece, argument_pieces, check_all_there, placed_in
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -119,7 +119,7 @@ class PolicyChat:
     @cached_property
     def _tags_results(self) -> bool:
         """Whether the template puts the tags that Hermes' data spells around a tool's result."""
-        return self._shows(RESULT_TAG, {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"})
+        return self._shows(RESULT_TAGS[0], {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"})
 
     def _in_own_forms(self, conversation: Conversation) -> Conversation:
         return in_own_forms(conversation, calls=self._tags_calls, results=self._tags_results)

@@ -87,11 +87,6 @@ class Record:
         return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
 
 
-def known_columns(columns: Columns = COLUMNS) -> set[str]:
-    """Every column that any format reads."""
-    return {*columns.names, *_KNOWN}
-
-
 def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
     """Whether a table with these columns can hold conversations; it can be asked before a row is read."""
     given = {_folded(name) for name in names}

@@ -6,7 +6,6 @@ import ast
 import io
 import json
 import math
-import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import Any
 
 from fastdss.errors import UserError, UserTypeError
 
-from .conversation import ROLES, Call, Turn
+from .conversation import ROLES, THINK_TAGS, Call, Turn
 
 MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenizer busy without end
 KNOWN_ROLES = {
@@ -38,7 +37,6 @@ _KEYS_OF_CALLS = frozenset((*_ARGUMENT_KEYS, "name", "id", "type", "function", "
 _MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 # Of several keys with one meaning, the first that is not empty counts.
 _NAMES_OF_ONE = (ROLE_KEYS, (*CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS, _DETAIL_KEYS)
-_CLOSED = re.compile(r"\s*^</think>[ \t]*(?:\n\s*|\Z)", re.MULTILINE)
 NO_MEDIA = "images, audio and files cannot be judged or trained: leave such rows out"
 _EXPECTED = "expected a mapping with 'role' and 'content', or 'from' and 'value'"
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -94,11 +92,13 @@ def read_turn(index: int, message: Any) -> Turn:
 def _opened_by_prompt(content: str) -> tuple[str, str]:
     """Reasoning and content of an answer whose ``<think>`` stood in the prompt, as R1's does: only its end is written,
     on a line of its own."""
-    found = _CLOSED.search(content)
-    thought = "" if found is None else content[: found.start()].strip()
-    if found is None or not thought or "<think>" in content or content.count("</think>") > 1:
+    opening, closing = THINK_TAGS
+    before, closed, after = content.partition(closing)
+    rest = after.lstrip(" \t")
+    alone = before.endswith("\n") and (not rest or rest.startswith(("\n", "\r\n")))
+    if not closed or not alone or not before.strip() or opening in content or closing in after:
         return "", content
-    return thought, content[found.end() :]
+    return before.strip(), rest.lstrip()
 
 
 def unused_keys(message: Mapping[str, Any]) -> set[str]:

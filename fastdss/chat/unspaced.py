@@ -16,6 +16,7 @@ WINDOW = 64  # a choice: more characters tell ICU more, fewer let a stream know 
 # lb=SA: the scripts that Unicode calls "complex context", which need a dictionary
 _LETTERS = r"[\p{Han}\p{Hiragana}\p{Katakana}\u0F40-\u0FBC\p{lb=SA}\u30FC\uFF70]"
 _UNSPACED = regex.compile(_LETTERS)
+_LAST_RUN = regex.compile(rf"(?r){_LETTERS}+\Z")  # searched from the end, since a stream asks after every word
 _PIECE = regex.compile(rf"(?P<run>{_LETTERS}+)|[^\s{_LETTERS[1:-1]}]+")
 _PUNCTUATION = regex.compile(r"[^\w]*")
 _OPENING = regex.compile(r"[\p{Ps}\p{Pi}]*$")
@@ -51,7 +52,7 @@ def word_ends(text: str, begin: int, end: int) -> list[int]:
 
 def settled_until(begun: str) -> int:
     """The position up to which no further text can change the words of ``begun``."""
-    match = regex.search(rf"{_LETTERS}+$", begun)
+    match = _LAST_RUN.search(begun)
     if match is None:
         return len(begun)
     start = match.start()

@@ -90,6 +90,7 @@ class ColumnTypes:
         import pyarrow as pa
 
         names = [name for name in self.types if name not in known]
+        self.as_json |= {name for name in names if _has_empty_struct(self.types[name])}
         fields = [(name, pa.string() if name in self.as_json else self.types[name]) for name in names]
         fields = [(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in fields]
         return pa.schema([*fields, *known.items()])
@@ -97,11 +98,27 @@ class ColumnTypes:
     def fitted(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The record, with JSON text in columns that are written so."""
         return {
-            name: json.dumps(value, ensure_ascii=False, default=str)
-            if name in self.as_json and value is not None
-            else value
+            name: json_text(value) if name in self.as_json and value is not None else value
             for name, value in record.items()
         }
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON that can be encoded: lone surrogates, which cut text has, stay the escapes that they are."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return text
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    """Whether a struct without fields is in the type: Parquet has none."""
+    import pyarrow as pa
+
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _common(one: Any, other: Any) -> Any:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.record import fits_columns, known_columns
+from fastdss.chat.record import fits_columns
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
@@ -26,7 +26,9 @@ _NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")
 _SIGN_IN_WORD = re.compile(
     rb"(?<=[A-Za-z\xc0-\xff])[\xa1-\xa9\xac\xae-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf\xd7\xf7](?=[A-Za-z\xc0-\xff])"
 )
-_FOREIGN_WORD = re.compile(rb"[\xa1-\xff]*[\xc0-\xff]{2}[\xa1-\xff]*[\xc0-\xff][\xa1-\xff]+|[\xc0-\xff]{4,}")
+_HIGH_WORD = re.compile(rb"[\xa1-\xff]{4,}")
+_TWO_LETTERS = re.compile(rb"[\xc0-\xff]{2}")
+_LETTER = re.compile(rb"[\xc0-\xff]")
 _ODD = 0.05  # share of odd bytes among those beyond ASCII up to which text counts as Western: a choice
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _NO_ENCODING = "not valid UTF-8: save the file as UTF-8 (iconv -f ITS-ENCODING -t UTF-8)"
@@ -72,8 +74,9 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
         encoding = encoding_of(sampled.read(_SAMPLE))
     # Bytes that are invalid in this encoding become surrogates, so that only the row that holds them fails.
     text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
-    # The csv module's limit of a field is lifted: rows.py checks the size of a whole row.
-    limit = csv.field_size_limit(2**31 - 1)
+    # The csv module's limit of a field is lifted, since rows.py checks the size of a whole row. It is one for the whole
+    # process, and is not put back, for another file may be read at the same time.
+    csv.field_size_limit(2**31 - 1)
     try:
         lines = _Lines(path, text)
         first = next(lines, "")
@@ -108,7 +111,6 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
             elif fields:  # an empty line is no record, so it is skipped
                 yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
     finally:
-        csv.field_size_limit(limit)
         text.detach()
 
 
@@ -135,8 +137,15 @@ def encoding_of(sample: bytes) -> str:
 def _is_western(sample: bytes) -> bool:
     """Whether bytes beyond ASCII look like Windows-1252. Other code pages have letters where it has signs, and words of
     such bytes alone."""
-    odd = len(_SIGN_IN_WORD.findall(sample)) + sum(len(run) for run in _FOREIGN_WORD.findall(sample))
+    foreign = filter(_is_foreign, _HIGH_WORD.findall(sample))
+    odd = len(_SIGN_IN_WORD.findall(sample)) + sum(map(len, foreign))
     return odd <= _ODD * len(_HIGH.findall(sample))
+
+
+def _is_foreign(word: bytes) -> bool:
+    """Whether bytes beyond ASCII are a word of another code page: two letters, and a third that does not end it."""
+    two = _TWO_LETTERS.search(word)
+    return two is not None and _LETTER.search(word, two.end(), len(word) - 1) is not None
 
 
 def delimiter_of(path: str, header: str) -> str:
@@ -151,8 +160,8 @@ def delimiter_of(path: str, header: str) -> str:
 
 
 def check_names(path: str, names: list[str]) -> None:
-    """Raise ``ValueError`` where two columns of a known name are equal: other readers may take the other one."""
-    known = known_columns()
+    """Raise ``ValueError`` where two columns have one name: a record keeps one of them, and other readers the other.
+    Spreadsheets have several without a name, which hold nothing."""
     for name in names:
-        if name in known and names.count(name) > 1:
-            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}")
+        if name and names.count(name) > 1:
+            raise UserError(f"{path}: {names.count(name)} columns are named {name!r}: rename all but one")

@@ -65,9 +65,15 @@ class Found(NamedTuple):
         return f"Found({type(self.record).__name__}, line={self.line})"
 
 
+def suffixes_of(path: str) -> list[str]:
+    """The suffixes of a file's name in lower case, without the question that an address may end with."""
+    name = path.partition("?")[0] if is_url(path) else path
+    return [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+
+
 def kind_of(name: str) -> str | None:
     """The reader of a file, told by its suffixes in any letter case; None where there is none."""
-    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    suffixes = suffixes_of(name)
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
     return KINDS.get(suffixes[-1]) if suffixes else None
@@ -118,7 +124,7 @@ def check_is_data(path: str, begun: bytes, kind: str | None = None) -> None:
 def _packing_of(path: str, begun: bytes) -> str | None:
     """How a file is compressed, by its first bytes: its name is often wrong."""
     found = next((suffix for suffix, magic in _MAGIC.items() if re.match(magic, begun)), None)
-    promised = PurePosixPath(path).suffix.lower()
+    promised = next(reversed(suffixes_of(path)), "")
     if found is None and promised in PACKED and begun:
         raise UserError(
             f"{path}: its compression is damaged: it does not begin as {promised} does (if it is not compressed, "

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 from fastdss.chat.record import fits_columns
@@ -16,21 +15,21 @@ from fastdss.chat.shapes import is_message, is_round
 from fastdss.errors import UserError
 from fastdss.optional import require
 
-from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, without_text
+from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, suffixes_of, without_text
 
 _LARGEST_OBJECT = 1 << 30  # bytes of one object that holds columns: it must be in memory whole, so a choice bounds it
 
 
 def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | None) -> Iterator[Found]:
     """The records of a JSON file, whose layout is found from its content; suffixes are often wrong."""
-    file = _in_utf8(file)
-    layout = _layout(path, file.peek(PEEKED))
+    with opened(path) as sampled:  # a peek would end where the first piece that was recoded or decompressed does
+        layout = _layout(path, _in_utf8(sampled).read(PEEKED))
     if layout == "array":
         yield from _array(path, "item")
     elif layout == "object":
         yield from _whole(path, split)
     else:
-        yield from _lines(file, max_bytes, in_array=layout == "lines of an array")
+        yield from _lines(_in_utf8(file), max_bytes, in_array=layout == "lines of an array")
 
 
 def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
@@ -125,7 +124,7 @@ def as_record(value: Any) -> Mapping[str, Any] | None:
 
 def _is_called_lines(path: str) -> bool:
     """Whether the suffix promises JSON Lines."""
-    return ".json" not in [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    return ".json" not in suffixes_of(path)
 
 
 def _all_objects(values: list[Any]) -> bool:

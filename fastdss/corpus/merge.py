@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +12,7 @@ from fastdss.errors import UserError
 from fastdss.files import replacing
 from fastdss.star.scored import Flag
 
-from .columns import ColumnTypes, star_type
+from .columns import ColumnTypes, json_text, star_type
 from .rows import FailedRow, Row
 from .sources import Source, expand
 from .store import ScoredRow, data_options, joined, load_manifest
@@ -76,10 +75,9 @@ def merge(
             types.add(record)
     with replacing(path) as out:
         if types is None:
-            lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records(done))
-            out.writelines(line.encode("utf-8", "surrogatepass") + b"\n" for line in lines)
+            out.writelines(json_text(record).encode() + b"\n" for record in records(done))
         else:
-            _write_parquet(out, records(done), types)
+            _write_parquet(path, out, records(done), types)
     return done
 
 
@@ -116,11 +114,15 @@ def star_of(row: Row, scored: ScoredRow, failed: str = "drop") -> list[dict[str,
     return star
 
 
-def _write_parquet(out: Any, records: Iterator[dict[str, Any]], types: ColumnTypes) -> None:
+def _write_parquet(path: Path, out: Any, records: Iterator[dict[str, Any]], types: ColumnTypes) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = types.schema({"star": star_type()})
     with pq.ParquetWriter(out, schema, compression="zstd", write_page_checksum=True) as writer:
         while part := list(islice(records, _ROWS_AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([types.fitted(record) for record in part], schema=schema))
+            try:
+                table = pa.Table.from_pylist([types.fitted(record) for record in part], schema=schema)
+            except pa.ArrowException:  # such as whole numbers beyond 2**53 beside fractions
+                raise UserError(f"{path}: a column has values that no one type of Arrow holds: write .jsonl") from None
+            writer.write_table(table)

@@ -54,10 +54,12 @@ def make_plan(rows: Iterable[Row | FailedRow], shard_rows: int | None, understoo
 
 
 def _once(rows: Iterable[Row | FailedRow], seen: sqlite3.Connection) -> Iterator[Row | FailedRow]:
-    """The rows as they are; raises ``ValueError`` at an id that occurred before."""
+    """The rows as they are; raises ``ValueError`` at an id that occurred before. Rows that cannot be read often have no
+    id but their position, which may be the id of another row; nothing is asked for by their ids, so they may repeat."""
     seen.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, position INTEGER) WITHOUT ROWID")
     for position, row in enumerate(rows):
-        _remember(seen, row.id, position)
+        if isinstance(row, Row):
+            _remember(seen, row.id, position)
         yield row
 
 
@@ -94,10 +96,12 @@ def missing_shards(
     rows: Iterable[Row | FailedRow], plan: Plan, shard_rows: int | None, missing: set[int]
 ) -> Iterator[Shard]:
     """The missing shards with their rows; raises ``ValueError`` where the rows are not those of the plan any more."""
-    for number, part in enumerate(parts_of(rows, shard_rows)):
+    parts = parts_of(rows, shard_rows)
+    for number, planned in enumerate(plan.names):
+        part = next(parts, [])
         if number not in missing:
             continue
         name = shard_name((row.id, row.content_hash) for row in part)
-        if number >= len(plan.names) or name != plan.names[number]:
+        if name != planned:
             raise UserError(f"the input changed while it was read: rows from {sum(plan.sizes[:number])} on are others")
         yield Shard(name, part)

@@ -7,13 +7,12 @@ A record that cannot be read is returned as ``Unreadable``, and the others are r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 from fastdss.errors import UserError
 
 from .csv_files import read_csv
-from .files import KINDS, PACKED, Found, check_is_data, kind_of, opened, seekable
+from .files import KINDS, PACKED, Found, check_is_data, kind_of, opened, seekable, suffixes_of
 from .json_files import read_json
 from .tables import read_arrow, read_parquet
 
@@ -37,8 +36,7 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
     """
     kind = kind_of(path)
     if kind is None:
-        suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-        help = next((f"; {_HELP[suffix]}" for suffix in suffixes if suffix in _HELP), "")
+        help = next((f"; {_HELP[suffix]}" for suffix in suffixes_of(path) if suffix in _HELP), "")
         raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder{help}")
     with opened(path) as file:
         check_is_data(path, file.peek(256)[:256], kind)

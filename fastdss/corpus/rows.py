@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,8 @@ class Row:
 
     @staticmethod
     def unpacked(record: Mapping[str, Any]) -> Row:
-        conversation = read_record(
-            {name: record[name] for name in ("messages", "tools") if name in record}
-        ).conversation
+        given = {name: record[name] for name in ("messages", "tools") if name in record}
+        conversation = read_record(given, from_arrow=False).conversation
         return Row(record["id"], conversation, tuple(record["judged"]), record["content_hash"])
 
 
@@ -156,15 +155,13 @@ def _paths(records: Iterable[Found]) -> Iterator[Found]:
         if isinstance(name, Found):
             yield name
             continue
-        messages = [(found, found.record) for _, found in zip(range(oasst.LARGEST_TREE), group, strict=False)]
-        rows = [(found, row) for found, row in messages if isinstance(row, Mapping)]
-        known = {row["message_id"] for _, row in rows}
-        for found, row in rows:
-            if oasst.is_orphan(row, known):
-                reason = "it answers a message that is not beside it: the rows of a tree must stand together"
-                yield Found(Unreadable(reason, _record_hash(row)), found.line)
-        whole = [row for _, row in rows if not oasst.is_orphan(row, known)]
-        yield from (Found(path, messages[0][0].line) for path in oasst.paths_of_rows(whole))
+        messages = list(islice(group, oasst.LARGEST_TREE))
+        reasons = oasst.strays([found.record for found in messages])
+        for found, reason in [*zip(messages, reasons, strict=True), *((more, oasst.TOO_MANY) for more in group)]:
+            if reason is not None:
+                yield Found(Unreadable(reason, _record_hash(found.record)), found.line)
+        whole = [found.record for found, reason in zip(messages, reasons, strict=True) if reason is None]
+        yield from (Found(path, messages[0].line) for path in oasst.paths_of_rows(whole))
 
 
 def _row(position: int, file: str | None, found: Found, options: DataOptions) -> Row | FailedRow:
@@ -176,6 +173,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
     if not isinstance(record, Mapping):
         reason = f"{place}: expected a mapping of columns, got {type(record).__name__}"
         return FailedRow(str(position), reason, _record_hash({"": record}), line=found.line)
+    record = {str(name): value for name, value in record.items()}
     row_id = str(position)
     try:
         given = record.get(columns.id) if columns.id else None

@@ -23,7 +23,7 @@ class Sample:
     promise: Promise
     seed: int
     readable: int = 0
-    _lowest: list[tuple[int, str, Row]] = field(default_factory=list, repr=False)
+    _lowest: list[tuple[int, int, Row]] = field(default_factory=list, repr=False)
 
     @property
     def wanted(self) -> int:
@@ -34,7 +34,7 @@ class Sample:
         for row in rows:
             if isinstance(row, Row):
                 self.readable += 1
-                entry = (-self._place(row), row.id, row)
+                entry = (-self._place(row), self.readable, row)
                 if len(self._lowest) < self.wanted:
                     heapq.heappush(self._lowest, entry)
                 elif entry > self._lowest[0]:

@@ -92,6 +92,7 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
             f"{folder} holds scores, not conversations: fastdss merge {folder} --out training.parquet joins both, and "
             "that file can be trained on"
         )
+    scores = [path.parent for path in folder.rglob("manifest.json") if _holds_scores(path.parent)]
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -99,6 +100,7 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
         and kind_of(path.name) is not None
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json")
+        and not any(path.is_relative_to(held) for held in scores)
     )
     if not files:
         raise UserError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")

@@ -171,11 +171,12 @@ class Shards:
         return self.folder / f"{name}.parquet"
 
     def prepare(self, *, alone: bool) -> None:
-        """Make the folder. If no other rank writes (``alone``), remove temporary files that a killed run left."""
+        """Make the folder. If no other rank writes (``alone``), remove temporary files that a killed run left: beside
+        the manifest only its own, since a file may just be merged into the same folder, or be another program's."""
         self.folder.mkdir(exist_ok=True)
-        for folder in (self.folder, self.folder.parent) if alone else ():
-            for temporary in folder.glob(".*.tmp"):
-                temporary.unlink()
+        if alone:
+            for temporary in [*self.folder.glob(".*.tmp"), *self.folder.parent.glob(f".{MANIFEST}.*.tmp")]:
+                temporary.unlink(missing_ok=True)
 
     def write(self, name: str, rows: Sequence[ScoredRow]) -> None:
         """Write a shard; the same rows give the same bytes."""

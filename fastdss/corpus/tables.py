@@ -82,6 +82,8 @@ def read_memory(source: Any) -> Iterator[Found] | None:
         raise UserError(f"the DatasetDict holds the splits {', '.join(source)}: give one of them")
     if name == "datasets.Dataset":
         return read_dataset(source)
+    if name == "datasets.IterableDataset":
+        return (Found({key: without_nulls(listed(value)) for key, value in record.items()}) for record in source)
     if name == "pandas.DataFrame":
         return _frame(source)
     if name == "pyarrow.RecordBatch":
@@ -97,10 +99,15 @@ def read_memory(source: Any) -> Iterator[Found] | None:
 
 
 def _frame(frame: Any) -> Iterator[Found]:
+    """Rows of a pandas frame. Cells that came from Arrow, as those of Parquet do, are arrays or of Arrow's dtype: there
+    a null field of a mapping means "not there"; in a cell that holds a list of Python's it is a value."""
     check_names("the frame", [str(name) for name in frame.columns])
+    arrow = {name for name, dtype in frame.dtypes.items() if type(dtype).__name__ == "ArrowDtype"}
     for start in range(0, len(frame), ROWS_AT_ONCE):
         for record in frame.iloc[start : start + ROWS_AT_ONCE].to_dict("records"):
-            yield Found({str(name): listed(value) for name, value in record.items()})
+            from_arrow = {name for name, value in record.items() if name in arrow or hasattr(value, "tolist")}
+            plain = {name: listed(value) for name, value in record.items()}
+            yield Found({str(n): without_nulls(value) if n in from_arrow else value for n, value in plain.items()})
 
 
 def listed(value: Any) -> Any:

@@ -21,6 +21,7 @@ DUOGUARD = GuardSpec(
     checked="the vendor's README and two public wrappers, November 2026",
     note="it was trained on single texts: the prompt is not shown",
 )
+_ENCODER = "an encoder: one forward for each prefix"
 PROMPT_GUARD_2 = GuardSpec(
     "Llama-Prompt-Guard-2",
     template="{{ cls_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
@@ -31,37 +32,33 @@ PROMPT_GUARD_2 = GuardSpec(
     judges="jailbreaks and injections in the response's text alone",
     checked="the vendor's model card and inference code, 2026-11-28",
     note="made for prompts and tool results of at most 512 tokens; asked as on its model card, without LlamaFirewall's "
-    "new spacing; an encoder: one forward for each prefix",
+    f"new spacing; {_ENCODER}",
 )
-TOXIC_BERT = GuardSpec(
-    "toxic-bert",
-    template="{{ cls_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
-    messages=View(turns="response"),
+TOXIC_BERT = replace(
+    PROMPT_GUARD_2,
+    name="toxic-bert",
+    safe=(),
     unsafe=tuple(map(str, range(6))),
-    head="sequence",
     independent=True,
     judges="six kinds of toxicity in the response's text alone, the likeliest",
     checked="the vendor's code (detoxify), 2026-11-28",
-    note="an encoder: one forward for each prefix",
+    note=_ENCODER,
 )
-HARMAUG = GuardSpec(
-    "HarmAug-Guard",
+HARMAUG = replace(
+    PROMPT_GUARD_2,
+    name="HarmAug-Guard",
     template="{{ cls_token }}{{ messages[-2]['content'] }}{{ sep_token }}{{ messages[-1]['content'] }}{{ sep_token }}",
     messages=View(turns="exchange"),
-    safe="0",
-    unsafe="1",
-    head="sequence",
     judges="harm in the last assistant turn",
     checked="the vendor's code for training and evaluation, 2026-11-28",
-    note="an encoder: one forward for each prefix",
+    note=_ENCODER,
 )
 GRANITE_HAP = replace(
     PROMPT_GUARD_2,
     name="granite-guardian-hap",
     judges="hate, abuse and profanity in the response's text alone",
     checked="the vendor's code (data-prep-kit), 2026-11-28",
-    note="IBM asks it sentence by sentence and takes the worst, here the whole text; an encoder: one forward for each "
-    "prefix",
+    note=f"IBM asks it sentence by sentence and takes the worst, here the whole text; {_ENCODER}",
 )
 UNBIASED_TOXIC_ROBERTA = replace(
     TOXIC_BERT,
@@ -77,7 +74,7 @@ UNBIASED_TOXIC_ROBERTA = replace(
     ),
     judges="seven kinds of toxicity in the response's text alone, the likeliest",
     checked="public programs that print its labels, 2026-11-28; not the vendor's code",
-    note="its other labels say whom a text mentions and are not read; an encoder: one forward for each prefix",
+    note=f"its other labels say whom a text mentions and are not read; {_ENCODER}",
 )
 PROMPT_GUARD_1 = replace(
     PROMPT_GUARD_2,
@@ -85,12 +82,12 @@ PROMPT_GUARD_1 = replace(
     unsafe=("1", "2"),
     checked="public programs that ask it and a summary of its card, 2026-11-28; not the card itself",
     note="injections (1) and jailbreaks (2) both count as unsafe, as its card asks of texts of third parties; made for "
-    "prompts and tool results of at most 512 tokens; an encoder: one forward for each prefix",
+    f"prompts and tool results of at most 512 tokens; {_ENCODER}",
 )
 PROMPT_INJECTION = replace(
     PROMPT_GUARD_2,
     name="deberta-v3-prompt-injection",
     judges="injections in the response's text alone",
     checked="two public programs that name its labels, 2026-11-28; not the vendor's code",
-    note="made for prompts of at most 512 tokens; an encoder: one forward for each prefix",
+    note=f"made for prompts of at most 512 tokens; {_ENCODER}",
 )

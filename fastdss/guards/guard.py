@@ -24,7 +24,7 @@ from .classes import Classes
 from .known import TINY, TINY_FOLDER
 from .loading import load_guard
 from .questions import make_encoders
-from .sight import CHAT, check_seen, check_sight
+from .sight import CHAT, check_seen, check_shown, check_sight
 from .spec import GuardSpec
 from .tokens import PROBE, tokens_after
 
@@ -153,9 +153,12 @@ class GuardModel:
         return [[*ids, *tail] for rows in zip(*asked, strict=True) for ids in rows for tail in self.answers.tails]
 
     def encode_prefixes(self, history: Conversation, response: str, ends: Sequence[int]) -> list[list[int]]:
-        """Token ids of the renderings of ``response[:end]``, ``readouts`` for each end."""
+        """Token ids of the renderings of ``response[:end]``, ``readouts`` for each end, which ascend."""
+        check_seen(self.spec.name, self._unseen, history)
+        longest = [*history, {"role": "assistant", "content": response[: ends[-1]]}]
+        for encoder in self.encoders:
+            check_shown(self.spec.name, encoder, longest, generation_prompt=self._asked)
         if self.spec.head == "token":
-            check_seen(self.spec.name, self._unseen, history)
             return self.encoder.encode_open(history, [response[:end] for end in ends])
         return self.encode([[*history, {"role": "assistant", "content": response[:end]}] for end in ends])
 

@@ -7,7 +7,6 @@ from datetime import date
 from typing import Any
 
 from fastdss.chat.encoder import ChatEncoder
-from fastdss.errors import UserError
 
 from .spec import GuardSpec
 
@@ -42,10 +41,7 @@ def with_fixed_date(template: str, day: str) -> str:
     transformers gives templates the function ``strftime_now`` and offers no way to replace it, so the result begins
     with a macro of the same name, which hides it.
     """
-    try:
-        fixed = date.fromisoformat(day)
-    except ValueError:
-        raise UserError(f"date: expected a day as YYYY-MM-DD, got {day!r}") from None
+    fixed = date.fromisoformat(day)
     forms = {form: fixed.strftime(form) for _, form in _TODAY.findall(template) if form}
     refusal = "raise_exception('it prints a date in a form that is no literal')"
     return f"{{%- macro strftime_now(form) -%}}{{{{- {forms!r}[form] or {refusal} -}}}}{{%- endmacro -%}}{template}"

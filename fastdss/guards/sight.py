@@ -6,6 +6,7 @@ would give every prefix of every row the same score.
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ LONGER = {  # conversations of more turns, which a template may refuse, or show 
 }
 LONG = "Q7Q " * 2000 + "Q8Q"  # so long that a template with a limit would cut it
 OTHERS = ("Q7Q", LONG)  # texts that replace a mark, to see whether the rendering follows
+_WORD = re.compile(r"\w+")
 _WITH = {"system": "a system turn", "earlier": "an earlier exchange", "tool": "a tool's result"}
 
 
@@ -75,6 +77,37 @@ def check_seen(name: str, unseen: dict[str, str], conversation: Conversation) ->
     for more, reason in unseen.items():
         if present[more]:
             raise UserError(f"{name}: {reason}; a view with turns='exchange' and no system turns shows it less")
+
+
+def check_shown(name: str, encoder: ChatEncoder, chat: Conversation, *, generation_prompt: bool) -> None:
+    """``ValueError`` where the template drops words of the last user and assistant turns that it is given.
+
+    What a template drops may depend on the text, such as all before a ``</think>``: no guard is shown that.
+    """
+    given = encoder.messages(chat) if encoder.messages else chat
+    text, at = encoder.shown(chat, generation_prompt=generation_prompt), 0
+    for turn in given[-2:]:
+        if turn["role"] in ("user", "assistant"):
+            at = _end(_plain(turn["content"]), text, at)
+            if at < 0:
+                raise UserError(f"{name}: its chat template drops a part of the turns that it judges")
+
+
+def _end(content: str, text: str, at: int) -> int:
+    """Where ``content`` ends in ``text[at:]``, if need be word by word, as escaped text is found; -1: nowhere."""
+    whole = content.strip()
+    words = [whole] if text.find(whole, at) >= 0 else _WORD.findall(content)
+    for word in words:
+        found = text.find(word, at)
+        if found < 0:
+            return -1
+        at = found + len(word)
+    return at
+
+
+def _plain(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
 
 
 def find_sight(encoder: ChatEncoder, *, generation_prompt: bool) -> Sight:

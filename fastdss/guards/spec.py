@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import date
 from typing import Any, NamedTuple
 
 from fastdss.chat.encoder import Conversation, Message
@@ -93,6 +94,10 @@ class GuardSpec:
             raise UserError(f"{self.name}: earlier: expected one of {', '.join(EARLIER)}, got {self.earlier!r}")
         if not 0 <= self.other_weight <= 1:
             raise UserError(f"{self.name}: other_weight: expected a number in [0, 1], got {self.other_weight}")
+        try:
+            date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise UserError(f"{self.name}: date: expected a day as YYYY-MM-DD, got {self.date!r}") from None
         safe, unsafe, _ = self.words
         if not (safe or unsafe if self.independent else safe and unsafe):
             raise UserError(f"{self.name}: a guard needs a safe and an unsafe verdict")

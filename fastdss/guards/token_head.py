@@ -48,17 +48,11 @@ class TokenHeadModel(Qwen3PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast:
-        """Logits of the last ``logits_to_keep`` tokens (0: of all)."""
+        """Logits of the last ``logits_to_keep`` tokens (0: of all); no cache of keys and values is returned."""
         output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
-        logits = self.risk_level_head(output.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(logits=self.risk_level_head(output.last_hidden_state[:, -logits_to_keep:]))

@@ -1,4 +1,5 @@
-"""The matrix by which an output head multiplies: its weight as it is, dequantised, or with PEFT's adapters.
+"""The matrix by which an output head multiplies: its weight as it is, dequantised, or with PEFT's adapters; of a head
+whose class has a forward of its own (Dory scales each word's logit), what that forward makes of it.
 
 An adapter of low rank stays a sum of weights, ``W + s B A``. Where dropout stands before it, no single weight exists:
 ``[h, s A drop(h)] @ [W, B].T`` has one, with a few more columns than ``h``.
@@ -28,11 +29,38 @@ def applied(layer: Any, hidden: Tensor) -> Applied:
 
     Raises ``TypeError`` for one that is not linear, ``ValueError`` for an adapter that is merged and switched off.
     """
-    if peft.is_low_rank(layer):
-        return _with_lora(layer, hidden)
-    if peft.is_wrapper(layer):
+    return _with_lora(layer, hidden) if peft.is_low_rank(layer) else Applied(hidden, *_matrix(layer, hidden))
+
+
+def matrix_in_use(layer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The weight [V, D] and the bias [V] of the head ``layer``, adapters added in; gradients reach whatever they are
+    made of. dtype: that of hidden states.
+
+    Raises as ``applied``; and ``ValueError`` where dropout stands before an adapter, since no single weight exists.
+    """
+    base = peft.base_of(layer)
+    width = base.in_features if hasattr(base, "in_features") else plain_weight(base)[0].shape[1]
+    device = next(layer.parameters()).device
+    hidden = torch.linspace(-1, 1, width, dtype=dtype, device=device)[None]
+    states, weight, bias = applied(layer, hidden)
+    if states is not hidden:
+        raise UserError(
+            "the output head's adapter has dropout, with which no single weight exists: expected lora_dropout=0 or a "
+            "model in eval mode; enable_dss trains such a head"
+        )
+    return weight, bias
+
+
+def _matrix(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of a layer without LoRA; ``hidden``: some of its inputs."""
+    if peft.is_wrapper(layer) or _has_own_forward(layer):
         return _by_unit_vectors(layer, hidden)
-    return Applied(hidden, *plain_weight(layer))
+    return plain_weight(layer)
+
+
+def _has_own_forward(layer: Any) -> bool:
+    """Whether the layer may do more than multiply by its weight; a quantised layer only dequantises besides."""
+    return type(layer).forward is not nn.Linear.forward and not bitsandbytes.is_layer(layer)
 
 
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
@@ -51,7 +79,8 @@ def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 def _with_lora(layer: Any, hidden: Tensor) -> Applied:
     """The base weight and the adapters as one wider product, since the base weight alone would leave them out."""
-    weight, bias = base, _ = plain_weight(peft.base_of(layer))
+    inner = peft.base_of(layer)
+    weight, bias = base, _ = _matrix(inner, hidden)
     if peft.is_merged(layer) and peft.is_off(layer):
         raise UserError("the output head's adapter is merged and switched off: unmerge it first")
     if peft.is_merged(layer) or peft.is_off(layer):
@@ -70,10 +99,11 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
             weights.append(part.up.weight.to(weight.dtype))
         elif part.magnitude is None:
             weight = weight + part.delta().to(weight.dtype)
-        else:  # m (W + s B A) / |W + s B A|, in place of W
-            whole = base + part.delta().to(base.dtype)
-            norm = torch.linalg.norm(whole, dim=1, keepdim=True).detach()
-            change = part.magnitude[:, None] / norm * whole - base
+        else:  # m (W + s B A) / |W + s B A|, in place of W; the norm is of the stored W
+            delta = part.delta().to(base.dtype)
+            stored = plain_weight(inner)[0] if _has_own_forward(inner) else base
+            norm = torch.linalg.norm(stored + delta, dim=1, keepdim=True).detach()
+            change = part.magnitude[:, None] / norm * (base + delta) - base
             if dropped is None:
                 weight = weight + change
             else:
@@ -86,22 +116,28 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
     return Applied(hidden, weight, bias)
 
 
-def _by_unit_vectors(layer: Any, hidden: Tensor) -> Applied:
+def _by_unit_vectors(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix of any linear layer, found by applying it to unit vectors; it costs as much as D more tokens."""
     if any(_drops(module) for module in layer.modules()):
         raise UserTypeError(
             f"{type(layer).__name__} on the output head has dropout: set it to 0, take the head out of "
             "target_modules or put it in modules_to_save"
         )
-    forward = type(layer).forward  # the class's, for the instance's own is replaced while the loss runs
     width = hidden.shape[-1]
-    bias = forward(layer, hidden.new_zeros((1, width)))
-    made = forward(layer, torch.eye(width, dtype=hidden.dtype, device=hidden.device)) - bias
+
+    def product(states: Tensor) -> Tensor:  # by the class's forward: the instance's own is replaced while the loss runs
+        found: Tensor = type(layer).forward(layer, states)
+        return found
+
+    bias = product(hidden.new_zeros((1, width)))
+    made = product(torch.eye(width, dtype=hidden.dtype, device=hidden.device)) - bias
     probe = hidden.detach().reshape(-1, width)[:2]
-    off = (forward(layer, probe) - bias - probe @ made).abs().max()
-    if off > 64 * torch.finfo(made.dtype).eps * (probe @ made).abs().max().clamp(min=1):
+    known = probe.to(made.dtype) @ made
+    eps = max(torch.finfo(made.dtype).eps, torch.finfo(hidden.dtype).eps)
+    off = (product(probe) - bias - known).abs().max()
+    if off > 64 * eps * known.abs().max().clamp(min=1):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}, off by {off.item():.2g}")
-    return Applied(hidden, made.T, bias[0])
+    return made.T.to(hidden.dtype), bias[0].to(hidden.dtype)
 
 
 def _drops(module: Any) -> bool:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream.deepspeed import is_engine
+from fastdss.upstream.peft import copy_in_use
 from fastdss.upstream.transformers import attention_of
 
+from .adapted_head import matrix_in_use
 from .probes import evaluating, some_tokens
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -69,21 +71,25 @@ def backbone(model: Any) -> nn.Module:
 def lm_head(model: Any) -> LMHead:
     """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
 
+    Adapters of PEFT on the head are part of the weight, which is then computed from theirs: read it anew in each step.
+
     Args:
-        model: a causal LM of transformers.
+        model: a causal LM of transformers, or what PEFT or DeepSpeed wrapped around it.
 
     Returns:
-        LMHead: weight, bias, ``logit_scale`` and ``softcap``, as ``dss_loss`` takes them.
+        LMHead: weight, bias, ``logit_scale`` and ``softcap``, as ``dss_loss`` takes them. Gradients reach the head's
+        parameters and its adapters'.
 
     Raises:
-        TypeError: where the model has no output embeddings or its head is more than one linear layer.
+        TypeError: where the model has no output embeddings or its head is not linear.
+        ValueError: where an adapter of the head has dropout that is at work, or is merged and switched off.
     """
     model = _unwrap(model)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight, bias = (None, None) if layer is None else matrix_in_use(copy_in_use(layer), model.dtype)
+    if weight is None or weight.ndim != 2:
         raise UserTypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
-    return LMHead(weight, getattr(head, "bias", None), *logit_scale_and_softcap(model))
+    return LMHead(weight, bias, *logit_scale_and_softcap(model))
 
 
 def logit_scale_and_softcap(model: Any) -> tuple[float, float | None]:

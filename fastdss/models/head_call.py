@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fastdss.errors import UserTypeError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream import peft
 from fastdss.upstream.accelerate import real_forward
 from fastdss.upstream.torch import has_forward_hooks
 
-from .adapted_head import applied, plain_weight
+from .adapted_head import applied, matrix_in_use
 from .causal_lm import LMHead, logit_scale_and_softcap
 from .split_params import gather_as_one
 
+_SWAPPED = "_dss_swapped"
 Operation = Callable[[Tensor, LMHead], tuple[Tensor, ...]]
 
 
@@ -91,16 +91,12 @@ def _unchanged(found: Any, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def original_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """The head's weight ``[V, D]`` and bias ``[V]`` with PEFT's adapters switched off."""
     layer = model.get_output_embeddings()
-    return plain_weight(peft.base_of(peft.original_of(layer)))
+    return matrix_in_use(peft.base_of(peft.original_of(layer)), model.dtype)
 
 
 def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """The head's weight and bias in use, with the adapters added in; whole if no parameter is split over ranks."""
-    layer = peft.copy_in_use(model.get_output_embeddings())
-    width = plain_weight(peft.base_of(layer))[0].shape[1]
-    device = next(layer.parameters()).device
-    _, weight, bias = applied(layer, torch.zeros((1, width), dtype=model.dtype, device=device))
-    return weight[:, :width], bias
+    return matrix_in_use(peft.copy_in_use(model.get_output_embeddings()), model.dtype)
 
 
 def head_trains(model: Any) -> bool:
@@ -128,10 +124,14 @@ def _layers(outer: Any) -> list[nn.Module]:
 def _forward_as(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     name = real_forward(layer)
     was_set, before = name in layer.__dict__, layer.__dict__.get(name)
+    if _SWAPPED in layer.__dict__:  # two that end in the wrong order would leave a forward that makes no logits
+        raise UserError("this model's forward with token_weights runs in another thread: expected one at a time")
+    layer.__dict__[_SWAPPED] = True
     layer.__dict__[name] = forward
     try:
         yield
     finally:
+        del layer.__dict__[_SWAPPED]
         if was_set:
             layer.__dict__[name] = before
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
+from fastdss.upstream.transformers import CACHES
 
 
 def _names(text: str) -> frozenset[str]:
@@ -49,11 +50,11 @@ MEDIA_INPUTS = _names(
 )
 # What a forward takes that is no input of its own in a row: by it trainers, generation and this package work.
 _NOT_OF_ROWS = _names(
-    "self args kwargs input_ids labels use_cache return_dict logits_to_keep past_key_values cache_params "
-    "cache_position output_attentions output_hidden_states output_router_logits num_items_in_batch "
+    "self args kwargs input_ids labels use_cache return_dict logits_to_keep cache_position "
+    "output_attentions output_hidden_states output_router_logits num_items_in_batch "
     "token_weights ref_logprobs ref_slope ref_offset ref_hidden ref_lm_head ref_bias ref_logit_scale ref_softcap "
     "rows kl_rows real_tokens token_stats dss_ask mm_encoder_outputs"
-)
+) | set(CACHES)
 
 
 def input_names(model: Any) -> frozenset[str]:

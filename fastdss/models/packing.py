@@ -82,12 +82,13 @@ def _proven(model: Any, states: States) -> Packing:
 
 def _leak(model: Any, states: States, made: Callable[[Any, Inputs], Inputs]) -> str | None:
     """What goes wrong with the second of two packed documents, None where nothing does."""
-    weight = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings()
     room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
     # Both longer than the blocks of 128 tokens that some layers compress: a block of the first document is what a long
     # second one would read as its own first (DeepSeek V4). Unequally long, so that no block begins with the second.
     first, second = min(150, room // 2), min(141, room // 2)
-    vocabulary, device = min(len(weight), 1000), weight.device
+    words = getattr(embedding, "num_embeddings", None) or len(embedding.weight)  # ZeRO-3 leaves an empty weight
+    vocabulary, device = min(words, 1000), embedding.weight.device
     document = (torch.arange(second, device=device) * 7 + 3) % vocabulary
     others = [(torch.arange(first, device=device) * step + 5) % vocabulary for step in (7, 11)]
 

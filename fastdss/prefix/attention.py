@@ -21,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from fastdss.errors import UserError
-from fastdss.upstream.transformers import attention_of, attentions_of, layer_index, query_temperature
+from fastdss.upstream.transformers import CACHES, attention_of, attentions_of, layer_index, query_temperature
 
+from .in_use import in_use
 from .packing import Segment
 
 NAME = "fastdss_prefix"
@@ -33,7 +34,7 @@ LONGEST_SEGMENT = 512  # rows of the band; longer segments are cut, so that the 
 _SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Arguments that models pass to attention functions and that can be ignored here.
 _NEUTRAL = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
-_NEUTRAL |= {"output_router_logits", "return_dict", "past_key_values", "position_embeddings", "logits_to_keep"}
+_NEUTRAL |= {"output_router_logits", "return_dict", "position_embeddings", "logits_to_keep", *CACHES}
 
 
 class KVStore:
@@ -84,9 +85,7 @@ class PrefixPlan:
     attend: Callable[..., Tensor]
     bands: dict[tuple[Any, ...], Tensor]  # masks, shared by the micro-batches of a runner
     windows: dict[int, int | None] = field(default_factory=dict)  # for each layer that attended, its window
-    chunks: Mapping[int, int] = field(
-        default_factory=dict
-    )  # chunk size of layers whose tokens see their own chunk only
+    chunks: Mapping[int, int] = field(default_factory=dict)  # chunk sizes, of layers in which tokens see their chunk
     packed: Any = None  # a PackedBatch, made once for all layers
     move: Mover | None = None  # moves queries of shortcuts to where they read keys that stand elsewhere
     sights: list[tuple[int, Any]] = field(default_factory=list)  # what shortcuts see, made once for all layers
@@ -214,7 +213,8 @@ def prefix_attention(
     name = type(module).__name__
     if fastdss_plan is None:
         raise UserError(
-            f"{name} does not hand extra forward arguments to its attention function; use method='per_prefix'"
+            f"{name} does not hand extra forward arguments to its attention function; use method='per_prefix'. Or "
+            "another thread used the model while it was scored with"
         )
     unknown = [key for key, value in kwargs.items() if value is not None and key not in _NEUTRAL]
     if unknown or attention_mask is not None or dropout:
@@ -259,16 +259,13 @@ AttentionInterface.register(NAME, prefix_attention)
 
 @contextmanager
 def using_prefix_attention(model: Any) -> Iterator[None]:
-    """Within the context ``model`` attends through ``prefix_attention``, in eval mode and without gradients."""
-    before = attentions_of(model.config)
-    training = model.training
-    model.eval()
-    model.set_attn_implementation(NAME)
-    try:
-        if attention_of(model.config) != NAME:
-            raise UserError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
-        with torch.inference_mode():
+    """Within the context ``model`` attends through ``prefix_attention``; see ``in_use``."""
+    with in_use(model):
+        before = attentions_of(model.config)
+        try:
+            model.set_attn_implementation(NAME)
+            if attention_of(model.config) != NAME:
+                raise UserError(f"{type(model).__name__} does not let its attention be chosen; use method='per_prefix'")
             yield
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
+        finally:
+            model.set_attn_implementation(before)

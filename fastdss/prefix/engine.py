@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
@@ -29,6 +29,7 @@ from .attention import (
     using_prefix_attention,
 )
 from .cpu_linear import PackedWeights, cpu_gemm
+from .in_use import in_use
 from .packed_attention import to_device
 from .packing import (
     Group,
@@ -146,29 +147,36 @@ class Runner:
             raise UserError(f"{name} keeps its window of {window} tokens from its attention; use method='per_prefix'")
 
 
+def fingerprint(body: nn.Module) -> list[Any]:
+    """What tells that a model's earlier keys and values still go with new ones: its parameters, how often they were
+    written to, where they are and in which dtype, and whether autocast chooses another one."""
+    kind = next(body.parameters()).device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return [autocast, *((id(p), version(p), p.dtype, p.device) for p in body.parameters())]
+
+
 class KeptHead:
     """Keys and values of ``ids``, the tokens with which a guard's renderings begin, kept from call to call.
 
-    They are used again if no parameter was replaced or written to, and if the model still gives the last of these
-    tokens the same keys and values, bit for bit, in every layer. Checking only the parameters would miss an adapter
-    that was switched off.
+    They are used again if the model has the same ``fingerprint``, and still gives the last of these tokens the same
+    keys and values, bit for bit, in every layer. The fingerprint alone would miss an adapter that was switched off.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
         self._store: KVStore | None = None
-        self._parameters: list[tuple[int, int | None]] = []
+        self._fingerprint: list[Any] = []
 
     def layers(self, runner: Runner, budget: int) -> Saved:
         """Keys and values ``[Hkv, len(ids), d]`` of each layer, for the model as it is now."""
-        parameters = [(id(p), version(p)) for p in runner.body.parameters()]
+        found = fingerprint(runner.body)
         store, self._store = self._store, None  # if a forward below fails, nothing stays kept
-        if store is None or parameters != self._parameters or not self._replays(runner, store):
+        if store is None or found != self._fingerprint or not self._replays(runner, store):
             store = KVStore(len(self.ids))
             _compute(runner, store, self.ids, 0, budget)
             if self.ids:
                 self._replays(runner, store)  # writes the last token's keys and values as later replays will make them
-        self._store, self._parameters = store, parameters
+        self._store, self._fingerprint = store, found
         return store.layers
 
     def _replays(self, runner: Runner, store: KVStore) -> bool:
@@ -276,9 +284,9 @@ def _run(
     return rows[done:], order[known:]
 
 
-def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, gate: Gate | None) -> None:
+def _listen(runner: Runner | None, store: KVStore, group: Group, budget: int, gate: Gate) -> None:
     """Compute the shortcuts that the gate wants, and give it their logits. runner: None if keys cannot be moved."""
-    if runner is None or gate is None:
+    if runner is None:
         return
     segments = shortcut_segments(group, gate.shortcut, gate.wants)
     for batch in micro_batches(segments, max(budget, gate.shortcut), LONGEST_SEGMENT):
@@ -318,25 +326,20 @@ def reference_logits(
 
     Columns are verdict tokens in the last token's logits, or classes of a model that classifies whole texts.
     """
-    training = model.training
     device = model.get_input_embeddings().weight.device
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     rows = []
     # A long text leaves its "dynamic" rotary frequencies behind, also for the shorter ones after it, until a text
     # within the native length takes them back: one of a single token, before each.
     remembers = any(rules.get("rope_type") == "dynamic" for rules in _rope_rules(model))
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for ids in renderings:
-                row = torch.tensor([list(ids)], device=device)
-                if remembers:
-                    model(input_ids=row[:, :1], use_cache=False, **token_types(row[:, :1], separator))
-                logits = model(input_ids=row, use_cache=False, **keep, **token_types(row, separator)).logits
-                rows.append(logits[0].reshape(-1, logits.shape[-1])[-1, list(verdict_ids)].cpu())
-                report(1)
-    finally:
-        model.train(training)
+    with in_use(model):
+        for ids in renderings:
+            row = torch.tensor([list(ids)], device=device)
+            if remembers:
+                model(input_ids=row[:, :1], use_cache=False, **token_types(row[:, :1], separator))
+            logits = model(input_ids=row, use_cache=False, **keep, **token_types(row, separator)).logits
+            rows.append(logits[0].reshape(-1, logits.shape[-1])[-1, list(verdict_ids)].cpu())
+            report(1)
     stacked = torch.stack(rows)
     return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, using_prefix_attention
-from .engine import SMALLEST_BUDGET, KeptHead, Runner, out_of_memory
+from .engine import SMALLEST_BUDGET, KeptHead, Runner, fingerprint, out_of_memory
 from .packed_attention import attend_packed
 from .packing import Segment, micro_batches
 from .rounds import fetch
@@ -30,7 +30,8 @@ class GrowingTexts:
     """Keys and values of the texts of many owners, which come and go.
 
     An owner is any object that can be referenced weakly; when it is gone, its slot is free again. ``budget`` tokens go
-    through the model at a time; when memory runs out, the call is repeated with half of them.
+    through the model at a time; when memory runs out, the call is repeated with half of them. When the model has
+    changed (see ``fingerprint``), all texts are computed anew.
     """
 
     def __init__(
@@ -43,16 +44,23 @@ class GrowingTexts:
         attend: Callable[..., Tensor] = attend_packed,
     ) -> None:
         self._model = model
-        self._runner = Runner(model, verdict_ids, attend)
+        self._asked = verdict_ids, attend
         self._head = head
-        self._budget = budget or (800 if self._runner.device.type == "cpu" else 8192)
+        self._budget = budget
+        self._begin()
+
+    def _begin(self) -> None:
+        self._runner = Runner(self._model, *self._asked)
         self._slots = Slots()
         self._held: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()  # the tokens that each slot holds
+        self._fingerprint = fingerprint(self._runner.body)
 
     def logits(self, texts: Texts) -> Tensor:
         """Logits ``[renderings, R]`` on the CPU, owner after owner, as one forward per rendering would give them."""
-        budget = self._budget
         with using_prefix_attention(self._model):
+            if fingerprint(self._runner.body) != self._fingerprint:
+                self._begin()
+            budget = self._budget or (800 if self._runner.device.type == "cpu" else 8192)
             while True:
                 try:
                     return self._logits(texts, budget)
@@ -98,10 +106,12 @@ class GrowingTexts:
         head = np.asarray(self._head.ids)
         new = []
         for owner, renderings in texts.items():
-            held = self._held.get(owner)
+            held = self._held.pop(owner, None)  # if memory runs out while its slot moves, nothing in it is valid
             self._slots.reserve(owner, max(map(len, renderings)), 0 if held is None else len(held))
             if held is None:
                 new.append((owner, shared_length(head, np.asarray(renderings[0]))))
+            else:
+                self._held[owner] = held
         saved = self._head.layers(self._runner, budget) if any(known for _, known in new) else {}
         for owner, known in new:
             self._slots.store.load(saved, [self._slots.base(owner)], known)

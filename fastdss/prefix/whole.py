@@ -14,6 +14,8 @@ from torch import Tensor
 from fastdss.models.batching import length_batches, padded_rows
 from fastdss.models.classifier import token_types
 
+from .in_use import in_use
+
 
 def batched_logits(
     model: Any,
@@ -35,24 +37,19 @@ def batched_logits(
     rows = {ids: row for row, ids in enumerate(dict.fromkeys(map(tuple, renderings)))}
     unique = list(rows)
     found: Tensor | None = None
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for chosen in length_batches([*map(len, unique)], padded=budget):
-                batch = [unique[i] for i in chosen]
-                longest = max(map(len, batch))
-                ids = torch.tensor(padded_rows(batch, model.config.pad_token_id or 0, longest))
-                mask = torch.tensor(padded_rows([[1] * len(text) for text in batch], 0, longest))
-                given = {"input_ids": ids, "attention_mask": mask, **token_types(ids, separator)}
-                logits = model(**{name: t.to(device) for name, t in given.items()}).logits[:, list(class_ids)].cpu()
-                if found is None:
-                    dtype = torch.promote_types(logits.dtype, torch.float32)
-                    found = torch.full((len(rows), len(class_ids)), float("nan"), dtype=dtype)
-                found[[rows[text] for text in batch]] = logits.to(found)
-                report(len(batch))
-    finally:
-        model.train(training)
+    with in_use(model):
+        for chosen in length_batches([*map(len, unique)], padded=budget):
+            batch = [unique[i] for i in chosen]
+            longest = max(map(len, batch))
+            ids = torch.tensor(padded_rows(batch, model.config.pad_token_id or 0, longest))
+            mask = torch.tensor(padded_rows([[1] * len(text) for text in batch], 0, longest))
+            given = {"input_ids": ids, "attention_mask": mask, **token_types(ids, separator)}
+            logits = model(**{name: t.to(device) for name, t in given.items()}).logits[:, list(class_ids)].cpu()
+            if found is None:
+                dtype = torch.promote_types(logits.dtype, torch.float32)
+                found = torch.full((len(rows), len(class_ids)), float("nan"), dtype=dtype)
+            found[[rows[text] for text in batch]] = logits.to(found)
+            report(len(batch))
     assert found is not None
     report(len(renderings) - len(rows))
     return found[[rows[tuple(ids)] for ids in renderings]]

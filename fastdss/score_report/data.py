@@ -1,5 +1,5 @@
-"""What the page shows: counts over all rows, and the rows with the lowest scores, in memory that the input's size does
-not change."""
+"""What the page shows: counts over all rows, and the rows with the lowest scores, in memory that hardly grows with the
+input: by four bytes for each row that falls below one half, of which the median is shown."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def collect(
 ) -> tuple[Summary, list[PageRow]]:
     """Counts over all entries; and the ``limit`` answers with the lowest scores, then the first ``limit`` failed ones.
 
-    It reads the entries once, and memory holds only the answers that it returns. ``limit=None`` returns all.
+    It reads the entries once, and memory holds the texts of the answers that it returns. ``limit=None`` returns all.
     """
     summary = Summary()
     failed: list[PageRow] = []
@@ -218,13 +218,15 @@ def detail(row: PageRow) -> dict[str, Any]:
 
 
 def utf16_ends(text: str, ends: Sequence[int]) -> list[int]:
-    """``len(text[:end].encode("utf-16-le")) // 2`` for each end; lone surrogates count as one."""
+    """``len(text[:end].encode("utf-16-le")) // 2`` for each end; lone surrogates count as one, and so does each of the
+    characters that ``text`` lacks before an end."""
     if not text or max(text) < "\U00010000":
         return list(ends)
-    found, start, units = [], 0, 0
+    found, start, more = [], 0, 0
     for end in ends:
-        units += len(text[start:end].encode("utf-16-le", "surrogatepass")) // 2
-        found.append(units)
+        piece = text[start:end]
+        more += len(piece.encode("utf-16-le", "surrogatepass")) // 2 - len(piece)
+        found.append(end + more)
         start = end
     return found
 

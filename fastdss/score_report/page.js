@@ -3,7 +3,6 @@
 const PAGE = 50;
 const ORDERS = ["minimum", "final", "drop", "length", "id", "order"];
 const FIELDS = ["minimum", "final", "drop"];
-const BETWEEN = "|"; // flags in the page's address: reasons hold commas
 const byAddress = new Map(columns.id.map((id, row) => [new URLSearchParams({ id }).get("id"), row]));
 const tagNumber = new Map(tags.map(([tag], i) => [tag, i]));
 const state = { q: "", sort: "minimum", reverse: false, field: "minimum", low: "", high: "", flags: new Set(), page: 0 };
@@ -161,7 +160,7 @@ function remember() {
   if (state.reverse) found.set("reverse", "1");
   if (state.field !== "minimum") found.set("field", state.field);
   for (const name of ["low", "high"]) if (state[name] !== "") found.set(name, state[name]);
-  if (state.flags.size) found.set("flags", [...state.flags].join(BETWEEN));
+  for (const tag of state.flags) found.append("flags", tag);
   if (state.page && view.open === null) found.set("page", String(state.page + 1));
   if (view.theme) found.set("theme", view.theme);
   const hash = found.toString();
@@ -180,7 +179,7 @@ function follow() {
     field: one("field", FIELDS, "minimum"),
     low: share("low"),
     high: share("high"),
-    flags: new Set((given.get("flags") ?? "").split(BETWEEN).filter((tag) => tagNumber.has(tag))),
+    flags: new Set(given.getAll("flags").filter((tag) => tagNumber.has(tag))),
     page: (Number.parseInt(given.get("page"), 10) || 1) - 1,
   });
   setTheme(one("theme", ["light", "dark"], view.theme));

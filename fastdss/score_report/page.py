@@ -86,7 +86,7 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
         f'<p class="lead">{escape(lead(summary))}</p></header>',
         _run(manifest),
         *_certificate(manifest),
-        *([f'<p class="note">{escape(TOY)}</p>'] if "tiny" in str(manifest["guard"]) else []),
+        *([f'<p class="note">{escape(TOY)}</p>'] if _is_toy(manifest["guard"]) else []),
         _cards(summary),
         *_reasons(summary),
         f'<div class="panels thirds">{"".join(_charts(summary))}</div>',
@@ -94,6 +94,12 @@ def _findings(title: str, manifest: Mapping[str, Any], summary: Summary) -> list
         "being safe as far as it had been read: under ½, and orange, the guard calls it unsafe.</p>",
         f'<ul class="legend scale" aria-hidden="true">{_scale()}</ul>',
     ]
+
+
+def _is_toy(guard: str | Sequence[str]) -> bool:
+    """Whether one of the guards is the built-in one: by the word that loads it, its folder, or its spec's name."""
+    names = [guard] if isinstance(guard, str) else guard
+    return any(name.rstrip("/").rpartition("/")[2] in ("tiny", "tiny_guard", "fastdss-tiny-guard") for name in names)
 
 
 def _run(manifest: Mapping[str, Any]) -> str:

@@ -6,12 +6,38 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 _SWITCH = 1e-4  # seconds until Python switches threads; with its default each operation may wait 5 ms for the worker
+
+
+class _Switching:
+    """Python's interval is ``_SWITCH`` as long as any thread is within, and then again what it was before the first."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._within = 0
+        self._before = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, _SWITCH))
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                sys.setswitchinterval(self._before)
+
+
+_switching = _Switching()
 
 
 class Ahead(Generic[Item, Made]):
@@ -31,16 +57,14 @@ class Ahead(Generic[Item, Made]):
         if len(self.items) == 1:  # there is no next item to make meanwhile
             yield self._timed(lambda: self.make(self.items[0]))
             return
-        before = sys.getswitchinterval()
         pool = ThreadPoolExecutor(1, thread_name_prefix="fastdss-ahead")
         futures = [pool.submit(self.make, item) for item in self.items]
-        sys.setswitchinterval(min(before, _SWITCH))
         try:
-            for k, future in enumerate(futures):
-                _raise_first(futures[k:])
-                yield self._timed(future.result)
+            with _switching:
+                for k, future in enumerate(futures):
+                    _raise_first(futures[k:])
+                    yield self._timed(future.result)
         finally:
-            sys.setswitchinterval(before)
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _timed(self, get: Callable[[], Made]) -> Made:

@@ -63,41 +63,53 @@ class Past:
         return torch.cat([states, torch.stack([means[score] for score in scores])], 1)
 
 
-class Reading:
-    """A gate (see ``prefix.rounds.Gate``) that has every branch computed, and keeps what a probe is fitted on."""
+class _Listener:
+    """What both gates (see ``prefix.rounds.Gate``) keep of a batch in which response i has ``kept[i]`` scores: the
+    hidden states before its branches, and the verdicts of their shortcuts."""
 
-    withdrawn = False
-    shortcut = SHORTCUT
-
-    def __init__(self) -> None:
-        self.layers: tuple[int, ...] = ()
-        self.seen: list[Seen] = []
-        self._judged: list[Judged] = []
-        self._kept: list[int] = []
-        self._past = Past([])
+    def __init__(self, kept: Sequence[int] = (), verdict: Verdict | None = None) -> None:
+        self._verdict = verdict or no_verdict
+        self._places = _places(kept)
+        self._past = Past(kept)
         self._states: dict[int, Tensor] = {}  # score -> [2 layers, D]
         self._shortcuts: dict[int, float] = {}
-        self._verdict: Verdict = no_verdict
 
-    def gate(
-        self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
-    ) -> Reading:
-        check_approximable(guards, options)
-        self._judged, self._kept, self._past, self._states = list(judged), list(kept), Past(kept), {}
-        self._shortcuts, self._verdict = {}, verdict_of(guards[0], options)
-        return self
-
-    def read(self, scores: list[int], states: Tensor) -> None:
-        count = states.shape[0] - 1
-        self.layers = tuple(sorted({round(count * (k + 1) / _MOST_LAYERS) for k in range(_MOST_LAYERS)} - {0}))
-        known = self._past.added(scores, states[list(self.layers)].transpose(0, 1))
+    def _keep(self, scores: list[int], states: Tensor, layers: Sequence[int]) -> None:
+        known = self._past.added(scores, states[list(layers)].transpose(0, 1))
         self._states |= dict(zip(scores, known, strict=True))
 
     def wants(self, score: int) -> bool:
         return score in self._states
 
     def hear(self, scores: list[int], logits: Tensor) -> None:
-        self._shortcuts |= finite(scores, self._verdict(logits))
+        heard = zip(scores, self._verdict(logits).tolist(), strict=True)
+        self._shortcuts |= {score: value for score, value in heard if math.isfinite(value)}
+
+
+class Reading(_Listener):
+    """A gate that has every branch computed, and keeps what a probe is fitted on."""
+
+    withdrawn = False
+    shortcut = SHORTCUT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: tuple[int, ...] = ()
+        self.seen: list[Seen] = []
+        self._judged: list[Judged] = []
+
+    def gate(
+        self, guards: Sequence[GuardModel], judged: Sequence[Judged], kept: Sequence[int], options: ScoringOptions
+    ) -> Reading:
+        check_approximable(guards, options)
+        super().__init__(kept, verdict_of(guards[0], options))
+        self._judged = list(judged)
+        return self
+
+    def read(self, scores: list[int], states: Tensor) -> None:
+        count = states.shape[0] - 1
+        self.layers = tuple(sorted({round(count * (k + 1) / _MOST_LAYERS) for k in range(_MOST_LAYERS)} - {0}))
+        self._keep(scores, states, self.layers)
 
     def asks(self, left: Collection[int]) -> Collection[int]:
         return left
@@ -106,12 +118,12 @@ class Reading:
         """All scores are given to ``settle``."""
 
     def settle(self, scores: Tensor) -> list[Settled]:
-        for item, places in zip(self._judged, _places(self._kept), strict=True):
+        for item, places in zip(self._judged, self._places, strict=True):
             states = {k: self._states[score] for k, score in enumerate(places) if score in self._states}
             shortcuts = {k: self._shortcuts[score] for k, score in enumerate(places) if score in self._shortcuts}
             self.seen.append(Seen(item, scores[list(places)], states, shortcuts))
         self._verdict = no_verdict  # what was read is sent to other processes, and the guard must not go with it
-        return [Settled(torch.ones(count, dtype=torch.bool)) for count in self._kept]
+        return [Settled(torch.ones(len(places), dtype=torch.bool)) for places in self._places]
 
 
 class Predictor(Protocol):
@@ -125,8 +137,8 @@ class Predictor(Protocol):
         and the logits of their shortcuts ``[K]``."""
 
 
-class Gating:
-    """A gate (see ``prefix.rounds.Gate``) that has the branches of doubtful scores and of audited rows computed.
+class Gating(_Listener):
+    """A gate that has the branches of doubtful scores and of audited rows computed.
 
     ``audit`` is told of every audited row; None: the caller keeps the account itself, from ``Settled.missed``.
     """
@@ -142,34 +154,23 @@ class Gating:
         audit: Audit | None,
         verdict: Verdict,
     ) -> None:
+        super().__init__(kept, verdict)
         self.probe = probe
         self.threshold = threshold
         self.tolerance = tolerance
         self.audit = audit
         self.shortcut = probe.shortcut
         self.withdrawn = False
-        self._verdict = verdict
-        self._past = Past(kept)
-        self._states: dict[int, Tensor] = {}  # score -> [2 layers, D]
-        self._shortcuts: dict[int, float] = {}
         self._rows = [item.row for item in judged]
         self._audited = list(audited)
-        self._places = _places(kept)
         self._owner = [number for number, count in enumerate(kept) for _ in range(count)]  # score -> its response
         # response -> its predicted scores, with their places in its course
         self._courses: dict[int, tuple[dict[int, int], Course]] = {}
 
     def read(self, scores: list[int], states: Tensor) -> None:
-        known = self._past.added(scores, states[list(self.probe.layers)].transpose(0, 1))
-        self._states |= dict(zip(scores, known, strict=True))
+        self._keep(scores, states, self.probe.layers)
         for score in scores:  # again where memory ran out and a group is computed anew
             self._courses.pop(self._owner[score], None)
-
-    def wants(self, score: int) -> bool:
-        return score in self._states
-
-    def hear(self, scores: list[int], logits: Tensor) -> None:
-        self._shortcuts |= finite(scores, self._verdict(logits))
 
     def asks(self, left: Collection[int]) -> Collection[int]:
         wanted = []
@@ -226,11 +227,6 @@ class Gating:
                 self.audit.add(row_is_wrong)
             self.withdrawn = self.audit.disagrees
         return settled
-
-
-def finite(scores: Sequence[int], logits: Tensor) -> dict[int, float]:
-    """The logits by score, where they are finite."""
-    return {score: value for score, value in zip(scores, logits.tolist(), strict=True) if math.isfinite(value)}
 
 
 def verdict_of(guard: GuardModel, options: ScoringOptions) -> Verdict:

@@ -15,7 +15,9 @@ class Guard(GuardModel):
     """A model of transformers, its tokenizer, and the spec that says how to read a verdict from it.
 
     From call to call a guard keeps the keys and values of its template's beginning, and on a CPU where oneDNN is faster
-    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model.
+    a prepacked second copy of the weights (``guard.packed.clear()`` frees it); both follow changes of the model, and so
+    do streams. While it scores, the model has another attention: threads that score with it take turns, and no other
+    code may use it meanwhile.
 
     Args:
         model: a causal LM, or a classifier where the spec says so.

@@ -36,7 +36,8 @@ from .scoring import Judged, read_batch, score_turns
 
 AUDIT_SHARE = 0.03  # of the rows; a choice: with more, a broken promise is noticed sooner, and less is spared
 THRESHOLDS = tuple(0.002 * 1.15**step for step in range(42))  # of doubt, up to 0.62: fixed before any row is seen
-ASKED = ("every", "unit", "sharpen")  # options that change the scores, so that the promise holds only for their values
+# Options that change which scores a row has, or what they are: the promise holds only for their values.
+ASKED = ("every", "unit", "turns", "sharpen")
 _FEWEST_ROWS = 16  # rows to fit on; in a few of them all scores may be read on the trunk, with no branch to predict
 _FEWEST_BRANCHED = 12  # rows to fit on that have branches
 _LEAST_SPARED = 0.2  # of the scores; sparing fewer is not worth the audit and errors of up to the tolerance
@@ -188,6 +189,13 @@ class TrunkProbe:
         check_approximable(guards, options)
         if guards[0].spec.name != self.guard_name:
             raise UserError(f"approx: expected a probe of {guards[0].spec.name}, got one of {self.guard_name}")
+        config = guards[0].model.config.get_text_config(decoder=True)  # one spec may ask guards of several sizes
+        size, deepest = len(self.ridge.mean) // (2 * len(self.layers)), max(self.layers)
+        if size != config.hidden_size or deepest > config.num_hidden_layers:
+            raise UserError(
+                f"approx: expected a probe of a guard with {config.num_hidden_layers} layers of {config.hidden_size}, "
+                f"got one that reads layer {deepest} of {size}"
+            )
         for name, value in self.asked.items():
             if getattr(options, name) != value:
                 raise UserError(f"approx: expected {name}={value!r}, as it was fitted, got {getattr(options, name)!r}")

@@ -161,9 +161,8 @@ def score_turns(
         cuts = [find_ends(text, **how, spans=lambda text: text_spans(tokenizer, text)) for text in responses]
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
     slices = [turns] if approx else cut_in_slices(turns)
-    if len(slices) > 1:
-        # Choose the library once, so that it is the same for every slice.
-        options = options.with_said(gemm=_settled_gemm(guards, options.gemm))
+    if len(slices) > 1 and options.gemm == "auto":  # chosen once, so that it is the same for every slice
+        options = options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
     prompts = _numbered(histories)
     kept: list[int] = []
@@ -199,10 +198,6 @@ def score_turns(
         )
         for i, item in enumerate(judged)
     )
-
-
-def _settled_gemm(guards: Sequence[GuardModel], gemm: str) -> str:
-    return preferred_gemm(*(guard.model for guard in guards)) if gemm == "auto" else gemm
 
 
 def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
@@ -293,13 +288,14 @@ def _logits(
     check_supported(guard.model, max(len(tree.trunk) for tree in trees))
     if options.method == "auto":
         guard.check_tree()
-    attend = _ATTEND[options.backend]
-    rows = guard.model, guard.token_ids, trees, prompts
     return tree_logits(
-        *rows,
+        guard.model,
+        guard.token_ids,
+        trees,
+        prompts,
         budget=options.budget,
         gemm=options.gemm,
-        attend=attend,
+        attend=_ATTEND[options.backend],
         packed=guard.packed,
         kept=guard.head,
         gate=gate,

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdss.chat.boundaries import UNITS, find_ends, find_settled_ends
+from fastdss.chat.boundaries import find_ends, find_settled_ends
 from fastdss.chat.encoder import Message, check_conversation, settled_spans, text_spans
 from fastdss.errors import UserError, UserTypeError
 from fastdss.guards.guard import GuardModel
 from fastdss.prefix.engine import check_supported
 from fastdss.prefix.growing import GrowingTexts
 from fastdss.prefix.whole import batched_logits
+
+from .options import ScoringOptions
 
 
 class StarStream:
@@ -47,10 +49,9 @@ class StarStream:
         unit_tokenizer: Any = None,
         company: StarStreams | None = None,
     ) -> None:
-        if every < 1:
-            raise UserError(f"every: expected a positive integer, got {every}")
-        if unit not in UNITS:
-            raise UserError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+        ScoringOptions(every=every, unit=unit)  # type: ignore[arg-type]  # checks them
+        if not isinstance(prompt, str | Sequence):
+            raise UserTypeError(f"prompt: expected text or a list of messages, got {type(prompt).__name__}")
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         self.guard = guard
         self.every = every
@@ -168,8 +169,7 @@ class StarStreams:
     """
 
     def __init__(self, guard: GuardModel, *, budget: int | None = None) -> None:
-        if budget is not None and budget < 1:
-            raise UserError(f"budget: expected a positive integer, got {budget}")
+        ScoringOptions(budget=budget)  # checks it
         self.guard = guard
         self.budget = budget
         self._texts: GrowingTexts | None = None

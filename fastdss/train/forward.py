@@ -18,6 +18,7 @@ from fastdss.models.causal_lm import LMHead
 from fastdss.models.experts import coefficient, mask_within, tell_unbalanced
 from fastdss.models.head_call import Operation, head_is_adapted, head_trains, through_head
 from fastdss.models.packing import is_packed, packed_inputs
+from fastdss.upstream.transformers import CACHES
 
 from .config import DSSConfig
 from .example import COLUMNS
@@ -151,7 +152,8 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
     if weights is not None and not weights.is_floating_point():
         raise UserTypeError(f"token_weights: expected floating point, got {weights.dtype}: pass token_weights.float()")
     longer = weights is not None and labels is not None and labels.shape[-1] > weights.shape[-1]
-    if kwargs.get("past_key_values") is not None or (longer and kwargs.get("inputs_embeds") is not None):
+    cached = any(kwargs.get(name) is not None for name in CACHES)
+    if cached or (longer and kwargs.get("inputs_embeds") is not None):
         raise UserError(
             "past_key_values, or inputs_embeds longer than token_weights: expected neither; PEFT's prompt learning "
             "adds tokens that have no weight: use LoRA or full fine-tuning"

@@ -95,13 +95,19 @@ def _fitting(bare: Any, ids: Tensor, candidates: list[Scale], tolerance: float) 
         steps = (words * 37 + 11) % 257 / 128 - 1  # unlike at neighbouring words, and the same at hardly any two
         rows = [steps, -steps, steps / 2]
         ladders.append(torch.stack(rows).mul(2 * _STEEP).round().div(2).to(found.dtype).expand_as(found))
+        torch.set_grad_enabled(True)  # until the forward ends: what trains behind the head then shows
         return ladders[-1].clone()  # classes change their logits in place
 
     head = bare.get_output_embeddings()
     if head is None:  # refused where it is looked for
         return candidates
-    with head.register_forward_hook(instead):
+    with head.register_forward_hook(instead), torch.no_grad():
         own = bare(input_ids=ids, use_cache=False, return_dict=True).logits
+    if own.requires_grad:
+        raise UserTypeError(
+            f"{type(bare).__name__} changes its logits by a parameter that trains (a learned scale, say), which the "
+            "shaped loss would leave as it is: freeze that parameter"
+        )
     if len(ladders) != 1:  # a compiled forward runs no new hooks; a head called twice is refused where it is called
         return candidates
     fitting, errors = [], []

@@ -86,8 +86,8 @@ class LiveReference:
             hidden = reference(**inputs, dss_ask="hidden").hidden
             answers = {"ref_hidden": hidden}
             if not policy or head_trains(bare) or head_is_adapted(bare):
-                is_start = isinstance(self.source, StartCopy)
-                weight, bias = current_head(bare) if is_start else original_head(bare)
+                adapters_count = head_is_adapted(bare) and self.source != "adapter"
+                weight, bias = current_head(bare) if adapters_count else original_head(bare)
                 answers["ref_lm_head"] = weight = whole(weight, hidden.dtype).detach()
                 if bias is not None:
                     answers["ref_bias"] = whole(bias, hidden.dtype).detach()

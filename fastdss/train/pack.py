@@ -24,9 +24,16 @@ def pack(examples: Sequence[Mapping[str, Any]], max_length: int) -> Iterator[dic
         Iterator: rows with ``seq_lengths``.
 
     Raises:
-        ValueError: for an example that is longer, and for one with images, which a packed row cannot have.
+        ValueError: for an example that is longer, one with images, which a packed row cannot have, and one that lacks
+            a column of the others: packed with them, it would take that column from all.
     """
     tight = [_unpadded(index, example) for index, example in enumerate(examples)]
+    for index, example in enumerate(tight):
+        if example.keys() != tight[0].keys():
+            raise UserError(
+                f"example {index} has columns {sorted(example)}, example 0 has {sorted(tight[0])}: pack the two kinds "
+                "apart, or give all rows all columns (a token_weights of 1 is plain cross-entropy)"
+            )
     for members in _bins([len(example["input_ids"]) for example in tight], max_length):
         chosen = [tight[index] for index in members]
         packed: dict[str, list[Any]] = {

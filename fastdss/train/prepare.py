@@ -86,7 +86,7 @@ def truncate_dataset(dataset: Any, max_length: int) -> Any:
     names = [name for name in column_names(dataset) if name in COLUMNS or name in TOKEN_INPUTS]
 
     def cut(*values: list[Any]) -> dict[str, list[Any]]:
-        return {name: value[:max_length] for name, value in zip(names, values, strict=True)}
+        return {name: value and value[:max_length] for name, value in zip(names, values, strict=True)}  # or None
 
     return _drop_unlabelled(dataset.map(cut, input_columns=names), max_length)
 

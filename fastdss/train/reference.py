@@ -197,7 +197,7 @@ def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Ans
     cache = ReferenceCache(cache_dir, model, model_id, ask) if cache_dir is not None else None
     parts = [range(start, min(start + part_rows, len(dataset))) for start in range(0, len(dataset), part_rows)]
     answers: list[_Answers] = []
-    with _answering(model), _Bar(len(dataset), progress and rank() == 0) as bar:
+    with _answering(model), progress_bar(len(dataset), "reference", "rows", shown=progress and rank() == 0) as bar:
         for part in parts:
             rows = [dataset[index] for index in part]
             stored = cache.load(rows) if cache else None
@@ -210,7 +210,7 @@ def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Ans
                 if cache:
                     cache.store(rows, {name: torch.cat(column) for name, column in _by_name(of_part).items()})
             answers += of_part
-            bar.advance(len(rows))
+            bar.update(len(rows))
     return answers
 
 
@@ -325,21 +325,3 @@ def _answering(model: Any) -> Iterator[None]:
     finally:
         if not was_enabled:
             disable_dss(model)
-
-
-class _Bar:
-    def __init__(self, total: int, shown: bool) -> None:
-        self._bar = None
-        if shown:
-            self._bar = progress_bar(total, "reference", "rows")
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance(self, rows: int) -> None:
-        if self._bar is not None:
-            self._bar.update(rows)

@@ -100,7 +100,8 @@ def _fingerprint(model: Any, model_id: str | None) -> str:
     config = settings_of(bare.config)
     adapters = adapters_in_use(bare)
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
-    known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), autocast], sort_keys=True, default=str)
+    precision = [str(bare.dtype), autocast]  # a configuration keeps the dtype that the weights were loaded in
+    known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), precision], sort_keys=True, default=str)
     shards = {_weights_digest(bare)} if model_id is None else set()
     # A set: ranks with the same weights count once, so their number does not change the name of a part.
     all_shards = sorted(set().union(*gather(shards)))

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoProcessor
 
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.experts import set_coefficient
 from fastdss.models.inputs import input_names
 from fastdss.upstream.accelerate import ungathered
-from fastdss.upstream.trl import OpenSFTTrainer, Preparation
+from fastdss.upstream.trl import OpenSFTTrainer, Preparation, made_from
 
 from .agreement import agreed_config
 from .collator import DSSCollator
@@ -26,6 +26,7 @@ from .trainer import SUMS, ShapedTraining
 
 # TRL's own metrics, of which it keeps a value per unshaped batch -> the sum to which they are added
 _TRL_METRICS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}
+_TOKENIZER = 4  # the place of processing_class among SFTTrainer's arguments after the model
 
 
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
@@ -65,10 +66,12 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
     ) -> None:
         if isinstance(model, str):
             sft_config = args[0] if args else kwargs.get("args")
-            options = dict(getattr(sft_config, "model_init_kwargs", None) or {})
-            if kwargs.get("quantization_config") is not None:
-                options["quantization_config"] = kwargs["quantization_config"]
-            model = AutoModelForCausalLM.from_pretrained(model, **options)
+            revision = (getattr(sft_config, "model_init_kwargs", None) or {}).get("revision")
+            if revision is not None and len(args) <= _TOKENIZER and kwargs.get("processing_class") is None:
+                trusted = getattr(sft_config, "trust_remote_code", False)
+                found = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=trusted)
+                kwargs["processing_class"] = found
+            model = made_from(model, sft_config, kwargs.get("quantization_config"))
         # before SFTTrainer replaces the instance's forward by one with its own fused head, which then calls ours
         said = DSSConfig.taken_from(kwargs)
         agreed = agreed_config(model, config, said)
@@ -77,7 +80,13 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
             set_coefficient(bare_model(self.model), self.router_coefficient)
         own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if not own_collator and any("token_weights" in _columns(d) for d in (self.train_dataset, *evaluated)):
+        columns = [_columns(dataset) for dataset in (self.train_dataset, *evaluated)]
+        if any(holds_scores(names) and "token_weights" not in names for names in columns):
+            raise UserError(
+                "SFTTrainer prepares no data sets with images, and none with skip_prepare_dataset, so these scored "
+                "rows would train without shaping: give it the rows of prepare_dss_dataset, without a column images"
+            )
+        if not own_collator and any("token_weights" in names for names in columns):
             self.data_collator = DSSCollator(
                 self.text_tokenizer.pad_token_id,
                 padding_free=self.padding_free,

@@ -14,9 +14,11 @@ from transformers import Trainer
 
 from fastdss.errors import UserError
 from fastdss.models.experts import coefficient
+from fastdss.models.inputs import input_names
 from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
 from fastdss.upstream.transformers import (
+    CACHES,
     TrainerSeams,
     count_shifted_labels,
     divide_by_items,
@@ -152,8 +154,9 @@ class ShapedTraining(TrainerSeams):
 
     def kept_columns(self: Any) -> tuple[str, ...]:
         """Columns for the collator. It needs mask and positions even where the model's class takes neither, to find
-        padding and documents."""
-        return ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
+        padding and documents; of the model's other inputs TRL's trainer would keep none."""
+        known = ("input_ids", "labels", *_EXACT, "seq_lengths", "attention_mask", "position_ids")
+        return (*known, *sorted(input_names(bare_model(self.model)) - set(known)))
 
     @torch.no_grad()
     def _add_up(self: Any, outputs: Any, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> None:
@@ -265,7 +268,7 @@ class ShapedTraining(TrainerSeams):
         ``compute_metrics`` gets the label's log-probabilities ``[B, T]`` as predictions: there are no logits.
         """
         self._dss_sums[False] = None
-        ignore_keys = [*(ignore_keys or ["past_key_values"]), "ce", "kl", "aux_loss", "entropy", "correct"]
+        ignore_keys = [*(ignore_keys or CACHES), "ce", "kl", "aux_loss", "entropy", "correct"]
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )

@@ -91,16 +91,25 @@ def check_collator(collator: Any, config: DSSConfig | None) -> None:
 
 
 def check_reference(trainer: Any, ref_model: Any) -> None:
-    """Raise ``UserError`` where a full KL has no reference, neither in the data nor in ``ref_model``, or where columns
-    of the forward KL do not belong to the policy's head."""
+    """Raise ``UserError`` where a full KL has no reference, neither in the data nor in ``ref_model``; where one data
+    set has the reference's columns and another has not, which the first evaluation would find; and where columns of the
+    forward KL do not belong to the policy's head."""
     config = dss_config(trainer.model)
-    if config is None or not config.needs_logits:
+    if config is None or not config.needs_reference:
         return
     datasets = [trainer.train_dataset, trainer.eval_dataset]
     datasets = [part for d in datasets for part in (d.values() if isinstance(d, dict) else [d]) if part is not None]
     columns = [_columns_of(dataset) for dataset in datasets]
+    known = any(map(config.known_by, columns))
+    if known and ref_model is None and any("token_weights" in c and not config.known_by(c) for c in columns):
+        raise UserError(
+            "token_weights need a reference: expected the columns of add_reference_logprobs in all data sets, or "
+            "ref_model=, got data sets with and without them"
+        )
+    if not config.needs_logits:
+        return
     forward = config.kl == KL.FORWARD
-    if any(map(config.known_by, columns)):
+    if known:
         refuse_another_head(bare_model(trainer.model))
     elif ref_model is None and not (forward and [] in columns):  # whether a stream has the columns, its batches show
         more = ", or the columns of add_reference_logprobs(forward_kl=True)" if forward else ""

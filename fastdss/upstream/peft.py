@@ -126,9 +126,10 @@ def has_learnt(model: nn.Module) -> bool:
 
 def _product_is_something(layer: Any, name: str) -> bool:
     if name in layer.lora_A:
-        halves = layer.lora_A[name].weight, layer.lora_B[name].weight
+        parts = [layer.lora_A[name], layer.lora_B[name]]
+        halves = [getattr(part, "weight", part) for part in parts]  # AdaLoRA keeps parameters, no layers
     elif name in getattr(layer, "lora_embedding_A", {}):
-        halves = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+        halves = [layer.lora_embedding_A[name], layer.lora_embedding_B[name]]
     else:
         return False
     return all(bool(half.any()) for half in halves)

@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+# Inputs and outputs that hold a cache of keys and values. From 5.24 on transformers calls each of them "cache", and
+# takes the older names with a warning.
+CACHES = ("past_key_values", "cache_params", "cache")
+
 
 def attention_of(config: Any) -> str:
     """The attention implementation in use. ``set_attn_implementation`` sets it; no public name reads it."""

@@ -8,6 +8,23 @@ from torch import Tensor
 from trl import SFTTrainer
 
 
+def made_from(name: str, args: Any, quantization_config: Any) -> Any:
+    """The model that SFTTrainer makes of a name: in float32 if nothing else is said, of the class that the checkpoint
+    names. No public function does so, and SFTTrainer itself does it where it also replaces the model's forward, before
+    which DSS must be switched on.
+    """
+    from trl.trainer.utils import create_model_from_path
+
+    options = dict(getattr(args, "model_init_kwargs", None) or {})
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    state = getattr(args, "distributed_state", None)
+    if getattr(state, "distributed_type", None) in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    options.setdefault("trust_remote_code", getattr(args, "trust_remote_code", False))
+    return create_model_from_path(name, **options)
+
+
 class Preparation(NamedTuple):
     """How SFTTrainer prepares a data set; ``name`` is "train" or "eval", or the name of one of several."""
 

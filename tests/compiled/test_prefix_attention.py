@@ -13,7 +13,7 @@ from fastdss.kernels.prefix_attention import (
     split_dim,
 )
 
-from .aot import SHARED_LIMIT, Resources, compile_kernel
+from .aot import SHARED_LIMIT, STACK, Resources, compile_kernel
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 SMALL_CHIPS = 99 << 10  # shared memory of sm_86, sm_89 and sm_120, which are given sm_80's configurations
@@ -52,13 +52,14 @@ def build(
 
 
 def check(made: Resources, chip: str) -> None:
-    assert made.stack == 0
+    assert made.stack <= STACK
     assert made.shared <= (SMALL_CHIPS if chip == "sm_80" else SHARED_LIMIT[chip])
     assert "tf32" not in made.assembly
     if chip.startswith("sm_"):
         assert made.spills == 0
     else:  # scalars may move to lanes of vector registers, which takes no memory
-        assert re.findall(r"\.vgpr_spill_count:\s*(\d+)", made.assembly) == ["0"]
+        (spilled,) = re.findall(r"\.vgpr_spill_count:\s*(\d+)", made.assembly)
+        assert 4 * int(spilled) <= STACK
         assert "v_mfma" in made.assembly
     if chip == "sm_90":
         assert "wgmma.mma_async" in made.assembly

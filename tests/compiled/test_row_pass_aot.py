@@ -6,13 +6,12 @@ import re
 from typing import Any
 
 import pytest
-import triton
 from fastdss.kernels.configs import row_pass_config
 from fastdss.kernels.row_pass import row_gradient_bwd_kernel, row_pass_fwd_kernel, row_stats_fwd_kernel
 
 from fastdss.loss.objective import Objective
 
-from .aot import SHARED_LIMIT, TARGETS, Resources, compile_kernel
+from .aot import SHARED_LIMIT, STACK, TARGETS, Resources, compile_kernel
 
 # kl, dtype of the logits, dtype of the gradient, everything switched on (but dft, with which smoothing does not go)
 FORMS = [
@@ -22,10 +21,6 @@ FORMS = [
     pytest.param("forward", "fp32", "fp32", False, id="forward fp32"),
     pytest.param("reverse", "fp64", "fp64", False, id="reverse fp64"),
 ]
-
-
-# Bytes that a kernel may have on the stack without a spill: triton 3.6 gives a few of them where 3.7 gives none.
-LEAST_STACK = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else 16
 
 
 def _objective(kl: str, everything: bool) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def _objective(kl: str, everything: bool) -> dict[str, Any]:
 
 
 def _check(resources: Resources, chip: str, stack: int = 0) -> None:
-    assert resources.stack <= max(stack, LEAST_STACK)
+    assert resources.stack <= max(stack, STACK)
     assert resources.spills == 0
     assert resources.shared <= SHARED_LIMIT[chip]
     assert 0 < resources.registers <= 255

@@ -69,61 +69,6 @@ def test_the_loss_on_an_h100() -> None:
         check(said[name], [ce["ratio_to_floor"], mib(ce), ce["error"], *more], name)
 
 
-def test_the_loss_on_a_cpu() -> None:
-    said, found = table("performance.md", "| N = 2048, D = 576, V = 49152 |"), rows("loss_cpu_exponentials")
-    cases = [("bfloat16", "ce", False), ("bfloat16", "k2", True), ("float32", "ce", True)]
-    for cells, (dtype, loss, text) in zip(list(said.values())[:3], cases, strict=True):
-        true: list[float | None] = []
-        for method in ("fastdss", "torch.compile", "cut-cross-entropy"):
-            if method == "cut-cross-entropy" and dtype == "float32":
-                true += [None, None]
-                continue
-            row = one(found, method=method, dtype=dtype, loss=loss, text=text)
-            true += [row["cpu_ratio_to_floor"], row["error"]]
-        check(cells, true, f"{dtype} {loss}")
-    for power in (9, 10):
-        row = one(found, method=f"fastdss, grad_tol=2**-{power}")
-        cells = said[f"the same, grad_tol=2**-{power}"]
-        check(cells[:2], [row["cpu_ratio_to_floor"], row["error"]], f"grad_tol {power}")
-
-
-def test_the_previous_engine_on_a_cpu() -> None:
-    lines = (ROOT / "docs/performance.md").read_text().splitlines()
-    losses = {"cross-entropy": "ce", "DSS, k2": "k2", "DSS, reverse KL": "reverse"}
-    seen = 0
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        loss = next((code for name, code in losses.items() if cells[0].startswith(f"{name}, ")), None)
-        if loss is None or len(cells) != 9 or "(N =" not in cells[0]:
-            continue
-        dtype = {"fp32": "float32", "bf16": "bfloat16"}[cells[1]]
-        n = int(cells[0].split("N = ")[1].rstrip(")"))
-        of = {"loss": loss, "dtype": dtype, "n": n, "frozen": "frozen" in cells[0]}
-        found = {row["method"]: row for row in rows("loss_cpu") if all(row[key] == of[key] for key in of)}
-        ours, others = found["fastdss"], [found.get(m) for m in ("eager", "torch.compile", "F.linear_cross_entropy")]
-        slower = [None if row is None else row["median_s"] / ours["median_s"] for row in others]
-        memory = [mib(found[method]) for method in ("fastdss", "eager", "torch.compile")]
-        check(cells[2:], [ours["ratio_to_floor"], *slower, *memory], line)
-        seen += 1
-    assert seen == 7
-
-
-def test_columns_left_out_by_a_threshold() -> None:
-    said, found = table("performance.md", "| | cross-entropy: time | error | CE + k2: time"), rows("loss_cpu_text")
-    names = {"fastdss": "fastdss", "fastdss, threshold 2**-12": "fastdss, filter_eps=2**-12",
-             "fastdss, threshold 2**-14": "fastdss, filter_eps=2**-14",
-             "torch.compile, full logits": "torch.compile",
-             "cut-cross-entropy, for torch.compile": "cut-cross-entropy", "eager, full logits": "eager"}  # fmt: skip
-    assert set(said) == set(names)
-    for name, method in names.items():
-        ce, k2 = (one(found, method=method, loss=loss) for loss in ("ce", "k2"))
-        *cells, memory = said[name]
-        reverse = None if method == "cut-cross-entropy" else one(found, method=method, loss="reverse")
-        times = [ce["ratio_to_floor"], ce["error"], k2["ratio_to_floor"], reverse and reverse["ratio_to_floor"]]
-        check(cells, times, name)
-        check(memory.removesuffix(" MiB").split(", "), [mib(ce)] + ([mib(reverse)] if reverse else []), name)
-
-
 def test_scores_on_a_cpu() -> None:
     said, found = table("performance.md", "| way | tokens computed | speed |"), rows("star_cpu")
     names = {"one forward per prefix": "one forward per prefix",

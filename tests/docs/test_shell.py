@@ -34,6 +34,7 @@ NOT_RUN = {  # what a command begins with -> why it is not run here
     "make pictures": "test_pictures makes them and compares",
     "make mutation": "hours",
     "make oldest": "fetches gigabytes",
+    "make newest": "fetches gigabytes",
     "make dist": "fetches tools; docs/releasing.md says when",
     "pip install": "needs a network; make test begins with it",
     ".venv/bin/pre-commit": "changes the repository's hooks",

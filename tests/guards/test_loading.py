@@ -77,7 +77,10 @@ def test_a_guard_of_text_and_images_is_given_text(name: str, tmp_path: Path) -> 
     for one, other in zip(tree.scores, apart.scores, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-6)
     (ids,) = guard.encode([[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "No."}]])
-    logits = model(input_ids=torch.tensor([ids])).logits[0, -1, guard.token_ids]
+    alone = (
+        model.language_model if name.startswith("Llama4") else model
+    )  # whose own forward fails in transformers 5.24.0
+    logits = alone(input_ids=torch.tensor([ids])).logits[0, -1, guard.token_ids]
     assert guard.scores(logits[None]).item() == pytest.approx(
         star_scores(guard, {"prompt": ["Hello"], "response": ["No."]}).scores[0][-1].item(), abs=1e-6
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastdss import Guard, GuardSpec, star_scores
+from fastdss import Guard, GuardSpec, UserError, star_scores
 from fastdss.guards import vendors
 from fastdss.guards.questions import make_encoders, prints_date
 from fastdss.guards.sight import find_sight
@@ -116,8 +116,12 @@ def test_dates_are_fixed() -> None:
     assert not prints_date(replace(spec, template=ROLES), tokenizer)
     (encoder,) = make_encoders(replace(spec, date="2024-07-26"), tokenizer)
     assert encoder.render([[{"role": "user", "content": "x"}]], generation_prompt=True)[0].startswith("26 Jul 2024")
-    with pytest.raises(ValueError, match="date: expected a day as YYYY-MM-DD, got 'today'"):
-        make_encoders(replace(spec, date="today"), tokenizer)
+
+
+@pytest.mark.parametrize("day", ["today", 2025, None])
+def test_a_date_that_is_no_day_is_an_error_also_where_the_template_prints_none(day: object) -> None:
+    with pytest.raises(UserError, match="date: expected a day as YYYY-MM-DD, got"):
+        replace(GuardSpec("g", template=ROLES, **WORDS), date=day)
 
 
 def test_a_date_in_a_form_that_is_no_literal_is_an_error() -> None:
@@ -143,3 +147,42 @@ def test_of_several_questions_the_least_safe_answer_counts() -> None:
     assert max((a - b).abs().max() for a in expected for b in expected) > 1e-4
     stream = whole.stream(batch["prompt"][0])
     assert stream.append(batch["response"][0]) + stream.close() == pytest.approx(found.tolist(), abs=1e-6)
+
+
+CUTS = ROLES.replace("m['content']", "m['content'].split('</think>') | last")
+SHORTENS = ROLES.replace("m['content']", "m['content'][:9000]")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "response"),
+    [
+        (CUTS, "How?", "He lives at 12 Elm Street. </think> Hello there."),
+        (CUTS, "Where does he live? </think> How?", "At 12 Elm Street."),
+        (SHORTENS, "How?", "so " * 3500 + "he lives at 12 Elm Street."),
+    ],
+)
+def test_a_row_of_which_the_template_drops_a_part_fails(template: str, prompt: str, response: str) -> None:
+    """Its guard is not blind at construction: what is dropped depends on the text."""
+    guard = make(template)
+    guard.model.config.max_position_embeddings = 2**20
+    with pytest.raises(UserError, match="row 1: g: its chat template drops a part of the turns"):
+        star_scores(guard, {"prompt": ["Hello", prompt], "response": ["Hi there.", response]}, every=1000)
+    stream = guard.stream(prompt, every=5000)
+    stream.append(response)
+    with pytest.raises(UserError, match="its chat template drops a part of the turns"):
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ROLES.replace("m['content']", "m['content'] | e"),
+        ROLES.replace("m['content']", "m['content'] | tojson"),
+        ROLES.replace("m['content']", "m['content'].split() | join(' ')"),
+        ROLES.replace("m['content']", "m['content'].split('<|end|>') | last"),  # a control string, which is broken up
+    ],
+)
+def test_a_row_that_the_template_writes_in_another_way_is_scored(template: str) -> None:
+    text = 'One "and" <b> two,\n\nthree & <|end|> four\tfünf 六。'
+    found = star_scores(make(template), {"prompt": [text], "response": [text]}, every=2)
+    assert len(found.scores[0]) == 5

@@ -10,10 +10,11 @@ import torch
 from fastdss import DSSTrainer, enable_dss
 from tests.matrix.cells import KL_SCALE, Case, compare, verdict
 from tests.matrix.images import KINDS, image_rows
+from tests.matrix.tiny import runnable
 from tests.support.ranks import on_two_ranks
 
 # Plain, experts, recurrent, masks of its own, and two whose accepts_loss_kwargs is False.
-CLASSES = (
+CLASSES = runnable(
     "LlamaForCausalLM",
     "Gemma2ForCausalLM",
     "MixtralForCausalLM",

@@ -54,11 +54,14 @@ def test_no_cell_of_the_table_is_silent():
 
 
 def test_the_table_knows_every_class_of_its_transformers():
+    """And of the older ones, since classes are rarely taken away."""
     import transformers
 
     versions, *rows = table()
-    if versions["transformers"] == transformers.__version__:
-        assert {row["class"] for row in rows} == {*text_classes(), *vision_classes()}
+    classes, known = {*text_classes(), *vision_classes()}, {row["class"] for row in rows}
+    of_table, here = (tuple(map(int, v.split(".")[:2])) for v in (versions["transformers"], transformers.__version__))
+    assert here > of_table or classes <= known, classes - known
+    assert here != of_table or classes == known, known - classes
 
 
 def test_the_page_is_the_tables():

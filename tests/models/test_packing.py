@@ -34,6 +34,22 @@ def test_packed_rows_are_the_rows_alone(name, way):
     assert packing_of(model, lambda **_: pytest.fail("asked again")).way == way
 
 
+def test_a_model_whose_weights_are_whole_only_within_a_call_is_tried_too():
+    """As ZeRO-3 keeps them. Words were counted by the embedding's empty weight, and packing refused."""
+    model = tiny_model("LlamaForCausalLM")
+    embedding = model.get_input_embeddings()
+    whole, empty = embedding.weight.data, embedding.weight.data.new_empty(0)
+
+    def keep(values):
+        embedding.weight.data = values
+
+    enable_dss(model)
+    embedding.register_forward_pre_hook(lambda *_: keep(whole))
+    embedding.register_forward_hook(lambda *_: keep(empty))
+    keep(empty)
+    assert packing_of(model, lambda **inputs: head_states(model, **inputs)).way == "as given"
+
+
 @pytest.mark.parametrize("name", ["MambaForCausalLM", "BloomForCausalLM", "MptForCausalLM", "RwkvForCausalLM"])
 def test_classes_that_read_across_documents_are_refused_by_name(name):
     case = Case(name)
@@ -55,9 +71,9 @@ def test_classes_that_read_across_documents_are_refused_by_name(name):
 )
 def test_what_only_a_long_document_reads_of_the_others_is_noticed(name, settings):
     """A short second document hid it: DeepSeek V4 compresses blocks that are counted from the row's beginning."""
-    model = enable_dss(tiny_model(name, max_position_embeddings=1024, **settings))
-    with pytest.raises(UserError, match=f"{name} cannot keep the documents of a packed row apart"):
-        check_packing(model)
+    # With transformers 5.17 Doge's tokens even see later ones, which is refused earlier.
+    with pytest.raises(UserError, match=f"{name} (cannot keep the documents of a packed row apart|is no causal LM)"):
+        check_packing(enable_dss(tiny_model(name, max_position_embeddings=1024, **settings)))
 
 
 @pytest.mark.parametrize(("leak", "kept"), [(0.0, True), (1.0, False)])

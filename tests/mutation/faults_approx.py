@@ -8,7 +8,7 @@ RIDGE, PROMISE = "fastdss/star/ridge.py", "fastdss/star/promise.py"
 GATES, PROBE, COURSE = "fastdss/star/gates.py", "fastdss/star/probe.py", "fastdss/star/course.py"
 DATA_SET, SAMPLE = "fastdss/corpus/approximate.py", "fastdss/corpus/sample.py"
 RIDGES, PROMISES = "tests/star/test_ridge.py", "tests/star/test_promise.py"
-PROBES, SIMULATED = "tests/star/test_probe.py", "tests/star/test_simulated.py"
+PROBES, GATED, SIMULATED = "tests/star/test_probe.py", "tests/star/test_gates.py", "tests/star/test_simulated.py"
 COURSES, FITTING = "tests/star/test_course.py", "fastdss/star/fitting.py"
 SHORTCUTS, SIGHTS = "tests/prefix/test_shortcuts.py", "fastdss/prefix/shortcut_attention.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
@@ -21,23 +21,23 @@ FAULTS = [
     Fault("approximate", PROMISE, "break", "continue", f"{PROMISES} -k first_threshold", within="choose_threshold"),
     Fault("approximate", PROMISE, "(1 - _RIVAL * share) / (1 - share)", "1.0", f"{PROMISES} -k audit"),
     Fault("approximate", GATES, "course.doubt > self.threshold", "course.doubt > 0", f"{PROBES} -k marked"),
-    Fault("approximate", GATES, "[score - places.start for score in near]", "[0]", f"{PROBES} -k settles"),
+    Fault("approximate", GATES, "[score - places.start for score in near]", "[0]", f"{GATED} -k settles"),
     Fault(
         "approximate",
         GATES,
         "for score in scores:\n    self._courses.pop(self._owner[score], None)",
         "pass",
-        f"{PROBES} -k anew",
+        f"{GATED} -k anew",
     ),
-    Fault("approximate", GATES, "at[score]", "0", f"{PROBES} -k beside", within="Gating.told"),
-    Fault("approximate", GATES, "math.isfinite(value)", "True", f"{PROBES} -k heard_the"),
-    Fault("approximate", COURSE, "math.isfinite(error)", "True", f"{PROBES} -k failed_tells"),
+    Fault("approximate", GATES, "at[score]", "0", f"{GATED} -k beside", within="Gating.told"),
+    Fault("approximate", GATES, "math.isfinite(value)", "True", f"{GATED} -k heard_the"),
+    Fault("approximate", COURSE, "math.isfinite(error)", "True", f"{GATED} -k failed_tells"),
     Fault(
         "approximate",
         COURSE,
         "doubts.masked_fill(self.known, 0).nan_to_num(nan=math.inf)",
         "doubts.masked_fill(self.known, 0)",
-        f"{PROBES} -k failed_tells",
+        f"{GATED} -k failed_tells",
     ),
     Fault("approximate", COURSE, "column[:, None] * (column / column[index])", "0", f"{COURSES} -k one_by_one"),
     Fault("approximate", COURSE, "persistence.scale * spreads", "spreads", f"{COURSES} -k one_by_one"),
@@ -49,28 +49,42 @@ FAULTS = [
         "fastdss/prefix/rounds.py",
         "for begin, part in kept if wanted else ():\n    store.load(part, [begin])",
         "pass",
-        f"{PROBES} -k whatever_the_rounds",
+        f"{GATED} -k whatever_the_rounds",
     ),
-    Fault("approximate", "fastdss/prefix/rounds.py", "left -= wanted", "pass", f"{PROBES} -k whatever_the_rounds"),
+    Fault("approximate", "fastdss/prefix/rounds.py", "left -= wanted", "pass", f"{GATED} -k whatever_the_rounds"),
     Fault(
         "approximate",
         GATES,
         "wrong.get(row, False) or not missed <= self.tolerance",
         "not missed <= self.tolerance",
-        f"{PROBES} -k settles",
+        f"{GATED} -k settles",
     ),
     Fault(
         "approximate", PROBE, "probe._certified(sampled, best.used)", "probe._certified(fitted, best.used)", SIMULATED
     ),
     Fault("approximate", FITTING, "torch.isfinite(seen.scores).all()", "True", f"{PROBES} -k without_scores"),
     Fault("approximate", PROBE, "threshold if share >= _LEAST_SPARED else None", "threshold", f"{PROBES} -k hardly"),
-    Fault("approximate", GATES, "total / (k + 1)", "total", f"{PROBES} -k means_are"),
+    Fault(
+        "approximate",
+        PROBE,
+        "('every', 'unit', 'turns', 'sharpen')",
+        "('every', 'unit', 'sharpen')",
+        f"{PROBES} -k refused",
+    ),
+    Fault(
+        "approximate",
+        PROBE,
+        "size != config.hidden_size or deepest > config.num_hidden_layers",
+        "size != config.hidden_size",
+        f"{PROBES} -k refused",
+    ),
+    Fault("approximate", GATES, "total / (k + 1)", "total", f"{GATED} -k means_are"),
     Fault(
         "approximate",
         GATES,
         "self._states[self._owner[score]][score] = state",
         "self._states[0][score] = state",
-        f"{PROBES} -k means_are",
+        f"{GATED} -k means_are",
     ),
     Fault("approximate", SAMPLE, "entry > self._lowest[0]", "False", f"{DATA_SETS} -k a_sample"),
     Fault(

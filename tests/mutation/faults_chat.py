@@ -42,13 +42,15 @@ CONVERSATION, TAGS = (f"fastdss/chat/{name}.py" for name in ("conversation", "ow
 POLICY_PROVED = "tests/chat/test_policy_spelling.py"
 
 SPELLING = [
-    Fault("spelling", CONVERSATION, "found[1], found.end()", "'', 0", POLICY_PROVED, within="Turn.thinking"),
+    Fault("spelling", CONVERSATION, "thought.strip()", "''", POLICY_PROVED, within="Turn.thinking"),
     Fault("spelling", CONVERSATION, "self.content[self.thinking[1]:]", "self.content", POLICY_PROVED),
-    Fault("spelling", TURNS, "content.count('</think>') > 1", "False", POLICY_PROVED),
+    Fault("spelling", TURNS, "closing in after", "False", POLICY_PROVED),
+    Fault("spelling", CONVERSATION, "self.content.index(THINK_TAGS[0]) + len(THINK_TAGS[0])", "0", POLICY_PROVED),
+    Fault("spelling", TAGS, "not spelled.startswith('{')", "False", POLICY_PROVED, within="_objects"),
     Fault("spelling", TAGS, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="with_words"),
     Fault("spelling", TAGS, "shift + begin + first", "shift + first", POLICY_PROVED, within="with_calls"),
     Fault("spelling", TAGS, "shift + begin + at + 1", "shift + begin + at", POLICY_PROVED, within="with_calls"),
-    Fault("spelling", TAGS, "found['result']", "turn.content", POLICY_PROVED, within="without_tags"),
+    Fault("spelling", TAGS, "result.strip()", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
 KINDS_OF_FILES = [
@@ -57,7 +59,7 @@ KINDS_OF_FILES = [
     Fault("kinds of files", JSON, "whole.keys() == {'data'}", "False", FILES_PROVED, within="_is_columns"),
     Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
     Fault("kinds of files", CSV, "len(_SIGN_IN_WORD.findall(sample))", "0", FILES_PROVED, within="_is_western"),
-    Fault("kinds of files", CSV, "sum((len(run) for run in _FOREIGN_WORD.findall(sample)))", "0", FILES_PROVED),
+    Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
 ]  # fmt: skip
 
 POLICY = [

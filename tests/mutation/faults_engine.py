@@ -7,6 +7,7 @@ from .fault import Fault
 EXACT = "tests/star/test_exact.py -k fp32_scores"
 STREAM, STREAMS = "tests/star/test_stream.py", "tests/star/test_streams.py"
 GROWN = "tests/prefix/test_growing.py"
+IN_USE, USED = "fastdss/prefix/in_use.py", "tests/prefix/test_in_use.py"
 GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
 SLOTTED, SEAMS = "tests/prefix/test_slots.py", "tests/hardening/test_seams.py"
 AHEAD, FOREST, AHEADS = "fastdss/star/ahead.py", "fastdss/star/forest.py", "tests/star/test_ahead.py"
@@ -30,14 +31,30 @@ MANY_STREAMS = [
     Fault("stream", STREAMING, "for stream in ended:\n    self.forget(stream)", "pass", f"{STREAMS} -k place_is_free"),
 ]  # fmt: skip
 
+MODELS_IN_USE = [
+    Fault("in use", IN_USE, "_locks.setdefault(backbone(model), RLock())", "RLock()", f"{USED} -k another_thread"),
+    Fault("in use", IN_USE, "module.training = True", "module.training = model.training", f"{USED} -k its_mode"),
+    Fault("in use", "fastdss/prefix/attention.py", "attentions_of(model.config)", "NAME", f"{USED} -k as_it_was"),
+    Fault("in use", ENGINE, "in_use(model)", "torch.inference_mode()", f"{USED} -k another_thread",
+          within="reference_logits"),
+    Fault("in use", ENGINE, "(id(p), version(p), p.dtype, p.device)", "(id(p), version(p))", f"{USED} -k changes",
+          within="fingerprint"),
+    Fault("in use", ENGINE, "torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None", "None",
+          f"{USED} -k autocast", within="fingerprint"),
+    Fault("in use", GROWING, "fingerprint(self._runner.body) != self._fingerprint", "False", f"{USED} -k changes"),
+    Fault("in use", GROWING, "self._held.pop(owner, None)", "self._held.get(owner)", f"{USED} -k could_not_move",
+          within="GrowingTexts._make_room"),
+]  # fmt: skip
+
 RUN_AHEAD = [
     Fault("run ahead", AHEAD, "_raise_first(futures[k:])\nyield self._timed(future.result)",
           "yield self._timed(future.result)", f"{AHEADS} -k error_is"),
-    Fault("run ahead", AHEAD, "sys.setswitchinterval(before)\npool.shutdown(wait=False, cancel_futures=True)",
-          "sys.setswitchinterval(before)\npool.shutdown(wait=False)",
+    Fault("run ahead", AHEAD, "pool.shutdown", "(lambda wait, cancel_futures: pool.shutdown(wait=wait))",
           f"{AHEADS} -k leaving_early"),
-    Fault("run ahead", AHEAD, "sys.setswitchinterval(before)\npool.shutdown(wait=False, cancel_futures=True)",
-          "pool.shutdown(wait=False, cancel_futures=True)", f"{AHEADS} -k error_is"),
+    Fault("run ahead", AHEAD, "self._within -= 1\nif not self._within:\n    sys.setswitchinterval(self._before)",
+          "self._within -= 1", f"{AHEADS} -k error_is"),
+    Fault("run ahead", AHEAD, "self._within -= 1\nif not self._within:\n    sys.setswitchinterval(self._before)",
+          "sys.setswitchinterval(self._before)", f"{USED} -k whichever"),
     Fault("run ahead", FOREST, "full and turn.judged.row != slices[-1][-1].judged.row", "full",
           f"{AHEADS} -k one_slice"),
     Fault("run ahead", SCORING, "[prompts[len(kept) + i] for i in first]", "[prompts[i] for i in first]",
@@ -76,4 +93,4 @@ TWO_CALLS = [
     Fault("flash", COLLATOR, "starts = ends.to(torch.int32)", "starts = ends.to(torch.int32) + 1", FLAT),
 ]  # fmt: skip
 
-FAULTS = [*MANY_STREAMS, *RUN_AHEAD, *TWO_CALLS]
+FAULTS = [*MANY_STREAMS, *MODELS_IN_USE, *RUN_AHEAD, *TWO_CALLS]

@@ -8,7 +8,7 @@ VIEW, SIGHT, ANSWERS = "fastdss/guards/view.py", "fastdss/guards/sight.py", "fas
 CLASSES, QUESTIONS, KNOWN = "fastdss/guards/classes.py", "fastdss/guards/questions.py", "fastdss/guards/known.py"
 ATTENTION, WHOLE = "fastdss/prefix/attention.py", "fastdss/prefix/whole.py"
 VIEWS, SEEN, READ = "tests/guards/test_view.py", "tests/guards/test_sight.py", "tests/guards/test_answers.py"
-FIELDS = "tests/guards/test_fields.py"
+FIELDS, GUARD = "tests/guards/test_fields.py", "fastdss/guards/guard.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
@@ -24,6 +24,12 @@ FAULTS = [
           "False and text.rfind(MARKS['response']) < max((text.find(MARKS[part]) for part in wanted))",
           f"{SEEN} -k dropped", within="check_sight"),
     Fault("sight", SIGHT, "'Q7Q ' * 2000 + 'Q8Q'", "'Q7Q ' * 2 + 'Q8Q'", f"{SEEN} -k dropped"),
+    Fault("sight", SIGHT, "at < 0", "False", f"{SEEN} -k drops_a_part", within="check_shown"),
+    Fault("sight", SIGHT, "text.find(whole, at) >= 0", "True", f"{SEEN} -k another_way", within="_end"),
+    Fault("sight", SIGHT, "turn['role'] in ('user', 'assistant')", "turn['role'] == 'assistant'",
+          f"{SEEN} -k drops_a_part", within="check_shown"),
+    Fault("sight", GUARD, "response[:ends[-1]]", "response[:ends[0]]", f"{SEEN} -k drops_a_part",
+          within="GuardModel.encode_prefixes"),
     Fault("sight", SIGHT, "present[more]", "False", f"{SEEN} -k 'first_turns or prompts_place'", within="check_seen"),
     Fault("sight", SIGHT, "roles.count('user') > 1", "False", f"{SEEN} -k first_turns", within="check_seen"),
     Fault("classes", "fastdss/models/classifier.py", "(divides.cumsum(-1) - divides.long()).clamp",

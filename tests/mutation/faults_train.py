@@ -18,6 +18,7 @@ UPSTREAM = "tests/upstream"
 LIVE, REFERENCES = "fastdss/train/live_reference.py", "fastdss/train/reference.py"
 REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forward_columns.py"
 CHECK, CHECKED = "fastdss/train/forward_check.py", "tests/train/test_forward_check.py"
+HEAD, ADAPTED = "fastdss/models/adapted_head.py", "tests/train/test_peft.py"
 PACKING, PACKED = "fastdss/models/packing.py", "tests/models/test_packing.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
@@ -35,6 +36,18 @@ FAULTS = [
           f"{COLLATOR} -k padded_batches"),
     Fault("collator", "fastdss/train/pack.py", "[len(example['input_ids']) for example in chosen]",
           "sorted((len(example['input_ids']) for example in chosen))", f"{COLLATOR} -k packed_rows", within="pack"),
+    Fault("collator", "fastdss/train/pack.py", "example.keys() != tight[0].keys()", "False",
+          "tests/train/test_prepare.py -k not_packed_together", within="pack"),
+    Fault("reference", LIVE, "head_is_adapted(bare) and self.source != 'adapter'", "isinstance(self.source, StartCopy)",
+          "tests/train/test_live_reference.py -k adapted_head", within="LiveReference.answers"),
+    Fault("reference", "fastdss/train/adapter_reference.py", "moved <= 1e-05 and (not learnt)", "moved <= 1e-05",
+          "tests/train/test_adapter_reference.py -k few_tokens", within="adapter_off_is_not_the_start"),
+    Fault("reference", REF_CACHE, "str(bare.dtype)", "''", "tests/train/test_reference.py -k other_weights",
+          within="_fingerprint"),
+    Fault("enable", "fastdss/train/trainer.py", "sorted(input_names(bare_model(self.model)) - set(known))", "()",
+          "tests/train/test_sft.py -k other_inputs", within="ShapedTraining.kept_columns"),
+    Fault("enable", "fastdss/models/head_call.py", "_SWAPPED in layer.__dict__", "False", f"{ENABLE} -k two_threads",
+          within="_forward_as"),
     Fault("collator", "fastdss/train/scored_rows.py",
           "Flag.FAILED in flags or any((not 0 <= score <= 1 for score in scores))", "Flag.FAILED in flags",
           "tests/train/test_prepare.py -k cannot_be_used", within="_checked"),
@@ -175,6 +188,15 @@ FAULTS = [
           within="length_batches"),
     Fault("batches by length", BATCHING, "[*[fill] * (width - len(row)), *row]", "[*row, *[fill] * (width - len(row))]",
           BATCHED, within="padded_rows"),
+    Fault("head", HEAD, "type(layer).forward is not nn.Linear.forward", "False", f"{ADAPTED} -k forward_of_its_own",
+          within="_has_own_forward"),
+    Fault("head", HEAD, "plain_weight(inner)[0] if _has_own_forward(inner) else base", "base",
+          f"{ADAPTED} -k 'forward_of_its_own and DoRA'", within="_with_lora"),
+    Fault("head", CHECK, "own.requires_grad", "False", f"{CHECKED} -k behind_the_head", within="_fitting"),
+    Fault("head", HEAD, "states is not hidden", "False", f"{ADAPTED} -k cannot_tell", within="matrix_in_use"),
+    Fault("head", "fastdss/models/causal_lm.py", "matrix_in_use(copy_in_use(layer), model.dtype)",
+          "(getattr(layer, 'weight', None), getattr(layer, 'bias', None))", f"{ADAPTED} -k lm_head_is",
+          within="lm_head"),
     Fault("upstream", "fastdss/upstream/peft.py", "layer.scaling[name]", "1.0", f"{UPSTREAM}/test_peft.py -k parts",
           within="_part"),
     Fault("upstream", "fastdss/upstream/peft.py", "active is None or layer.disable_adapters", "active is None",

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or goog
 def dump(tmp_path):
     """The document after the page's script ran, for an address part such as {"row": "a"}."""
 
-    def run(html: str, **address: str) -> str:
+    def run(html: str, **address: str | list[str]) -> str:
         page = tmp_path / "page.html"
         page.write_bytes(html.encode("utf-8", "replace"))
-        url = f"{page.as_uri()}#{urlencode(address)}"
+        url = f"{page.as_uri()}#{urlencode(address, doseq=True)}"
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", url]
         done = subprocess.run(command, capture_output=True, timeout=120)
         dom = done.stdout.decode("utf-8", "replace")
@@ -95,6 +95,13 @@ def test_address_keeps_search_order_and_filters(dump):
     assert listed(dom) == ["needle"]
     assert "1 of 5 rows" in dom
     assert listed(dump(build(ROWS), flags="low", low="0.15", sort="order")) == ["dips"]
+
+
+def test_reasons_of_any_text_are_filters(dump):
+    reason = "expected one of a|b, got c"
+    pairs = [entry("other"), failed("f", reason), failed("g", "the guard's logits are not finite")]
+    assert listed(dump(build(pairs), flags=["failed", f"because: {reason}"])) == ["f"]
+    assert listed(dump(build(pairs), flags="failed")) == ["f", "g"]
 
 
 def test_a_row_that_filters_hide_is_shown_and_one_that_is_not_there_is_said(dump):

@@ -117,6 +117,10 @@ def test_utf16_ends_are_where_scripts_count(text):
     assert utf16_ends(text, ends) == expected
 
 
+def test_utf16_ends_go_on_beyond_a_text_that_was_cut():
+    assert utf16_ends("😀b", [1, 2, 5, 9]) == [2, 3, 6, 10]
+
+
 def test_detail_says_how_much_text_it_leaves_out():
     row = one(entry("long", (0.9, 0.8), response="x" * (TEXT_LIMIT + 7)))
     found = detail(row)

@@ -124,6 +124,22 @@ def test_header_says_guard_revision_options_and_counts():
     assert "0a0a0a" not in page.words  # names of shards tell a reader nothing
 
 
+@pytest.mark.parametrize(
+    ("guard", "toy"),
+    [
+        ("tiny", True),
+        ("fastdss-tiny-guard", True),
+        ("/venv/fastdss/guards/tiny_guard/", True),
+        (["org/guard", "tiny"], True),
+        ("/home/destiny/guards/llama-guard-3", False),
+        ("org/tiny-llama-guard", False),
+    ],
+)
+def test_only_the_built_in_guard_is_called_a_toy(guard, toy):
+    html = score_page(MANIFEST | {"guard": guard}, *collect([entry()], None))
+    assert ("The guard is the toy that ships with fastdss" in html) is toy
+
+
 def test_rows_left_out_and_missing_text_are_said():
     _, page = build([entry(f"r{i}", (i / 10,)) for i in range(5)], 2, without_text="chats.jsonl does not exist")
     assert "This page holds the 2 responses with the lowest scores, failed ones last; 3 more" in page.words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fastdss
 import fastdss.star.stream
 from fastdss import star_scores
 from fastdss.prefix.engine import reference_logits
@@ -167,10 +168,14 @@ def test_a_failed_forward_leaves_the_stream_usable(monkeypatch):
 
 def test_errors():
     guard = make_guard()
-    with pytest.raises(ValueError, match="every"):
-        guard.stream("Hello", every=0)
+    for every in (0, 2.5, "5"):
+        with pytest.raises(ValueError, match=r"every: expected a positive integer, got"):
+            guard.stream("Hello", every=every)
     with pytest.raises(ValueError, match="unit: expected one of"):
         guard.stream("Hello", unit="line")
+    for prompt in (None, {"role": "user", "content": "Hello"}):
+        with pytest.raises(fastdss.UserError, match="prompt: expected text or a list of messages, got"):
+            guard.stream(prompt)
     stream = guard.stream("Hello")
     with pytest.raises(ValueError, match="lone surrogate"):
         stream.append("\ud800")

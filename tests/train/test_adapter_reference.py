@@ -149,6 +149,15 @@ def test_in_16_bit_a_little_training_is_told_from_rounding(trained, dora, copied
     assert isinstance(source, StartCopy) == copied
 
 
+def test_training_that_a_few_tokens_do_not_show_is_found(tmp_path):
+    """An adapter of experts that get none of these tokens, say; here one that moves all logits by next to nothing."""
+    model = plain()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(1e-9)
+    assert isinstance(trainer(model, tmp_path)._dss_reference.source, StartCopy)
+
+
 def test_embeddings_with_adapters_that_learnt_nothing_need_no_copy(tmp_path):
     for more in ({"trainable_token_indices": [TOKEN]}, {"modules_to_save": ["embed_tokens"]}):
         model = peft.get_peft_model(tiny_model(dtype=torch.float32), peft.LoraConfig(**(LAYERS | more)))

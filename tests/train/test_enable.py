@@ -1,9 +1,11 @@
 """A model with DSS on gives the loss and gradients of the plain formula on full logits, and else behaves as before."""
 
+import contextlib
 import copy
 import inspect
 import io
 import pickle
+import threading
 
 import pytest
 import torch
@@ -271,15 +273,15 @@ def test_models_dispatched_by_accelerate():
     assert disable_dss(model)(**batch).logits is not None
 
 
-class Unscaled(nn.Module):
-    """A causal LM's forward that does something to its logits that no config tells."""
+class Bent(nn.Module):
+    """A head whose logits are no product of the hidden states with a matrix."""
 
     def __init__(self, own):
         super().__init__()
         self.own = own
 
     def forward(self, hidden):
-        return 3 * self.own(hidden)
+        return 3 * self.own(hidden).tanh()
 
 
 def test_errors_say_what_was_expected():
@@ -353,7 +355,7 @@ def test_a_hook_that_changes_what_the_head_is_given_counts():
 def test_unknown_heads_are_refused_and_leave_the_model_alone():
     model = tiny_model()
     original = type(model)
-    model.set_output_embeddings(Unscaled(model.lm_head))
+    model.set_output_embeddings(Bent(model.lm_head))
     with pytest.raises(TypeError, match="head"):
         enable_dss(model)
     assert type(model) is original
@@ -385,3 +387,33 @@ def test_the_check_compares_with_the_models_own_logits(padding):
         enable_dss(model)
     assert type(model) is Louder
     assert dss_config(model) is None
+
+
+def test_two_threads_in_one_model_are_refused_and_it_stays_whole():
+    """The one that ended last put back the other's forward, after which the model made no logits any more."""
+    model, batch = enable_dss(tiny_model()), tiny_batch()
+    expected, logits = model(**batch).loss.item(), own_logits(model, batch)
+    met, found = threading.Barrier(2), []
+
+    def both_within(*_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(5)
+
+    def run():
+        try:
+            found.append(model(**batch).loss.item())
+        except ValueError as error:
+            met.abort()
+            found.append(str(error))
+
+    hook = model.model.embed_tokens.register_forward_hook(both_within)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    (refused,) = (one for one in found if isinstance(one, str))
+    assert "one at a time" in refused
+    assert expected in found
+    assert torch.equal(own_logits(model, batch), logits)

@@ -53,6 +53,16 @@ def test_what_shows_in_large_logits_only_is_noticed_in_a_new_model(change):
         enable_dss(model)
 
 
+def test_a_parameter_behind_the_head_is_noticed_while_it_changes_nothing():
+    temperature = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    model = whose_logits(lambda logits: logits * temperature)
+    with pytest.raises(UserTypeError, match="Changed changes its logits by a parameter that trains"):
+        enable_dss(model)
+    assert torch.is_grad_enabled()
+    temperature.requires_grad_(False)
+    enable_dss(model)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 @pytest.mark.parametrize("family", ["Gemma2", "Granite", "Cohere2", "Llama", "Phi"])
 def test_scale_and_softcap_are_found_at_any_size_of_logits(family, size):

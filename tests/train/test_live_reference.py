@@ -97,6 +97,27 @@ def test_a_live_reference_computes_in_the_policys_precision(tmp_path):
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_reference_model_with_an_adapted_head(tmp_path, options):
+    """Its hidden states came with the head as it was before the adapter: a reference that nobody has."""
+    peft = pytest.importorskip("peft", reason="needs the [train] extra")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", init_lora_weights=False, **({"target_modules": ["q_proj"]} | options)
+    )
+    reference = peft.get_peft_model(tiny_model(seed=5), config)
+    for name, parameter in reference.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(6))
+    data, model = rows(4, COLUMNS[:3]), tiny_model()
+    batch = DSSCollator(0)(data)
+    ref_logits = own_logits(reference, batch).detach()
+    expected = plain_loss(own_logits(model, batch), batch, kl="reverse", ref_logits=ref_logits).item()
+    args = arguments(tmp_path, max_steps=1)
+    trainer = DSSTrainer(model=model, args=args, train_dataset=data, kl="reverse", ref_model=reference)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_model_is_not_its_own_reference():
     model = tiny_model()
     with pytest.raises(ValueError, match="pass a copy"):

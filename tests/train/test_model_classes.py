@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from fastdss import DSSCollator, DSSTrainer, UserError, enable_dss
 from tests.matrix.cells import Case, compare, make_rows, through
-from tests.matrix.tiny import tiny_model
+from tests.matrix.tiny import runnable, tiny_model
 from tests.support.tiny_models import assert_same
 from tests.support.trainers import InOrder, arguments
 
@@ -167,8 +167,15 @@ def test_rows_with_images_reach_the_model(tmp_path):
     assert "pixel_values" in trainer._signature_columns
 
 
-@pytest.mark.parametrize("name", ["Llama4ForConditionalGeneration", "Cohere2VisionForConditionalGeneration",
-                                  "AyaVisionForConditionalGeneration", "BertLMHeadModel"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    runnable(
+        "Llama4ForConditionalGeneration",
+        "Cohere2VisionForConditionalGeneration",
+        "AyaVisionForConditionalGeneration",
+        "BertLMHeadModel",
+    ),
+)
 def test_classes_without_a_plain_backbone(name):
     assert Case(name).padded() == "right"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdss.models.adapted_head import applied
+from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.head_call import current_head, head_trains, original_head
 from fastdss.train.enable import bare_model, enable_dss
 from tests.support.tiny_models import assert_same, gradients, own_logits, plain_loss, tiny_batch, tiny_model
@@ -18,9 +19,9 @@ CONFIGS = {
 }
 
 
-def adapted(family="Llama", dtype=torch.float64, **options):
+def adapted(family="Llama", dtype=torch.float64, bare=None, **options):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, init_lora_weights=False, **options)
-    model = peft.get_peft_model(tiny_model(family), config).to(dtype)
+    model = peft.get_peft_model(tiny_model(family) if bare is None else bare, config).to(dtype)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -86,6 +87,63 @@ def test_the_head_weight_is_the_effective_one():
     merged = model(**batch).loss.item()
     model.unmerge_adapter()
     assert model(**batch).loss.item() == pytest.approx(merged, abs=1e-10)
+
+
+class ScaledHead(torch.nn.Linear):
+    """A head that learns a scale for each word, as Dory's does."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features, bias=False, dtype=torch.float64)
+        self.weight = base.weight
+        self.scale = torch.nn.Parameter(torch.linspace(0.5, 2, base.out_features, dtype=torch.float64))
+
+    def forward(self, hidden):
+        return super().forward(hidden) * self.scale
+
+
+def with_scaled_head(name):
+    """A model with such a head: bare, or with an adapter on it that has learnt something."""
+    bare = tiny_model()
+    bare.set_output_embeddings(ScaledHead(bare.lm_head))
+    if name == "bare":
+        return bare
+    options = {"LoRA": {}, "DoRA": {"use_dora": True}, "dropout": {"lora_dropout": 0.3}}[name]
+    return adapted(bare=bare, target_modules=["lm_head"], **options)
+
+
+@pytest.mark.parametrize("name", ["bare", "LoRA", "DoRA", "dropout"])
+def test_a_head_with_a_forward_of_its_own(name):
+    model, batch = with_scaled_head(name).train(), tiny_batch()
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    torch.manual_seed(7)
+    expected = plain_loss(own_logits(model, batch), batch)
+    truth = gradients(model, expected)
+    enable_dss(model)
+    torch.manual_seed(7)
+    output = model(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert_same(gradients(model, output.loss), truth, 1e-9)
+    assert any(name.endswith("scale") for name in truth)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "DoRA", "scaled", "scaled with LoRA"])
+def test_lm_head_is_the_head_in_use(name):
+    """A loop that takes lm_head and backbone trains what PEFT's own forward computes, adapters on the head included."""
+    scaled = {"scaled": "bare", "scaled with LoRA": "LoRA"}
+    options = CONFIGS.get(name, {"target_modules": ["lm_head"], "use_dora": True})
+    model, batch = (with_scaled_head(scaled[name]) if name in scaled else adapted(**options)), tiny_batch()
+    truth = gradients(model, plain_loss(own_logits(model, batch), batch))
+    states = backbone(model)(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    found = plain_loss(lm_head(model).logits(states), batch)
+    assert_same(gradients(model, found), truth)
+
+
+def test_lm_head_cannot_tell_a_head_with_dropout():
+    model = adapted(target_modules=["lm_head"], lora_dropout=0.3).train()
+    with pytest.raises(ValueError, match="dropout"):
+        lm_head(model)
+    assert lm_head(model.eval()).weight.shape == (61, 32)
 
 
 HEADS = {

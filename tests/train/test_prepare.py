@@ -128,6 +128,28 @@ def test_rows_that_cannot_be_used_are_named_and_not_quoted(tokenizer, change, me
     assert "deep breath" not in str(error.value)
 
 
+def unscored(shaped):
+    features = shaped.select_columns(["input_ids", "labels"]).features
+    return datasets.Dataset.from_dict({"input_ids": [[5] * 200], "labels": [[5] * 200]}, features=features)
+
+
+def test_rows_with_and_without_weights_are_not_packed_together(tokenizer):
+    """Where the longest row had none, all lost theirs, and trained without shaping."""
+    shaped = prepare_dss_dataset(scored_rows(), tokenizer)
+    plain = unscored(shaped)
+    for mixed in ([shaped, plain], [plain, shaped]):
+        with pytest.raises(ValueError, match=r"example \d has columns .*: pack the two kinds apart"):
+            pack_dataset(datasets.concatenate_datasets(mixed), 256)
+
+
+def test_a_row_without_weights_is_cut_like_the_others(tokenizer):
+    shaped = prepare_dss_dataset(scored_rows(1), tokenizer)
+    plain = unscored(shaped)
+    cut = truncate_dataset(datasets.concatenate_datasets([shaped, plain]), 30)
+    assert [len(row["input_ids"]) for row in cut] == [min(30, len(shaped[0]["input_ids"])), 30]
+    assert cut[1]["token_weights"] is None
+
+
 def test_packing_needs_a_length(tokenizer):
     with pytest.raises(ValueError, match="packing needs max_length"):
         prepare_dss_dataset(scored_rows(), tokenizer, packing=True)

@@ -96,6 +96,8 @@ def test_other_weights_data_or_precision_are_other_answers(tmp_path):
     model.lm_head.weight.data[0, 0] += 1
     reference_logprobs(model, rows, cache_dir=tmp_path, part_rows=3, model_id="me/model@1")
     assert len(calls) == 3, "model_id stands in for the weights"
+    reference_logprobs(model.bfloat16(), rows, cache_dir=tmp_path, part_rows=3, model_id="me/model@1")
+    assert len(calls) == 6, "but not for their precision"
 
 
 def test_an_adapters_factor_is_part_of_the_hash(tmp_path):

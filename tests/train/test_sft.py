@@ -3,8 +3,9 @@
 # ruff: noqa: E402 - imports below would fail without the extra
 import pytest
 import torch
+import transformers
 
-from tests.support.tiny_models import scored_rows, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import plain_loss, scored_rows, tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl", reason="needs the [train] extra")
 datasets = pytest.importorskip("datasets", reason="needs the [train] extra")
@@ -188,6 +189,57 @@ def test_a_model_is_loaded_by_name(tmp_path, prepared, tokenizer):
     args = config(tmp_path, model_init_kwargs={"dtype": torch.float32})
     made = DSSSFTTrainer(str(tmp_path / "model"), args=args, train_dataset=prepared, eval_dataset=prepared)
     assert made.evaluate()["eval_ce"] == pytest.approx(direct(prepared).ce.item(), abs=1e-5)
+
+
+def test_a_name_is_loaded_as_trl_loads_it(tmp_path, prepared, tokenizer, monkeypatch):
+    """A checkpoint in bf16 was trained in bf16, and of a pinned model another revision's tokenizer was taken."""
+    policy().bfloat16().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    real, asked = transformers.AutoProcessor.from_pretrained, []
+
+    def load(*args, **options):
+        asked.append(options.get("revision"))
+        return real(*args, **options)
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", load)
+    args = config(tmp_path, model_init_kwargs={"revision": "v1"})
+    made = DSSSFTTrainer(str(tmp_path / "model"), args=args, train_dataset=prepared)
+    assert (made.model.dtype, asked) == (torch.float32, ["v1"])
+
+
+def test_scored_rows_that_trl_would_not_prepare_are_refused(tmp_path, scored, tokenizer):
+    skipped = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    with pytest.raises(ValueError, match="these scored rows would train without shaping"):
+        trainer(tmp_path, scored, tokenizer, **skipped)
+
+
+class Typed(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, token_type_ids=None, **inputs):
+        embedded = self.get_input_embeddings()(input_ids)
+        if token_type_ids is not None:
+            embedded = embedded + token_type_ids[..., None]
+        return super().forward(inputs_embeds=embedded, **inputs)
+
+
+def test_the_models_other_inputs_reach_it(tmp_path, prepared, tokenizer):
+    """TRL keeps the columns of plain text alone; token types, images and what belongs to them were dropped unsaid."""
+    typed = prepared.map(lambda row: {"token_type_ids": [1] * len(row["input_ids"])})
+    losses = []
+    for data in (prepared, typed):
+        model = policy()
+        model.__class__ = Typed
+        made = DSSSFTTrainer(
+            model, args=config(tmp_path), train_dataset=data, eval_dataset=data, processing_class=tokenizer
+        )
+        losses.append(made.evaluate()["eval_ce"])
+    batch = DSSCollator(0)([typed[index] for index in range(len(typed))])
+    model = policy()
+    model.__class__ = Typed
+    with torch.no_grad():
+        logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}).logits
+    expected = plain_loss(logits, batch, kl_scale=0.0)
+    assert losses[1] == pytest.approx(expected.item(), abs=1e-5)
+    assert abs(losses[1] - losses[0]) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def test_weights_without_a_reference(tmp_path):
         trainer.train()
 
 
+def test_a_data_set_that_lacks_the_references_column_is_found_at_once(tmp_path):
+    """Not hours later, by the first evaluation."""
+    data = {"train_dataset": rows(), "eval_dataset": {"all": rows(), "few": rows(columns=COLUMNS[:3])}}
+    with pytest.raises(ValueError, match="in all data sets, or ref_model=, got data sets with and without them"):
+        DSSTrainer(model=tiny_model(), args=arguments(tmp_path), **data)
+
+
 def test_without_weights_it_is_the_plain_trainer(tmp_path):
     from transformers import Trainer
 

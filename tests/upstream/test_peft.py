@@ -139,6 +139,11 @@ def test_an_adapter_that_was_just_made_has_learnt_nothing(options):
     assert has_learnt(model)
 
 
+def test_adalora_which_keeps_parameters_in_place_of_layers():
+    config = peft.AdaLoraConfig(init_r=2, total_step=10, tinit=1, tfinal=1, target_modules=["q_proj"])
+    assert has_learnt(peft.get_peft_model(tiny_model(), config))
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {"use_dora": True}]
 )

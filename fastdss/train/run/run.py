@@ -43,7 +43,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     require("fastdss train", "train", "accelerate", "datasets", "peft", "pyarrow")
     from datasets import Dataset
 
-    from .stop import Keeper, Log, NotFinite, StepBar
+    from .stop import Keeper, Log, NotFinite
 
     use_threads(settings.threads or None)
     out = Path(settings.out)
@@ -70,7 +70,7 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
     trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
     keeper = Keeper(settings.save_minutes)
-    for callback in (keeper, StepBar(progress), Log(settings.logging_steps)):
+    for callback in (keeper, Log(settings.logging_steps)):
         trainer.add_callback(callback)
     before = trainer.evaluate() if held_out is not None else {}
     if trainer.is_world_process_zero():
@@ -206,6 +206,7 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
             r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
             target_modules="all-linear" if targets == ["all-linear"] else targets,
+            revision=settings.revision or None,  # else the saved adapter would be put on the latest commit
         )
         torch.manual_seed(settings.seed)
         model = get_peft_model(model, config)
@@ -299,9 +300,11 @@ def computed_before(settings: TrainSettings, model: Any) -> bool:
 
 
 def with_reference(settings: TrainSettings, args: Any, model: Any, rows: Any, progress: bool) -> Any:
-    """``rows`` with the reference's columns: those of the model before training, computed in training's precision."""
+    """``rows`` with the columns that the loss needs of the model before training, computed in training's precision."""
     from ..reference import add_reference_logprobs
 
+    if not settings.dss.needs_reference:
+        return rows
     model.to(args.device)
     options: dict[str, Any] = {"cache_dir": Path(settings.out) / "reference", "progress": progress}
     without_adapter = model.disable_adapter() if settings.method == "lora" else nullcontext()

@@ -56,6 +56,12 @@ def test_options_reach_the_loss(files, tmp_path, option):
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
 
 
+def test_no_reference_is_computed_that_no_term_compares_with(files, tmp_path):
+    found = run(settings(files, tmp_path, kl_scale=0.0, max_steps=1))
+    assert found["after"]["eval_kl"] == 0
+    assert not (tmp_path / "reference").exists()
+
+
 def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     """What fastdss refuses is one line; anything else, hours into a run, must be found again."""
 

@@ -1,5 +1,6 @@
 """What a run of `fastdss train` reads: conversations, their scores, a model and a guard."""
 
+import json
 import shutil
 
 import pytest
@@ -95,6 +96,8 @@ def test_revisions_are_pinned_and_recorded(files, tmp_path, monkeypatch):
     assert asked.count("v1.2") == 2
     assert found["model_commit"] == "0123abc"
     assert found["settings"]["revision"] == "v1.2"
+    saved = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
+    assert saved["revision"] == "v1.2"  # the adapter is put on this commit again, and not on the latest
     with pytest.raises(ValueError, match="revision: only for a guard that is loaded by id"):
         score_rows(settings(files, tmp_path, guard_revision="v1"), tmp_path / "scores", "cpu")
 
