@@ -34,7 +34,7 @@ def with_calls(turn: Turn) -> Turn:
     shift = len(turn.answer.text) - len(turn.content)  # reasoning in a field of its own stands before the content
     calls, parts = [], []
     try:
-        for begin, spelled in _objects(turn.content, len(said)):
+        for begin, spelled in _blocks(turn.content, len(said)):
             json.loads(spelled)  # refuses what is no JSON
             members = {key: (value, *span) for key, value, *span in _members(spelled)}
             (name, at, end), (arguments, first, last) = members["name"], members["arguments"]
@@ -69,8 +69,8 @@ def with_words(turn: Turn, text: str, tags: Mapping[str, str]) -> str:
     return text[:begin] + before + text[begin + len(opening) : end] + after + text[end + len(closing) :]
 
 
-def _objects(text: str, position: int) -> Iterator[tuple[int, str]]:
-    """Where the objects in tags begin that make up the whole of ``text[position:]``, and what they are; raises
+def _blocks(text: str, position: int) -> Iterator[tuple[int, str]]:
+    """Where the texts in tags begin that make up the whole of ``text[position:]``, and what they are; raises
     ``ValueError`` where anything else stands there."""
     opening, closing = CALL_TAGS
     while position < len(text):
