@@ -99,16 +99,16 @@ def _with_lora(layer: Any, hidden: Tensor) -> Applied:
             weights.append(part.up.weight.to(weight.dtype))
         elif part.magnitude is None:
             weight = weight + part.delta().to(weight.dtype)
-        else:  # m (W + s B A) / |W + s B A|, in place of W; the norm is of the stored W
+        else:  # m (W + s B A) / |W + s B A| in place of W, whose norm is of the stored W
             delta = part.delta().to(base.dtype)
             stored = plain_weight(inner)[0] if _has_own_forward(inner) else base
             norm = torch.linalg.norm(stored + delta, dim=1, keepdim=True).detach()
-            change = part.magnitude[:, None] / norm * (base + delta) - base
-            if dropped is None:
-                weight = weight + change
+            factor = part.magnitude[:, None] / norm
+            if dropped is None:  # PEFT scales what it has so far, adapters before this one included
+                weight = factor * (weight + delta)
             else:
                 features.append(dropped)
-                weights.append(change)
+                weights.append(factor * (base + delta) - base)
         if part.has_bias:
             bias = part.scaling * part.up.bias if bias is None else bias + part.scaling * part.up.bias
     if weights:

@@ -72,6 +72,8 @@ def lm_head(model: Any) -> LMHead:
     """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
 
     Adapters of PEFT on the head are part of the weight, which is then computed from theirs: read it anew in each step.
+    ``head.logits(backbone(model)(...).last_hidden_state)`` equals ``model(...).logits`` unless the class does more
+    between the two; ``enable_dss`` compares them, a loop of one's own should once.
 
     Args:
         model: a causal LM of transformers, or what PEFT or DeepSpeed wrapped around it.

@@ -211,6 +211,8 @@ def _with_adapter(source: ModelSource, dtype: Any) -> Any:
     from peft import PeftModel
 
     base = json.loads((Path(source.where) / "adapter_config.json").read_text(encoding="utf-8"))
+    if not base.get("base_model_name_or_path"):
+        raise UserError(f"model: {source.name} is an adapter whose adapter_config.json names no base model")
     model, _ = load_model(base["base_model_name_or_path"], revision=base.get("revision"), dtype=dtype)
     return PeftModel.from_pretrained(model, source.where)
 

@@ -50,8 +50,8 @@ class DSSCollator:
             whether it compares with a reference. None: the defaults of ``DSSConfig``.
 
     Raises:
-        ValueError: for a ``kl_scale`` that no loss takes; in a call, for columns that are missing, ragged, or
-            (ref_logprobs) no log-probabilities.
+        ValueError: for a ``kl_scale`` that no loss takes, or no ``pad_token_id``; in a call, for columns that are
+            missing, ragged, or (ref_logprobs) no log-probabilities.
     """
 
     pad_token_id: int
@@ -62,6 +62,8 @@ class DSSCollator:
     config: DSSConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.pad_token_id is None:  # as a tokenizer without a padding token says
+            raise UserError("pad_token_id: expected a token's number, got None: any will do, for padding never counts")
         self.agreed()
 
     def agreed(self) -> DSSConfig:

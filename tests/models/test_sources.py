@@ -57,6 +57,9 @@ def test_an_adapter_is_put_on_its_model(folder, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(load_model(str(tmp_path / "adapter"))[0].eval()(ids).logits, wanted)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(ValueError, match="names no base model"):
+        load_model(str(tmp_path / "adapter"))
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(folder, tmp_path):

@@ -120,6 +120,11 @@ def test_the_whole_configuration_decides_what_the_loss_needs():
     assert DSSCollator(0, 0.0)([row])["kl_rows"] == 0
 
 
+def test_a_tokenizer_without_a_padding_token():
+    with pytest.raises(ValueError, match="pad_token_id: expected a token's number, got None"):
+        DSSCollator(None)
+
+
 def test_plain_examples_make_plain_batches():
     rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5], "note": "kept out"}]
     assert set(DSSCollator(pad_token_id=0)(rows)) == {"input_ids", "labels", "attention_mask"}

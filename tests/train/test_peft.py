@@ -45,6 +45,22 @@ def test_adapters(name, when):
     assert any("lm_head" in name for name in truth) == head_trains(bare_model(model)) == ("head" in name)
 
 
+@pytest.mark.parametrize("order", [["plain", "dora"], ["dora", "plain"]], ids=str)
+def test_dora_on_the_head_beside_another_adapter(order):
+    """PEFT lets it scale what the adapters before it made, too."""
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["lm_head"], r=4), adapter_name="plain")
+    model.add_adapter("dora", peft.LoraConfig(target_modules=["lm_head"], r=4, use_dora=True))
+    model.base_model.set_adapter(order)
+    for name, parameter in model.double().named_parameters():
+        if "lora_" in name:
+            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    expected = plain_loss(own_logits(model, tiny_batch()), tiny_batch())
+    truth = gradients(model, expected)
+    output = enable_dss(model)(**tiny_batch())
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert_same(gradients(model, output.loss), truth)
+
+
 def test_tied_head_with_lora_on_a_tied_model():
     model, batch = adapted("Qwen3", target_modules=["q_proj", "gate_proj"]), tiny_batch()
     truth = gradients(model, plain_loss(own_logits(model, batch), batch))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -62,13 +61,14 @@ def run(settings: TrainSettings, *, progress: bool = False) -> dict[str, Any]:
         scored = _scored_now(settings, args, out, row_counts, progress)
     commit = commit_of(find_source("model", settings.model).where, settings.revision or None)
     model = load_model(settings, tokenizer, args.bf16)
-    limit = min(settings.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", math.inf))
+    places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(settings.max_length, places or settings.max_length)
     responses = [response for conversation in scored for response in conversation.turns]
-    aligned = training_rows(scored, tokenizer, int(limit), row_counts)
+    aligned = training_rows(scored, tokenizer, limit, row_counts)
     prepared, held_out = split_rows(settings, Dataset.from_list(aligned))
     rows_hash = hash_rows(prepared)
     check_rows(rows_hash, Path(args.output_dir), resumed=checkpoint is not None)
-    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, int(limit), progress=progress)
+    trainer = make_trainer(settings, args, model, tokenizer, prepared, held_out, limit, progress=progress)
     keeper = Keeper(settings.save_minutes)
     for callback in (keeper, Log(settings.logging_steps)):
         trainer.add_callback(callback)
