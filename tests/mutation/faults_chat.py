@@ -47,6 +47,8 @@ SPELLING = [
     Fault("spelling", TURNS, "closing in after", "False", POLICY_PROVED),
     Fault("spelling", CONVERSATION, "self.content.index(THINK_TAGS[0]) + len(THINK_TAGS[0])", "0",
           "tests/chat/test_long_texts.py -k thought"),
+    Fault("spelling", TURNS, "reasoning.strip() == Turn(role, content).thinking[0]", "False",
+          "tests/chat/test_long_texts.py -k written_once"),
     Fault("spelling", TAGS, "not spelled.startswith('{')", "False", POLICY_PROVED, within="_objects"),
     Fault("spelling", TAGS, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="with_words"),
     Fault("spelling", TAGS, "shift + begin + first", "shift + first", POLICY_PROVED, within="with_calls"),
