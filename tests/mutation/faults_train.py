@@ -48,7 +48,7 @@ FAULTS = [
           "weight + factor * (base + delta) - base", "tests/train/test_peft.py -k beside_another", within="_with_lora"),
     Fault("enable", "fastdss/models/packing.py", "getattr(embedding, 'num_embeddings', None) or len(embedding.weight)",
           "len(embedding.weight)", f"{PACKED} -k only_within_a_call", within="_leak"),
-    Fault("enable", "fastdss/models/head_call.py", "_SWAPPED in layer.__dict__", "False", f"{ENABLE} -k two_threads",
+    Fault("enable", "fastdss/models/head_call.py", "_SWAPPED in layer.__dict__", "False", "tests/models/test_head_call.py",
           within="_forward_as"),
     Fault("collator", "fastdss/train/scored_rows.py",
           "Flag.FAILED in flags or any((not 0 <= score <= 1 for score in scores))", "Flag.FAILED in flags",
