@@ -40,21 +40,8 @@ def steps(tests: str = "gpu") -> tuple[Step, ...]:
 
 
 def dry_steps(folder: Path) -> tuple[Step, ...]:
-    case = (
-        "--case",
-        "20:4",
-        "--responses",
-        "2",
-        "--sampled",
-        "2",
-        "--repeats",
-        "1",
-        "--profile",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    )
+    case = ("--case", "20:4", "--responses", "2", "--sampled", "2", "--repeats", "1", "--profile", "--device", "cpu",
+            "--threads", "1")  # fmt: skip
     out = ("--out", str(folder / "star_cpu.jsonl"))
     command = ("benchmarks/bench_star.py", "--shape", "tiny", *case, *out, "--ways", *OURS)
     return (

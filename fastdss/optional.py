@@ -11,7 +11,6 @@ from .errors import UserError
 _EXTRA_OF = {  # module that may be missing -> an extra that installs it
     "accelerate": "train",
     "datasets": "train",
-    "ijson": "score",
     "matplotlib": "viz",
     "peft": "train",
     "pyarrow": "score",

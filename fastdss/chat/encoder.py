@@ -20,11 +20,12 @@ from transformers import AddedToken
 
 from fastdss.errors import RowError, UserError
 
+from .conversation import ROLES
+from .turns import check_text
+
 Message = dict[str, Any]
 Conversation = list[Message]
 
-MAX_CHARACTERS = 1_000_000  # of one message: a longer one could keep a tokenizer busy without end
-_ROLES = ("system", "user", "assistant", "tool")  # no others: templates write the role among control tokens, unchecked
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # tokens that stand for single bytes: ordinary text may need them
 # Some tokenizers are set to split special tokens: that would split the template's own, and leave our mark in the text.
 _AS_WRITTEN = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
@@ -365,15 +366,13 @@ def check_conversation(row: int, conversation: Any) -> Conversation:
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise RowError(row, f"message {index}: expected a mapping with 'role' and 'content'")
         role, content = message["role"], message["content"]
-        if role not in _ROLES:
-            raise RowError(row, f"message {index}: unknown role, expected one of {', '.join(_ROLES)}")
+        if role not in ROLES:  # templates write the role among control tokens, unchecked
+            raise RowError(row, f"message {index}: unknown role, expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise RowError(row, f"message {index}: expected text, got {type(content).__name__}")
-        if len(content) > MAX_CHARACTERS:
-            raise RowError(row, f"message {index}: {len(content)} characters exceed the limit of {MAX_CHARACTERS}")
         try:
-            content.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowError(row, f"message {index}: lone surrogate at character {error.start}; not valid text") from None
+            check_text(f"message {index}", content)
+        except UserError as error:
+            raise RowError(row, str(error)) from None
         turns.append({"role": role, "content": content})
     return turns

@@ -278,7 +278,7 @@ def read_tools(given: Any, name: str = "tools") -> list[Any]:
             given = parsed(given)
         except ValueError as error:
             raise UserError(f"{name}: expected a list of definitions, got {error}") from None
-    if given is None or given == "":
+    if given is None or given in ("", {}):
         return []
     given = [given] if isinstance(given, Mapping) else given
     if isinstance(given, str) or not isinstance(given, Sequence):

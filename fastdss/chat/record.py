@@ -87,6 +87,11 @@ class Record:
         return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
 
 
+def is_known(name: str) -> bool:
+    """Whether any format reads a column of this name."""
+    return _folded(name) in {*COLUMNS.names, *_KNOWN}
+
+
 def fits_columns(names: Sequence[str], columns: Columns = COLUMNS) -> bool:
     """Whether a table with these columns can hold conversations; it can be asked before a row is read."""
     given = {_folded(name) for name in names}

@@ -75,6 +75,8 @@ def read_turn(index: int, message: Any) -> Turn:
     train, untrained = _trained(place, given, content)
     if role == "assistant" and not reasoning.strip() and not untrained:
         reasoning, content = _opened_by_prompt(content)
+    if role == "assistant" and reasoning.strip() == Turn(role, content).thinking[0]:
+        reasoning = ""  # the content begins with the same in think tags
     turn = Turn(
         role,
         content,
@@ -230,7 +232,7 @@ def _calls(place: str, given: Mapping[str, Any]) -> tuple[Call, ...]:
     if calls is None:
         calls = [given["function_call"]] if "function_call" in given else []
     if isinstance(calls, str):
-        calls = parsed(calls) if calls.strip() else []
+        calls = (parsed(calls) if calls.strip() else None) or []
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, Sequence):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from fastdss.chat.record import fits_columns
+from fastdss.chat.record import fits_columns, is_known
 from fastdss.errors import UserError
 
 from .files import Found, Unreadable, opened
@@ -160,8 +160,8 @@ def delimiter_of(path: str, header: str) -> str:
 
 
 def check_names(path: str, names: list[str]) -> None:
-    """Raise ``ValueError`` where two columns have one name: a record keeps one of them, and other readers the other.
-    Spreadsheets have several without a name, which hold nothing."""
+    """Raise ``ValueError`` where two columns of a known name, in any letter case, are equal: other readers may take the
+    other one."""
     for name in names:
-        if name and names.count(name) > 1:
+        if is_known(name) and names.count(name) > 1:
             raise UserError(f"{path}: {names.count(name)} columns are named {name!r}: rename all but one")

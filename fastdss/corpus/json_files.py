@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 from fastdss.chat.record import fits_columns
 from fastdss.chat.shapes import is_message, is_round
 from fastdss.errors import UserError
-from fastdss.optional import require
 
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, suffixes_of, without_text
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_CUT = 12  # characters that hold any word or escape of JSON, and the part of a number that is none without the rest
+_DECODER = json.JSONDecoder(object_pairs_hook=each_name_once)
 _LARGEST_OBJECT = 1 << 30  # bytes of one object that holds columns: it must be in memory whole, so a choice bounds it
 
 
@@ -25,7 +28,7 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
     with opened(path) as sampled:  # a peek would end where the first piece that was recoded or decompressed does
         layout = _layout(path, _in_utf8(sampled).read(PEEKED))
     if layout == "array":
-        yield from _array(path, "item")
+        yield from _array(path)
     elif layout == "object":
         yield from _whole(path, split)
     else:
@@ -171,51 +174,105 @@ def _object(text: bytes, digest: str) -> Mapping[str, Any] | Unreadable:
     return found
 
 
-def _array(path: str, prefix: str) -> Iterator[Found]:
-    """The objects of an array in any layout, one at a time in memory. ``prefix``: where the array is, as ijson says."""
-    require(path, "score", "ijson")
-    import ijson
+class _Text:
+    """The text of a JSON file, of which only what is being read is in memory."""
 
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file = io.TextIOWrapper(_in_utf8(file), "utf-8", newline="")
+        self.text, self.at = "", 0
+
+    def next(self) -> str:
+        """The next character that is no blank, which stays the next one; "" at the end."""
+        while True:
+            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]  # it always matches
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more():
+                return ""
+
+    def take(self, *marks: str) -> str:
+        """The next character, one of ``marks``, is read; raises ``ValueError`` where it is another."""
+        mark = self.next()
+        if mark not in marks:
+            raise json.JSONDecodeError(f"expected {' or '.join(marks)}", self.text, self.at)
+        self.at += 1
+        return mark
+
+    def value(self) -> Any:
+        """The next value is read."""
+        self.next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                # What is cut is wrong at its end, or has a string without one.
+                cut = error.pos > len(self.text) - _CUT or error.msg.startswith("Unterminated")
+                if not cut or not self._more():
+                    raise
+                continue
+            if end < len(self.text) - _CUT or not self._more():  # a number may go on
+                self.at = end
+                return value
+
+    def values(self) -> Iterator[Any]:
+        """The values of the array that comes next are read one by one; a comma may follow the last."""
+        self.take("[")
+        while self.next() != "]":
+            yield self.value()
+            if self.next() != "]":
+                self.take(",")
+        self.take("]")
+
+    def names(self) -> Iterator[str]:
+        """The names in the object that comes next; the caller reads the value of each."""
+        self.take("{")
+        while self.next() != "}":
+            name = self.value()
+            self.take(":")
+            yield name
+            if self.next() != "}":
+                self.take(",")
+        self.take("}")
+
+    def end(self) -> None:
+        """Raise ``ValueError`` where anything follows."""
+        if self.next():
+            raise json.JSONDecodeError("expected the end", self.text, self.at)
+
+    def _more(self) -> bool:
+        """Read on, at least as much as there is, so that a long value is not tried again and again."""
+        part = self.file.read(max(PEEKED, len(self.text) - self.at))
+        if part:
+            self.text, self.at = self.text[self.at :] + part, 0
+        return bool(part)
+
+
+def _array(path: str, split: str | None = None) -> Iterator[Found]:
+    """The objects of an array in any layout, or of the array of one split, one at a time in memory."""
+    count = 0
     with opened(path) as file:
-        count = 0
+        text = _Text(file)
         try:
-            for record in _items(ijson.parse(_in_utf8(file), use_float=True), prefix):
+            for record in text.values() if split is None else _values_of(text, split):
                 count += 1
                 if (found := as_record(record)) is not None:
                     yield Found(found)
                 else:
                     digest = hashlib.sha256(repr(record).encode("utf-8", "surrogatepass")).hexdigest()
                     yield Found(Unreadable(f"expected an object, got {type(record).__name__}", digest))
-        except (ijson.JSONError, ValueError, RecursionError) as error:
-            reason = without_text(error) if isinstance(error, UnicodeError | RecursionError) else type(error).__name__
-            reason = str(error) if "occurs twice" in str(error) else reason
+            if split is None:
+                text.end()
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else without_text(error)
             raise UserError(f"{path}: not JSON after {count} objects of its array ({reason})") from None
 
 
-def _items(events: Iterator[tuple[str, str, Any]], prefix: str) -> Iterator[Any]:
-    """The values at ``prefix``; raises ``ValueError`` where a name occurs twice in one of their objects."""
-    for place, event, value in events:
-        if place == prefix:
-            yield _built(events, event, value)
-
-
-def _built(events: Iterator[tuple[str, str, Any]], event: str, value: Any, depth: int = 0) -> Any:
-    if depth > 200:  # far below Python's own limit, and deeper than any data that people write
-        raise RecursionError
-    if event == "start_map":
-        pairs: list[tuple[str, Any]] = []
-        for _, inner, key in events:
-            if inner == "end_map":
-                return each_name_once(pairs)
-            _, inner, value = next(events)
-            pairs.append((key, _built(events, inner, value, depth + 1)))
-    if event == "start_array":
-        values: list[Any] = []
-        for _, inner, given in events:
-            if inner == "end_array":
-                return values
-            values.append(_built(events, inner, given, depth + 1))
-    return value
+def _values_of(text: _Text, split: str) -> Iterator[Any]:
+    for name in text.names():
+        if name == split:
+            yield from text.values()
+            return
+        text.value()
 
 
 def _whole(path: str, split: str | None) -> Iterator[Found]:
@@ -230,7 +287,7 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
             raise UserError(f"{path} holds the splits {', '.join(lists)}: there is no {split!r}")
         if split is None and len(lists) > 1:
             raise UserError(f"{path} holds the splits {', '.join(lists)}: name one by --split")
-        yield from _array(path, f"{split or lists[0]}.item")
+        yield from _array(path, split or lists[0])
         return
     with opened(path) as file:
         content = _in_utf8(file).read(_LARGEST_OBJECT + 1)
@@ -248,23 +305,24 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
 
 def _top_level(path: str) -> tuple[list[str], list[str]]:
     """The names in the outermost object, and which of them hold lists of objects."""
-    require(path, "score", "ijson")
-    import ijson
-
     names: list[str] = []
     lists: list[str] = []
     with opened(path) as file:
+        text = _Text(file)
         try:
-            for place, event, value in ijson.parse(_in_utf8(file)):
-                if event == "map_key" and not place:
-                    names.append(value)
-                elif event == "start_map" and names and place == f"{names[-1]}.item" and lists[-1:] != names[-1:]:
-                    lists.append(names[-1])
-        except ijson.JSONError:
+            for name in text.names():
+                names.append(name)
+                if text.next() != "[":
+                    text.value()
+                elif any([isinstance(value, dict) for value in text.values()]):  # all are to be read
+                    lists.append(name)
+            text.end()
+        except (json.JSONDecodeError, RecursionError):
             raise UserError(
                 f"{path}: neither one JSON object a line nor one JSON object in all; jq -c . FILE writes objects that "
                 "stand one after the other so"
             ) from None
+    each_name_once([(name, None) for name in names])
     return names, lists
 
 

@@ -155,13 +155,14 @@ def _paths(records: Iterable[Found]) -> Iterator[Found]:
         if isinstance(name, Found):
             yield name
             continue
-        messages = list(islice(group, oasst.LARGEST_TREE))
-        reasons = oasst.strays([found.record for found in messages])
-        for found, reason in [*zip(messages, reasons, strict=True), *((more, oasst.TOO_MANY) for more in group)]:
+        rows = ((found.record, found.line) for found in group if isinstance(found.record, Mapping))
+        messages = list(islice(rows, oasst.LARGEST_TREE))
+        reasons = oasst.strays([row for row, _ in messages])
+        for (row, line), reason in [*zip(messages, reasons, strict=True), *((more, oasst.TOO_MANY) for more in rows)]:
             if reason is not None:
-                yield Found(Unreadable(reason, _record_hash(found.record)), found.line)
-        whole = [found.record for found, reason in zip(messages, reasons, strict=True) if reason is None]
-        yield from (Found(path, messages[0].line) for path in oasst.paths_of_rows(whole))
+                yield Found(Unreadable(reason, _record_hash(row)), line)
+        whole = [row for (row, _), reason in zip(messages, reasons, strict=True) if reason is None]
+        yield from (Found(path, messages[0][1]) for path in oasst.paths_of_rows(whole))
 
 
 def _row(position: int, file: str | None, found: Found, options: DataOptions) -> Row | FailedRow:

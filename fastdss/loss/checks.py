@@ -25,14 +25,15 @@ def choose_backend(backend: str, device: torch.device) -> str:
     """
     if backend not in BACKENDS:
         raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "auto":
-        return "triton" if device.type == "cuda" else "torch"
-    if backend in ("triton", "fused") and device.type != "cuda":
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return "torch"
+    try:
         from fastdss.kernels.row_pass import interpreted
-
-        if not interpreted():
-            raise UserError(f"backend={backend!r} needs a CUDA or ROCm device, but hidden is on {device}")
-    return "triton" if backend == "fused" else backend
+    except ModuleNotFoundError as error:
+        raise UserError(f"backend={backend!r} needs triton ({error}): install it, or use backend='torch'") from error
+    if device.type != "cuda" and not interpreted():
+        raise UserError(f"backend={backend!r} needs a CUDA or ROCm device, but hidden is on {device}")
+    return "triton"
 
 
 def checked_dtype(hidden: Tensor, lm_head: Tensor, labels: Tensor, **weights: Tensor | None) -> torch.dtype:
@@ -220,6 +221,8 @@ def check_num_items(num_items_in_batch: int | float | Tensor | None) -> None:
         )
     if num_items_in_batch is None or not known:
         return
+    if not isinstance(num_items_in_batch, Tensor):
+        check_number("num_items_in_batch", num_items_in_batch)
     value = float(num_items_in_batch)
     if not (0 < value < math.inf or (value == 0 and isinstance(num_items_in_batch, Tensor))):
         raise UserError(f"num_items_in_batch: expected a positive number, got {num_items_in_batch}")

@@ -73,9 +73,9 @@ class _Run:
     def exponentials(self) -> None:
         """Run all chunks by way of exponentials."""
         plan = plan_exponentials(
-            self.call, self.plan, self.accumulate, head_grad=self.d_head is not None, main_grad=False, may_keep=False
+            self.call, self.plan, head_grad=self.d_head is not None, main_grad=False, may_keep=False
         )
-        made = ExpRows(self.call, self.head, self.shard, plan, self.accumulate, store=self.grad)
+        made = ExpRows(self.call, self.head, self.shard, plan, store=self.grad)
         sums = LocalSums.empty(
             self.call.hidden, min(plan.rows, self.plan.count), self.accumulate, self.objective, self.call.token_stats
         )
@@ -94,7 +94,7 @@ class _Run:
     def row_pass(self) -> None:
         """Run all chunks by way of dZ."""
         call = self.call
-        size = chunk_rows(call, self.plan, self.accumulate, self.objective.full_kl)
+        size = chunk_rows(call, self.plan, self.objective.full_kl)
         slab = Slab(call.hidden, size, self.head.shape[0], self.accumulate)
         ref_slab = Slab(call.hidden, min(size, self.plan.kl_rows), self.head.shape[0], self.accumulate)
         for span, rows, with_ref in self.plan.chunks(size):
@@ -111,10 +111,8 @@ class _Run:
                 call, self.objective, self.shard, slab, x.shape[0], ref, inputs, self.grad, token_stats
             )
             if dead is not None:
-                ce, token_stats = (
-                    ce.masked_fill(dead, 0),
-                    None if token_stats is None else token_stats.masked_fill(dead, 0),
-                )
+                ce = ce.masked_fill(dead, 0)
+                token_stats = None if token_stats is None else token_stats.masked_fill(dead, 0)
             self._put(rows, ce, kl, token_stats)
             if self.grad:
                 self._add(gradient, x, rows, span.start == 0)

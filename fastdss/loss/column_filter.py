@@ -19,6 +19,7 @@ rank-one matrix makes up for enough of it; larger shares are tried first.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -96,25 +97,24 @@ class ColumnFilter:
 
     def keep(self, entries: Entries, x: Tensor, rows: Tensor | slice) -> Tensor | None:
         """The columns of dZ to multiply, in rising order; None: all. The host waits for the device to count them."""
-        energies = entries.energies()
-        total = energies.sum()
-        if entries.beside is not None:
-            total = total + entries.beside.double().square().sum()
-        rising, order = energies.sort()
-        growing = rising.cumsum(0)
-        limits = total * torch.tensor([(self.tolerance * share) ** 2 for share in _TRIES], device=total.device)
+        rising, order = entries.energies().sort()
+        beside = (
+            rising.new_zeros(1) if entries.beside is None else entries.beside.double().square().sum(0, keepdim=True)
+        )
+        known = torch.cat([rising, beside]).cpu()  # a GPU sums up in an order of its own, and refuses to if it may not
+        growing, total = known[:-1].cumsum(0), float(known.sum())
+        limits = torch.tensor([(self.tolerance * share) ** 2 * total for share in _TRIES], dtype=growing.dtype)
         counts = torch.searchsorted(growing, limits, right=True).tolist()  # how many columns may be dropped, per try
         # Squares below the smallest number may have become 0. If so many could matter, nothing is known: keep all.
         unseen = entries.matrix.numel() * torch.finfo(torch.promote_types(entries.matrix.dtype, torch.float32)).tiny
-        if not bool(total.isfinite() & (unseen <= _UNSEEN * self.tolerance**2 * total)):
+        if not (math.isfinite(total) and unseen <= _UNSEEN * self.tolerance**2 * total):
             return None
         for share, count in zip(_TRIES, counts, strict=True):
-            if count <= (1 - _DENSE) * energies.shape[0]:
+            if count <= (1 - _DENSE) * rising.shape[0]:
                 return None
-            dropped = torch.zeros_like(energies, dtype=torch.bool).index_fill_(0, order[:count], True)
+            dropped = torch.zeros_like(rising, dtype=torch.bool).index_fill_(0, order[:count], True)
             left, right, made_up = _rank_one(entries, dropped)
-            remains = growing[count - 1] - made_up
-            if share == 1.0 or bool(remains <= (self.tolerance**2) * total):
+            if share == 1.0 or float(growing[count - 1]) - float(made_up) <= self.tolerance**2 * total:
                 self._dropped.append(_Dropped(rows, left, right, left @ x.to(left.dtype)))
                 return order[count:].sort().values
         raise AssertionError("the last share is 1")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastdss.upstream.torch import multiplies_bf16
@@ -37,20 +36,15 @@ class ExpPlan(NamedTuple):
     apart: bool  # E has memory of its own; otherwise it overwrites the logits
     fused: bool = False  # a kernel's product writes E itself, so that there are no logits
 
-    def dtype(self, call: LossCall, accumulate: torch.dtype) -> torch.dtype:
-        return call.compute_dtype if self.apart else accumulate
 
-
-def plan_exponentials(
-    call: LossCall, plan: RowPlan, accumulate: torch.dtype, *, head_grad: bool, main_grad: bool, may_keep: bool
-) -> ExpPlan:
+def plan_exponentials(call: LossCall, plan: RowPlan, *, head_grad: bool, main_grad: bool, may_keep: bool) -> ExpPlan:
     """Plan the exponentials of the rows of ``plan``. head_grad: the head or its bias needs a gradient. main_grad: that
     gradient is added to a given buffer. may_keep: backward can use what forward kept, as an autograd Function's can.
     """
     on_cpu, half = call.hidden.device.type == "cpu", call.compute_dtype.itemsize == 2
     width, budget = padded(call.lm_head.shape[0]), budget_of(call)
     fused = takes_fused(call)
-    row_bytes = width * accumulate.itemsize
+    row_bytes = width * call.accumulate.itemsize
     if may_keep and half and head_grad and _keeps_half(call, plan, width, main_grad):
         beside = _BESIDE_EXPONENTIALS if on_cpu else budget
         beside = call.chunk_bytes - plan.count * width * 2 if call.chunk_bytes else beside
@@ -92,18 +86,16 @@ def _keeps_half(call: LossCall, plan: RowPlan, width: int, main_grad: bool) -> b
 class ExpRows:
     """Makes E for a call's rows, in memory that is reused from one chunk to the next."""
 
-    def __init__(
-        self, call: LossCall, head: Tensor, shard: VocabShard, plan: ExpPlan, accumulate: torch.dtype, *, store: bool
-    ) -> None:
+    def __init__(self, call: LossCall, head: Tensor, shard: VocabShard, plan: ExpPlan, *, store: bool) -> None:
         """Allocate the memory. store: whether E itself is needed; otherwise only its sums are."""
         self.call, self.head, self.shard, self.plan, self.store = call, head, shard, plan, store
         self.objective = Objective.decode(call.objective)
-        self._slab = Slab(call.hidden, plan.slab_rows, head.shape[0], accumulate)
+        self._slab = Slab(call.hidden, plan.slab_rows, head.shape[0], call.accumulate)
         self._apart = None
         if plan.apart and store:
             width = padded(head.shape[0])
             self._apart = call.hidden.new_empty((plan.rows, width), dtype=head.dtype)[:, : head.shape[0]]
-        self._mean_row, self._mean_bias = self._means(accumulate)
+        self._mean_row, self._mean_bias = self._means()
 
     def make(self, x: Tensor, labels: Columns, sums: LocalSums) -> tuple[Tensor, Tensor | None]:
         """``(E, this rank's share of the mean logits)`` of ``x`` [c, D], with c at most ``plan.rows``; fills ``sums``.
@@ -148,14 +140,12 @@ class ExpRows:
         else:
             torch_exponentials(logits, labels, o, self.call.bias, sums, out)
 
-    def _means(self, accumulate: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    def _means(self) -> tuple[Tensor | None, Tensor | None]:
+        """([D], []): what a row's product with the first gives, and what is added to it, is its mean logit."""
         if not self.objective.label_smoothing:
             return None, None
-        scale = self.objective.logit_scale / self.shard.size
-        bias = self.call.bias
-        return self.head.sum(dim=0, dtype=accumulate) * scale, None if bias is None else bias.to(
-            accumulate
-        ).sum() * scale
+        scale, dtype, bias = self.objective.logit_scale / self.shard.size, self.call.accumulate, self.call.bias
+        return self.head.sum(dim=0, dtype=dtype) * scale, None if bias is None else bias.sum(dtype=dtype) * scale
 
     def _mean_logit(self, x: Tensor) -> Tensor | None:
         if self._mean_row is None:

@@ -253,9 +253,9 @@ class ExpGradient(NamedTuple):
             times_head(self.exponentials, head, d_x)
         if d_x is not None:
             self._finish(d_x, head, d_x)
-        if d_head is not None:
-            if columns is None:
-                add_product(d_head, self.exponentials.t(), self._scaled(x), first=first)
+        if d_head is not None and columns is None:
+            self.add_to_head(d_head, x, first=first)
+        elif d_head is not None:
             self._add_labels_to_head(d_head, x)
 
     def entries(self) -> Entries:

@@ -118,8 +118,8 @@ def weighted_ce(
             of hidden and lm_head. The columns (words) of least energy are left out of their products, and a matrix of
             rank one with the same row sums takes their place; the Frobenius norm of what is then missing is measured.
             Two of the three GEMMs read fewer words: on English text ``2**-9`` leaves out about as many as
-            cut-cross-entropy's threshold. The loss stays exact; the host waits once per chunk for the number of
-            columns. None: exact gradients.
+            cut-cross-entropy's threshold. The loss stays exact; the host waits for the device in every
+            chunk. None: exact gradients.
         group: the process group over which lm_head's rows are split evenly, in rank order; labels stay global.
         main_grad: [V, D] fp32 (fp64 for fp64), such as Megatron-LM's ``lm_head.main_grad``. Backward adds lm_head's
             gradient to it, times any upstream factor, and lm_head's own gradient stays None, so that micro-batches add

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_kl_scale, check_labels, check_values
+from .checks import check_gathered, check_kl_scale, check_labels, check_values
 from .inputs import LiveRows, plain_weights, shaping_weights
 from .rows import order_rows
 
@@ -44,6 +44,7 @@ def live_rows(
     Raises:
         ValueError: if labels or weights are on a CPU and no loss would accept them.
     """
+    check_gathered(labels=labels, weights=weights)
     check_labels(labels)
     check_kl_scale(kl_scale)
     dtype = torch.float64 if weights is not None and weights.dtype == torch.float64 else torch.float32

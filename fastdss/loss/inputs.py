@@ -145,6 +145,7 @@ class Batch:
 
     def reference_logprobs(self, ref_logprobs: Tensor) -> LabelReference:
         """The reference given by its log-probabilities of the labels, checked and flattened."""
+        check_gathered(ref_logprobs=ref_logprobs)
         if ref_logprobs.shape != self.shape:
             raise UserError(
                 f"ref_logprobs: expected the shape of labels, {list(self.shape)}, got {sizes(ref_logprobs)}"
@@ -231,6 +232,7 @@ class Batch:
         If they were made from other labels, weights or kl_scale, tokens would be left out in silence. That is an error;
         on a device, where the host would have to wait to raise it, the loss becomes NaN instead.
         """
+        check_gathered(rows=index)
         if index.dim() != 1 or index.dtype != torch.int64:
             raise UserTypeError(f"rows: expected [n] int64, got {sizes(index)} {index.dtype}")
         check_devices(self.labels, rows=index)

@@ -19,12 +19,7 @@ from fastdss.upstream.torch import group_named, transforms_active
 
 from .call import LossCall
 from .exp_rows import ExpPlan, ExpRows, plan_exponentials
-from .exponentials import (
-    ExpFactors,
-    ExpGradient,
-    LocalSums,
-    takes_exponentials,
-)
+from .exponentials import ExpFactors, ExpGradient, LocalSums, takes_exponentials
 from .gemm import times_head
 from .objective import Objective, scaled_weight
 from .row_terms import RowTerms, row_terms
@@ -65,7 +60,7 @@ def evaluate(call: LossCall, needs: list[bool], *, summed: bool, main_grad: Tens
         return call
     plan = plan_rows(call, full_kl=False)
     sizes = plan_exponentials(
-        call, plan, call.accumulate, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
+        call, plan, head_grad=needs[1] or needs[2], main_grad=main_grad is not None, may_keep=True
     )
     if not sizes.kept or not plan.count:
         # The call takes along which rows to compute, so that they are not counted a second time.
@@ -100,7 +95,7 @@ class _Forward:
         """The rows' terms, and what is kept for backward. keep: E is needed for the gradients of head or bias."""
         call, plan, size = self.call, self.plan, self.sizes.rows
         head = call.lm_head.to(call.compute_dtype)
-        made = ExpRows(call, head, self.shard, self.sizes, call.accumulate, store=hidden_grad or keep)
+        made = ExpRows(call, head, self.shard, self.sizes, store=hidden_grad or keep)
         sums = LocalSums.empty(call.hidden, plan.count, call.accumulate, self.objective, call.token_stats)
         product = call.hidden.new_empty((plan.count, head.shape[1]), dtype=call.accumulate) if hidden_grad else None
         labels = self.shard.columns_of(self.rows.labels, checked=self.checked)
@@ -158,12 +153,7 @@ class KeptLoss(torch.autograd.Function):
         # main_grad is not saved: other micro-batches write to it before this one's backward.
         ctx.options = main_grad, call.group, call.backend, call.compute_dtype
         ctx.save_for_backward(*parameters, *kept, *factors)
-        found = (
-            loss,
-            *(parts or (None, None)),
-            *tokens[:2],
-            token_stats,
-        )
+        found = (loss, *(parts or (None, None)), *tokens[:2], token_stats)
         ctx.mark_non_differentiable(*(t for t in found[1:] if t is not None))
         ctx.set_materialize_grads(False)
         return found

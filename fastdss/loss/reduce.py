@@ -16,13 +16,14 @@ from .kept import Evaluated, evaluate
 
 def token_losses(call: LossCall) -> Tensor:
     """[N] the loss of every token, with its weights."""
-    found = evaluate(call, _needs(call), summed=False, main_grad=None)
-    return ops.token_loss(*found)[0] if isinstance(found, LossCall) else found.loss
+    return _evaluated(call, summed=False, main_grad=None).loss
 
 
-def _needs(call: LossCall) -> list[bool]:
-    """Whether hidden, lm_head and bias each need a gradient."""
-    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
+def _evaluated(call: LossCall, *, summed: bool, main_grad: Tensor | None) -> Evaluated:
+    """The loss by way of kept exponentials or, where those cannot compute it, by the ops."""
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in call[:3]]
+    found = evaluate(call, needs, summed=summed, main_grad=main_grad)
+    return ops.evaluate(found, needs, summed=summed, main_grad=main_grad) if isinstance(found, LossCall) else found
 
 
 def evaluate_reduced(
@@ -39,10 +40,7 @@ def evaluate_reduced(
     items: int | float | Tensor | None = None
     if reduction == "mean":
         call, items = _divided(call, batch.items(num_items_in_batch))
-    needs = _needs(call)
-    found = evaluate(call, needs, summed=reduction != "none", main_grad=main_grad)
-    if isinstance(found, LossCall):
-        found = ops.evaluate(found, needs, summed=reduction != "none", main_grad=main_grad)
+    found = _evaluated(call, summed=reduction != "none", main_grad=main_grad)
     if items is None and reduction != "none":
         # The loss must not be returned as a view. Trainer multiplies it in place (`loss *= n`), after which hooks on a
         # view no longer run, and FSDP2 gathers parameters in such a hook.

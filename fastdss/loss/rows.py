@@ -83,10 +83,10 @@ def order_rows(ce_weight: Tensor, kl_weight: Tensor | None) -> tuple[Tensor, int
     return order[:count], kl_rows
 
 
-def chunk_rows(call: LossCall, plan: RowPlan, accumulate: torch.dtype, full_kl: bool) -> int:
+def chunk_rows(call: LossCall, plan: RowPlan, full_kl: bool) -> int:
     """Rows per chunk of the row pass: as many as the byte budget allows, see :func:`even_rows`."""
     slabs = 2 if full_kl and plan.kl_rows else 1
-    return even_rows(plan, budget_of(call, slabs) // (padded(call.lm_head.shape[0]) * accumulate.itemsize * slabs))
+    return even_rows(plan, budget_of(call, slabs) // (padded(call.lm_head.shape[0]) * call.accumulate.itemsize * slabs))
 
 
 def budget_of(call: LossCall, slabs: int = 1) -> int:

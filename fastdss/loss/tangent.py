@@ -35,7 +35,7 @@ from torch import Tensor
 
 from fastdss.errors import UserError, UserTypeError
 
-from .checks import check_devices, on_host, sizes
+from .checks import check_devices, check_gathered, on_host, sizes
 from .chunked import run_chunks
 from .inputs import Batch, LabelReference, LiveRows, RunOptions, shifted
 from .objective import Objective
@@ -125,6 +125,7 @@ def tangent_of(batch: Batch, slope: Tensor, offset: Tensor | None) -> LabelRefer
     """``r`` for the batch's hidden states, and the slope, as a reference for the label forms; 0 without a KL weight."""
     if offset is None:
         raise UserError("ref_slope needs ref_offset: forward_reference makes both")
+    check_gathered(ref_slope=slope, ref_offset=offset)
     wanted = [*batch.shape, batch.hidden.shape[1]]
     if list(slope.shape) != wanted or offset.shape != batch.shape:
         raise UserError(

@@ -16,10 +16,12 @@ from fastdss.upstream.transformers import attention_of
 
 from .adapted_head import matrix_in_use
 from .probes import evaluating, some_tokens
+from .split_params import is_split
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logits_soft_cap", "output_logit_soft_cap")
 _MEASURED = "_dss_logit_scale_and_softcap"
+_CHECKED = "_dss_head_checked"
 _SCALING_MULTIPLIES = ("hyperclovax",)  # every other family divides by `logits_scaling`
 
 
@@ -68,27 +70,35 @@ def backbone(model: Any) -> nn.Module:
     return found
 
 
-def lm_head(model: Any) -> LMHead:
+def lm_head(model: Any, *, check: bool = True) -> LMHead:
     """The output head of a transformers causal LM, with the scale and softcap that its config asks for.
 
     Adapters of PEFT on the head are part of the weight, which is then computed from theirs: read it anew in each step.
 
     Args:
         model: a causal LM of transformers, or what PEFT or DeepSpeed wrapped around it.
+        check: at a model's first call compare ``head.logits(backbone(model)(...).last_hidden_state)`` with
+            ``model(...).logits`` on three tokens, since some classes do more between the two (ModernBERT's decoder).
+            Not done where weights are split over ranks or on the meta device, nor within ``torch.compile``.
 
     Returns:
         LMHead: weight, bias, ``logit_scale`` and ``softcap``, as ``dss_loss`` takes them. Gradients reach the head's
         parameters and its adapters'.
 
     Raises:
-        TypeError: where the model has no output embeddings or its head is not linear.
-        ValueError: where an adapter of the head has dropout that is at work, or is merged and switched off.
+        TypeError: where the model has no output embeddings, its head is not linear, or it cannot be tried on tokens.
+        ValueError: where an adapter of the head has dropout that is at work, or is merged and switched off; where the
+            model computes its logits in another way.
     """
     model = _unwrap(model)
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight, bias = (None, None) if layer is None else matrix_in_use(copy_in_use(layer), model.dtype)
     if weight is None or weight.ndim != 2:
         raise UserTypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
+    tried = model.__dict__.get(_CHECKED) or torch.compiler.is_compiling() or weight.is_meta
+    if check and not tried and not is_split(model):
+        check_head(model)
+        model.__dict__[_CHECKED] = True
     return LMHead(weight, bias, *logit_scale_and_softcap(model))
 
 
@@ -121,19 +131,28 @@ def use_scale(model: Any, measured: tuple[float, float | None]) -> None:
 
 
 def check_head(model: Any, atol: float = 1e-3) -> None:
-    """Raise ``ValueError`` unless backbone, head, scale and softcap give the model's own logits of a few tokens."""
+    """Raise ``ValueError`` unless backbone, head, scale and softcap give the model's own logits of a few tokens,
+    ``TypeError`` where it cannot be run on them."""
     model = _unwrap(model)
     with evaluating(model):
-        head = lm_head(model)
+        head = lm_head(model, check=False)
         ids = some_tokens(head.weight.device)
-        own = model(input_ids=ids, use_cache=False).logits.float()
-        ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    error = (own - ours).abs().max().item()
+        try:
+            own = model(input_ids=ids, use_cache=False).logits.float()
+            ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+            raise UserTypeError(
+                f"{type(model).__name__}: whether backbone and head give its logits cannot be tried on a few tokens of "
+                f"text alone ({type(error).__name__}: {str(error)[:200]}); lm_head(model, check=False) trusts you"
+            ) from error
+    off = (own - ours.to(own.device)).abs().max().item()
     limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
-    if not error <= limit:
+    if not off <= limit:
         raise UserError(
             f"{type(model).__name__} computes its logits in a way fastdss does not know: "
-            f"head, scale {head.logit_scale} and softcap {head.softcap} miss them by {error:.3g}"
+            f"head, scale {head.logit_scale} and softcap {head.softcap} miss them by {off:.3g}"
         )
 
 

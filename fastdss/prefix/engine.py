@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head, token_types
+from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.torch import version
 from fastdss.upstream.transformers import key_rotation
 
@@ -59,7 +60,7 @@ class Runner:
     def __init__(self, model: Any, verdict_ids: Sequence[int], attend: Callable[..., Tensor] = attend_in_order) -> None:
         self.attend = attend
         self.body = backbone(model)
-        self.head = class_head(model) or lm_head(model)
+        self.read_head(model)
         self.device = next(self.body.parameters()).device
         if self.device.type == "meta" or self.head.weight.is_meta:
             raise UserError(
@@ -71,6 +72,12 @@ class Runner:
         self.chunks = _chunks(self.config)
         self.bands: dict[tuple[Any, ...], Tensor] = {}
         self.move: Mover | None = None
+
+    def read_head(self, model: Any) -> None:
+        """Take the head as it is now: its adapters are added into a copy, which does not follow them. With dropout
+        before an adapter that takes evaluation mode."""
+        with in_use(model):
+            self.head = class_head(model) or lm_head(model, check=False)
 
     def run(
         self, segments: list[Segment], store: KVStore, read: Callable[[list[int], Tensor], None] | None = None
@@ -149,17 +156,19 @@ class Runner:
 
 def fingerprint(body: nn.Module) -> list[Any]:
     """What tells that a model's earlier keys and values still go with new ones: its parameters, how often they were
-    written to, where they are and in which dtype, and whether autocast chooses another one."""
+    written to, where they are and in which dtype; whether autocast chooses another one; and which of PEFT's adapters
+    are in use."""
     kind = next(body.parameters()).device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return [autocast, *((id(p), version(p), p.dtype, p.device) for p in body.parameters())]
+    parameters = [(id(p), version(p), p.dtype, p.device) for p in body.parameters()]
+    return [autocast, parameters, adapters_in_use(body)]
 
 
 class KeptHead:
     """Keys and values of ``ids``, the tokens with which a guard's renderings begin, kept from call to call.
 
     They are used again if the model has the same ``fingerprint``, and still gives the last of these tokens the same
-    keys and values, bit for bit, in every layer. The fingerprint alone would miss an adapter that was switched off.
+    keys and values, bit for bit, in every layer. The fingerprint alone would miss writes through ``.data``, and hooks.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:

@@ -60,6 +60,7 @@ class GrowingTexts:
         with using_prefix_attention(self._model):
             if fingerprint(self._runner.body) != self._fingerprint:
                 self._begin()
+            self._runner.read_head(self._model)
             budget = self._budget or (800 if self._runner.device.type == "cpu" else 8192)
             while True:
                 try:

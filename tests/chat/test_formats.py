@@ -187,6 +187,13 @@ def test_a_second_name_for_what_a_turn_says_already_is_named(answer, content, ke
     assert reading.unused_keys == keys
 
 
+@pytest.mark.parametrize("nothing", ["", "[]", "null", [], {}, None])
+def test_no_tools_and_no_calls_are_written_in_many_ways(nothing):
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": nothing or None}]
+    conversation = read_record({"messages": chat, "tools": nothing}).conversation
+    assert (conversation.tools, conversation.turns[1].calls) == ((), ())
+
+
 def test_of_a_disliked_conversation_no_turn_is_trained():
     chat = [turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b"), turn("user", "s")]
     assert read_record({"messages": chat, "label": True}).conversation.trained == [1, 3]

@@ -62,6 +62,13 @@ def test_reasoning_whose_beginning_was_in_the_prompt_ends_on_a_line_of_its_own(n
     assert read_turn(0, {"role": "assistant", "content": "I think.</think> Yes."}).reasoning == ""
 
 
+def test_reasoning_in_a_field_and_in_tags_is_written_once():
+    content = "<think>\nI think.\n</think>\n\nYes."
+    given = {"role": "assistant", "content": content, "reasoning_content": "I think."}
+    assert read_turn(0, given).answer == read_turn(0, {"role": "assistant", "content": content}).answer
+    assert read_turn(0, given | {"reasoning_content": "Another."}).answer.text.count("think>") == 4
+
+
 @pytest.mark.parametrize("thought", ["think", "t", ">", "<think"])
 def test_a_thought_that_its_tag_spells_too_stands_behind_the_tag(thought):
     content = f" <think>{thought}</think>Yes."

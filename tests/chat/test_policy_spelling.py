@@ -122,6 +122,7 @@ def test_calls_and_results_in_tags_are_the_templates_own(template, name):
         '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
         '<tool_call>{"name": "f", "arguments": {}}</tool_call> is how one calls.',
         '<tool_call>{"name": "f", "arguments": {}',
+        '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>',
     ],
 )
 def test_what_is_no_call_at_the_end_stays_text(text):

@@ -39,10 +39,9 @@ def test_a_file_whose_beginning_comes_in_pieces_has_the_same_layout(tmp_path, na
     assert answers == COLUMNS["response"]
 
 
-@pytest.mark.parametrize("header", ["Prompt,Response,Response", "prompt,response,note,note"])
-def test_columns_of_one_name_are_refused(tmp_path, header):
-    (tmp_path / "rows.csv").write_text(f"{header}\n{','.join('abcd'[: header.count(',') + 1])}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"2 columns are named '(Response|note)': rename"):
+def test_columns_of_one_known_name_in_any_case_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("Prompt,Response,Response\na,b,c\n", encoding="utf-8")
+    with pytest.raises(UserError, match="2 columns are named 'Response': rename"):
         list(read_rows([tmp_path / "rows.csv"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ def dss(**changes: Any) -> Any:
     return dss_loss(**({"hidden": H, "lm_head": W, "labels": Y, "token_weights": S, "ref_logprobs": R} | changes))
 
 
+def found_rows(**changes: Any) -> Any:
+    return live_rows(**({"labels": Y, "weights": S} | changes))
+
+
 LEARNT = torch.nn.Parameter(torch.tensor(0.7))  # as an option it would be taken as a constant, in silence
 
 
@@ -54,6 +59,18 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
         {"hidden": H[:, :0], "lm_head": W[:, :0]},
         ValueError,
         r"lm_head: expected a weight that is not empty, got \[11, 0\]",
+    ),
+    (ce, {"rows": [0, 1]}, TypeError, "rows: expected a Tensor, got list"),
+    (ce, {"num_items_in_batch": "9"}, TypeError, "num_items_in_batch: expected a number, got str"),
+    (ce, {"num_items_in_batch": [9]}, TypeError, "num_items_in_batch: expected a number, got list"),
+    (dss, {"ref_logprobs": R.tolist()}, TypeError, "ref_logprobs: expected a Tensor, got list"),
+    (found_rows, {"labels": Y.tolist()}, TypeError, "labels: expected a Tensor, got list"),
+    (found_rows, {"weights": S.tolist()}, TypeError, "weights: expected a Tensor, got list"),
+    (
+        dss,
+        {"ref_logprobs": None, "kl": "forward", "ref_slope": H.tolist(), "ref_offset": R},
+        TypeError,
+        "ref_slope: expected a Tensor, got list",
     ),
     (ce, {"lm_head": W[:0]}, ValueError, r"lm_head: expected a weight that is not empty, got \[0, 6\]"),
     (ce, {"lm_head": W[:, :5]}, ValueError, r"lm_head: expected \[V, 6\], got \[11, 5\]"),
@@ -297,3 +314,12 @@ def test_reruns_are_bitwise_equal() -> None:
     first, second = (run(P, "reverse", chunk_bytes=1024) for _ in range(2))
     for a, b in ((first.d_head, second.d_head), (first.d_hidden, second.d_hidden), (first.loss.loss, second.loss.loss)):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["triton", "fused"])
+def test_a_backend_whose_package_is_missing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton" or "fastdss.kernels." in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match=f"backend='{backend}' needs triton .*: install it, or use backend='torch'"):
+        ce(backend=backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,3 +153,18 @@ def test_a_thousand_reruns_are_bitwise_equal() -> None:
     for _ in range(1000):
         again = weighted_ce(problem.hidden, problem.lm_head, labels, problem.star)
         assert torch.equal(torch.autograd.grad(again, problem.lm_head)[0], gradient)
+
+
+def test_grad_tol_where_algorithms_must_be_deterministic() -> None:
+    """CUDA's cumsum of floats is refused there."""
+    problem = on_gpu(make_problem(64, 32, 4000, torch.bfloat16))
+    leaves = problem.hidden.requires_grad_(), problem.lm_head.requires_grad_()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS would need a setting before the process begins
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = torch.autograd.grad(weighted_ce(*leaves, problem.labels, grad_tol=0.1), leaves)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(gradient.isfinite().all() for gradient in found)
+    assert not [str(one.message) for one in said if "does not have a deterministic implementation" in str(one.message)]

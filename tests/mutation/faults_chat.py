@@ -45,7 +45,10 @@ SPELLING = [
     Fault("spelling", CONVERSATION, "thought.strip()", "''", POLICY_PROVED, within="Turn.thinking"),
     Fault("spelling", CONVERSATION, "self.content[self.thinking[1]:]", "self.content", POLICY_PROVED),
     Fault("spelling", TURNS, "closing in after", "False", POLICY_PROVED),
-    Fault("spelling", CONVERSATION, "self.content.index(THINK_TAGS[0]) + len(THINK_TAGS[0])", "0", POLICY_PROVED),
+    Fault("spelling", CONVERSATION, "self.content.index(THINK_TAGS[0]) + len(THINK_TAGS[0])", "0",
+          "tests/chat/test_long_texts.py -k thought"),
+    Fault("spelling", TURNS, "reasoning.strip() == Turn(role, content).thinking[0]", "False",
+          "tests/chat/test_long_texts.py -k written_once"),
     Fault("spelling", TAGS, "not spelled.startswith('{')", "False", POLICY_PROVED, within="_objects"),
     Fault("spelling", TAGS, "turn.thinking[1] == 0", "False", POLICY_PROVED, within="with_words"),
     Fault("spelling", TAGS, "shift + begin + first", "shift + first", POLICY_PROVED, within="with_calls"),
@@ -71,4 +74,31 @@ POLICY = [
           "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
 ]  # fmt: skip
 
-FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *SPELLING, *POLICY]
+KEPT, VALUES = "tests/corpus/test_kept_rows.py", "tests/corpus/test_json_values.py"
+TREES, PLAN = "fastdss/chat/oasst.py", "fastdss/corpus/plan.py"
+COLUMNS, TABLES, SOURCES, ROWS = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources", "rows"))
+
+KEPT_ROWS = [
+    Fault("kept rows", TREES, "reversed(list(enumerate(rows)))", "enumerate(rows)", KEPT, within="strays"),
+    Fault("kept rows", TREES, "row['message_id'] in reached", "True", KEPT, within="strays"),
+    Fault("kept rows", ROWS, "read_record(given, from_arrow=False)", "read_record(given)", KEPT, within="Row.unpacked"),
+    Fault("kept rows", TABLES, "hasattr(value, 'tolist')", "False", KEPT, within="_frame"),
+    Fault("kept rows", TABLES, "n in from_arrow", "True", KEPT, within="_frame"),
+    Fault("kept rows", PLAN, "isinstance(row, Row)", "True", KEPT, within="_once"),
+    Fault("kept rows", PLAN, "next(parts, [])", "next(parts)", KEPT, within="missing_shards"),
+    Fault("kept rows", LAYOUTS, "not says_more", "True", KEPT, within="_goes_on"),
+    Fault("kept rows", SOURCES, "path.is_relative_to(held)", "False", KEPT, within="_files_of"),
+    Fault("kept rows", COLUMNS, "pa.types.is_struct(kind) and (not inner)", "False", KEPT, within="_has_empty_struct"),
+    Fault("kept rows", JSON, "_in_utf8(sampled).read(PEEKED)", "_in_utf8(sampled).peek(PEEKED)", KEPT),
+]  # fmt: skip
+
+JSON_VALUES = [
+    Fault("json values", JSON, "self.text[self.at:] + part", "part", VALUES, within="_Text._more"),
+    Fault("json values", JSON, "error.pos > len(self.text) - _CUT", "False", VALUES, within="_Text.value"),
+    Fault("json values", JSON, "error.msg.startswith('Unterminated')", "False", VALUES, within="_Text.value"),
+    Fault("json values", JSON, "not cut", "False", VALUES, within="_Text.value"),
+    Fault("json values", JSON, "end < len(self.text) - _CUT", "True", VALUES, within="_Text.value"),
+    Fault("json values", JSON, "name == split", "True", VALUES, within="_values_of"),
+]  # fmt: skip
+
+FAULTS = [*TOOL_PARTS, *KINDS, *KINDS_OF_FILES, *KEPT_ROWS, *JSON_VALUES, *SPELLING, *POLICY]

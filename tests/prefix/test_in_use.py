@@ -79,7 +79,9 @@ def test_the_switch_interval_comes_back_whichever_of_two_ends_first() -> None:
     interval = sys.getswitchinterval()
     first, second = iter(Ahead(str, range(3))), iter(Ahead(str, range(3)))
     assert [next(first), next(second)] == ["0", "0"]
-    assert [*first, *second] == ["1", "2", "1", "2"]
+    assert [*first] == ["1", "2"]
+    assert sys.getswitchinterval() < interval
+    assert [*second] == ["1", "2"]
     assert sys.getswitchinterval() == interval
 
 
@@ -142,6 +144,30 @@ def test_scores_and_streams_follow_a_model_that_changes(
     assert (star_scores(guard, BATCH, every=2).scores[1] - right).abs().max() <= limit
     new = stream.append(response[middle:]) + stream.close()
     assert (torch.tensor(new) - right[-len(new) :]).abs().max() <= limit
+
+
+@pytest.mark.parametrize("target", ["down_proj", "lm_head"])
+def test_scores_and_streams_follow_adapters_that_are_switched_off(guard: Guard, target: str) -> None:
+    """Also those of a head, whose dropout is not at work while the model is scored with."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=[target], lora_dropout=0.5, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(guard.model, config).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    judge = Guard(model, guard.tokenizer, guard.spec)
+    prompt, response = BATCH["prompt"][1], BATCH["response"][1]
+    on = star_scores(judge, BATCH, every=2).scores[1]
+    assert (on - per_prefix(judge, prompt, response, every=2)).abs().max() <= 1e-6
+    stream = judge.stream(prompt, every=2)
+    stream.append(response[: len(response) // 2])
+    with model.disable_adapter():
+        off = per_prefix(judge, prompt, response, every=2)
+        assert (star_scores(judge, BATCH, every=2).scores[1] - off).abs().max() <= 1e-6
+        new = stream.append(response[len(response) // 2 :]) + stream.close()
+    assert (on - off)[-len(new) :].abs().max() > 1e-4  # else the test shows nothing
+    assert (torch.tensor(new) - off[-len(new) :]).abs().max() <= 1e-6
 
 
 def test_what_was_kept_under_autocast_is_not_used_without_it(guard: Guard) -> None:

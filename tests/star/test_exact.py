@@ -251,7 +251,7 @@ def test_forgotten_logit_post_ops_are_detected(monkeypatch, architecture, field)
     monkeypatch.setattr(
         fastdss.prefix.engine,
         "lm_head",
-        lambda model: fastdss.models.causal_lm.lm_head(model)._replace(**{field: neutral}),
+        lambda model, check: fastdss.models.causal_lm.lm_head(model, check=check)._replace(**{field: neutral}),
     )
     assert differences(make_guard(architecture, check=False)) > 1e-4
 
