@@ -129,7 +129,7 @@ TEXT = [
           "tests/hardening/test_seams.py -k broken_control", within="ChatEncoder.encode_with_offsets"),
     Fault("injection", CHAT, "found != expected", "found < expected", f"{INJECTION} -k survive",
           within="ChatEncoder._check_controls"),
-    Fault("injection", CHAT, "role not in _ROLES", "False", f"{INJECTION} -k role", within="check_conversation"),
+    Fault("injection", CHAT, "role not in ROLES", "False", f"{INJECTION} -k role", within="check_conversation"),
     Fault("injection", GUARD, "re.IGNORECASE | re.MULTILINE", "re.MULTILINE", f"{INJECTION} -k delimiters",
           within="GuardModel._delimiter_pattern"),
     Fault("alignment", WEIGHTS, "bisect_left(judged.ends, end)", "bisect_right(judged.ends, end)", ALIGN,
