@@ -140,6 +140,8 @@ def _refuse_inputs(model: Any, kwargs: dict[str, Any], labels: Tensor | None, gi
         raise UserError("token_weights need labels of the same shape")
     if kwargs.pop("return_dict", True) is False or not _is_zero(kwargs.pop("logits_to_keep", 0)):
         raise UserError("return_dict=False and logits_to_keep have no meaning with token_weights")
+    if kwargs.get("shift_labels") is not None:
+        raise UserError("shift_labels: expected none with token_weights: labels and weights are shifted here, together")
     if not getattr(model.config, "return_dict", True):
         raise UserError("config.return_dict: expected True, got False: parts of the model would return tuples")
     needed = model.__dict__.get(NEEDED)

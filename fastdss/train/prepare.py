@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.optional import require
 from fastdss.star.align import IGNORE, AlignOptions, align
@@ -55,6 +55,8 @@ def prepare_dss_dataset(
     require("prepare_dss_dataset", "train", "datasets")
     from datasets import Dataset, Features, IterableDataset, List, Value
 
+    if isinstance(scored, Mapping):
+        raise UserTypeError(f"scored: expected StarScores or rows, got {type(scored).__name__}: pass one of its parts")
     if packing and max_length is None:
         raise UserError("packing needs max_length, got None")
     options = AlignOptions(template, template_kwargs, across, max_length=max_length)

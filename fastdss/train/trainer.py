@@ -281,7 +281,7 @@ class DSSTrainer(ShapedTraining, Trainer):
     """``transformers.Trainer`` whose loss is the DSS loss wherever a batch carries ``token_weights``.
 
     The dataset has ``input_ids``, ``labels``, ``token_weights`` (``prepare_dss_dataset`` makes them), or scored
-    conversations (``star``), which are prepared with ``processing_class``; without a
+    conversations (``star``, or ``StarScores``), which are prepared with ``processing_class``; without a
     ``data_collator``, ``DSSCollator`` is used, without padding where the rows are packed. Logged beside the loss, as
     means over labels: ``ce`` and ``kl`` (the loss's two parts), ``token_weight``, ``share_below_half``; and as means
     over shaped batches ``entropy`` and ``mean_token_accuracy``, which TRL's trainers log under these names, of the

@@ -12,6 +12,7 @@ from fastdss.errors import UserError
 from fastdss.loss.objective import KL
 from fastdss.models.inputs import input_names
 from fastdss.models.stops import stop_tokens, unstopped
+from fastdss.star.scores import StarScores
 
 from .collator import DSSCollator
 from .config import DSSConfig
@@ -136,9 +137,10 @@ def with_prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 
 def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
-    columns = list(getattr(dataset, "column_names", None) or ())
-    if "token_weights" in columns or not holds_scores(columns):
-        return dataset
+    if not isinstance(dataset, StarScores):
+        columns = _columns_of(dataset)
+        if "token_weights" in columns or not holds_scores(columns):
+            return dataset
     if tokenizer is None:
         raise UserError(f"{name}: scored conversations need processing_class, the policy's tokenizer")
     return prepare_dss_dataset(dataset, tokenizer)

@@ -1,11 +1,9 @@
 """A model with DSS on gives the loss and gradients of the plain formula on full logits, and else behaves as before."""
 
-import contextlib
 import copy
 import inspect
 import io
 import pickle
-import threading
 
 import pytest
 import torch
@@ -322,6 +320,8 @@ def test_errors_say_what_was_expected():
         model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"], token_weights=batch["token_weights"])
     with pytest.raises(ValueError, match="logits_to_keep"):
         model(**batch, logits_to_keep=1)
+    with pytest.raises(ValueError, match="shift_labels: expected none"):
+        model(**batch, shift_labels=batch["labels"])
     del batch["ref_logprobs"]
     biased, hidden = enable_dss(tiny_model("Phi")), torch.zeros(3, 9, 32, dtype=torch.float64)
     with pytest.raises(ValueError, match="ref_lm_head comes with ref_bias"):
@@ -387,33 +387,3 @@ def test_the_check_compares_with_the_models_own_logits(padding):
         enable_dss(model)
     assert type(model) is Louder
     assert dss_config(model) is None
-
-
-def test_two_threads_in_one_model_are_refused_and_it_stays_whole():
-    """The one that ended last put back the other's forward, after which the model made no logits any more."""
-    model, batch = enable_dss(tiny_model()), tiny_batch()
-    expected, logits = model(**batch).loss.item(), own_logits(model, batch)
-    met, found = threading.Barrier(2), []
-
-    def both_within(*_):
-        with contextlib.suppress(threading.BrokenBarrierError):
-            met.wait(5)
-
-    def run():
-        try:
-            found.append(model(**batch).loss.item())
-        except ValueError as error:
-            met.abort()
-            found.append(str(error))
-
-    hook = model.model.embed_tokens.register_forward_hook(both_within)
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    hook.remove()
-    (refused,) = (one for one in found if isinstance(one, str))
-    assert "one at a time" in refused
-    assert expected in found
-    assert torch.equal(own_logits(model, batch), logits)

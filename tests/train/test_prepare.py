@@ -150,6 +150,12 @@ def test_a_row_without_weights_is_cut_like_the_others(tokenizer):
     assert cut[1]["token_weights"] is None
 
 
+def test_several_data_sets_are_none(tokenizer):
+    parts = datasets.DatasetDict(train=datasets.Dataset.from_list(scored_rows()))
+    with pytest.raises(TypeError, match="scored: expected StarScores or rows, got DatasetDict: pass one of its parts"):
+        prepare_dss_dataset(parts, tokenizer)
+
+
 def test_packing_needs_a_length(tokenizer):
     with pytest.raises(ValueError, match="packing needs max_length"):
         prepare_dss_dataset(scored_rows(), tokenizer, packing=True)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.matrix.tiny import tiny_model as tiny_class
-from tests.support.tiny_models import tiny_batch, tiny_model
+from tests.support.tiny_models import own_logits, plain_loss, tiny_batch, tiny_model, tiny_tokenizer
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 
-from fastdss import DSSCollator, pack
+from fastdss import DSSCollator, Guard, pack, prepare_dss_dataset, star_scores
 from fastdss.train.config import DSSConfig
 from fastdss.train.enable import dss_config, enable_dss
 from fastdss.train.trainer import DSSTrainer
@@ -101,10 +101,31 @@ def test_without_weights_it_is_the_plain_trainer(tmp_path):
 
 def test_training_without_weights_is_said_once(tmp_path, caplog):
     """A column of another name would be plain fine-tuning in silence."""
-    data = [row | {"star": row["token_weights"]} for row in rows()]
-    data = [{name: row[name] for name in ("input_ids", "labels", "star")} for row in data]
+    data = [row | {"weights": row["token_weights"]} for row in rows()]
+    data = [{name: row[name] for name in ("input_ids", "labels", "weights")} for row in data]
     DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=data).train()
     assert caplog.text.count("a batch without token_weights is trained without shaping; it has input_ids, labels") == 1
+
+
+def test_scores_are_prepared_in_whatever_they_come(tmp_path):
+    """A list of scored rows, and what star_scores returned, ended in errors that did not say so."""
+    pytest.importorskip("datasets", reason="needs the [train] extra")
+    batch = {"prompt": ["Who?", "Where?"], "response": ["Nobody that you know.", "Behind the old house, by the sea."]}
+    star = star_scores(Guard.tiny(), batch, every=2)
+    listed = [
+        {"prompt": prompt, "response": response, "scores": scored.scores.tolist(), "ends": scored.ends}
+        for prompt, response, scored in zip(*batch.values(), star, strict=True)
+    ]
+    losses = []
+    for data in (star, listed):
+        model, tokenizer = tiny_model(vocab_size=320), tiny_tokenizer()
+        options = {"processing_class": tokenizer, "kl_scale": 0.0, "eval_dataset": data}
+        losses.append(DSSTrainer(model=model, args=arguments(tmp_path), **options).evaluate()["eval_ce"])
+    prepared = prepare_dss_dataset(star, tiny_tokenizer())
+    collated = DSSCollator(0)([prepared[index] for index in range(2)])
+    collated["ref_logprobs"] = torch.zeros_like(collated["token_weights"])  # of no weight
+    expected = plain_loss(own_logits(tiny_model(vocab_size=320), collated), collated, kl_scale=0.0)
+    assert losses == [pytest.approx(expected.item(), abs=1e-6)] * 2
 
 
 def test_packed_rows_train_without_padding(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from fastdss.upstream.trl import OpenSFTTrainer, Preparation
+from fastdss.upstream.trl import OpenSFTTrainer, Preparation, made_from
 from tests.support.tiny_models import SENTENCES, tiny_model, tiny_tokenizer
 
 from .canary import gone
@@ -75,3 +75,13 @@ def test_other_attributes_that_the_trainer_reads(tmp_path):
     assert running.chat_template is None or isinstance(running.chat_template, str), gone(
         "trl", "SFTTrainer.chat_template", "is the template that training needs, or None"
     )
+
+
+def test_a_model_is_made_of_a_name_as_trl_makes_it(tmp_path):
+    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    found = made_from(str(tmp_path / "model"), None, None)
+    assert (type(found).__name__, found.dtype) == ("LlamaForCausalLM", torch.float32), gone(
+        "trl", "create_model_from_path", "loads in float32"
+    )
+    half = SFTConfig(str(tmp_path), model_init_kwargs={"dtype": "bfloat16"}, use_cpu=True, bf16=False)
+    assert made_from(str(tmp_path / "model"), half, None).dtype == torch.bfloat16
