@@ -16,6 +16,7 @@ from fastdss.chat.shapes import is_message, is_round
 from fastdss.errors import UserError
 
 from .files import PEEKED, Found, Unreadable, each_name_once, lines_of, opened, suffixes_of, without_text
+from .splits import check_split
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _CUT = 12  # characters that hold any word or escape of JSON, and the part of a number that is none without the rest
@@ -27,10 +28,12 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
     """The records of a JSON file, whose layout is found from its content; suffixes are often wrong."""
     with opened(path) as sampled:  # a peek would end where the first piece that was recoded or decompressed does
         layout = _layout(path, _in_utf8(sampled).read(PEEKED))
+    if layout == "object":
+        yield from _whole(path, split)
+        return
+    check_split(path, split)
     if layout == "array":
         yield from _array(path)
-    elif layout == "object":
-        yield from _whole(path, split)
     else:
         yield from _lines(_in_utf8(file), max_bytes, in_array=layout == "lines of an array")
 
@@ -289,6 +292,7 @@ def _whole(path: str, split: str | None) -> Iterator[Found]:
             raise UserError(f"{path} holds the splits {', '.join(lists)}: name one by --split")
         yield from _array(path, split or lists[0])
         return
+    check_split(path, split)
     with opened(path) as file:
         content = _in_utf8(file).read(_LARGEST_OBJECT + 1)
     if len(content) > _LARGEST_OBJECT:

@@ -14,6 +14,7 @@ from fastdss.errors import UserError
 from .csv_files import read_csv
 from .files import KINDS, PACKED, Found, check_is_data, kind_of, opened, seekable, suffixes_of
 from .json_files import read_json
+from .splits import check_split
 from .tables import read_arrow, read_parquet
 
 # What people have that is no data in itself, and what helps.
@@ -42,7 +43,9 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
         check_is_data(path, file.peek(256)[:256], kind)
         if kind == "json":
             yield from read_json(path, file, max_bytes, split)
-        elif kind == "csv":
+            return
+        check_split(path, split)
+        if kind == "csv":
             yield from read_csv(path, file)
         else:
             readers: dict[str, Callable[..., Any]] = {"parquet": read_parquet, "arrow": read_arrow}

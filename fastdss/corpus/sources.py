@@ -12,19 +12,11 @@ from fastdss.errors import UserError, UserTypeError
 
 from .files import KINDS, Found, is_url, kind_of
 from .readers import read_file
+from .splits import split_of
 from .tables import is_saved, read_memory, read_saved
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
-_SPLIT = re.compile(
-    r"(?:^|[\W_\d])(" + "|".join(word for words in _SPLIT_WORDS.values() for word in words) + r")(?=$|[\W_\d])",
-    re.IGNORECASE,
-)
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
@@ -114,16 +106,6 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
     if split not in by_split:
         raise UserError(f"split: {folder} holds {', '.join(sorted(by_split))}, got {split!r}")
     return by_split[split]
-
-
-def split_of(path: Path) -> str:
-    """The split that the name of a file or of one of its folders contains; ``"train"`` where none does."""
-    for part in (path.with_suffix("").name, *reversed(path.parts[:-1])):
-        words_in_name = _SPLIT.findall(part)
-        if words_in_name:
-            word = words_in_name[-1].lower()
-            return next(name for name, words in _SPLIT_WORDS.items() if word in words)
-    return "train"
 
 
 def _from_hub(name: str, split: str | None, config: str | None) -> Source:

@@ -8,7 +8,7 @@ import pytest
 
 from fastdss.corpus.csv_files import encoding_of
 from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
-from fastdss.corpus.sources import split_of
+from fastdss.corpus.splits import split_of
 from tests.journeys.data import OASST, RECORDS, SAFE, write
 
 pa = pytest.importorskip("pyarrow", reason="needs the [score] extra")
@@ -314,3 +314,26 @@ def test_what_was_deleted_from_a_tree_is_not_trained(tmp_path):
     (gone,) = [row for row in rows if isinstance(row, FailedRow)]
     assert gone.left_out
     assert gone.reason == "line 1: every answer of the assistant is marked as not to be trained, or empty"
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.json", "chats.csv", "chats.parquet", "one.json"])
+def test_a_split_that_a_file_does_not_have_is_refused(tmp_path, name):
+    """All of its rows would be taken for that split. A file of the split's name is one, and so is any for "train"."""
+    rows = [{"prompt": "a", "response": f"b {i}"} for i in range(1 if name == "one.json" else 3)]
+    for folder in ("here", "test"):
+        path = tmp_path / folder / name
+        path.parent.mkdir()
+        if name.endswith("parquet"):
+            pytest.importorskip("pyarrow.parquet").write_table(
+                pytest.importorskip("pyarrow").Table.from_pylist(rows), path
+            )
+        elif name.endswith("csv"):
+            path.write_text("prompt,response\n" + "".join(f"a,b {i}\n" for i in range(3)))
+        elif name == "chats.jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            path.write_text(json.dumps(rows if name == "chats.json" else rows[0]))
+    with pytest.raises(ValueError, match=r"split: .* holds no splits, and its path names .*; got 'validation'"):
+        list(read_rows([tmp_path / "here" / name], DataOptions(split="validation")))
+    assert len(list(read_rows([tmp_path / "here" / name], DataOptions(split="train")))) == len(rows)
+    assert len(list(read_rows([tmp_path / "test" / name], DataOptions(split="test")))) == len(rows)
