@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastdss.errors import UserError
-from fastdss.loss.checks import BACKENDS, check_constrained_kl, check_grad_tol, check_kl_scale
+from fastdss.loss.checks import BACKENDS, check_constrained_kl, check_grad_tol, check_kl_scale, check_number
 from fastdss.loss.functional import Backend
 from fastdss.loss.objective import FULL_KL, KL, KLName
 
@@ -49,6 +49,8 @@ class DSSConfig:
         check_kl_scale(self.kl_scale)
         if self.backend not in BACKENDS:
             raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        for name in ("label_smoothing", *(["chunk_bytes"] if self.chunk_bytes is not None else [])):
+            check_number(name, getattr(self, name))
         if self.chunk_bytes is not None and not 0 < self.chunk_bytes < math.inf:
             raise UserError(f"chunk_bytes: expected a positive number, got {self.chunk_bytes}")
         check_grad_tol(self.grad_tol)

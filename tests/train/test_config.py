@@ -23,6 +23,8 @@ from tests.support.trainers import arguments, rows
         ({"kl_scale": "0.5"}, "kl_scale: expected a finite number >= 0, got '0.5'"),
         ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, fused, got 'cuda'"),
         ({"chunk_bytes": 0}, "chunk_bytes: expected a positive number, got 0"),
+        ({"chunk_bytes": "1 GiB"}, "chunk_bytes: expected a number, got str"),
+        ({"label_smoothing": "0.1"}, "label_smoothing: expected a number, got str"),
         ({"dft": 1}, "dft: expected True or False, got 1"),
         ({"dft": True, "label_smoothing": 0.1}, "dft weighs -log p alone by p: expected label_smoothing=0, got 0.1"),
         ({"csft_beta": 0}, "csft_beta: expected None or a positive, finite number, got 0"),
