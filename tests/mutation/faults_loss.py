@@ -224,7 +224,7 @@ OPS_AND_ARGUMENTS = [
     Fault("weights", INPUTS,
           "num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True).reshape(())",
           "num_items_in_batch.to(count.device, self.ce_weight.dtype, non_blocking=True)",
-          f"{BAD} -k num_items_in_batch", within="Batch.items"),
+          f"{BAD} -k num_items_as_a_tensor", within="Batch.items"),
     Fault("reference", "fastdss/loss/reference.py",
           "Objective('none', logit_scale=o.ref_logit_scale, softcap=o.ref_softcap)",
           "Objective('none', logit_scale=o.logit_scale, softcap=o.softcap)",
