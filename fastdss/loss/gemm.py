@@ -4,39 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
 
 import torch
 from torch import Tensor
 
+from fastdss.upstream.process import ProcessSetting
 from fastdss.upstream.torch import has_amx, multiplies_bf16
 
 # A CPU has no GEMM from 16-bit factors to a 32-bit result, so that a 16-bit head is upcast, this many rows at a time. A
 # choice: more rows need a larger buffer (4096 x D values), fewer make more and smaller GEMMs.
 UPCAST_ROWS = 4096
-
-
-class _Bf16Products:
-    """A context with PyTorch's setting of the process on, from the first thread that enters to the last that leaves."""
-
-    def __init__(self) -> None:
-        self._settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stub does not declare it
-        self._lock, self._within, self._before = Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._within:
-                self._before, self._settings.fp32_precision = self._settings.fp32_precision, "bf16"
-            self._within += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._within -= 1
-            if not self._within:
-                self._settings.fp32_precision = self._before
-
-
-_BF16 = _Bf16Products()
+_MKLDNN = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stub does not declare it
+_BF16 = ProcessSetting(
+    lambda: _MKLDNN.fp32_precision, lambda value: setattr(_MKLDNN, "fp32_precision", value), lambda _: "bf16"
+)
 
 
 def bf16_factors(dtype: torch.dtype) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from fastdss.upstream.peft import copy_in_use
 from fastdss.upstream.transformers import attention_of
 
 from .adapted_head import matrix_in_use
-from .probes import evaluating, some_tokens
+from .probes import evaluating, failing_as, some_tokens
 from .split_params import is_split
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -137,16 +137,11 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
     with evaluating(model):
         head = lm_head(model, check=False)
         ids = some_tokens(head.weight.device)
-        try:
+        told = f"{type(model).__name__}: whether backbone and head give its logits cannot be tried on a few tokens of "
+        trust = "lm_head(model, check=False) trusts you"
+        with failing_as(lambda got: f"{told}text alone ({got}); {trust}"):
             own = model(input_ids=ids, use_cache=False).logits.float()
             ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-            raise UserTypeError(
-                f"{type(model).__name__}: whether backbone and head give its logits cannot be tried on a few tokens of "
-                f"text alone ({type(error).__name__}: {str(error)[:200]}); lm_head(model, check=False) trusts you"
-            ) from error
     off = (own - ours.to(own.device)).abs().max().item()
     limit = max(atol, 4 * torch.finfo(head.weight.dtype).eps) * max(1.0, own.abs().max().item())
     if not off <= limit:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from fastdss.errors import UserTypeError
 from fastdss.upstream import bitsandbytes
 
 
@@ -29,6 +30,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def failing_as(what: Callable[[str], str]) -> Iterator[None]:
+    """Within the context a forward that fails raises ``UserTypeError(what(the failure))``; one that ran out of memory
+    may be tried again, and stays as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        raise UserTypeError(what(f"{type(error).__name__}: {str(error)[:200]}")) from error
 
 
 def some_tokens(device: torch.device) -> Tensor:

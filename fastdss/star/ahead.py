@@ -6,38 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
 from typing import Generic, TypeVar
+
+from fastdss.upstream.process import ProcessSetting
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 _SWITCH = 1e-4  # seconds until Python switches threads; with its default each operation may wait 5 ms for the worker
-
-
-class _Switching:
-    """Python's interval is ``_SWITCH`` as long as any thread is within, and then again what it was before the first."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._within = 0
-        self._before = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._within:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before, _SWITCH))
-            self._within += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._within -= 1
-            if not self._within:
-                sys.setswitchinterval(self._before)
-
-
-_switching = _Switching()
+_switching = ProcessSetting(sys.getswitchinterval, sys.setswitchinterval, lambda before: min(before, _SWITCH))
 
 
 class Ahead(Generic[Item, Made]):

@@ -15,7 +15,7 @@ from fastdss.errors import UserError, UserTypeError
 from fastdss.models.causal_lm import LMHead, measuring_scale, use_scale
 from fastdss.models.experts import coefficient
 from fastdss.models.inputs import input_names
-from fastdss.models.probes import distance, evaluating, other_ending, some_tokens
+from fastdss.models.probes import distance, evaluating, failing_as, other_ending, some_tokens
 from fastdss.models.split_params import layers_gathered
 
 from .forward import NEEDED, DSSOutput
@@ -53,15 +53,9 @@ def check_forward(model: Any, bare: Any, atol: float = 1e-3) -> None:
 
     with evaluating(model), layers_gathered(bare):
         with measuring_scale(bare) as candidates:
-            try:
+            told = f"{type(bare).__name__} cannot be tried on a few tokens of text alone, so whether its loss would "
+            with failing_as(lambda got: f"{told}be right is not known: expected logits, got {got}"):
                 own = logits(ids, use_cache=False, return_dict=True)
-            except torch.OutOfMemoryError:
-                raise
-            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-                raise UserTypeError(
-                    f"{type(bare).__name__} cannot be tried on a few tokens of text alone, so whether its loss would "
-                    f"be right is not known: expected logits, got {type(error).__name__}: {str(error)[:200]}"
-                ) from error
             limit = max(atol, 4 * eps) * max(1.0, own.abs().max().item())
             for candidate in _fitting(bare, ids, candidates, max(1e-4, 4 * eps)):
                 use_scale(bare, candidate)

@@ -10,6 +10,7 @@ GROWN = "tests/prefix/test_growing.py"
 IN_USE, USED = "fastdss/prefix/in_use.py", "tests/prefix/test_in_use.py"
 GROWING, SLOTS, STREAMING = "fastdss/prefix/growing.py", "fastdss/prefix/slots.py", "fastdss/star/stream.py"
 SLOTTED, SEAMS = "tests/prefix/test_slots.py", "tests/hardening/test_seams.py"
+SETTING = "fastdss/upstream/process.py"
 AHEAD, FOREST, AHEADS = "fastdss/star/ahead.py", "fastdss/star/forest.py", "tests/star/test_ahead.py"
 SCORING, ENGINE = "fastdss/star/scoring.py", "fastdss/prefix/engine.py"
 FLASH, FLASHING = "fastdss/prefix/flash_attention.py", "tests/star/test_flash.py"
@@ -55,10 +56,10 @@ RUN_AHEAD = [
           "yield self._timed(future.result)", f"{AHEADS} -k error_is"),
     Fault("run ahead", AHEAD, "pool.shutdown", "(lambda wait, cancel_futures: pool.shutdown(wait=wait))",
           f"{AHEADS} -k leaving_early"),
-    Fault("run ahead", AHEAD, "self._within -= 1\nif not self._within:\n    sys.setswitchinterval(self._before)",
+    Fault("run ahead", SETTING, "self._within -= 1\nif not self._within:\n    self._set(self._before)",
           "self._within -= 1", f"{AHEADS} -k error_is"),
-    Fault("run ahead", AHEAD, "self._within -= 1\nif not self._within:\n    sys.setswitchinterval(self._before)",
-          "sys.setswitchinterval(self._before)", f"{USED} -k whichever"),
+    Fault("run ahead", SETTING, "self._within -= 1\nif not self._within:\n    self._set(self._before)",
+          "self._set(self._before)", f"{USED} -k whichever"),
     Fault("run ahead", FOREST, "full and turn.judged.row != slices[-1][-1].judged.row", "full",
           f"{AHEADS} -k one_slice"),
     Fault("run ahead", SCORING, "[prompts[len(kept) + i] for i in first]", "[prompts[i] for i in first]",
