@@ -64,7 +64,7 @@ test-pages: install-ci  ## every shell command of README and docs, typed in an e
 
 QUICK = tests/test_architecture.py tests/test_package.py tests/support tests/loss/test_bad_inputs.py tests/loss/test_exact.py \
 	tests/chat tests/star/test_scored.py tests/train/test_config.py \
-	tests/docs/test_docstrings.py tests/mutation/test_mutation.py::test_every_fault_still_has_its_place
+	tests/docs/test_docstrings.py tests/docs/test_messages.py tests/mutation/test_mutation.py::test_every_fault_still_has_its_place
 check: lint  ## lint, types and the quick tests: before each commit
 	$(PYTEST) $(QUICK)
 

@@ -137,9 +137,12 @@ def check_head(model: Any, atol: float = 1e-3) -> None:
     with evaluating(model):
         head = lm_head(model, check=False)
         ids = some_tokens(head.weight.device)
-        told = f"{type(model).__name__}: whether backbone and head give its logits cannot be tried on a few tokens of "
-        trust = "lm_head(model, check=False) trusts you"
-        with failing_as(lambda got: f"{told}text alone ({got}); {trust}"):
+        with failing_as(
+            lambda got: UserTypeError(
+                f"{type(model).__name__}: whether backbone and head give its logits cannot be tried on a few tokens of "
+                f"text alone ({got}); lm_head(model, check=False) trusts you"
+            )
+        ):
             own = model(input_ids=ids, use_cache=False).logits.float()
             ours = head.logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
     off = (own - ours.to(own.device)).abs().max().item()

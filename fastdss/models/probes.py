@@ -33,15 +33,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def failing_as(what: Callable[[str], str]) -> Iterator[None]:
-    """Within the context a forward that fails raises ``UserTypeError(what(the failure))``; one that ran out of memory
-    may be tried again, and stays as it is."""
+def failing_as(what: Callable[[str], UserTypeError]) -> Iterator[None]:
+    """Within the context a forward that fails raises ``what(the failure)``; one that ran out of memory may be tried
+    again, and stays as it is."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-        raise UserTypeError(what(f"{type(error).__name__}: {str(error)[:200]}")) from error
+        raise what(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def some_tokens(device: torch.device) -> Tensor:

@@ -53,8 +53,12 @@ def check_forward(model: Any, bare: Any, atol: float = 1e-3) -> None:
 
     with evaluating(model), layers_gathered(bare):
         with measuring_scale(bare) as candidates:
-            told = f"{type(bare).__name__} cannot be tried on a few tokens of text alone, so whether its loss would "
-            with failing_as(lambda got: f"{told}be right is not known: expected logits, got {got}"):
+            with failing_as(
+                lambda got: UserTypeError(
+                    f"{type(bare).__name__} cannot be tried on a few tokens of text alone, so whether its loss would "
+                    f"be right is not known: expected logits, got {got}"
+                )
+            ):
                 own = logits(ids, use_cache=False, return_dict=True)
             limit = max(atol, 4 * eps) * max(1.0, own.abs().max().item())
             for candidate in _fitting(bare, ids, candidates, max(1e-4, 4 * eps)):
