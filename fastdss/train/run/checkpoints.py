@@ -67,8 +67,17 @@ def starting_point(settings: TrainSettings, folder: Path) -> str | None:
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were written completely, in order of their steps."""
-    # Trainer writes trainer_state.json last.
-    return [path for path in _numbered(folder) if (path / "trainer_state.json").exists()]
+    return [path for path in _numbered(folder) if _is_whole(path / "trainer_state.json")]
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether this file, which Trainer writes last, is there, and not by half as a killed process or a full disk leaves
+    it."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -79,13 +88,13 @@ def _numbered(folder: Path) -> list[Path]:
 def what_is_kept(out: Path) -> str:
     """A sentence for the user: what an interrupted run left in ``out``, and how to go on."""
     finished = finished_checkpoints(out / "checkpoints")
-    parts = [name for name in ("scores", "reference") if (out / name).is_dir()]
+    names = {"scores": "scores", "reference": "reference values"}
+    kept = [names[name] for name in names if (out / name).is_dir() and any((out / name).iterdir())]
     if finished:
         step = finished[-1].name.removeprefix("checkpoint-")
         return f"Step {step} is kept in {finished[-1]}: the same command with --resume goes on from there."
-    if parts:
-        names = " and ".join(parts)
-        return f"No step is saved yet; {names} in {out} are kept: the same command uses them, from step 1."
+    if kept:
+        return f"No step is saved yet; {' and '.join(kept)} in {out} are kept: the same command uses them, from step 1."
     return f"Nothing is kept in {out} yet: the same command starts anew."
 
 

@@ -1,7 +1,6 @@
 """A run of `fastdss train` that was interrupted goes on where it was, and on the same rows."""
 
 import os
-import shutil
 import signal
 
 import pytest
@@ -41,14 +40,15 @@ def test_steps_of_another_run_are_neither_resumed_nor_lost(files, tmp_path, monk
         run(settings(files, tmp_path / "elsewhere", resume=True))
 
 
-@pytest.mark.parametrize("written", [[], ["adapter_config.json", "adapter_model.safetensors"]])
+@pytest.mark.parametrize("written", [[], ["adapter_config.json", "adapter_model.safetensors"], ["trainer_state.json"]])
 def test_a_checkpoint_interrupted_while_it_was_written(files, tmp_path, caplog, written):
     """Ctrl-C leaves an empty folder or half of one; every later --resume failed on it."""
     first = run(settings(files, tmp_path, max_steps=1))
     whole = tmp_path / "checkpoints" / "checkpoint-1"
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir()  # sorted by number: 10 comes after 1 and 2
     for name in written:
-        shutil.copy(whole / name, tmp_path / "checkpoints" / "checkpoint-10")
+        content = (whole / name).read_bytes()
+        (tmp_path / "checkpoints" / "checkpoint-10" / name).write_bytes(content[: len(content) // 2])
     second = run(settings(files, tmp_path, max_steps=2, resume=True))
     assert "checkpoint-10 was interrupted while it was written: going on from checkpoint-1" in caplog.text
     assert [entry["step"] for entry in second["log"]] == [1, 2]
@@ -104,6 +104,8 @@ def test_ctrl_c_saves_the_step_that_runs_and_says_how_to_go_on(files, tmp_path, 
 def test_what_is_kept_before_the_first_step(tmp_path):
     assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
     (tmp_path / "scores").mkdir()
+    assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
+    (tmp_path / "scores" / "manifest.json").write_text("{}")
     assert f"No step is saved yet; scores in {tmp_path} are kept" in what_is_kept(tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)  # written by half
     assert "No step is saved yet" in what_is_kept(tmp_path)
