@@ -36,6 +36,7 @@ def test_a_run_from_the_command_line(files, tmp_path):
     assert report["after"]["eval_ce"] < report["before"]["eval_ce"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "ada.quill" in page
+    assert f"on {files / 'data.jsonl'}, judged by tiny" in page
     assert "http" not in page
     assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()
 
