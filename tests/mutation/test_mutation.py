@@ -91,6 +91,7 @@ BOUNDARIES, FORMULA, HARMLESS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fault", "caught"), [(BOUNDARIES, True), (FORMULA, True), (HARMLESS, False)])
 def test_planting(copy: Path, fault: Fault, caught: bool) -> None:
     """Two faults that tests catch, one change that none can; the copy is whole again afterwards."""
