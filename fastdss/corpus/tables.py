@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,13 @@ def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by ``Dataset.save_to_disk``."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def saved_split(path: Path) -> str | None:
+    """The split that a saved data set says it is; None where it does not say."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    said = state.get("_split") if isinstance(state, dict) else None
+    return said if isinstance(said, str) else None
