@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.nulls import as_meant
 from fastdss.errors import UserError, UserTypeError
 
 from .files import KINDS, Found, is_url, kind_of
@@ -68,7 +69,11 @@ def read_source(source: Source, max_bytes: int, split: str | None = None) -> Ite
     if isinstance(source, Iterator):
         raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
     table = read_memory(source)
-    return table if table is not None else (Found(record) for record in source)
+    return (
+        table
+        if table is not None
+        else map(Found, (as_meant(row) if isinstance(row, Mapping) else row for row in source))
+    )
 
 
 def _holds_scores(folder: Path) -> bool:

@@ -76,14 +76,20 @@ POLICY = [
 ]  # fmt: skip
 
 KEPT, VALUES = "tests/corpus/test_kept_rows.py", "tests/corpus/test_json_values.py"
-TREES, PLAN = "fastdss/chat/oasst.py", "fastdss/corpus/plan.py"
+TREES, NULLS, PLAN = "fastdss/chat/oasst.py", "fastdss/chat/nulls.py", "fastdss/corpus/plan.py"
 COLUMNS, TABLES, SOURCES, ROWS = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources", "rows"))
 
 KEPT_ROWS = [
     Fault("kept rows", TREES, "reversed(list(enumerate(rows)))", "enumerate(rows)", KEPT, within="strays"),
     Fault("kept rows", TREES, "row['message_id'] in reached", "True", KEPT, within="strays"),
-    Fault("kept rows", ROWS, "read_record(given, from_arrow=False)", "read_record(given)", KEPT, within="Row.unpacked"),
+    Fault("kept rows", NULLS, "alike and filled", "False", KEPT, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "alike", KEPT, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "filled", KEPT, within="as_meant"),
     Fault("kept rows", TABLES, "hasattr(value, 'tolist')", "False", KEPT, within="_frame"),
+    Fault("kept rows", TABLES, "type(batch) is dict", "False", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "type(batch) is dict", "True", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "_kinds_with_json(table.schema)", "{}", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "inner is not None or keeps(value, name)", "True", KEPT, within="_decoded"),
     Fault("kept rows", TABLES, "n in from_arrow", "True", KEPT, within="_frame"),
     Fault("kept rows", PLAN, "isinstance(row, Row)", "True", KEPT, within="_once"),
     Fault("kept rows", PLAN, "next(parts, [])", "next(parts)", KEPT, within="missing_shards"),
