@@ -244,8 +244,11 @@ def test_a_null_is_an_argument_where_arrow_did_not_put_it():
     call = {"function": {"name": "weather", "arguments": {"city": "Oslo", "unit": None}}}
     by_hand = {"messages": [turn("user", "x"), turn("assistant", None, tool_calls=[call])]}
     of_arrow = {"messages": [turn("user", "x", tool_calls=None), turn("assistant", None, tool_calls=[call])]}
-    answers = [read_record(as_meant(record)).conversation.turns[1].answer.text for record in (by_hand, of_arrow)]
-    assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}', OSLO]
+    alike = {"messages": [turn("user", "x", tool_calls=[]), turn("assistant", None, tool_calls=[call])]}
+    unlike = {"messages": [turn("user", "x"), turn("assistant", None, name=None, tool_calls=[call])]}
+    records = (by_hand, alike, unlike, of_arrow)
+    answers = [read_record(as_meant(record)).conversation.turns[1].answer.text for record in records]
+    assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}'] * 3 + [OSLO]
 
 
 def test_messages_may_be_json_texts_in_a_list():

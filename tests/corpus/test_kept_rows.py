@@ -12,7 +12,7 @@ from fastdss.corpus.plan import make_plan, missing_shards
 from fastdss.corpus.rows import FailedRow, read_rows
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.sample import Sample
-from fastdss.corpus.tables import records_of
+from fastdss.corpus.tables import read_memory, records_of
 from fastdss.errors import UserError
 from fastdss.star.promise import Promise
 from fastdss.star.scoring import read_batch
@@ -151,6 +151,18 @@ def test_the_batches_of_a_map_hold_what_its_data_set_holds():
         make().map(lambda batch, seen=seen: seen.extend(records_of(batch)), batched=True)
         answers = [row.conversation.turns[1].calls[0].arguments for row in read_rows([seen])]
         assert answers == [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in calls]
+    seen = []
+    xlam = [{"query": "Q", "answers": [{"name": "f", "arguments": {name: 1}}]} for name in "ab"]
+    datasets.Dataset.from_list(xlam).map(lambda batch: seen.extend(records_of(batch)), batched=True)
+    assert seen == xlam
+
+
+def test_what_arrow_filled_beside_its_json_is_nothing():
+    function = pa.struct({"name": pa.string(), "description": pa.string(), "parameters": pa.json_(pa.string())})
+    tools = [{"name": "f", "description": None, "parameters": '{"default": null}'}]
+    table = pa.table({"prompt": ["Q"], "response": ["A"], "tools": pa.array([tools], pa.list_(function))})
+    (found,) = read_memory(table)
+    assert found.record["tools"] == [{"name": "f", "parameters": {"default": None}}]
 
 
 def test_damaged_json_in_arrow_fails_its_row():

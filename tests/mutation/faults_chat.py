@@ -73,18 +73,26 @@ POLICY = [
           "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
     Fault("policy", "fastdss/chat/policy.py", "_first_from(encoding.offsets, len(encoding.text.rstrip())) - 1", "last",
           "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
+    Fault("policy", "fastdss/chat/policy.py", "call.arguments_text", "str(call.arguments)",
+          "tests/chat/test_policy.py -k needs_text", within="PolicyChat._message"),
+    Fault("policy", "fastdss/chat/encoder.py", "not _raised_by_template(error)", "True",
+          "tests/chat/test_policy.py -k whatever_a_template", within="ChatEncoder.render"),
+    Fault("policy", "fastdss/chat/encoder.py", "not _raised_by_template(error)", "False",
+          "tests/chat/test_policy.py -k no_templates", within="ChatEncoder.render"),
 ]  # fmt: skip
 
 KEPT, VALUES = "tests/corpus/test_kept_rows.py", "tests/corpus/test_json_values.py"
 TREES, NULLS, PLAN = "fastdss/chat/oasst.py", "fastdss/chat/nulls.py", "fastdss/corpus/plan.py"
 COLUMNS, TABLES, SOURCES, ROWS = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources", "rows"))
 
+NULLS_PROVED = "tests/chat/test_kinds.py -k a_null"
+
 KEPT_ROWS = [
     Fault("kept rows", TREES, "reversed(list(enumerate(rows)))", "enumerate(rows)", KEPT, within="strays"),
     Fault("kept rows", TREES, "row['message_id'] in reached", "True", KEPT, within="strays"),
-    Fault("kept rows", NULLS, "alike and filled", "False", KEPT, within="as_meant"),
-    Fault("kept rows", NULLS, "alike and filled", "alike", KEPT, within="as_meant"),
-    Fault("kept rows", NULLS, "alike and filled", "filled", KEPT, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "False", NULLS_PROVED, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "alike", NULLS_PROVED, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "filled", NULLS_PROVED, within="as_meant"),
     Fault("kept rows", TABLES, "hasattr(value, 'tolist')", "False", KEPT, within="_frame"),
     Fault("kept rows", TABLES, "type(batch) is dict", "False", KEPT, within="records_of"),
     Fault("kept rows", TABLES, "type(batch) is dict", "True", KEPT, within="records_of"),
