@@ -57,6 +57,8 @@ SPELLING = [
     Fault("spelling", TAGS, "result.strip()", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
+QUOTES = "tests/hardening/test_readers.py -k quote"
+
 KINDS_OF_FILES = [
     Fault("kinds of files", FILES, "self.begun and (not self.frame.eof)", "False", FILES_PROVED, within="_Zstandard"),
     Fault("kinds of files", JSON, "any(map(_spreads, given))", "False", FILES_PROVED, within="_layout"),
@@ -64,6 +66,10 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
     Fault("kinds of files", CSV, "len(_SIGN_IN_WORD.findall(sample))", "0", FILES_PROVED, within="_is_western"),
     Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
+    Fault("kinds of files", CSV, "len(lines.record) > 1 or _goes_on(lines.record[0], delimiter, skip_blanks)", "False",
+          QUOTES, within="_records"),
+    Fault("kinds of files", CSV, "broken != lines.began", "False", QUOTES, within="_records"),
+    Fault("kinds of files", CSV, "ended is None", "False", QUOTES, within="_goes_on"),
 ]  # fmt: skip
 
 POLICY = [
