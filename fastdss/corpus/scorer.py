@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdss.chat.turns import without_nulls
 from fastdss.errors import RowError, UserError
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
@@ -19,7 +18,7 @@ from .guards import GuardSource
 from .merge import star_of
 from .rows import DATA, DataOptions, FailedRow, Row, read_rows
 from .store import ScoredRow, ScoredTurn
-from .tables import listed
+from .tables import records_of
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
@@ -159,7 +158,7 @@ class StarScorer:
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        rows = list(read_rows([_records_of(batch)], self.data))
+        rows = list(read_rows([records_of(batch) if isinstance(batch, Mapping) else batch], self.data))
         if any(isinstance(row, Row) and row.reading is not None and row.reading.scored for row in rows):
             raise UserError("the rows hold scores already (column star): remove_columns('star') to judge them anew")
         scored = score_readable(self, rows, lambda done: None)
@@ -265,14 +264,6 @@ class StarScorer:
             others = self._judged([*items[:at], *items[at + 1 :]], approx)
             return [*others[:at], *self._judged(items[at : at + 1], approx), *others[at:]]
         return [_scored_turn(item, found) for item, found in zip(items, star, strict=True)]
-
-
-def _records_of(batch: Any) -> Any:
-    """The batch in a form that ``read_rows`` takes: a mapping of columns becomes a list of records."""
-    if not isinstance(batch, Mapping):
-        return batch
-    columns = {name: without_nulls(listed(values)) for name, values in batch.items()}  # nulls that Arrow put in
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:
