@@ -16,13 +16,14 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdss.chat.conversation import Conversation
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 from fastdss.guards.guard import GuardModel
 
 from .course import Course, Persistence
@@ -136,7 +137,8 @@ class TrunkProbe:
         Raises:
             UserError: for a guard whose score takes several readings, and for too few rows to fit on.
         """
-        options = options or ScoringOptions()
+        expect("guard", guard, GuardModel, wanted="a Guard")
+        options = ScoringOptions.given(options)
         reading = Reading()
         scored = score_turns([guard], read_batch(batch, options.turns), options, approx=reading, progress=progress)
         probe = cls.learn(
@@ -156,7 +158,10 @@ class TrunkProbe:
         seed: int = 0,
     ) -> TrunkProbe:
         """The probe fitted on what ``reading`` kept while a random sample was scored with ``approx=reading``."""
-        promise = promise or Promise()
+        promise = Promise() if promise is None else promise
+        expect("promise", promise, Promise)
+        expect("seed", seed, int)
+        expect("audit_share", audit_share, Real, wanted="a number")
         if not 0 < audit_share < 1:
             raise UserError(f"audit_share: expected a share in (0, 1), got {audit_share}")
         rows = by_row(reading.seen)

@@ -12,6 +12,10 @@ FIELDS, GUARD = "tests/guards/test_fields.py", "fastdss/guards/guard.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
+    Fault("types", "fastdss/errors.py", "bool in kinds or not isinstance(value, bool)", "True",
+          "tests/star/test_wrong_types.py -k no_number", within="expect"),
+    Fault("types", "fastdss/errors.py", "str in kinds or not isinstance(value, str)", "True",
+          "tests/star/test_wrong_types.py -k no_number", within="expect"),
     Fault("view", VIEW, "'assistant' if turn['role'] == 'tool' else turn['role']",
           "'user' if turn['role'] == 'tool' else turn['role']", VIEWS, within="_alternating"),
     Fault("view", VIEW, "index >= last", "index >= len(turns) - 2", VIEWS, within="_last_exchange"),
