@@ -35,7 +35,7 @@ def learnt(generator: torch.Generator, noise: float) -> TrunkProbe:
     reading.layers = (1,)
     states, scores = simulated(generator, SAMPLED, noise)
     reading.seen = [Seen(JUDGED[k], scores[k], dict(enumerate(states[k]))) for k in range(SAMPLED)]
-    return TrunkProbe.learn(reading, guard_name="simulated", promise=PROMISE, options=ScoringOptions())
+    return TrunkProbe.learn(reading, promise=PROMISE, options=ScoringOptions())
 
 
 def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
