@@ -78,3 +78,13 @@ def is_compiled(module: Any) -> bool:
 def within_compiled(module: Any) -> Any:
     """The module inside ``torch.compile``'s wrapper, which has no public name for it."""
     return module._orig_mod
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether FSDP's first version wraps the model or a part of it."""
+    return any(map(is_fsdp1, model.modules()))
+
+
+def is_fsdp1(module: Any) -> bool:
+    """Whether this is FSDP's first version, told by the name of its class: importing that takes a second."""
+    return any(cls.__name__ == "FullyShardedDataParallel" for cls in type(module).__mro__)
