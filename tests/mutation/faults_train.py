@@ -20,6 +20,7 @@ REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forwa
 CHECK, CHECKED = "fastdss/train/forward_check.py", "tests/train/test_forward_check.py"
 HEAD, ADAPTED = "fastdss/models/adapted_head.py", "tests/train/test_peft.py"
 PACKING, PACKED = "fastdss/models/packing.py", "tests/models/test_packing.py"
+CHECKPOINTS, RESUME = "fastdss/train/run/checkpoints.py", "tests/train/run/test_resume.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -50,6 +51,10 @@ FAULTS = [
           within="_with_dora"),
     Fault("enable", HEAD, "kept + factor[:, 0] * (bias - kept)", "bias", f"{ADAPTED} -k 'two_adapters and Phi'",
           within="_with_dora"),
+    Fault("resume", CHECKPOINTS, "archive.testzip() is not None", "False", f"{RESUME} -k passed_over", within="_read"),
+    Fault("resume", CHECKPOINTS, "path.with_name(name).stat()", "pass", f"{RESUME} -k shard", within="_read"),
+    Fault("resume", CHECKPOINTS, "'optimizer.pt' in names and 'scheduler.pt' not in names", "False",
+          f"{RESUME} -k passed_over", within="_damage"),
     Fault("enable", "fastdss/models/head_call.py", "is_fsdp1(outer)", "False", "tests/train/test_fsdp1.py",
           within="through_head"),
     Fault("enable", "fastdss/upstream/accelerate.py", "{'cast_root_forward_inputs': False}", "{}",
