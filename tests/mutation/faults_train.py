@@ -52,7 +52,7 @@ FAULTS = [
     Fault("enable", HEAD, "kept + factor[:, 0] * (bias - kept)", "bias", f"{ADAPTED} -k 'two_adapters and Phi'",
           within="_with_dora"),
     Fault("resume", CHECKPOINTS, "archive.testzip() is not None", "False", f"{RESUME} -k passed_over", within="_read"),
-    Fault("resume", CHECKPOINTS, "path.with_name(name).stat()", "pass", f"{RESUME} -k shard", within="_read"),
+    Fault("resume", CHECKPOINTS, "set(content['weight_map'].values())", "()", f"{RESUME} -k shard", within="_read"),
     Fault("resume", CHECKPOINTS, "'optimizer.pt' in names and 'scheduler.pt' not in names", "False",
           f"{RESUME} -k passed_over", within="_damage"),
     Fault("enable", "fastdss/models/head_call.py", "is_fsdp1(outer)", "False", "tests/train/test_fsdp1.py",

@@ -27,6 +27,7 @@ pytest.importorskip("accelerate", reason="needs the [train] extra")
 
 from fastdss.train.trainer import DSSTrainer
 
+pytestmark = pytest.mark.long
 # family, layers with adapters, whether the original parameters stay, whether every linear layer is a unit of its own
 LOOPS = {
     "whole parameters": ("Llama", (), True, False),
