@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder, Conversation
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError, expect
 from fastdss.models.causal_lm import ignores_softcap
 from fastdss.models.classifier import is_bidirectional, separator, without_padding
 from fastdss.models.sources import check_revision
@@ -37,6 +37,10 @@ class GuardModel:
     """``Guard`` without its streams, which belong to the star wing; the arguments are described there."""
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
+        if not is_model(model):
+            raise UserTypeError(f"model: expected a model of transformers, got {type(model).__name__}")
+        expect_tokenizer("tokenizer", tokenizer)
+        expect("spec", spec, GuardSpec, wanted="a GuardSpec (Guard.from_pretrained finds one by name)")
         if ignores_softcap(model):
             raise UserError(
                 f"{spec.name}: this transformers lets {type(model).__name__} run on sdpa, which ignores its attention "
@@ -102,7 +106,7 @@ class GuardModel:
         loaded = load_guard(
             name_or_path,
             spec=spec,
-            options=options or {},
+            options={} if options is None else options,
             revision=revision,
             gguf_file=gguf_file,
             how={"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config},
@@ -271,6 +275,17 @@ class GuardModel:
             if "per_prefix" not in str(error):
                 raise
             raise UserError(f"{self.spec.name}: {error}, {_WAY_OUT}") from error
+
+
+def is_model(given: Any) -> bool:
+    """Whether ``given`` has what every model of transformers has."""
+    return hasattr(given, "config") and callable(given)
+
+
+def expect_tokenizer(name: str, given: Any) -> None:
+    """Refuse what is no tokenizer of transformers, such as the name of one."""
+    if not (callable(given) and hasattr(given, "apply_chat_template")):
+        raise UserTypeError(f"{name}: expected a tokenizer of transformers, got {type(given).__name__}")
 
 
 def _loose(text: str) -> str:

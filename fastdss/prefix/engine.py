@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +30,7 @@ from .attention import (
 )
 from .cpu_linear import PackedWeights, cpu_gemm
 from .in_use import in_use
+from .memory import SMALLEST_BUDGET, halved
 from .packed_attention import to_device
 from .packing import (
     Group,
@@ -47,11 +47,9 @@ from .tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # called with the number of new scores
 Saved = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
-SMALLEST_BUDGET = 16  # tokens at a time; when memory runs out the budget is halved, but not below this (a choice)
 # Whether keys can be moved is tried by moving a key by _FAR positions; relative to its norm it may be off by _MOVED,
 # which leaves room for rounding to 16 bit. Both are choices.
 _FAR, _MOVED = 61, 0.02
-_OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Runner:
@@ -257,11 +255,8 @@ def tree_logits(
                     listen = partial(_listen, shortcuts, store, groups[0], budget, gate)
                     run_rounds(run, groups[0], len(head), store, gate, listen)
             except RuntimeError as error:
-                smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
-                if smallest or not out_of_memory(error):
-                    raise
+                budget = halved(budget, error, possible=budget > SMALLEST_BUDGET or len(groups[0].trees) > 1)
                 report(-len(order))
-                budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
                 store_tokens = groups[0].capacity // 2
                 groups = [part for group in groups for part in group.split(store_tokens)]
             else:
@@ -316,11 +311,6 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
     """Write the keys and values of ``ids[start:]`` to the store's first slot."""
     for batch in micro_batches([Segment(0, start, ids[start:])] if ids[start:] else [], budget, LONGEST_SEGMENT):
         runner.run(batch, store)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is one of the many by which devices and libraries report that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def reference_logits(

@@ -95,3 +95,14 @@ def splits_batches(accelerator: Any) -> bool:
     """Whether context, sequence or tensor parallelism splits single rows over ranks."""
     parallel = getattr(accelerator, "parallelism_config", None)
     return parallel is not None and bool(parallel.cp_enabled or parallel.sp_enabled or parallel.tp_enabled)
+
+
+def loaded_weight(model: Any, name: str) -> Any:
+    """A copy of the weight ``name`` of ``model.state_dict()`` that ``device_map`` put elsewhere, to the memory of the
+    CPU or the disk: on the model it is empty. ``align_module_device`` stands in no page of the documentation."""
+    from accelerate.utils import align_module_device
+
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    with align_module_device(module):
+        return getattr(module, leaf).detach().clone()

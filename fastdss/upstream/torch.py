@@ -78,3 +78,14 @@ def is_compiled(module: Any) -> bool:
 def within_compiled(module: Any) -> Any:
     """The module inside ``torch.compile``'s wrapper, which has no public name for it."""
     return module._orig_mod
+
+
+def plain_parts(tensor: Tensor) -> list[Tensor]:
+    """The ordinary tensors that a tensor is made of: itself, or the parts of a wrapper subclass (torchao's quantised
+    weights), which only the protocol of such classes names. One that is split over ranks is gathered."""
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in plain_parts(getattr(tensor, name))]
