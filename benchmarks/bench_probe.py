@@ -97,12 +97,12 @@ def fitted(args: argparse.Namespace) -> tuple[TrunkProbe, float | None]:
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         found = pool.starmap(read_sample, [(args, part) for part in range(args.processes)])
     reading = Reading()
-    reading.layers = found[0][0].layers
+    first, _ = found[0]
+    reading.layers, reading.guard_name, reading.weights = first.layers, first.guard_name, first.weights
     reading.seen = [found[row % args.processes][0].seen[row // args.processes] for row in range(args.fit)]
     begun = time.process_time()
     promise = Promise(args.tolerance, args.at_most, args.confidence)
-    name = load(args).spec.name
-    probe = TrunkProbe.learn(reading, guard_name=name, promise=promise, options=OPTIONS, seed=args.seed)
+    probe = TrunkProbe.learn(reading, promise=promise, options=OPTIONS, seed=args.seed)
     spent = time.process_time() - begun + sum(seconds for _, seconds in found)
     if args.probe:
         args.probe.write_bytes(probe_bytes(probe))

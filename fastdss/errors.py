@@ -7,6 +7,18 @@ expects these for a wrong value or type.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import NoneType
+
+_WORDS = {
+    str: "text",
+    bool: "True or False",
+    int: "an integer",
+    Mapping: "a mapping",
+    Sequence: "a list",
+    NoneType: "None",
+}
+
 
 class UserError(ValueError):
     """An input or an option that fastdss does not take. The message names it, what was expected and what it got."""
@@ -31,3 +43,15 @@ class RowError(UserTypeError):
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str]]:
         return type(self), (self.row, self.reason)
+
+
+def expect(name: str, value: object, *kinds: type, wanted: str = "") -> None:
+    """Refuse a ``value`` that is of none of ``kinds``: True and False are no numbers here, and text is no list.
+
+    wanted: what is expected, where the names of the kinds do not say it.
+    """
+    fits = isinstance(value, kinds)
+    fits = fits and (bool in kinds or not isinstance(value, bool)) and (str in kinds or not isinstance(value, str))
+    if not fits:
+        wanted = wanted or " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
+        raise UserTypeError(f"{name}: expected {wanted}, got {type(value).__name__}")

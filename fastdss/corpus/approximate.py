@@ -105,11 +105,7 @@ def probed(
         reading = Reading()
         scored = scorer.score_rows(sample.rows, report, approx=reading)
         shards.write(name, scored)
-        options = scorer.options
-        name_of_guard = scorer.guards[0].spec.name
-        probe = TrunkProbe.learn(
-            reading, guard_name=name_of_guard, promise=sample.promise, options=options, seed=sample.seed
-        )
+        probe = TrunkProbe.learn(reading, promise=sample.promise, options=scorer.options, seed=sample.seed)
         content = probe_bytes(probe)
         found = f"probe-{hashlib.sha256(content).hexdigest()}.safetensors"
         write_atomically(folder / found, content)

@@ -13,6 +13,8 @@ from fastdss.errors import UserError
 from fastdss.upstream.transformers import commit_of, places_itself
 
 if TYPE_CHECKING:
+    import torch
+
     from fastdss.chat.encoder import ChatEncoder
     from fastdss.guards.spec import GuardSpec
     from fastdss.star.guard import Guard
@@ -63,8 +65,6 @@ class GuardSource:
 
     def load(self, device: str) -> Guard:
         """The guard on ``device`` (``"auto"``: the current GPU, else the CPU); a loaded guard stays where it is."""
-        import torch
-
         from fastdss.star.guard import Guard
 
         if isinstance(self.guard, Guard):
@@ -82,7 +82,7 @@ class GuardSource:
                 check=self.check,
             )
         if not places_itself(guard.model):
-            guard.model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+            guard.model.to(_device(device))
         return guard
 
     def described(self) -> tuple[str, str, list[ChatEncoder], GuardSpec]:
@@ -111,6 +111,15 @@ class GuardSource:
         wanted = TINY if name == "tiny" else self.spec
         spec = resolve_spec(name, config, tokenizer, spec=wanted, options=self.options)
         return name, revision, make_encoders(spec, tokenizer), spec
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError:
+        raise UserError(f"device: expected auto or a device of torch such as cuda:0, got {name!r}") from None
 
 
 def _rendered(encoder: Any, conversation: list[dict[str, str]]) -> str | None:

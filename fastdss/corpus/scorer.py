@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdss.chat.turns import without_nulls
-from fastdss.errors import RowError, UserError
+from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
 from fastdss.star.scored import Flag
@@ -19,7 +19,7 @@ from .guards import GuardSource
 from .merge import star_of
 from .rows import DATA, DataOptions, FailedRow, Row, read_rows
 from .store import ScoredRow, ScoredTurn
-from .tables import listed
+from .tables import records_of
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
@@ -128,6 +128,12 @@ class StarScorer:
         gemm: str | None,
         budget: int | None,
     ) -> None:
+        expect("options", self.options, ScoringOptions, wanted="ScoringOptions")
+        expect("guard_options", self.guard_options, Mapping)
+        expect("data", self.data, DataOptions)
+        for name in ("dtype", "device"):
+            expect(name, getattr(self, name), str)
+        expect("revision", self.revision, str, NoneType)
         self.options = self.options.with_said(
             every=every, unit=unit, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
             backend=backend, gemm=gemm, budget=budget,
@@ -139,6 +145,10 @@ class StarScorer:
             guards.extend(self.guard)
         if not guards:
             raise UserError("guard: expected at least one, got none")
+        for guard in guards:
+            if not isinstance(guard, str | Path) and not (hasattr(guard, "spec") and hasattr(guard, "model")):
+                kinds = "'tiny', a Hub id, a folder or a Guard"
+                raise UserTypeError(f"guard: expected {kinds}, got {type(guard).__name__}")
         how = {
             "spec": self.spec,
             "guard_options": self.guard_options or None,
@@ -270,9 +280,14 @@ class StarScorer:
 def _records_of(batch: Any) -> Any:
     """The batch in a form that ``read_rows`` takes: a mapping of columns becomes a list of records."""
     if not isinstance(batch, Mapping):
+        if not hasattr(batch, "columns"):
+            kinds = "a mapping from columns to lists, a pyarrow table or a pandas frame"
+            raise UserTypeError(f"batch: expected {kinds}, got {type(batch).__name__}")
         return batch
-    columns = {name: without_nulls(listed(values)) for name, values in batch.items()}  # nulls that Arrow put in
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for name, values in batch.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
+    return records_of(batch)
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:

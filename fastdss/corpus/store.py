@@ -141,7 +141,7 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
                     f"{path}, which was scored, is not there: fastdss merge takes its new place as --input, Python as "
                     "sources="
                 )
-    rows = read_rows(sources, data_options(manifest))
+    rows = read_rows(sources, data_options(manifest, sources))
     for score in read_scores(folder):
         row = next(rows, None)
         if row is None or row.content_hash != score.content_hash:
@@ -153,9 +153,11 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         raise UserError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
 
 
-def data_options(manifest: dict[str, Any]) -> DataOptions:
-    """How the input of these scores was read."""
+def data_options(manifest: dict[str, Any], sources: Sequence[Source] = ()) -> DataOptions:
+    """How the input of these scores was read; ``sources`` that lie in memory are the part that was scored."""
     data = dict(manifest["data"])
+    if not all(isinstance(source, str | Path) for source in sources):
+        data |= {"split": None, "config": None}
     return DataOptions(columns=Columns(**data.pop("columns")), **data)
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from fastdss.chat.encoder import ChatEncoder, Conversation
-from fastdss.errors import UserError
+from fastdss.errors import UserError, UserTypeError, expect
 from fastdss.models.causal_lm import ignores_softcap
 from fastdss.models.classifier import is_bidirectional, separator, without_padding
+from fastdss.models.sources import check_revision
 from fastdss.prefix.cpu_linear import PackedWeights
 from fastdss.prefix.engine import KeptHead, check_supported, reference_logits, tree_logits
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.tree import build_tree, shared_length
 
 from .answers import Answers, compile_answers
@@ -36,6 +38,10 @@ class GuardModel:
     """``Guard`` without its streams, which belong to the star wing; the arguments are described there."""
 
     def __init__(self, model: Any, tokenizer: Any, spec: GuardSpec, *, check: bool = True) -> None:
+        if not is_model(model):
+            raise UserTypeError(f"model: expected a model of transformers, got {type(model).__name__}")
+        expect_tokenizer("tokenizer", tokenizer)
+        expect("spec", spec, GuardSpec, wanted="a GuardSpec (Guard.from_pretrained finds one by name)")
         if ignores_softcap(model):
             raise UserError(
                 f"{spec.name}: this transformers lets {type(model).__name__} run on sdpa, which ignores its attention "
@@ -96,11 +102,12 @@ class GuardModel:
             ValueError: where no spec fits, or several do (the message names them).
         """
         if name_or_path == "tiny" and spec is None:
+            check_revision("revision", name_or_path, revision)
             return cls.tiny()
         loaded = load_guard(
             name_or_path,
             spec=spec,
-            options=options or {},
+            options={} if options is None else options,
             revision=revision,
             gguf_file=gguf_file,
             how={"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config},
@@ -227,6 +234,7 @@ class GuardModel:
         patterns += [r"^[^\S\n]*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
+    @cpu_by_default()
     def check_tree(self) -> None:
         """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree.
 
@@ -269,6 +277,17 @@ class GuardModel:
             if "per_prefix" not in str(error):
                 raise
             raise UserError(f"{self.spec.name}: {error}, {_WAY_OUT}") from error
+
+
+def is_model(given: Any) -> bool:
+    """Whether ``given`` has what every model of transformers has."""
+    return hasattr(given, "config") and callable(given)
+
+
+def expect_tokenizer(name: str, given: Any) -> None:
+    """Refuse what is no tokenizer of transformers, such as the name of one."""
+    if not (callable(given) and hasattr(given, "apply_chat_template")):
+        raise UserTypeError(f"{name}: expected a tokenizer of transformers, got {type(given).__name__}")
 
 
 def _loose(text: str) -> str:

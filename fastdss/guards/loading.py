@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
-from fastdss.errors import UserError
+import torch
+
+from fastdss.errors import UserError, expect
 from fastdss.models.causal_lm import ignores_softcap
 from fastdss.models.sources import check_whole
 
@@ -52,6 +56,17 @@ def load_guard(
     """Load a guard. ``how`` has ``dtype``, ``device_map`` and ``quantization_config`` for transformers."""
     from transformers import AutoTokenizer
 
+    expect("name_or_path", name, str, Path)
+    name = str(name)
+    expect("spec", spec, GuardSpec, str, NoneType)
+    expect("options", options, Mapping)
+    expect("revision", revision, str, NoneType)
+    expect("gguf_file", gguf_file, str, NoneType)
+    expect("device_map", how["device_map"], str, int, Mapping, torch.device, NoneType)
+    quantised = how["quantization_config"]
+    if not hasattr(quantised, "quant_method"):
+        expect("quantization_config", quantised, Mapping, NoneType, wanted="a quantization config of transformers")
+    _check_dtype(how["dtype"])
     check_guard_source(name, revision)
     source = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
@@ -70,6 +85,12 @@ def load_guard(
     if ignores_softcap(model):
         model.set_attn_implementation("eager")
     return Loaded(model, tokenizer, spec)
+
+
+def _check_dtype(dtype: Any) -> None:
+    known = dtype == "auto" or isinstance(dtype, torch.dtype | Mapping | None)
+    if not known and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+        raise UserError(f"dtype: expected 'auto', a dtype of torch or its name, such as 'bfloat16', got {dtype!r}")
 
 
 def _loader(spec: GuardSpec, config: Mapping[str, Any]) -> Any:

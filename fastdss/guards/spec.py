@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import date
+from numbers import Real
+from types import NoneType
 from typing import Any, NamedTuple
 
 from fastdss.chat.encoder import Conversation, Message
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 
 HEADS = ("words", "token", "sequence")
 EARLIER = ("summed", "likeliest")
 DATE = "2025-01-01"
+_KINDS: tuple[tuple[tuple[type, ...], tuple[str, ...]], ...] = (
+    ((str,), ("answer_prefix", "earlier", "head", "judges", "checked", "note")),
+    ((str, NoneType), ("template",)),
+    ((Mapping,), ("template_kwargs", "questions")),
+    ((bool,), ("split_words", "any_spelling", "independent")),
+    ((tuple, list), ("fields",)),
+)
 
 
 class AnswerField(NamedTuple):
@@ -88,6 +97,7 @@ class GuardSpec:
     note: str = ""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.head not in HEADS:
             raise UserError(f"{self.name}: head: expected one of {', '.join(HEADS)}, got {self.head!r}")
         if self.earlier not in EARLIER:
@@ -103,6 +113,26 @@ class GuardSpec:
             raise UserError(f"{self.name}: a guard needs a safe and an unsafe verdict")
         if self.independent and self.head != "sequence":
             raise UserError(f"{self.name}: independent: only of a head's classes")
+
+    def _check_types(self) -> None:
+        expect("name", self.name, str)
+        for kinds, names in _KINDS:
+            for name in names:
+                expect(f"{self.name}: {name}", getattr(self, name), *kinds)
+        expect(f"{self.name}: other_weight", self.other_weight, Real, wanted="a number")
+        if self.messages is not None and not callable(self.messages):
+            expect(f"{self.name}: messages", self.messages, wanted="a View, a function or None")
+        for name in ("safe", "unsafe", "other"):
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple | list) else [value]:
+                expect(f"{self.name}: {name}", part, str, wanted="text or a tuple of texts")
+        for number, field_ in enumerate(self.fields):
+            expect(f"{self.name}: fields[{number}]", field_, AnswerField)
+            expect(f"{self.name}: fields[{number}].values", field_.values, tuple, list)
+            for part in (field_.prefix, *field_.values):
+                expect(f"{self.name}: fields[{number}]", part, str, wanted="texts alone")
+        for name, variables in self.questions.items():
+            expect(f"{self.name}: questions[{name!r}]", variables, Mapping)
 
     @property
     def words(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from fastdss.errors import UserError
 
@@ -14,9 +14,9 @@ from .known import find_known
 from .spec import AnswerField, GuardSpec
 from .view import View
 
-_TEXTS = {f.name for f in fields(GuardSpec) if f.name not in ("messages", "fields")} | {"fields", "view", "like"}
-_VIEW = {f.name: get_type_hints(View)[f.name] for f in fields(View)}
-_LISTS = ("safe", "unsafe", "other")
+_TEXTS = {f.name for f in fields(GuardSpec) if f.name != "messages"} | {"view", "like"}
+_VIEW = {f.name for f in fields(View)}
+_WORDS = ("safe", "unsafe", "other")
 
 
 def read_spec(text: str, options: Mapping[str, Any]) -> GuardSpec:
@@ -66,55 +66,42 @@ def spec_from(given: Mapping[str, Any], options: Mapping[str, Any] | None = None
     unknown = set(given) - _TEXTS
     if unknown:
         raise UserError(f"{where}: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(_TEXTS))}")
-    values = {name: _value(where, name, value) for name, value in given.items() if name not in ("view", "like")}
     like = given.get("like")
     base = find_known(str(like), options or {}) if like is not None else None
-    if "view" in given:
-        values["messages"] = _view(where, given["view"], base)
-    if base is not None:
-        return replace(base, **values)
-    if "name" not in values:
+    if base is None and "name" not in given:
         raise UserError(f"{where}: a spec needs a name")
-    return GuardSpec(values.pop("name"), **values)
+    try:
+        values = {name: _value(name, value) for name, value in given.items() if name not in ("view", "like")}
+        if "view" in given:
+            values["messages"] = _view(given["view"], base)
+        return GuardSpec(**values) if base is None else replace(base, **values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
-def _view(where: str, given: Any, base: GuardSpec | None) -> View:
-    if not isinstance(given, Mapping) or set(given) - set(_VIEW):
-        raise UserError(f"{where}: view: expected some of {', '.join(_VIEW)}")
-    for name, value in given.items():
-        expected = bool if "bool" in str(_VIEW[name]) else str
-        if not isinstance(value, expected):
-            raise UserError(f"{where}: view.{name}: expected {expected.__name__}, got {type(value).__name__}")
+def _view(given: Any, base: GuardSpec | None) -> View:
+    if not isinstance(given, Mapping) or set(given) - _VIEW:
+        raise UserError(f"view: expected some of {', '.join(f.name for f in fields(View))}")
     start = base.messages if base is not None and isinstance(base.messages, View) else View()
-    return replace(start, **given)
+    try:
+        return replace(start, **given)
+    except UserError as error:
+        raise UserError(f"view.{error}") from None
 
 
-def _value(where: str, name: str, value: Any) -> Any:
-    if name == "fields":
-        return tuple(_field(where, item) for item in _a(list, where, name, value))
-    if name in _LISTS:
-        return value if isinstance(value, str) else tuple(_a(str, where, name, v) for v in _a(list, where, name, value))
-    if name in ("template_kwargs", "questions"):
-        return _a(dict, where, name, value)
-    default = next(f.default for f in fields(GuardSpec) if f.name == name)
-    if name == "other_weight":
-        return _a((int, float), where, name, value)
-    return _a(bool if isinstance(default, bool) else str, where, name, str(value) if name == "date" else value)
+def _value(name: str, value: Any) -> Any:
+    """``value`` as the field ``name`` of a ``GuardSpec``, which checks it. YAML has lists for tuples and makes dates of
+    days; that it reads a bare ``no`` as false is told here, where it can happen."""
+    if name in _WORDS and any(isinstance(word, bool) for word in (value if isinstance(value, list) else [value])):
+        raise UserError(f"{name}: expected text, got bool; put it in quotes")
+    if name == "fields" and isinstance(value, list):
+        return tuple(map(_field, value))
+    if name == "date":
+        return str(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _field(where: str, item: Any) -> AnswerField:
-    if not isinstance(item, Mapping) or set(item) != {"prefix", "values"}:
-        raise UserError(f"{where}: fields: expected a prefix and values each")
-    values = _a(list, where, "fields.values", item["values"])
-    return AnswerField(
-        _a(str, where, "fields.prefix", item["prefix"]), tuple(_a(str, where, "fields.values", v) for v in values)
-    )
-
-
-def _a(kind: Any, where: str, name: str, value: Any) -> Any:
-    """``value``, which must be of ``kind``. YAML reads a bare ``no`` as false, so the error asks for quotes."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        expected = kind.__name__ if isinstance(kind, type) else "a number"
-        hint = "; put it in quotes" if expected == "str" else ""
-        raise UserError(f"{where}: {name}: expected {expected}, got {type(value).__name__}{hint}")
-    return value
+def _field(item: Any) -> AnswerField:
+    if not isinstance(item, Mapping) or set(item) != {"prefix", "values"} or not isinstance(item["values"], list):
+        raise UserError("fields: expected a prefix and a list of values each")
+    return AnswerField(item["prefix"], tuple(item["values"]))

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import groupby
 
 from fastdss.chat.encoder import Conversation, Message
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 
 TURNS = ("conversation", "exchange", "response")
 PLACES = ("{prompt}", "{response}")
@@ -43,6 +43,12 @@ class View:
     instruction: str = ""
 
     def __post_init__(self) -> None:
+        for kind, names in (
+            (str, ("turns", "prompt", "system_prompt", "instruction")),
+            (bool, ("system", "tools", "parts")),
+        ):
+            for name in names:
+                expect(name, getattr(self, name), kind)
         if self.turns not in TURNS:
             raise UserError(f"turns: expected one of {', '.join(TURNS)}, got {self.turns!r}")
         wanted = PLACES[1:] if self.turns == "response" else PLACES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head, token_types
+from fastdss.models.probes import autocast_dtype
 from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.torch import version
 from fastdss.upstream.transformers import key_rotation
@@ -30,7 +30,8 @@ from .attention import (
     using_prefix_attention,
 )
 from .cpu_linear import PackedWeights, cpu_gemm
-from .in_use import in_use
+from .in_use import in_use, input_device
+from .memory import SMALLEST_BUDGET, halved
 from .packed_attention import to_device
 from .packing import (
     Group,
@@ -47,11 +48,9 @@ from .tree import PrefixTree, shared_length
 
 Report = Callable[[int], None]  # called with the number of new scores
 Saved = dict[int, tuple[Tensor, Tensor]]  # keys and values of each layer
-SMALLEST_BUDGET = 16  # tokens at a time; when memory runs out the budget is halved, but not below this (a choice)
 # Whether keys can be moved is tried by moving a key by _FAR positions; relative to its norm it may be off by _MOVED,
 # which leaves room for rounding to 16 bit. Both are choices.
 _FAR, _MOVED = 61, 0.02
-_OUT_OF_MEMORY = re.compile(r"out of memory|(not enough|can't allocate) memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Runner:
@@ -158,10 +157,8 @@ def fingerprint(body: nn.Module) -> list[Any]:
     """What tells that a model's earlier keys and values still go with new ones: its parameters, how often they were
     written to, where they are and in which dtype; whether autocast chooses another one; and which of PEFT's adapters
     are in use."""
-    kind = next(body.parameters()).device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     parameters = [(id(p), version(p), p.dtype, p.device) for p in body.parameters()]
-    return [autocast, parameters, adapters_in_use(body)]
+    return [autocast_dtype(next(body.parameters()).device), parameters, adapters_in_use(body)]
 
 
 class KeptHead:
@@ -257,11 +254,8 @@ def tree_logits(
                     listen = partial(_listen, shortcuts, store, groups[0], budget, gate)
                     run_rounds(run, groups[0], len(head), store, gate, listen)
             except RuntimeError as error:
-                smallest = budget <= SMALLEST_BUDGET and len(groups[0].trees) == 1
-                if smallest or not out_of_memory(error):
-                    raise
+                budget = halved(budget, error, possible=budget > SMALLEST_BUDGET or len(groups[0].trees) > 1)
                 report(-len(order))
-                budget = min(budget, max(budget // 2, SMALLEST_BUDGET))
                 store_tokens = groups[0].capacity // 2
                 groups = [part for group in groups for part in group.split(store_tokens)]
             else:
@@ -318,11 +312,6 @@ def _compute(runner: Runner, store: KVStore, ids: list[int], start: int, budget:
         runner.run(batch, store)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is one of the many by which devices and libraries report that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
-
-
 def reference_logits(
     model: Any,
     verdict_ids: Sequence[int],
@@ -335,7 +324,7 @@ def reference_logits(
 
     Columns are verdict tokens in the last token's logits, or classes of a model that classifies whole texts.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     rows = []
     # A long text leaves its "dynamic" rotary frequencies behind, also for the shorter ones after it, until a text

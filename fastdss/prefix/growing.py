@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from .attention import LONGEST_SEGMENT, using_prefix_attention
-from .engine import SMALLEST_BUDGET, KeptHead, Runner, fingerprint, out_of_memory
+from .engine import KeptHead, Runner, fingerprint
+from .memory import SMALLEST_BUDGET, halved
 from .packed_attention import attend_packed
 from .packing import Segment, micro_batches
 from .rounds import fetch
@@ -66,9 +67,7 @@ class GrowingTexts:
                 try:
                     return self._logits(texts, budget)
                 except RuntimeError as error:
-                    if budget <= SMALLEST_BUDGET or not out_of_memory(error):
-                        raise
-                    budget = max(budget // 2, SMALLEST_BUDGET)
+                    budget = halved(budget, error, possible=budget > SMALLEST_BUDGET)
 
     def copy(self, owner: Any, to: Any) -> None:
         """Give ``to`` a copy of the owner's text, to go on from there."""

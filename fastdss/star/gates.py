@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdss.errors import UserError
 from fastdss.guards.guard import GuardModel
+from fastdss.guards.weights import weights_digest
 
 from .course import Course
 from .options import ScoringOptions
@@ -87,13 +88,14 @@ class _Listener:
 
 
 class Reading(_Listener):
-    """A gate that has every branch computed, and keeps what a probe is fitted on."""
+    """A gate that has every branch computed, and keeps what a probe is fitted on, and of which guard it is."""
 
     withdrawn = False
     shortcut = SHORTCUT
 
     def __init__(self) -> None:
         super().__init__()
+        self.guard_name, self.weights = "", ""  # of the guard, see ``weights_digest``
         self.layers: tuple[int, ...] = ()
         self.seen: list[Seen] = []
         self._judged: list[Judged] = []
@@ -103,6 +105,7 @@ class Reading(_Listener):
     ) -> Reading:
         check_approximable(guards, options)
         super().__init__(kept, verdict_of(guards[0], options))
+        self.guard_name, self.weights = guards[0].spec.name, self.weights or weights_digest(guards[0].model)
         self._judged = list(judged)
         return self
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastdss.chat.boundaries import UNITS
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 from fastdss.prefix.cpu_linear import GEMMS
 
 METHODS = ("auto", "tree", "per_prefix")
@@ -70,12 +70,19 @@ class ScoringOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        number = isinstance(self.sharpen, int | float) and 0 < self.sharpen < math.inf
-        if self.sharpen != "paper" and not number:
+        number = isinstance(self.sharpen, int | float) and not isinstance(self.sharpen, bool)
+        if self.sharpen != "paper" and not (number and 0 < self.sharpen < math.inf):
             raise UserError(f"sharpen: expected a positive temperature or 'paper', got {self.sharpen!r}")
         if self.method == "per_prefix" and self.backend in ("triton", "flash"):
             expected = "expected auto or torch with method='per_prefix', which has no tree"
             raise UserError(f"backend: {expected}, got {self.backend!r}")
+
+    @classmethod
+    def given(cls, options: ScoringOptions | None) -> ScoringOptions:
+        """``options``, or the default ones for None; anything else is refused."""
+        if options is not None:
+            expect("options", options, ScoringOptions, wanted="ScoringOptions")
+        return options or cls()
 
     def with_said(self, **said: object) -> ScoringOptions:
         """These options with those of the keywords that are not None, which means "not said"."""

@@ -16,14 +16,17 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdss.chat.conversation import Conversation
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 from fastdss.guards.guard import GuardModel
+from fastdss.guards.weights import weights_digest
+from fastdss.prefix.in_use import cpu_by_default
 
 from .course import Course, Persistence
 from .fitting import Rows, best_fit, by_row, exact_logits, table_of
@@ -90,6 +93,7 @@ class TrunkProbe:
         shortcut: how many last tokens of each branch are computed in any case, for a verdict that the regression
             corrects; 0: none, the regression predicts the verdict from the trunk alone.
         persistence: how errors of the predictions persist along a response.
+        weights: a fingerprint of the guard's weights; empty: not known, as of probes from older files.
     """
 
     layers: tuple[int, ...]
@@ -102,6 +106,7 @@ class TrunkProbe:
     seed: int = 0
     shortcut: int = 0
     persistence: Persistence = field(default_factory=Persistence)
+    weights: str = ""
 
     @classmethod
     def fit(
@@ -136,27 +141,28 @@ class TrunkProbe:
         Raises:
             UserError: for a guard whose score takes several readings, and for too few rows to fit on.
         """
-        options = options or ScoringOptions()
+        expect("guard", guard, GuardModel, wanted="a Guard")
+        options = ScoringOptions.given(options)
         reading = Reading()
         scored = score_turns([guard], read_batch(batch, options.turns), options, approx=reading, progress=progress)
-        probe = cls.learn(
-            reading, guard_name=guard.spec.name, promise=promise, options=options, audit_share=audit_share, seed=seed
-        )
-        return probe, scored
+        return cls.learn(reading, promise=promise, options=options, audit_share=audit_share, seed=seed), scored
 
     @classmethod
+    @cpu_by_default()
     def learn(
         cls,
         reading: Reading,
         *,
-        guard_name: str,
         promise: Promise | None,
         options: ScoringOptions,
         audit_share: float = AUDIT_SHARE,
         seed: int = 0,
     ) -> TrunkProbe:
         """The probe fitted on what ``reading`` kept while a random sample was scored with ``approx=reading``."""
-        promise = promise or Promise()
+        promise = Promise() if promise is None else promise
+        expect("promise", promise, Promise)
+        expect("seed", seed, int)
+        expect("audit_share", audit_share, Real, wanted="a number")
         if not 0 < audit_share < 1:
             raise UserError(f"audit_share: expected a share in (0, 1), got {audit_share}")
         rows = by_row(reading.seen)
@@ -177,8 +183,8 @@ class TrunkProbe:
         layers = tuple(reading.layers[k] for k in best.used[: len(best.used) // 2])
         asked = {name: getattr(options, name) for name in ASKED}
         probe = cls(
-            layers, best.ridge, certificate, Audit(promise), guard_name, asked, audit_share, seed, shortcut,
-            persistence=Persistence.fit(best.left_out()),
+            layers, best.ridge, certificate, Audit(promise), reading.guard_name, asked, audit_share, seed, shortcut,
+            persistence=Persistence.fit(best.left_out()), weights=reading.weights,
         )  # fmt: skip
         probe.certificate = probe._certified(sampled, best.used)
         return probe
@@ -195,6 +201,11 @@ class TrunkProbe:
             raise UserError(
                 f"approx: expected a probe of a guard with {config.num_hidden_layers} layers of {config.hidden_size}, "
                 f"got one that reads layer {deepest} of {size}"
+            )
+        if self.weights and self.weights != weights_digest(guards[0].model):
+            raise UserError(
+                "approx: expected the guard that the probe was fitted on, got other weights (another fine-tune, "
+                "another adapter or another dtype): fit a probe for this one"
             )
         for name, value in self.asked.items():
             if getattr(options, name) != value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from .probe import Certificate, TrunkProbe
 from .promise import Audit, Promise
 from .ridge import Ridge
 
+_log = logging.getLogger(__name__)
 _TENSORS = ("mean", "scale", "dual", "seen", "inverse")
 _KEY = "fastdss_probe"  # the only key of the metadata: safetensors would write several in an order that changes
 
@@ -32,6 +34,7 @@ def probe_bytes(probe: TrunkProbe) -> bytes:
         "seed": probe.seed,
         "shortcut": probe.shortcut,
         "persistence": asdict(probe.persistence),
+        "weights": probe.weights,
     }
     tensors = {name: getattr(ridge, name).contiguous() for name in _TENSORS}
     found: bytes = save(tensors, metadata={_KEY: json.dumps(rest, sort_keys=True)})
@@ -54,6 +57,10 @@ def read_probe(content: bytes) -> TrunkProbe:
         promise = Promise(**certificate.pop("promise"))
         layers, persistence = tuple(rest.pop("layers")), Persistence(**rest.pop("persistence"))
         certified = Certificate(promise, **certificate)
+        if not rest.get("weights"):
+            _log.warning(
+                "an older probe, which does not say of which weights it is: use it for the guard it was fitted on"
+            )
         return TrunkProbe(layers, ridge, certified, Audit(promise), persistence=persistence, **rest)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"expected a probe that fastdss wrote, got another or a damaged file ({error})") from None

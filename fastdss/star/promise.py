@@ -25,8 +25,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
-from fastdss.errors import UserError
+from fastdss.errors import UserError, expect
 
 # The audit bets on this multiple of the promised share of wrong rows. It is a choice: less is better at noticing shares
 # just above the promised one, more at noticing large ones soon.
@@ -50,6 +51,7 @@ class Promise:
     def __post_init__(self) -> None:
         for name, low, high in (("tolerance", 0, 1), ("at_most", 0, 0.3), ("confidence", 0.5, 1)):
             value = getattr(self, name)
+            expect(name, value, Real, wanted="a number")
             if not low < value < high:
                 raise UserError(f"{name}: expected a number between {low} and {high}, got {value}")
 

@@ -14,15 +14,17 @@ from fastdss.chat.boundaries import find_ends, tidy_ends
 from fastdss.chat.conversation import Message
 from fastdss.chat.encoder import text_spans
 from fastdss.chat.formats import read_record
+from fastdss.chat.nulls import as_meant
 from fastdss.chat.record import fits_columns
-from fastdss.errors import RowError, UserError, UserTypeError
-from fastdss.guards.guard import GuardModel
+from fastdss.errors import RowError, UserError, UserTypeError, expect
+from fastdss.guards.guard import GuardModel, expect_tokenizer, is_model
 from fastdss.guards.loading import resolve_spec
 from fastdss.guards.spec import GuardSpec
 from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.cpu_linear import preferred_gemm
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.flash_attention import attend_by_flash
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.rounds import Gate
 from fastdss.prefix.tree import PrefixTree
@@ -101,14 +103,19 @@ def star_scores(
         RowError: for a row that cannot be judged; it names the row and never quotes its text.
         UserError: for options that are not allowed, and for guards that cannot take them.
     """
-    options = (options or ScoringOptions()).with_said(
+    options = ScoringOptions.given(options).with_said(
         every=every, unit=unit, turns=turns, max_tokens=max_tokens, combine=combine, sharpen=sharpen, method=method,
         backend=backend, budget=budget, gemm=gemm,
     )  # fmt: skip
     guards = as_guards(model, tokenizer, spec)
     judged = read_batch(batch, options.turns)
-    if ends is not None and approx is not None:
-        raise UserError("approx: expected boundaries by every and unit, as it was fitted, got ends")
+    if unit_tokenizer is not None:
+        expect_tokenizer("unit_tokenizer", unit_tokenizer)
+    if approx is not None:
+        if not hasattr(approx, "gate"):
+            raise UserTypeError(f"approx: expected a TrunkProbe, got {type(approx).__name__}")
+        if ends is not None:
+            raise UserError("approx: expected boundaries by every and unit, as it was fitted, got ends")
     cuts = None if ends is None else _tidied(judged, ends)
     return score_turns(
         guards, judged, options, cuts=cuts, unit_tokenizer=unit_tokenizer, approx=approx, progress=progress
@@ -141,6 +148,7 @@ class Approximation(Protocol):
         """The gate for a batch in which response i has ``kept[i]`` scores; None: all scores are computed."""
 
 
+@cpu_by_default()
 def score_turns(
     guards: Sequence[GuardModel],
     judged: Sequence[Judged],
@@ -156,11 +164,11 @@ def score_turns(
     histories = [item.conversation.before(item.turn) for item in judged]
     responses = [item.text for item in judged]
     if cuts is None:
-        tokenizer = unit_tokenizer or guards[0].tokenizer
+        tokenizer = guards[0].tokenizer if unit_tokenizer is None else unit_tokenizer
         how: dict[str, Any] = {"every": options.every, "unit": options.unit}
         cuts = [find_ends(text, **how, spans=lambda text: text_spans(tokenizer, text)) for text in responses]
     turns = [Turn(*row) for row in zip(judged, histories, responses, cuts, strict=True)]
-    slices = [turns] if approx else cut_in_slices(turns)
+    slices = [turns] if approx is not None else cut_in_slices(turns)
     if len(slices) > 1 and options.gemm == "auto":  # chosen once, so that it is the same for every slice
         options = options.with_said(gemm=preferred_gemm(*(guard.model for guard in guards)))
     ahead = Ahead(lambda some: make_forest(guards, some, options.max_tokens), slices)
@@ -202,13 +210,16 @@ def score_turns(
 
 def as_guards(model: Any, tokenizer: Any, spec: GuardSpec | None) -> Sequence[GuardModel]:
     """``model`` as a sequence of guards; a causal LM becomes one, with a tokenizer and a spec that fit it."""
-    if isinstance(model, GuardModel):
-        return [model]
-    if isinstance(model, Sequence) and not isinstance(model, str):
-        if not model or not all(isinstance(guard, GuardModel) for guard in model):
+    several = isinstance(model, Sequence) and not isinstance(model, str)
+    if isinstance(model, GuardModel) or several:
+        guards = list(model) if several else [model]
+        if not guards or not all(isinstance(guard, GuardModel) for guard in guards):
             raise UserTypeError("model: expected a Guard, a non-empty sequence of Guards, or a causal LM")
-        return list(model)
-    if not hasattr(model, "config") or not callable(model):
+        for name, value in (("tokenizer", tokenizer), ("spec", spec)):
+            if value is not None:
+                raise UserError(f"{name}: only for a model that is no Guard: a Guard has its own")
+        return guards
+    if not is_model(model):
         given = f"the text {model[:80]!r}: Guard.from_pretrained loads one by name" if isinstance(model, str) else None
         given = given or type(model).__name__
         raise UserTypeError(f"model: expected a Guard, a sequence of Guards, or a causal LM, got {given}")
@@ -242,7 +253,7 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     judged = []
     for row, values in enumerate(zip(*batch.values(), strict=True)):
         try:
-            chat = read_record(dict(zip(batch, values, strict=True))).conversation
+            chat = read_record(as_meant(dict(zip(batch, values, strict=True)))).conversation
         except (TypeError, ValueError) as error:
             raise RowError(row, str(error)) from None
         last = len(chat.turns) - 1
@@ -254,6 +265,7 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
 
 
 def _tidied(judged: Sequence[Judged], ends: Sequence[Sequence[int]]) -> list[list[int]]:
+    expect("ends", ends, Sequence, wanted="a list of ends for each response")
     if len(ends) != len(judged):
         raise UserError(f"ends: {len(ends)} rows for {len(judged)} responses")
     tidied = []

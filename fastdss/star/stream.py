@@ -14,10 +14,11 @@ import torch
 
 from fastdss.chat.boundaries import find_ends, find_settled_ends
 from fastdss.chat.encoder import Message, check_conversation, settled_spans, text_spans
-from fastdss.errors import UserError, UserTypeError
-from fastdss.guards.guard import GuardModel
+from fastdss.errors import UserError, UserTypeError, expect
+from fastdss.guards.guard import GuardModel, expect_tokenizer
 from fastdss.prefix.engine import check_supported
 from fastdss.prefix.growing import GrowingTexts
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.whole import batched_logits
 
 from .options import ScoringOptions
@@ -49,14 +50,18 @@ class StarStream:
         unit_tokenizer: Any = None,
         company: StarStreams | None = None,
     ) -> None:
+        expect("guard", guard, GuardModel, wanted="a Guard")
         ScoringOptions(every=every, unit=unit)  # type: ignore[arg-type]  # checks them
-        if not isinstance(prompt, str | Sequence):
-            raise UserTypeError(f"prompt: expected text or a list of messages, got {type(prompt).__name__}")
+        expect("prompt", prompt, str, Sequence, wanted="text or a list of messages")
+        if unit_tokenizer is not None:
+            expect_tokenizer("unit_tokenizer", unit_tokenizer)
+        if company is not None:
+            expect("company", company, StarStreams)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         self.guard = guard
         self.every = every
         self.unit = unit
-        self.unit_tokenizer = unit_tokenizer or guard.tokenizer
+        self.unit_tokenizer = guard.tokenizer if unit_tokenizer is None else unit_tokenizer
         self.history = check_conversation(0, turns) if turns else []
         self.text = ""
         self.scores: list[float] = []
@@ -169,6 +174,7 @@ class StarStreams:
     """
 
     def __init__(self, guard: GuardModel, *, budget: int | None = None) -> None:
+        expect("guard", guard, GuardModel, wanted="a Guard")
         ScoringOptions(budget=budget)  # checks it
         self.guard = guard
         self.budget = budget
@@ -193,6 +199,7 @@ class StarStreams:
         """
         return StarStream(self.guard, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer, company=self)
 
+    @cpu_by_default()
     def append(self, pieces: Mapping[StarStream, str], *, ended: Collection[StarStream] = ()) -> NewScores:
         """Append text to some streams and close others, in one forward.
 
@@ -210,8 +217,10 @@ class StarStreams:
             UserError: for streams of another ``StarStreams`` and pieces that are not text, before any is appended.
         """
         begun = time.perf_counter()
+        expect("pieces", pieces, Mapping, wanted="text for each stream")
+        expect("ended", ended, Collection, wanted="a list of streams")
         named = list(dict.fromkeys([*pieces, *ended]))
-        if any(stream.company is not self for stream in named):
+        if any(not isinstance(stream, StarStream) or stream.company is not self for stream in named):
             raise UserError("pieces: expected streams that this StarStreams opened, got one of another")
         if not all(isinstance(text, str) for text in pieces.values()):
             raise UserTypeError("pieces: expected text for each stream, got something else; nothing was appended")

@@ -23,6 +23,7 @@ from fastdss import Guard, GuardSpec, star_scores
 from fastdss.guards import classifiers
 from fastdss.guards.view import View
 from fastdss.models.classifier import class_head, is_bidirectional
+from fastdss.prefix import memory
 from fastdss.prefix.whole import batched_logits
 from tests.support.builders import _SHAPE, BATCH, CHAT_TEMPLATE, make_tokenizer
 
@@ -215,6 +216,57 @@ def test_batches_of_any_size_give_the_same() -> None:
     told: list[int] = []
     batched_logits(guard.model, guard.token_ids, rows, budget=100, report=told.append)
     assert sum(told) == len(rows)
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_where_memory_runs_out_batches_are_halved_and_scores_stay(
+    room: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The device has room for ``room`` times the longest text."""
+    guard = make_guard("bert")
+    plain = star_scores(guard, BATCH, every=2)
+    history, response = [{"role": "user", "content": BATCH["prompt"][1]}], BATCH["response"][1]
+    rows = guard.encode_prefixes(history, response, plain.ends[1])
+    whole = [
+        [*h, {"role": "assistant", "content": text}] for h, text in zip(plain.histories, plain.responses, strict=True)
+    ]
+    limit = room * max(map(len, guard.encode(whole)))
+    forward, sizes = guard.model.forward, []
+
+    def tight(input_ids: torch.Tensor, **given):
+        sizes.append(input_ids.numel())
+        if sizes[-1] > limit:
+            raise torch.OutOfMemoryError("a small device")
+        return forward(input_ids=input_ids, **given)
+
+    monkeypatch.setattr(guard.model, "forward", tight)
+    memory._say.cache_clear()
+    told: list[int] = []
+    batched_logits(guard.model, guard.token_ids, [*rows, rows[0]], report=told.append)
+    assert sum(told) == len(rows) + 1
+    for found, expected in zip(star_scores(guard, BATCH, every=2).scores, plain.scores, strict=True):
+        assert (found - expected).abs().max() <= 1e-6
+    stream = guard.stream(BATCH["prompt"][1], every=2)
+    streamed = torch.tensor(stream.append(response) + stream.close())
+    assert (streamed - plain.scores[1]).abs().max() <= 1e-6
+    assert max(sizes) > limit >= sizes[-1]
+    assert sum("memory ran out" in record.message for record in caplog.records) == 1
+
+
+def test_a_text_that_finds_no_room_alone_is_the_devices_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, calls = make_guard("bert"), []
+
+    def never(**given):
+        calls.append(given)
+        raise torch.OutOfMemoryError("a small device")
+
+    monkeypatch.setattr(guard.model, "forward", never)
+    with pytest.raises(torch.OutOfMemoryError, match="a small device"):
+        star_scores(guard, BATCH, every=1)
+    assert len(calls) < 10, "it gives up soon"
+    monkeypatch.setattr(guard.model, "forward", lambda **given: calls[len(calls)])
+    with pytest.raises(IndexError):  # not one that more room would help
+        star_scores(guard, BATCH)
 
 
 def test_a_response_beyond_an_encoders_context() -> None:

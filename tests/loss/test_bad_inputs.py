@@ -143,6 +143,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (dss, {"ref_hidden": H, "ref_lm_head": W}, ValueError, "either as ref_logprobs, or as ref_hidden"),
     (dss, {"ref_logprobs": None, "ref_hidden": H}, ValueError, "ref_hidden needs ref_lm_head"),
     (dss, {"ref_lm_head": W}, ValueError, "ref_lm_head is of no use without ref_hidden"),
+    (dss, {"ref_offset": R}, ValueError, "ref_offset is of no use without ref_slope"),
     (dss, {"kl": "reverse"}, ValueError, "kl='reverse' sums over the vocabulary"),
     (dss, {"ref_logprobs": R[1:]}, ValueError, r"ref_logprobs: expected the shape of labels, \[9\], got \[8\]"),
     (dss, {"ref_logprobs": R.int()}, TypeError, "ref_logprobs: expected a floating dtype, got torch.int32"),

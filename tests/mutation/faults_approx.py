@@ -13,7 +13,33 @@ COURSES, FITTING = "tests/star/test_course.py", "fastdss/star/fitting.py"
 SHORTCUTS, SIGHTS = "tests/prefix/test_shortcuts.py", "fastdss/prefix/shortcut_attention.py"
 DATA_SETS = "tests/corpus/test_approximate.py"
 
+WEIGHTS, DIGESTS = "fastdss/guards/weights.py", "tests/guards/test_weights.py"
+
 FAULTS = [
+    Fault(
+        "weights",
+        WEIGHTS,
+        "torch.arange(_SAMPLED) * _SPREAD % size",
+        "torch.arange(_SAMPLED) * (size // _SAMPLED)",
+        f"{DIGESTS} -k row_and_column",
+    ),
+    Fault("weights", WEIGHTS, "repr(sorted(adapters_in_use(model).items())).encode()", "b''", f"{DIGESTS} -k adapters"),
+    Fault(
+        "weights",
+        WEIGHTS,
+        "loaded_weight(model, name) if tensor.is_meta else tensor",
+        "torch.zeros(1) if tensor.is_meta else tensor",
+        f"{DIGESTS} -k offloaded",
+    ),
+    Fault("weights", PROBE, "self.weights != weights_digest(guards[0].model)", "False", f"{PROBES} -k fine_tune"),
+    Fault(
+        "weights",
+        GATES,
+        "self.weights or weights_digest(guards[0].model)",
+        "''",
+        f"{PROBES} -k fine_tune",
+        within="Reading.gate",
+    ),
     Fault("approximate", RIDGE, "1 + leverage.clamp(min=0)", "1 + 0 * leverage", RIDGES),
     Fault("approximate", RIDGE, "crossed @ self.dual + self.offset", "crossed @ self.dual", RIDGES),
     Fault("approximate", RIDGE, "self.inverse - columns @ solved", "self.inverse", f"{RIDGES} -k without"),

@@ -12,6 +12,12 @@ FIELDS, GUARD = "tests/guards/test_fields.py", "fastdss/guards/guard.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
+    Fault("default device", "fastdss/prefix/in_use.py", "torch.get_default_device().type != 'cpu'", "False",
+          "tests/prefix/test_in_use.py -k default_device", within="cpu_by_default"),
+    Fault("types", "fastdss/errors.py", "bool in kinds or not isinstance(value, bool)", "True",
+          "tests/star/test_wrong_types.py -k no_number", within="expect"),
+    Fault("types", "fastdss/errors.py", "str in kinds or not isinstance(value, str)", "True",
+          "tests/star/test_wrong_types.py -k no_number", within="expect"),
     Fault("view", VIEW, "'assistant' if turn['role'] == 'tool' else turn['role']",
           "'user' if turn['role'] == 'tool' else turn['role']", VIEWS, within="_alternating"),
     Fault("view", VIEW, "index >= last", "index >= len(turns) - 2", VIEWS, within="_last_exchange"),
@@ -34,7 +40,9 @@ FAULTS = [
     Fault("sight", SIGHT, "roles.count('user') > 1", "False", f"{SEEN} -k first_turns", within="check_seen"),
     Fault("classes", "fastdss/models/classifier.py", "(divides.cumsum(-1) - divides.long()).clamp",
           "divides.cumsum(-1).clamp", f"{HEADS} -k numbers", within="token_types"),
-    Fault("classes", WHOLE, "token_types(ids, separator)", "{}", f"{HEADS} -k numbers", within="batched_logits"),
+    Fault("classes", WHOLE, "token_types(ids, separator)", "{}", f"{HEADS} -k numbers", within="_logits"),
+    Fault("classes", WHOLE, "[i for some in batches for i in some]", "[i for some in batches[1:] for i in some]",
+          f"{HEADS} -k memory_runs_out"),
     Fault("answers", ANSWERS, "self._row[place.ids]", "0", f"{FIELDS} -k brute_force", within="Answers._value"),
     Fault("answers", ANSWERS, "place.greedy", "False", f"{FIELDS} -k greedy", within="Answers._value"),
     Fault("answers", ANSWERS, "spec.earlier == 'likeliest' and depth < len(spec.fields)",
@@ -55,7 +63,7 @@ FAULTS = [
           within="without_padding"),
     Fault("classes", WHOLE, "padded_rows([[1] * len(text) for text in batch], 0, longest)",
           "padded_rows([[1] * len(text) for text in batch], 1, longest)", f"{HEADS} -k any_size",
-          within="batched_logits"),
+          within="_logits"),
     Fault("loading", "fastdss/guards/loading.py", "found['missing_keys']", "[]",
           "tests/guards/test_loading.py -k lacks", within="load_guard"),
     Fault("loading", "fastdss/prefix/engine.py", "rules.get('rope_type') == 'dynamic'", "False",

@@ -151,6 +151,30 @@ def test_what_cannot_be_approximated_is_refused(guard: Guard, probe: TrunkProbe)
         TrunkProbe.fit(guard, batch(40, 8), audit_share=0.0)
 
 
+def test_a_probe_of_another_fine_tune_is_refused(guard: Guard, probe: TrunkProbe) -> None:
+    """Of one size and spec; nothing else would tell them apart."""
+    again = read_probe(probe_bytes(probe))
+    star_scores(make_guard(check=False), batch(2, 8), every=2, approx=again)  # the same weights, loaded anew
+    tuned = make_guard(check=False)
+    with torch.no_grad():
+        tuned.model.model.layers[1].mlp.up_proj.weight.add_(1e-3)
+    with pytest.raises(ValueError, match="approx: expected the guard that the probe was fitted on, got other weights"):
+        star_scores(tuned, batch(2, 8), every=2, approx=again)
+
+
+def test_a_probe_from_an_older_file_is_used_with_a_warning(guard: Guard, probe: TrunkProbe, caplog) -> None:
+    written, said = probe_bytes(replace(probe, weights="")), rb"\"weights\": \"\""
+    assert written.count(said) == 1
+    content = written.replace(said, rb"\"seed\": 0".ljust(len(said)))
+    with caplog.at_level(logging.WARNING):
+        old = read_probe(content)
+    assert "does not say of which weights it is" in caplog.text
+    assert old.weights == ""
+    rows = batch(12, 2)
+    found, expected = (star_scores(guard, rows, every=2, approx=one) for one in (old, read_probe(probe_bytes(probe))))
+    assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))
+
+
 @pytest.mark.parametrize(("case", "used"), [("known", SHORTCUT), ("noise", 0), ("one missing", 0)])
 def test_shortcuts_are_used_where_they_predict_better(case: str, used: int) -> None:
     reading, generator = Reading(), torch.Generator().manual_seed(0)
@@ -164,7 +188,7 @@ def test_shortcuts_are_used_where_they_predict_better(case: str, used: int) -> N
         if case == "one missing" and k == 5:
             del shortcuts[1]
         reading.seen.append(Seen(judged, scores[k], dict(enumerate(states[k])), shortcuts))
-    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    probe = TrunkProbe.learn(reading, promise=PROMISE, options=EVERY_2)
     assert probe.shortcut == used
     assert (probe.certificate.fit > 0.95) is (case != "one missing")
     found = probe.course(range(3), list(states[0]), near[0])
@@ -182,7 +206,7 @@ def test_errors_are_those_of_rows_that_were_left_out() -> None:
         states = torch.randn(3, 2, 40, generator=generator)
         noise = torch.randn(1, generator=generator) + 0.2 * torch.randn(3, generator=generator)
         reading.seen.append(Seen(judged, torch.sigmoid(states[:, 0, 0] + noise), dict(enumerate(states))))
-    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    probe = TrunkProbe.learn(reading, promise=PROMISE, options=EVERY_2)
     assert 0.6 < probe.persistence.scale < 1.5  # the ridge's own standard deviations are from rows left out as well
     assert probe.persistence.share >= 0.8
     assert read_probe(probe_bytes(probe)).persistence == probe.persistence
@@ -216,7 +240,7 @@ def test_rows_without_scores_are_no_part_of_a_fit(guard: Guard) -> None:
     scores[::7, 1] = float("nan")
     reading.layers = (1,)
     reading.seen = [Seen(judged[k], scores[k], dict(enumerate(states[k]))) for k in range(70)]
-    probe = TrunkProbe.learn(reading, guard_name="x", promise=PROMISE, options=EVERY_2)
+    probe = TrunkProbe.learn(reading, promise=PROMISE, options=EVERY_2)
     assert probe.certificate.fitted_rows + probe.certificate.sampled_rows == 60
     assert probe.certificate.fit > 0.9
 

@@ -35,7 +35,7 @@ def learnt(generator: torch.Generator, noise: float) -> TrunkProbe:
     reading.layers = (1,)
     states, scores = simulated(generator, SAMPLED, noise)
     reading.seen = [Seen(JUDGED[k], scores[k], dict(enumerate(states[k]))) for k in range(SAMPLED)]
-    return TrunkProbe.learn(reading, guard_name="simulated", promise=PROMISE, options=ScoringOptions())
+    return TrunkProbe.learn(reading, promise=PROMISE, options=ScoringOptions())
 
 
 def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
@@ -74,6 +74,7 @@ def test_the_promise_holds_in_its_share_of_the_repetitions(noise: float, repetit
     assert certified >= useful
 
 
+@pytest.mark.long
 def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
     """Rows come after the fit, all of them audited as a share of very many would be."""
     generator = torch.Generator().manual_seed(1)

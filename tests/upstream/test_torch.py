@@ -14,7 +14,9 @@ from fastdss.upstream.torch import (
     group_named,
     has_amx,
     has_forward_hooks,
+    has_fsdp1,
     is_compiled,
+    is_fsdp1,
     multiplies_bf16,
     prepacked,
     prepacked_linear,
@@ -130,6 +132,18 @@ def test_hooks_are_seen():
     assert has_forward_hooks(layer) is True, gone("torch", "Module._forward_hooks", "holds registered hooks")
     hook.remove()
     assert has_forward_hooks(layer) is False
+
+
+def test_the_first_version_of_fsdp_is_told_by_its_name():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # made whole, it would need a process group
+    nn.Module.__init__(wrapped)
+    around = nn.Sequential(nn.Linear(2, 2))
+    assert (is_fsdp1(around), has_fsdp1(around)) == (False, False)
+    around[0] = wrapped
+    assert is_fsdp1(wrapped), gone("torch", "FullyShardedDataParallel", "is the name of FSDP's first version")
+    assert has_fsdp1(around) is True
 
 
 def test_the_module_within_a_compiled_one():
