@@ -2,8 +2,8 @@
 
 Most arms share one loss, ``star * CE + (1 - star) * kl_scale * KL``, and differ in ``star``, the weight of a token.
 Plain SFT has star = 1. Rejection sampling (RS), a static filter, takes the verdict on the whole response and leaves
-rejected rows out. STAR-DSS takes the score of the chunk in which the token lies. DFT and constrained SFT ask no guard
-and have losses of their own (``rivals.py``).
+rejected rows out. STAR-DSS takes the score of the chunk in which the token lies. DFT (arXiv 2508.05629) and constrained
+SFT (arXiv 2406.05946) ask no guard: star = 1, and another term stands in the cross-entropy's place.
 """
 
 from __future__ import annotations

@@ -22,12 +22,14 @@ from fastdss.star.scores import StarScores
 from .arms import WITHOUT_VERDICTS, Arm
 from .conversations import Conversation
 from .policy import Policy, stack, without_lower_layers
-from .rivals import constrained_loss, dft_loss
 
 # Hidden states computed in other batches may differ by this much, relatively: rounding in bf16 stays below, while a
 # layer or a scale that is left out makes far more.
 SAME = 0.02
 FEW = 4  # steps of so few rows are one micro-batch; larger ones are two, short rows and long ones: a choice
+# Constrained SFT (arXiv 2406.05946): beta at a response's first token, at the next four, at the others
+FIRST, EARLY, LATER = 0.5, 2.0, 0.1
+EARLY_TOKENS = 5
 ACCEPT = 0.5  # a static filter keeps a response if the score of the whole response is at least this
 
 
@@ -254,11 +256,6 @@ def _loss(
     how: dict[str, Any] = {"shift": True, "bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
     with policy.autocast():
         hidden = _hidden(policy, model, rows)
-        if known is not None and arm.method in ("dft", "constrained"):
-            predicted = token_logprobs(hidden, head.weight, labels, **how)
-            logprobs = predicted.roll(1, dims=-1)  # to where the labels stand
-            each = dft_loss(logprobs) if arm.method == "dft" else constrained_loss(logprobs, known, labels)
-            return each.sum() / items, -predicted.detach()
         out = dss_loss(
             hidden,
             head.weight,
@@ -270,10 +267,18 @@ def _loss(
             ref_bias=start.bias if full else None,
             kl=arm.kl or "k2",
             kl_scale=recipe.kl_scale,
+            dft=arm.method == "dft",
+            csft_beta=constrained_strengths(labels) if arm.method == "constrained" else None,
             num_items_in_batch=items,
             **how,
         )
     return out.loss, out.token_ce
+
+
+def constrained_strengths(labels: Tensor) -> Tensor:
+    """Constrained SFT's beta at each label, by its place in the response. labels: [B, T]."""
+    place = (labels != IGNORE).cumsum(-1)
+    return torch.where(place == 1, FIRST, torch.where(place <= EARLY_TOKENS, EARLY, LATER))
 
 
 def _by_part(token_ce: Tensor, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:

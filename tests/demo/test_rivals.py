@@ -1,4 +1,4 @@
-"""DFT and constrained SFT against their formulas in float64, and training on what frozen layers gave before."""
+"""DFT and constrained SFT against their formulas, and training on what frozen layers gave before."""
 
 import math
 
@@ -9,48 +9,15 @@ from fastdss import Guard, star_scores
 from fastdss.demo.arms import Arm
 from fastdss.demo.conversations import training_conversations
 from fastdss.demo.policy import load_policy, stack, without_lower_layers
-from fastdss.demo.rivals import constrained_loss, dft_loss
-from fastdss.demo.training import Recipe, encode_rows, star_weights, train
+from fastdss.demo.training import Recipe, constrained_strengths, encode_rows, star_weights, train
 from fastdss.errors import UserError
 
 
-def test_dft_weighs_with_the_labels_own_probability_and_not_its_gradient():
-    logits = torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels = torch.arange(7)
-    logprobs = logits.log_softmax(-1)[torch.arange(7), labels]
-    dft_loss(logprobs).sum().backward()
-    p = logits.detach().softmax(-1)
-    mine = p[torch.arange(7), labels]
-    torch.testing.assert_close(logits.grad, mine[:, None] * (p - torch.nn.functional.one_hot(labels, 11)))
-
-
-def test_constrained_sft_is_its_formula_with_a_strength_by_place():
-    labels = torch.tensor([[-100, -100, 5, 6, 7, 8, 9, 10, -100], [-100, 4, -100, 3, -100, -100, -100, -100, -100]])
-    generator = torch.Generator().manual_seed(1)
+def test_the_strength_of_constrained_sft_goes_by_a_labels_place():
+    labels = torch.tensor([[-100, -100, 5, 6, 7, 8, 9, 10, -100, 11], [-100, 4, -100, 3, -100, -100, 2, 2, 2, 2]])
+    wanted = torch.tensor([[0, 0, 0.5, 2, 2, 2, 2, 0.1, 0, 0.1], [0, 0.5, 0, 2, 0, 0, 2, 2, 2, 0.1]])
     counted = labels != -100
-    logprobs, known = (
-        torch.where(counted, -5 * torch.rand(2, 9, dtype=torch.float64, generator=generator), 0.0) for _ in range(2)
-    )
-    found = constrained_loss(logprobs, known, labels)
-    for row in range(2):
-        place = 0
-        for column in range(9):
-            if not counted[row, column]:
-                assert found[row, column] == 0
-                continue
-            place += 1
-            beta = 0.5 if place == 1 else 2.0 if place <= 5 else 0.1
-            gap = (logprobs - known)[row, column].item()
-            wanted = -2 / beta * math.log(1 / (1 + math.exp(-beta * gap)))
-            assert found[row, column].item() == pytest.approx(wanted, rel=1e-6)
-
-
-def test_constrained_sft_begins_as_sft():
-    """At the reference the gradient of each label is that of its cross-entropy, -1, whatever its place."""
-    labels, known = torch.arange(8)[None], -torch.rand(1, 8, generator=torch.Generator().manual_seed(2))
-    logprobs = known.clone().requires_grad_()
-    constrained_loss(logprobs, known, labels).sum().backward()
-    torch.testing.assert_close(logprobs.grad, torch.full((1, 8), -1.0))
+    assert torch.equal(constrained_strengths(labels)[counted], wanted[counted])
 
 
 @pytest.fixture(scope="module")

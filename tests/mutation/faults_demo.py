@@ -8,7 +8,7 @@ EXPECTED, STOP = "fastdss/demo/expectations.py", "fastdss/train/run/stop.py"
 SAID, RESUME = "tests/demo/test_expectations.py", "tests/train/run/test_resume.py"
 SOURCES, NAMES = "fastdss/models/sources.py", "tests/models/test_sources.py"
 
-RIVALS, TRAINING, LOSSES = "fastdss/demo/rivals.py", "fastdss/demo/training.py", "tests/demo/test_rivals.py"
+TRAINING, LOSSES = "fastdss/demo/training.py", "tests/demo/test_rivals.py"
 TABLES, STUDY = "benchmarks/embedded_tables.py", "tests/demo/test_safety_study.py"
 
 FAULTS = [
@@ -18,10 +18,9 @@ FAULTS = [
           "hypot(share - low, of_other - other_low)", SAID),
     Fault("expectations", EXPECTED, "high < limit", "high <= 1", SAID),
     Fault("expectations", EXPECTED, "NOT_SEEN in found", "False", SAID),
-    Fault("rivals", RIVALS, "logprobs.exp().detach()", "logprobs.exp()", LOSSES),
-    Fault("rivals", RIVALS, "counted * 2 / beta", "2 / beta", LOSSES),
-    Fault("rivals", RIVALS, "place <= EARLY_TOKENS", "place < EARLY_TOKENS", LOSSES),
-    Fault("rivals", TRAINING, "predicted.roll(1, dims=-1)", "predicted", f"{LOSSES} -k first_step", within="_loss"),
+    Fault("rivals", TRAINING, "place <= EARLY_TOKENS", "place < EARLY_TOKENS", f"{LOSSES} -k strength"),
+    Fault("rivals", TRAINING, "arm.method == 'dft'", "False", f"{LOSSES} -k first_step", within="_loss"),
+    Fault("rivals", TRAINING, "arm.method == 'constrained'", "False", f"{LOSSES} -k first_step", within="_loss"),
     Fault("rivals", "fastdss/demo/policy.py", "del blocks[:count]", "del blocks[count:]", f"{LOSSES} -k order"),
     Fault("rivals", TRAINING, "error < SAME", "True", f"{LOSSES} -k refused"),
     Fault("embedded study", TABLES, 'answer["useful"] and not answer["leaks"]', 'answer["useful"]',
