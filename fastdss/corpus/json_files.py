@@ -156,7 +156,7 @@ def _lines(file: io.BufferedReader, max_bytes: int, *, in_array: bool) -> Iterat
         if isinstance(line, Unreadable):
             yield Found(line, number)
             continue
-        text = line.strip()
+        text = line.removeprefix(codecs.BOM_UTF8).strip()  # files that were put together have one each
         if in_array:
             text = text.removeprefix(b"[").lstrip() if first else text
             text = text.removesuffix(b"]").rstrip()  # an object's own line ends in "}"

@@ -7,6 +7,7 @@ import pytest
 
 from fastdss.chat.formats import read_record
 from fastdss.chat.nulls import as_meant
+from fastdss.errors import UserError
 from tests.journeys.data import LEAK, SAFE, turn
 
 OSLO, ROME = (f'{{"name": "weather", "arguments": {{"city": "{city}"}}}}' for city in ("Oslo", "Rome"))
@@ -249,6 +250,21 @@ def test_a_null_is_an_argument_where_arrow_did_not_put_it():
     records = (by_hand, alike, unlike, of_arrow)
     answers = [read_record(as_meant(record)).conversation.turns[1].answer.text for record in records]
     assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}'] * 3 + [OSLO]
+
+
+def test_a_rating_that_is_called_star_is_no_score():
+    reading = read_record({"prompt": "x", "response": "y", "star": 5})
+    assert (reading.scored, reading.unused) == (False, ["star"])
+    assert all(read_record({"prompt": "x", "response": "y", "star": star}).scored for star in ([], "[]", [{"turn": 1}]))
+
+
+@pytest.mark.parametrize("channel", ["analysis", "commentary"])
+def test_a_channel_that_is_no_answer_is_refused(channel):
+    """It was learnt as an answer of its own: what gpt-oss thinks, and its calls."""
+    chat = [turn("user", "x"), turn("assistant", "y", channel=channel), turn("assistant", "z", channel="final")]
+    with pytest.raises(UserError, match=f"message 1: channel: expected the turn's final text alone, got its {channel}"):
+        read_record({"messages": chat})
+    assert said(read_record({"messages": [chat[0], chat[2]]}).conversation) == ["user: x", "assistant!: z"]
 
 
 def test_messages_may_be_json_texts_in_a_list():
