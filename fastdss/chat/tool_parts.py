@@ -41,8 +41,9 @@ def unused_in(message: Mapping[str, Any]) -> set[str]:
     """Keys of parts that say what a turn has no place for, such as ``is_error`` of a tool's result."""
     content = message.get("content")
     parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
-    parts = [_in_known_form(part) for part in parts]
-    return {str(key) for part in parts if isinstance(part, Mapping) for key in part if part[key]} - _PART_KEYS
+    known = [_in_known_form(part) for part in parts]
+    parts = [part for part in known if isinstance(part, Mapping) and ("type" in part or "text" in part)]  # else data
+    return {str(key) for part in parts for key in part if part[key]} - _PART_KEYS
 
 
 def definitions(tool: Any) -> Iterator[Any]:

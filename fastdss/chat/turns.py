@@ -199,10 +199,7 @@ def _content(place: str, given: Mapping[str, Any], role: str) -> tuple[str, str]
                     f"{place}: part {number} is a call of a tool or its result: expected calls in tool_calls, and "
                     "each result in a turn of the role 'tool'"
                 )
-            raise UserError(
-                f"{place}: part {number} is no text; images, audio and files cannot be judged or trained: leave such "
-                "rows out"
-            )
+            raise UserError(f"{place}: part {number} is no text; {NO_MEDIA}")
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)
 
@@ -248,6 +245,7 @@ def _call(place: str, call: Any) -> Call:
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments) if arguments.strip() else {}
+            read = json.loads(read) if isinstance(read, str) else read  # written as JSON twice
         except (ValueError, RecursionError):
             read = None
         arguments = read if isinstance(read, dict) else arguments

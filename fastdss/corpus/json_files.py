@@ -100,7 +100,8 @@ def _layout(path: str, beginning: bytes) -> str:
     record = _parsed(lines[0].removesuffix(b","))
     if isinstance(record, dict):
         data = record.get("data")
-        names = [name for name in record if name != "data" or not (isinstance(data, list) and _all_objects(data))]
+        rows = isinstance(data, list) and all(isinstance(value, dict) for value in data)
+        names = [name for name in record if name != "data" or not rows]
         single = not further and (not fits_columns(names) or _is_columns(record))
         return "object" if single else "lines"
     if lines[0] == b"{":  # over several lines, whatever the suffix promises
@@ -131,10 +132,6 @@ def as_record(value: Any) -> Mapping[str, Any] | None:
 def _is_called_lines(path: str) -> bool:
     """Whether the suffix promises JSON Lines."""
     return ".json" not in suffixes_of(path)
-
-
-def _all_objects(values: list[Any]) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def _has_two_lines(path: str) -> bool:

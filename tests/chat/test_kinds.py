@@ -267,6 +267,20 @@ def test_a_channel_that_is_no_answer_is_refused(channel):
     assert said(read_record({"messages": [chat[0], chat[2]]}).conversation) == ["user: x", "assistant!: z"]
 
 
+def test_arguments_that_were_written_as_json_twice_are_an_object():
+    """Templates wrote the text in quotes, and the policy learnt it so."""
+    call = {"function": {"name": "weather", "arguments": json.dumps(json.dumps({"city": "Oslo"}))}}
+    reading = read_record({"messages": [turn("user", "x"), turn("assistant", None, tool_calls=[call])]})
+    assert reading.conversation.turns[1].answer.text == OSLO
+
+
+def test_the_names_in_a_result_that_is_data_are_no_keys_without_use():
+    result = turn("tool", [{"temperature": 12, "unit": "C"}])
+    reading = read_record({"messages": [turn("user", "x"), result, turn("assistant", "y")]})
+    assert reading.conversation.turns[1].content == '[{"temperature": 12, "unit": "C"}]'
+    assert reading.unused_keys == []
+
+
 def test_messages_may_be_json_texts_in_a_list():
     chat = [turn("user", "x"), turn("assistant", "{y}")]
     reading = read_record({"messages": [json.dumps(message) for message in chat]})
