@@ -199,7 +199,10 @@ def _content(place: str, given: Mapping[str, Any], role: str) -> tuple[str, str]
                     f"{place}: part {number} is a call of a tool or its result: expected calls in tool_calls, and "
                     "each result in a turn of the role 'tool'"
                 )
-            raise UserError(f"{place}: part {number} is no text; {NO_MEDIA}")
+            raise UserError(
+                f"{place}: part {number} is no text; images, audio and files cannot be judged or trained: leave such "
+                "rows out"
+            )
         (texts if kind in _TEXT_PARTS else thoughts).append(text)
     return "".join(texts), "".join(thoughts)
 

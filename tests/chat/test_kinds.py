@@ -227,8 +227,12 @@ def test_characters_that_axolotl_masks_are_not_learnt():
         [{"name": "weather", "description": "of a city", "input_schema": SCHEMA, "cache_control": {"type": "x"}}],
         [{"toolSpec": {"name": "weather", "description": "of a city", "inputSchema": {"json": SCHEMA}}}],
         [{"functionDeclarations": [WEATHER["function"]]}],
+        [{"name": "weather", "description": "of a city", "inputSchema": SCHEMA}],
+        [{**WEATHER["function"], "parameters": json.dumps(SCHEMA)}],
+        [{"type": "function", "function": {**WEATHER["function"], "parameters": json.dumps(SCHEMA)}}],
+        [{"type": "function", "function": json.dumps(WEATHER["function"])}],
     ],
-    ids=["openai", "llama-factory", "responses", "anthropic", "bedrock", "gemini"],
+    ids=["openai", "llama-factory", "responses", "anthropic", "bedrock", "gemini", "mcp", "text", "texts", "function"],
 )
 @pytest.mark.parametrize("place", ["column", "cell", "system turn"])
 def test_a_definition_of_a_tool_is_the_same_in_every_form_and_place(tools, place):
