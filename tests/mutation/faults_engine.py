@@ -40,7 +40,7 @@ MODELS_IN_USE = [
           within="reference_logits"),
     Fault("in use", ENGINE, "(id(p), version(p), p.dtype, p.device)", "(id(p), version(p))", f"{USED} -k changes",
           within="fingerprint"),
-    Fault("in use", ENGINE, "torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None", "None",
+    Fault("in use", ENGINE, "autocast_dtype(next(body.parameters()).device)", "None",
           f"{USED} -k autocast", within="fingerprint"),
     Fault("in use", ENGINE, "adapters_in_use(body)", "None", f"{USED} -k switched_off", within="fingerprint"),
     Fault("in use", ENGINE, "in_use(model)", "torch.inference_mode()", f"{USED} -k switched_off",

@@ -20,6 +20,7 @@ REF_CACHE, COLUMNS = "fastdss/train/reference_cache.py", "tests/train/test_forwa
 CHECK, CHECKED = "fastdss/train/forward_check.py", "tests/train/test_forward_check.py"
 HEAD, ADAPTED = "fastdss/models/adapted_head.py", "tests/train/test_peft.py"
 PACKING, PACKED = "fastdss/models/packing.py", "tests/models/test_packing.py"
+CHECKPOINTS, RESUME = "fastdss/train/run/checkpoints.py", "tests/train/run/test_resume.py"
 TINY, STEP = "training/train_tiny_guard.py", "tests/tiny_guard/test_training_step.py"
 
 FAULTS = [
@@ -45,7 +46,21 @@ FAULTS = [
     Fault("enable", "fastdss/train/trainer.py", "sorted(input_names(bare_model(self.model)) - set(known))", "()",
           "tests/train/test_sft.py -k other_inputs", within="ShapedTraining.kept_columns"),
     Fault("enable", HEAD, "factor * (weight + delta)",
-          "weight + factor * (base + delta) - base", "tests/train/test_peft.py -k beside_another", within="_with_lora"),
+          "weight + factor * (own + delta) - own", f"{ADAPTED} -k 'two_adapters and Llama'", within="_with_dora"),
+    Fault("enable", HEAD, "(states, factor * columns)", "(states, columns)", f"{ADAPTED} -k 'two_adapters and Llama'",
+          within="_with_dora"),
+    Fault("enable", HEAD, "kept + factor[:, 0] * (bias - kept)", "bias", f"{ADAPTED} -k 'two_adapters and Phi'",
+          within="_with_dora"),
+    Fault("resume", CHECKPOINTS, "archive.testzip() is not None", "False", f"{RESUME} -k passed_over", within="_read"),
+    Fault("resume", CHECKPOINTS, "set(content['weight_map'].values())", "()", f"{RESUME} -k shard", within="_read"),
+    Fault("resume", CHECKPOINTS, "'optimizer.pt' in names and 'scheduler.pt' not in names", "False",
+          f"{RESUME} -k passed_over", within="_damage"),
+    Fault("enable", "fastdss/models/head_call.py", "is_fsdp1(outer)", "False", "tests/train/test_fsdp1.py",
+          within="through_head"),
+    Fault("enable", "fastdss/upstream/accelerate.py", "{'cast_root_forward_inputs': False}", "{}",
+          "tests/train/test_fsdp1.py -k mixed", within="cast_nothing"),
+    Fault("enable", "fastdss/upstream/peft.py", "kept.values() if isinstance(kept, dict) else []", "[]",
+          f"{ADAPTED} -k refused_by_name", within="drops"),
     Fault("enable", "fastdss/models/packing.py", "getattr(embedding, 'num_embeddings', None) or len(embedding.weight)",
           "len(embedding.weight)", f"{PACKED} -k only_within_a_call", within="_leak"),
     Fault("enable", "fastdss/models/head_call.py", "_SWAPPED in layer.__dict__", "False",
@@ -137,9 +152,10 @@ FAULTS = [
           "tests/hardening/test_bad_lines.py -k entry", within="_entry"),
     Fault("cache keys", f"{CORPUS}/store.py", "[row_id, content]", "[row_id]",
           "tests/corpus/test_run.py -k edited_and_appended", within="shard_name"),
-    Fault("cache keys", f"{CORPUS}/store.py", "pq.ParquetFile(source, page_checksum_verification=True)",
-          "pq.ParquetFile(source, page_checksum_verification=False)", "tests/corpus/test_store.py -k flipped",
-          within="Shards.read"),
+    Fault("cache keys", f"{CORPUS}/store.py",
+          "pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)",
+          "pq.ParquetFile(source, page_checksum_verification=False, pre_buffer=False)",
+          "tests/corpus/test_store.py -k flipped", within="Shards.read"),
     Fault("cache keys", "fastdss/chat/conversation.py",
           "{'messages': self.records(), **({'tools': list(self.tools)} if self.tools else {})}",
           "{**({'tools': list(self.tools)} if self.tools else {})}", "tests/hardening/test_fuzz.py -k content_hash",
@@ -192,7 +208,7 @@ FAULTS = [
           BATCHED, within="padded_rows"),
     Fault("head", HEAD, "type(layer).forward is not nn.Linear.forward", "False", f"{ADAPTED} -k forward_of_its_own",
           within="_has_own_forward"),
-    Fault("head", HEAD, "plain_weight(inner)[0] if _has_own_forward(inner) else base", "base",
+    Fault("head", HEAD, "plain_weight(inner) if _has_own_forward(inner) else base", "base",
           f"{ADAPTED} -k 'forward_of_its_own and DoRA'", within="_with_lora"),
     Fault("head", "fastdss/models/causal_lm.py", "weight.is_meta", "True",
           "tests/models/test_causal_lm.py -k first_call", within="lm_head"),
