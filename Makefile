@@ -46,7 +46,8 @@ demo: $(VENV)/.demo  ## the whole method on a small model; writes demo_report.ht
 	$(PY) -m fastdss demo --out demo_report.html $(DEMO_ARGS)
 
 # Triton's interpreter and its compiler cannot share a process, hence three. What is skipped is said at each one's end.
-test: lint  ## lint, types and all tests that need no GPU
+SKIPS = --short
+test: lint  ## lint, types and the tests that need no GPU, but those marked long
 	$(PYTEST) tests $(SKIPS) --ignore=tests/interpreted --ignore=tests/compiled
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted $(SKIPS)
 	$(PYTEST) tests/compiled $(SKIPS)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from hypothesis import Phase, settings
 
-from .skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary
+from .skips import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
-__all__ = ["pytest_addoption", "pytest_sessionfinish", "pytest_terminal_summary"]
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+]
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("long", derandomize=False, deadline=None, max_examples=2000, print_blob=True)

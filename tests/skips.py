@@ -13,6 +13,7 @@ import pytest
 GPU = re.compile(r"needs (a CUDA or ROCm device|two devices)")
 WAYS = (  # what a reason says -> what to do about it
     (GPU, "on a machine with a GPU: pytest -m gpu, or make bench-gpu"),
+    (re.compile(r"--short"), "make test-ci"),
     (re.compile(r"\[scale\]|ray\[client\]"), "make test-ci, or pip install -e '.[scale]'"),
     (re.compile(r"DeepSpeed"), "make test-ci, or DS_BUILD_OPS=0 pip install deepspeed"),
     (re.compile(r"bitsandbytes|axolotl"), "make test-ci, or pip install bitsandbytes pydantic"),
@@ -29,6 +30,13 @@ WAYS = (  # what a reason says -> what to do about it
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only-gpu-skips", action="store_true", help="fail where a test is skipped that needs no GPU")
+    parser.addoption("--short", action="store_true", help="skip the tests marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items if config.getoption("short") else ():
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long, left out by --short"))
 
 
 def why(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -21,6 +21,10 @@ def test_runs():
 @pytest.mark.skip(reason={reason!r})
 def test_skipped():
     assert True
+
+@pytest.mark.long
+def test_of_a_minute():
+    assert True
 """
 
 
@@ -28,7 +32,8 @@ def test_skipped():
 def session(tmp_path):
     def run(reason, *options):
         (tmp_path / "conftest.py").write_text(
-            "from tests.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary\n"
+            "from tests.skips import pytest_addoption, pytest_collection_modifyitems, pytest_sessionfinish\n"
+            "from tests.skips import pytest_terminal_summary\n"
         )
         (tmp_path / "test_some.py").write_text(SKIPPED.format(reason=reason))
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
@@ -39,6 +44,7 @@ def session(tmp_path):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_a_skip_that_needs_no_gpu_fails_ci_and_says_how_to_run_it(session, workers):
     done = session("needs DeepSpeed", *workers, "--only-gpu-skips")
@@ -53,6 +59,14 @@ def test_a_gpu_test_may_be_skipped(session):
     done = session("needs a CUDA or ROCm device; there is none here", "--only-gpu-skips")
     assert done.returncode == 0, done.stdout
     assert "on a machine with a GPU" in done.stdout
+    assert "2 passed, 1 skipped" in done.stdout
+
+
+def test_long_ones_are_left_to_ci(session):
+    done = session("needs a CUDA or ROCm device; there is none here", "--short")
+    assert done.returncode == 0, done.stdout
+    assert "1 long, left out by --short: make test-ci" in done.stdout
+    assert "1 passed, 2 skipped" in done.stdout
 
 
 def test_every_reason_in_the_tests_has_a_way():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -35,6 +36,9 @@ _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # possible marks: nonch
 def _is_blank(text: str) -> bool:
     """Whether a token is only blanks, as some of Gemma's are: ordinary text may hold it, so it controls nothing."""
     return text.replace("▁", " ").isspace()
+
+
+_TEMPLATE_FILES = ("<template>", "<unknown>")  # as Jinja names code that it made of a text
 
 
 class RefusedByTemplate(UserError, TemplateError):
@@ -115,10 +119,13 @@ class ChatEncoder:
                 tools=list(tools) or None,
                 **self.template_kwargs,
             )
-        except TemplateError as error:
+        except Exception as error:
+            if not isinstance(error, TemplateError) and not _raised_by_template(error):
+                raise
             # A message that stands in the template itself quotes no row; any other message might.
             source = str(self.template or self.tokenizer.chat_template)
-            reason = str(error) if str(error) in source else type(error).__name__
+            reason = type(error).__name__ + "; leave it out, or give a template that takes all that it holds"
+            reason = str(error) if str(error) and str(error) in source else reason
             raise RefusedByTemplate(f"the chat template refuses the conversation: {reason}") from None
         return [text + suffix for text in texts]
 
@@ -286,6 +293,11 @@ class ChatEncoder:
 
     def _count_controls(self, ids: list[int]) -> int:
         return sum(map(self._control_ids.__contains__, ids))
+
+
+def _raised_by_template(error: Exception) -> bool:
+    """Whether the error comes out of a template, which adds, calls or looks up what a message does not have so."""
+    return any(frame.f_code.co_filename in _TEMPLATE_FILES for frame, _ in walk_tb(error.__traceback__))
 
 
 def nested_strings(value: Any) -> Iterator[str]:

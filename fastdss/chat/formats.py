@@ -17,7 +17,7 @@ from . import layouts
 from .conversation import Conversation, Turn
 from .record import COLUMNS, MEDIA, MESSAGES, SYSTEMS, Columns, Record, names_of
 from .shapes import is_message, is_round
-from .turns import NO_MEDIA, is_missing, without_nulls
+from .turns import NO_MEDIA, is_missing
 
 # What stands in a text for a picture or a sound that lies in a column of its own.
 _PLACEHOLDER = re.compile(r"<\|?(?:image|video|audio)(?:_pad|_?\d+)?\|?>", re.IGNORECASE)
@@ -44,16 +44,13 @@ class Reading:
     scored: bool = False  # the record holds scores already
 
 
-def read_record(
-    values: Mapping[str, Any], columns: Columns = COLUMNS, *, format: str = "auto", from_arrow: bool = True
-) -> Reading:
+def read_record(values: Mapping[str, Any], columns: Columns = COLUMNS, *, format: str = "auto") -> Reading:
     """The conversation of a record; ``ValueError`` or ``TypeError`` says what is wrong with it.
 
-    format: a name of ``FORMATS``, or ``"auto"``: the first that fits the record's columns.
-    from_arrow: whether null fields of mappings mean "not there", as they do in a row that came out of Arrow; else they
-    are values, such as an argument of a call that is null.
+    format: a name of ``FORMATS``, or ``"auto"``: the first that fits the record's columns. Nulls are values, such as an
+    argument of a call: those that Arrow puts in are for ``nulls`` to take out before.
     """
-    record = Record({name: without_nulls(value) if from_arrow else value for name, value in values.items()}, columns)
+    record = Record(values, columns)
     found = choose_format(record, columns, format)
     turns = found.turns(record)
     tools = layouts.tools(record)

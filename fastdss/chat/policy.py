@@ -8,6 +8,7 @@ it drops or rewrites is an error of that conversation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from .encoder import ChatEncoder, Encoding, RefusedByTemplate, nested_strings
 from .own_tags import CALL_TAGS, RESULT_TAGS, in_own_forms, with_words
 from .placing import Field, Piece, argument_pieces, check_all_there, placed_in
 
+_ARGUMENTS: Any = {"argumentQ": "c"}
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -101,9 +103,19 @@ class PolicyChat:
         return self._shows("toolQ", tools=tools)
 
     @cached_property
+    def _calls_as_text(self) -> bool:
+        """Whether the template writes the arguments of a call only where they are JSON text, as DeepSeek V3's does."""
+        return "callQ" not in self._sample_of_call(_ARGUMENTS) and "callQ" in self._sample_of_call(
+            json.dumps(_ARGUMENTS)
+        )
+
+    @cached_property
     def _sample_call(self) -> str:
         """What the template writes for a call of ``callQ`` whose argument is ``argumentQ``."""
-        call = {"type": "function", "function": {"name": "callQ", "arguments": {"argumentQ": "c"}}}
+        return self._sample_of_call(json.dumps(_ARGUMENTS) if self._calls_as_text else _ARGUMENTS)
+
+    def _sample_of_call(self, arguments: Any) -> str:
+        call = {"type": "function", "function": {"name": "callQ", "arguments": arguments}}
         return self._sample({"role": "assistant", "content": "b", "tool_calls": [call]})
 
     @cached_property
@@ -133,7 +145,7 @@ class PolicyChat:
         chat: list[Message] = [{"role": "user", "content": "a"}, *answer]
         try:
             return self.encoder.render([chat], generation_prompt=False, tools=tools)[0]
-        except (ValueError, TypeError):
+        except ValueError:
             return ""
 
     @cached_property
@@ -210,7 +222,10 @@ class PolicyChat:
             message["tool_calls"] = [
                 {
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": {
+                        "name": call.name,
+                        "arguments": call.arguments_text if self._calls_as_text else call.arguments,
+                    },
                     **({"id": call.id} if call.id else {}),
                 }
                 for call in turn.calls
@@ -293,7 +308,7 @@ class PolicyChat:
                 return at + len(header)
         try:
             (past,) = self.encoder.render([draft.messages[:t]], generation_prompt=False, tools=tools)
-        except (ValueError, TypeError):
+        except ValueError:
             return first
         return len(past) if before <= len(past) <= first and text.startswith(past) else first
 

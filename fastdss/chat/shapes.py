@@ -7,9 +7,10 @@ question and an answer (``{"input": …, "output": …}``, as XTuner, Capybara a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from .turns import CONTENT_KEYS, KNOWN_ROLES, ROLE_KEYS, is_missing
+from .turns import CONTENT_KEYS, KNOWN_ROLES, ROLE_KEYS, is_missing, parsed
 
 _ROUNDS = (
     ("input", "output"), ("human", "assistant"), ("user", "assistant"), ("prompt", "response"), ("question", "answer"),
@@ -48,6 +49,9 @@ def _rows(columns: Mapping[str, Any]) -> Any:
 
 
 def _messages(message: Any) -> Iterator[Any]:
+    if isinstance(message, str) and message.lstrip().startswith("{"):  # each the JSON of one
+        with suppress(ValueError):
+            message = parsed(message)
     if not isinstance(message, Mapping):
         yield message
         return

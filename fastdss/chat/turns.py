@@ -137,17 +137,6 @@ def _says(value: Any) -> bool:
     return not (is_missing(value) or (isinstance(value, str) and not value))
 
 
-def without_nulls(value: Any) -> Any:
-    """The value without the null fields of its mappings: a struct of Arrow has every field that any row has. Only a
-    message keeps its content that is null, since that says that it is empty."""
-    if isinstance(value, Mapping):
-        kept = CONTENT_KEYS[:2] if any(key in value for key in ROLE_KEYS) else ()
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None or name in kept}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value
-
-
 def parsed(text: str) -> Any:
     """The value of a cell that holds JSON or, as pandas writes it, Python's notation; ``ValueError`` for neither.
 

@@ -52,17 +52,25 @@ class _Lines:
         line = self.file.readline(_LONGEST_RECORD)
         self.size += len(line)
         if self.size >= _LONGEST_RECORD:
-            raise UserError(f"{self.path}: a record of {_LONGEST_RECORD} characters or more; is a quote not closed?")
+            raise UserError(
+                f"{self.path}: line {self.began}: a record of {_LONGEST_RECORD} characters or more; is a quote not "
+                "closed?"
+            )
         if not line:
             raise StopIteration
         self.record.append(line)
         self.number += 1
         return line
 
+    @property
+    def began(self) -> int:
+        """The number of the line on which the present record began."""
+        return self.number - max(len(self.record), 1) + 1
+
     def end_record(self) -> tuple[str, int]:
         """End the present record; returns its SHA-256 and the number of the line on which it began."""
         whole = "".join(self.record).encode("utf-8", "surrogateescape")
-        began = self.number - len(self.record) + 1
+        began = self.began
         self.record.clear()
         self.size = 0
         return hashlib.sha256(whole).hexdigest(), began
@@ -93,25 +101,59 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
         names = [name.strip() for name in names]
         check_names(path, names)
         lines.end_record()
-        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                digest, line = lines.end_record()
-                yield Found(Unreadable(f"not a record of CSV: {error}", digest), line)
-                continue
-            digest, line = lines.end_record()
-            if any(map(_UNDECODED.search, fields)):
+        for fields, digest, line, size in _records(lines, delimiter, blanks):
+            several = f", on {size} lines: is a quote not closed?" if size > 1 else ""
+            if isinstance(fields, str):
+                yield Found(Unreadable(fields, digest), line)
+            elif any(map(_UNDECODED.search, fields)):
                 yield Found(Unreadable(_NO_ENCODING, digest), line)
             elif len(fields) == len(names):
                 yield Found(dict(zip(names, fields, strict=True)), line, _GUESSED if encoding == "cp1252" else None)
             elif fields:  # an empty line is no record, so it is skipped
-                yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}", digest), line)
+                yield Found(Unreadable(f"{len(fields)} fields under a header of {len(names)}{several}", digest), line)
     finally:
         text.detach()
+
+
+def _records(lines: _Lines, delimiter: str, skip_blanks: bool) -> Iterator[tuple[list[str] | str, str, int, int]]:
+    """The fields of each record or why it has none, its SHA-256, the line on which it began, and how many it has.
+
+    Raises ``UserError`` where a quote is broken so that nothing tells which line begins the next record: lines might be
+    swallowed by a field, or the middle of one be read as a record.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=skip_blanks)
+    broken = None  # the line of a broken record that may go on
+    while True:
+        try:
+            found: list[str] | str = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            found = f"not a record of CSV: {error}"
+            if broken is None and (len(lines.record) > 1 or _goes_on(lines.record[0], delimiter, skip_blanks)):
+                broken = lines.began
+        if found and broken is not None and (broken != lines.began or len(lines.record) > 1):
+            raise UserError(
+                f"{lines.path}: line {broken}: a quote is not closed, or not doubled within its field, so that nothing "
+                'tells where the next record begins: write "" for a quote within quotes, or save it as JSON Lines'
+            )
+        size = len(lines.record)
+        yield found, *lines.end_record(), size
+
+
+def _goes_on(line: str, delimiter: str, skip_blanks: bool) -> bool:
+    """Whether a broken record may go on after its first line: there a field is open, if only a quote before a delimiter
+    ends one."""
+    mark = re.escape(delimiter)
+    opening = re.compile(rf'(?:^|{mark}){" *" if skip_blanks else ""}"')
+    closing = re.compile(rf'"(?={mark}|\s*$)')
+    position = 0
+    while begun := opening.search(line, position):
+        ended = closing.search(line, begun.end())
+        if ended is None:
+            return True
+        position = ended.end()
+    return False
 
 
 def _and_then(first: str, lines: _Lines) -> Iterator[str]:

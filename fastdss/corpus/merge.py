@@ -56,7 +56,7 @@ def merge(
     manifest = load_manifest(folder)
     if not manifest["finished"]:
         raise UserError(f"{folder} is not finished; run the same fastdss score command again")
-    options = data_options(manifest)
+    options = data_options(manifest, sources or ())
     read = (
         [item["path"] for item in manifest["inputs"]]
         if sources is None

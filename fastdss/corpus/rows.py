@@ -88,7 +88,7 @@ class Row:
     @staticmethod
     def unpacked(record: Mapping[str, Any]) -> Row:
         given = {name: record[name] for name in ("messages", "tools") if name in record}
-        conversation = read_record(given, from_arrow=False).conversation
+        conversation = read_record(given).conversation
         return Row(record["id"], conversation, tuple(record["judged"]), record["content_hash"])
 
 
@@ -180,7 +180,7 @@ def _row(position: int, file: str | None, found: Found, options: DataOptions) ->
         given = record.get(columns.id) if columns.id else None
         row_id = row_id if is_missing(given) or given == "" else str(given)
         size = len(row_id.encode()) if len(row_id) <= 1000 else options.max_bytes + len(row_id)
-        reading = read_record(record, columns, format=options.format, from_arrow=False)
+        reading = read_record(record, columns, format=options.format)
         conversation = reading.conversation
         size += sum(len(turn.answer.text.encode()) for turn in conversation.turns)
         size += len(json.dumps(conversation.tools, default=str)) if conversation.tools else 0

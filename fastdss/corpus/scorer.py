@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastdss.chat.turns import without_nulls
 from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.models.batching import length_batches
 from fastdss.star.options import ScoringOptions
@@ -20,7 +19,7 @@ from .guards import GuardSource
 from .merge import star_of
 from .rows import DATA, DataOptions, FailedRow, Row, read_rows
 from .store import ScoredRow, ScoredTurn
-from .tables import listed
+from .tables import records_of
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
@@ -288,8 +287,7 @@ def _records_of(batch: Any) -> Any:
     for name, values in batch.items():
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
-    columns = {name: without_nulls(listed(values)) for name, values in batch.items()}  # nulls that Arrow put in
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return records_of(batch)
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:

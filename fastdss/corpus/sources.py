@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdss.chat.nulls import as_meant
 from fastdss.errors import UserError, UserTypeError
 
 from .files import KINDS, Found, is_url, kind_of
 from .readers import read_file
-from .splits import split_of
-from .tables import is_saved, read_memory, read_saved
+from .splits import check_split, split_of
+from .tables import is_saved, read_memory, read_saved, saved_split
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
@@ -35,8 +37,14 @@ def expand(sources: Sequence[Source], split: str | None = None, config: str | No
     Raises ``ValueError`` where several splits are found and none is named.
     """
     expanded: list[Source] = []
+    of_hub = 0
     for source in sources:
-        if not isinstance(source, str | Path) or is_url(str(source)):
+        if not isinstance(source, str | Path):
+            if split not in (None, str(getattr(source, "split", None))):
+                raise UserError(f"split: data in memory holds no splits, got {split!r}: leave it out")
+            expanded.append(source)
+            continue
+        if is_url(str(source)):
             expanded.append(source)
             continue
         path = Path(source)
@@ -44,8 +52,11 @@ def expand(sources: Sequence[Source], split: str | None = None, config: str | No
             expanded += _files_of(path, split)
         elif not path.exists() and kind_of(str(source)) is None and _HUB_ID.fullmatch(str(source)):
             expanded.append(_from_hub(str(source), split, config))
+            of_hub += 1
         else:
             expanded.append(source)
+    if config is not None and not of_hub:
+        raise UserError(f"config: only a data set of the Hub has configurations, got {config!r}: leave --config out")
     return expanded
 
 
@@ -59,7 +70,11 @@ def read_source(source: Source, max_bytes: int, split: str | None = None) -> Ite
     if isinstance(source, Iterator):
         raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
     table = read_memory(source)
-    return table if table is not None else (Found(record) for record in source)
+    return (
+        table
+        if table is not None
+        else map(Found, (as_meant(row) if isinstance(row, Mapping) else row for row in source))
+    )
 
 
 def _holds_scores(folder: Path) -> bool:
@@ -73,6 +88,7 @@ def _holds_scores(folder: Path) -> bool:
 
 def _files_of(folder: Path, split: str | None) -> list[Source]:
     if is_saved(folder):
+        check_split(str(folder), split, folder.name, saved_split(folder))
         return [folder]
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(part.name for part in folder.iterdir() if is_saved(part))
@@ -80,8 +96,9 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
             raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
         return [folder / split]
     if _holds_scores(folder):
+        named = shlex.quote(str(folder))
         raise UserError(
-            f"{folder} holds scores, not conversations: fastdss merge {folder} --out training.parquet joins both, and "
+            f"{folder} holds scores, not conversations: fastdss merge {named} --out training.parquet joins both, and "
             "that file can be trained on"
         )
     scores = [path.parent for path in folder.rglob("manifest.json") if _holds_scores(path.parent)]

@@ -28,9 +28,10 @@ def split_of(path: Path) -> str:
     return "train"
 
 
-def check_split(path: str, split: str | None) -> None:
-    """Raise ``ValueError`` where ``split`` is asked of a file without splits whose path names another one."""
-    if split is None:
+def check_split(path: str, split: str | None, *own: str | None) -> None:
+    """Raise ``ValueError`` where ``split`` is asked of what holds no splits, and neither its path names that one nor is
+    it among its ``own`` names."""
+    if split is None or split in own:
         return
     named = {split_of(Path(path)), split_of(Path(Path(path).name))}
     if split not in named:

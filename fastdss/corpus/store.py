@@ -135,7 +135,13 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
             raise UserError(f"{folder}: its input was no file; pass it as sources")
-    rows = read_rows(sources, data_options(manifest))
+        for path in (Path(item["path"]) for item in manifest["inputs"]):
+            if path.is_absolute() and not path.exists():
+                raise UserError(
+                    f"{path}, which was scored, is not there; where it was moved, say where: --input of fastdss merge, "
+                    "behind DIR of fastdss report, sources= in Python"
+                )
+    rows = read_rows(sources, data_options(manifest, sources))
     for score in read_scores(folder):
         row = next(rows, None)
         if row is None or row.content_hash != score.content_hash:
@@ -147,9 +153,11 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         raise UserError(f"the input has more rows than were scored ({manifest['counts']['rows']})")
 
 
-def data_options(manifest: dict[str, Any]) -> DataOptions:
-    """How the input of these scores was read."""
+def data_options(manifest: dict[str, Any], sources: Sequence[Source] = ()) -> DataOptions:
+    """How the input of these scores was read; ``sources`` that lie in memory are the part that was scored."""
     data = dict(manifest["data"])
+    if not all(isinstance(source, str | Path) for source in sources):
+        data |= {"split": None, "config": None}
     return DataOptions(columns=Columns(**data.pop("columns")), **data)
 
 
@@ -195,8 +203,11 @@ class Shards:
 
         path = self.path(name)
         try:
-            with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-                table = file.read()
+            with (
+                path.open("rb") as source,
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file,
+            ):
+                table = file.read(use_threads=False)  # in this thread alone: read_parquet says why
             table.validate(full=True)
             rows = [ScoredRow.unpacked(record) for record in table.to_pylist()]
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:

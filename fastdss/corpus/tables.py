@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdss.chat.turns import without_nulls
+from fastdss.chat.nulls import as_meant, keeps, without_nulls
 from fastdss.errors import UserError
 
 from .csv_files import check_names
@@ -15,14 +16,18 @@ from .files import ROWS_AT_ONCE, Found, Unreadable, without_text
 
 
 def read_parquet(path: str, file: Any) -> Iterator[Found]:
-    """Rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory."""
+    """Rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory.
+
+    In this thread alone: one of Arrow's that still frees what it read from a file of Python while Python ends, as after
+    an error, aborts the process.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, pre_buffer=False) as table:
             check_names(path, table.schema_arrow.names)
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
                 yield from _rows(batch)
     except (pa.ArrowException, UnicodeError) as error:  # not every ArrowException is a ValueError
         raise UserError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
@@ -44,7 +49,7 @@ def read_arrow(path: str, file: Any) -> Iterator[Found]:
                 batches = iter(source)
             except pa.ArrowInvalid:
                 file.seek(0)
-                source = feather.read_table(file)  # version 1 of Feather is no Arrow file
+                source = feather.read_table(file, use_threads=False)  # version 1 of Feather is no Arrow file
                 batches = iter(source.to_batches())
         check_names(path, source.schema.names)
         for batch in batches:
@@ -83,7 +88,8 @@ def read_memory(source: Any) -> Iterator[Found] | None:
     if name == "datasets.Dataset":
         return read_dataset(source)
     if name == "datasets.IterableDataset":
-        return (Found({key: without_nulls(listed(value)) for key, value in record.items()}) for record in source)
+        kinds = _kinds_with_json(source.features.arrow_schema) if source.features is not None else {}
+        return (Found(_of_arrow({name: listed(value) for name, value in row.items()}, kinds)) for row in source)
     if name == "pandas.DataFrame":
         return _frame(source)
     if name == "pyarrow.RecordBatch":
@@ -125,22 +131,37 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, str | Mapping | tuple) or not hasattr(value, "__iter__") else list(value)
 
 
+def records_of(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of a batch of columns. What ``datasets`` gives to a function of ``map``, and columns that are arrays,
+    came out of Arrow; a dictionary of lists may hold anything."""
+    columns = {name: listed(values) for name, values in batch.items()}
+    records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if type(batch) is dict and not any(hasattr(values, "tolist") for values in batch.values()):
+        return [as_meant(record) for record in records]
+    table = getattr(batch, "pa_table", None)
+    kinds = {} if table is None else _kinds_with_json(table.schema)
+    return [_of_arrow(record, kinds) for record in records]
+
+
 def _rows(batch: Any) -> Iterator[Found]:
+    kinds = _kinds_with_json(batch.schema)
+    records: list[Mapping[str, Any] | Unreadable]
     try:
-        records = batch.to_pylist(maps_as_pydicts="strict")
-    except (ValueError, OverflowError, KeyError):
-        records = [_alone(batch.slice(i, 1)) for i in range(len(batch))]
-    yield from (Found(r if isinstance(r, Unreadable) else {k: without_nulls(v) for k, v in r.items()}) for r in records)
+        records = [_of_arrow(record, kinds) for record in batch.to_pylist(maps_as_pydicts="strict")]
+    except (ValueError, OverflowError, KeyError, RecursionError):
+        records = [_alone(batch.slice(i, 1), kinds) for i in range(len(batch))]
+    yield from map(Found, records)
 
 
-def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
-    """The record of a batch of one row. It may be unreadable, for Arrow can hold invalid UTF-8 and dates that Python
-    cannot represent."""
+def _alone(batch: Any, kinds: Mapping[str, Any]) -> Mapping[str, Any] | Unreadable:
+    """The record of a batch of one row. It may be unreadable, for Arrow can hold invalid UTF-8, damaged JSON, and dates
+    that Python cannot represent."""
     try:
-        record: Mapping[str, Any] | Unreadable = batch.to_pylist(maps_as_pydicts="strict")[0]
-        return record
+        return _of_arrow(batch.to_pylist(maps_as_pydicts="strict")[0], kinds)
     except UnicodeError as error:
         reason = without_text(error)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"JSON in it is damaged: {without_text(error)}"
     except KeyError:
         reason = "a name occurs twice in a map"
     except (ValueError, OverflowError) as error:
@@ -148,6 +169,46 @@ def _alone(batch: Any) -> Mapping[str, Any] | Unreadable:
     return Unreadable(reason, hashlib.sha256(batch.serialize()).hexdigest())
 
 
+def _of_arrow(record: Mapping[str, Any], kinds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of Arrow's as it was before: without the nulls that fill it, and with the values of JSON in it."""
+    return {n: _decoded(value, kinds[n]) if n in kinds else without_nulls(value) for n, value in record.items()}
+
+
+def _kinds_with_json(schema: Any) -> dict[str, Any]:
+    """The types of those columns of which a part is of the type ``arrow.json``, in which ``datasets`` keeps values that
+    are not alike, such as the arguments of calls."""
+    return {field.name: field.type for field in schema if _holds_json(field.type)}
+
+
+def _holds_json(kind: Any) -> bool:
+    return _is_json(kind) or any(_holds_json(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_json(kind: Any) -> bool:
+    return getattr(kind, "extension_name", None) == "arrow.json"
+
+
+def _decoded(value: Any, kind: Any) -> Any:
+    if _is_json(kind):  # there a null is a value; datasets decodes it where it formats the rows
+        return json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_decoded(inner, kind.value_type) for inner in value]
+    if isinstance(value, Mapping) and all(kind.get_field_index(name) >= 0 for name in value):
+        kept = {name: inner for name, inner in value.items() if inner is not None or keeps(value, name)}
+        return {name: _decoded(inner, kind.field(name).type) for name, inner in kept.items()}
+    return without_nulls(value)
+
+
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by ``Dataset.save_to_disk``."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def saved_split(path: Path) -> str | None:
+    """The split that a saved data set says it is; None where it does not say."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    said = state.get("_split") if isinstance(state, dict) else None
+    return said if isinstance(said, str) else None

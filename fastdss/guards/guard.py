@@ -15,6 +15,7 @@ from fastdss.chat.encoder import ChatEncoder, Conversation
 from fastdss.errors import UserError, UserTypeError, expect
 from fastdss.models.causal_lm import ignores_softcap
 from fastdss.models.classifier import is_bidirectional, separator, without_padding
+from fastdss.models.sources import check_revision
 from fastdss.prefix.cpu_linear import PackedWeights
 from fastdss.prefix.engine import KeptHead, check_supported, reference_logits, tree_logits
 from fastdss.prefix.in_use import cpu_by_default
@@ -101,6 +102,7 @@ class GuardModel:
             ValueError: where no spec fits, or several do (the message names them).
         """
         if name_or_path == "tiny" and spec is None:
+            check_revision("revision", name_or_path, revision)
             return cls.tiny()
         loaded = load_guard(
             name_or_path,

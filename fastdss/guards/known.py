@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdss.errors import UserError
-from fastdss.models.sources import check_source
+from fastdss.models.sources import check_revision, check_source
 from fastdss.upstream.transformers import remembered_name
 
 from . import classifiers, vendors
@@ -164,6 +164,7 @@ def choose_spec(
 
 def check_guard_source(name: str, revision: str | None = None) -> None:
     """``check_source`` for a guard; ``tiny`` and the known ids are suggested for a misspelt name."""
+    check_revision("revision", name, revision)
     check_source("guard", name, revision=revision, known=("tiny", *(known.example for known in KNOWN)))
 
 

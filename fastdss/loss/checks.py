@@ -82,7 +82,10 @@ def check_gathered(**tensors: Tensor | None) -> None:
 
 def check_shapes(hidden: Tensor, lm_head: Tensor, labels: Tensor) -> None:
     if hidden.dim() < 1 or hidden.shape[:-1] != labels.shape:
-        raise UserError(f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}")
+        turned = "; it comes before lm_head" if lm_head.dim() and lm_head.shape[:-1] == labels.shape else ""
+        raise UserError(
+            f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}{turned}"
+        )
     if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[-1]:
         raise UserError(f"lm_head: expected [V, {hidden.shape[-1]}], got {sizes(lm_head)}")
     if 0 in lm_head.shape:
@@ -167,7 +170,9 @@ def check_filter(grad_tol: float | None, compact: bool) -> None:
         raise UserError("grad_tol counts columns on the host, which compact=False (CUDA graphs) rules out")
 
 
-def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any, ref_slope: Any) -> None:
+def check_reference(
+    kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: Any, ref_slope: Any, ref_offset: Any
+) -> None:
     if kl not in LABEL_KL + FULL_KL:
         raise UserError(f"kl: expected one of {', '.join(KL)}, got {kl!r}")
     if sum(given is not None for given in (ref_logprobs, ref_hidden, ref_slope)) != 1:
@@ -181,6 +186,8 @@ def check_reference(kl: str, ref_logprobs: Any, ref_hidden: Any, ref_lm_head: An
         raise UserError("ref_hidden needs ref_lm_head (lm_head itself where the head is shared and frozen)")
     if ref_hidden is None and ref_lm_head is not None:
         raise UserError("ref_lm_head is of no use without ref_hidden")
+    if ref_offset is not None and ref_slope is None:
+        raise UserError("ref_offset is of no use without ref_slope")
     if kl in FULL_KL and ref_logprobs is not None:
         raise UserError(f"kl={kl!r} sums over the vocabulary: it needs ref_hidden and ref_lm_head, not ref_logprobs")
 

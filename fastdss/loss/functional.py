@@ -258,7 +258,8 @@ def dss_loss(
             the label is likelier than under the reference. The reference is then needed at every label that has a
             weight. Not with a full KL.
         bias: [V] as in ``weighted_ce``, like all options below that are not explained here.
-        ref_bias: [V] the bias of ref_lm_head; None: none.
+        ref_bias: [V] the bias of ref_lm_head; None: none. Like the reference's scale and softcap it is read only with
+            ref_hidden: stored values have them in them.
         reduction: as in ``weighted_ce``.
         num_items_in_batch: likewise.
         ignore_index: likewise.
@@ -286,7 +287,7 @@ def dss_loss(
         ValueError: as ``weighted_ce``, and for a reference that does not fit ``kl``.
         TypeError: as ``weighted_ce``.
     """
-    check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope)
+    check_reference(kl, ref_logprobs, ref_hidden, ref_lm_head, ref_slope, ref_offset)
     check_kl_scale(kl_scale)
     if ref_slope is not None:
         check_one_head(lm_head, bias)

@@ -80,45 +80,64 @@ def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None]:
 def _with_lora(layer: Any, hidden: Tensor) -> Applied:
     """The base weight and the adapters as one wider product, since the base weight alone would leave them out."""
     inner = peft.base_of(layer)
-    weight, bias = base, _ = _matrix(inner, hidden)
+    base = _matrix(inner, hidden)
     if peft.is_merged(layer) and peft.is_off(layer):
         raise UserError("the output head's adapter is merged and switched off: unmerge it first")
     if peft.is_merged(layer) or peft.is_off(layer):
-        return Applied(hidden, weight, bias)
-    features, weights = [hidden], []
+        return Applied(hidden, *base)
+    (weight, bias), terms = base, [(hidden, base[0])]  # the products of these and the bias are the logits so far
     for part in peft.low_rank_parts(layer):
-        dropped = part.dropout(hidden) if _drops(part.dropout) else None
+        dropped = part.dropout(hidden) if peft.drops(part.dropout) else None
         if part.kind not in ("LoRA", "DoRA"):
             raise UserTypeError(
                 f"an adapter on the output head: expected LoRA or DoRA, got {part.kind} ({part.name!r}): take "
                 "the head out of target_modules or put it in modules_to_save"
             )
-        if part.magnitude is None and dropped is not None:
+        if part.magnitude is not None:
+            terms, bias = _with_dora(
+                part, plain_weight(inner) if _has_own_forward(inner) else base, terms, bias, dropped
+            )
+        elif dropped is not None:
             down = nn.functional.linear(dropped.to(part.down.weight.dtype), part.down.weight)
-            features.append(part.scaling * down.to(hidden.dtype))
-            weights.append(part.up.weight.to(weight.dtype))
-        elif part.magnitude is None:
-            weight = weight + part.delta().to(weight.dtype)
-        else:  # m (W + s B A) / |W + s B A| in place of W, whose norm is of the stored W
-            delta = part.delta().to(base.dtype)
-            stored = plain_weight(inner)[0] if _has_own_forward(inner) else base
-            norm = torch.linalg.norm(stored + delta, dim=1, keepdim=True).detach()
-            factor = part.magnitude[:, None] / norm
-            if dropped is None:  # PEFT scales what it has so far, adapters before this one included
-                weight = factor * (weight + delta)
-            else:
-                features.append(dropped)
-                weights.append(factor * (base + delta) - base)
+            terms.append((part.scaling * down.to(hidden.dtype), part.up.weight.to(weight.dtype)))
+        else:
+            terms[0] = hidden, terms[0][1] + part.delta().to(weight.dtype)
         if part.has_bias:
             bias = part.scaling * part.up.bias if bias is None else bias + part.scaling * part.up.bias
-    if weights:
-        return Applied(torch.cat(features, -1), torch.cat([weight, *weights], 1), bias)
-    return Applied(hidden, weight, bias)
+    if len(terms) == 1:
+        return Applied(hidden, terms[0][1], bias)
+    states, weights = zip(*terms, strict=True)
+    return Applied(torch.cat(states, -1), torch.cat(weights, 1), bias)
+
+
+def _with_dora(
+    part: peft.LowRank,
+    stored: tuple[Tensor, Tensor | None],
+    terms: list[tuple[Tensor, Tensor]],
+    bias: Tensor | None,
+    dropped: Tensor | None,
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    """The terms of the logits and their bias after DoRA: ``m (W + s B A) / |W + s B A|`` in place of ``W``.
+
+    ``stored`` is the wrapped layer's own weight and bias, which PEFT reads, whatever the layer's forward makes of them.
+    """
+    own, own_bias = stored
+    delta = part.delta().to(own.dtype)
+    assert part.magnitude is not None
+    factor = part.magnitude[:, None] / torch.linalg.norm(own + delta, dim=1, keepdim=True).detach()
+    if dropped is not None:
+        return [*terms, (dropped, factor * (own + delta) - own)], bias
+    (hidden, weight), *others = terms  # PEFT scales what it has so far but the stored bias: earlier adapters too
+    terms = [(hidden, factor * (weight + delta)), *((states, factor * columns) for states, columns in others)]
+    if bias is not None:
+        kept = torch.zeros_like(bias) if own_bias is None else own_bias
+        bias = kept + factor[:, 0] * (bias - kept)
+    return terms, bias
 
 
 def _by_unit_vectors(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix of any linear layer, found by applying it to unit vectors; it costs as much as D more tokens."""
-    if any(_drops(module) for module in layer.modules()):
+    if any(peft.drops(module) for module in layer.modules()):
         raise UserTypeError(
             f"{type(layer).__name__} on the output head has dropout: set it to 0, take the head out of "
             "target_modules or put it in modules_to_save"
@@ -138,7 +157,3 @@ def _by_unit_vectors(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if off > 64 * eps * known.abs().max().clamp(min=1):
         raise UserTypeError(f"expected a linear output head, got {type(layer).__name__}, off by {off.item():.2g}")
     return made.T.to(hidden.dtype), bias[0].to(hidden.dtype)
-
-
-def _drops(module: Any) -> bool:
-    return isinstance(module, nn.Dropout) and module.training and module.p > 0

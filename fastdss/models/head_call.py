@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastdss.errors import UserError, UserTypeError
 from fastdss.upstream import peft
 from fastdss.upstream.accelerate import real_forward
-from fastdss.upstream.torch import has_forward_hooks
+from fastdss.upstream.torch import has_forward_hooks, is_fsdp1
 
 from .adapted_head import applied, matrix_in_use
 from .causal_lm import LMHead, logit_scale_and_softcap
@@ -45,7 +45,7 @@ def through_head(model: Any, operation: Operation, forward: Callable[[], Any]) -
 
     # What gathers and splits weights by hooks must see the results pass, or it gathers nothing for their backward. They
     # are taken by a hook of our own then, the last; without any, torch.compile could not trace one.
-    hooked = any(has_forward_hooks(layer) for layer in (outer, *_layers(outer)))
+    hooked = is_fsdp1(outer) or any(has_forward_hooks(layer) for layer in (outer, *_layers(outer)))
 
     def taken(hidden: Tensor, found: tuple[Tensor, ...]) -> Tensor:
         """Keeps the results; the model's forward goes on with a tensor of the logits' shape, but for the words."""
@@ -101,7 +101,9 @@ def current_head(model: Any) -> tuple[Tensor, Tensor | None]:
 
 def head_trains(model: Any) -> bool:
     """Whether any parameter of the output head requires a gradient."""
-    return any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters())
+    layer = model.get_output_embeddings()
+    # FSDP's first version may leave no parameters in a layer, but views of one flat parameter around it.
+    return any(tensor.requires_grad for tensor in [*layer.parameters()] or [peft.base_of(layer).weight])
 
 
 def head_is_adapted(model: Any) -> bool:
@@ -117,7 +119,8 @@ def head_may_have_bias(model: Any) -> bool:
 
 def _layers(outer: Any) -> list[nn.Module]:
     """The layers of which ``outer`` calls exactly one."""
-    return peft.copies_of(outer) if peft.is_copied(outer) else [outer]
+    layers: list[Any] = peft.copies_of(outer) if peft.is_copied(outer) else [outer]
+    return [layer.module if is_fsdp1(layer) else layer for layer in layers]
 
 
 @contextmanager

@@ -32,6 +32,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of products in a forward that is begun here on this device, None where that is the tensors' own."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
 @contextmanager
 def failing_as(what: Callable[[str], UserTypeError]) -> Iterator[None]:
     """Within the context a forward that fails raises ``what(the failure)``; one that ran out of memory may be tried

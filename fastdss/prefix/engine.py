@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone, lm_head
 from fastdss.models.classifier import class_head, token_types
+from fastdss.models.probes import autocast_dtype
 from fastdss.upstream.peft import adapters_in_use
 from fastdss.upstream.torch import version
 from fastdss.upstream.transformers import key_rotation
@@ -156,10 +157,8 @@ def fingerprint(body: nn.Module) -> list[Any]:
     """What tells that a model's earlier keys and values still go with new ones: its parameters, how often they were
     written to, where they are and in which dtype; whether autocast chooses another one; and which of PEFT's adapters
     are in use."""
-    kind = next(body.parameters()).device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     parameters = [(id(p), version(p), p.dtype, p.device) for p in body.parameters()]
-    return [autocast, parameters, adapters_in_use(body)]
+    return [autocast_dtype(next(body.parameters()).device), parameters, adapters_in_use(body)]
 
 
 class KeptHead:

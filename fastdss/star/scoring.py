@@ -14,6 +14,7 @@ from fastdss.chat.boundaries import find_ends, tidy_ends
 from fastdss.chat.conversation import Message
 from fastdss.chat.encoder import text_spans
 from fastdss.chat.formats import read_record
+from fastdss.chat.nulls import as_meant
 from fastdss.chat.record import fits_columns
 from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.guards.guard import GuardModel, expect_tokenizer, is_model
@@ -252,7 +253,7 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     judged = []
     for row, values in enumerate(zip(*batch.values(), strict=True)):
         try:
-            chat = read_record(dict(zip(batch, values, strict=True))).conversation
+            chat = read_record(as_meant(dict(zip(batch, values, strict=True)))).conversation
         except (TypeError, ValueError) as error:
             raise RowError(row, str(error)) from None
         last = len(chat.turns) - 1

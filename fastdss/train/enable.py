@@ -21,7 +21,7 @@ from fastdss.models.split_params import layers_gathered
 from fastdss.upstream.accelerate import is_dispatched, rebind_forward
 from fastdss.upstream.deepspeed import is_engine
 from fastdss.upstream.peft import learns_prompts
-from fastdss.upstream.torch import is_compiled, within_compiled
+from fastdss.upstream.torch import has_fsdp1, is_compiled, is_fsdp1, within_compiled
 from fastdss.upstream.transformers import tensor_parallel_ranks
 
 from .config import DSSConfig
@@ -119,6 +119,11 @@ def enable_dss(
     if isinstance(bare, _DSSModel):
         bare.__dict__[CONFIG] = config
         return model
+    if has_fsdp1(model):
+        raise UserError(
+            "FullyShardedDataParallel wraps this model already, and outside its own forward its weights are no "
+            "matrices: enable DSS before it (fully_shard takes it before or after)"
+        )
     if "forward" in bare.__dict__ and not is_dispatched(bare):
         raise UserError(
             f"the forward of this {type(bare).__name__} was already replaced on the instance "
@@ -160,7 +165,7 @@ def dss_config(model: Any) -> DSSConfig | None:
 
 
 def bare_model(model: Any) -> Any:
-    """The transformers model inside DDP, ``torch.compile`` and PEFT.
+    """The transformers model inside DDP, FSDP's first version, ``torch.compile`` and PEFT.
 
     Raises ``TypeError`` for DataParallel, and for PEFT's prompt learning, whose extra tokens have no weights.
     """
@@ -169,7 +174,7 @@ def bare_model(model: Any) -> Any:
             raise UserTypeError(
                 "DataParallel is not supported: use DistributedDataParallel (torchrun, accelerate launch)"
             )
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel) or is_fsdp1(model):
             model = model.module
         elif is_compiled(model):
             model = within_compiled(model)

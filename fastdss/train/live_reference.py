@@ -19,7 +19,8 @@ from fastdss.models.causal_lm import logit_scale_and_softcap, vocabulary
 from fastdss.models.head_call import current_head, head_is_adapted, head_may_have_bias, head_trains, original_head
 from fastdss.models.probes import evaluating
 from fastdss.models.split_params import is_split, layers_gathered, whole
-from fastdss.upstream.accelerate import splits_weights
+from fastdss.upstream.accelerate import flattens_weights, splits_weights
+from fastdss.upstream.torch import has_fsdp1
 
 from .adapter_reference import StartCopy, adapter_off_is_not_the_start, bare_peft, without_adapter
 from .enable import bare_model, dss_config, enable_dss
@@ -51,7 +52,7 @@ class LiveReference:
             raise UserError(
                 "ref_model: expected another model than the one being trained: pass a copy, or 'adapter' with PEFT"
             )
-        if any(hasattr(parameter, "full_tensor") for parameter in ref_model.parameters()):
+        if has_fsdp1(ref_model) or any(hasattr(parameter, "full_tensor") for parameter in ref_model.parameters()):
             raise UserError(
                 "ref_model: a sharded live reference is not supported: compute ref_logprobs once before training"
             )
@@ -113,8 +114,13 @@ class LiveReference:
 def _start(model: Any, accelerator: Any) -> Literal["adapter"] | StartCopy:
     """What can stand for the policy as it was at the start: "adapter" if switching its adapters off gives that model,
     else a copy of its trainable weights."""
-    peft_model = bare_peft(model)
-    why = adapter_off_is_not_the_start(peft_model, bare_model(model))
+    peft_model, bare = bare_peft(model), bare_model(model)
+    if flattens_weights(accelerator) and (head_trains(bare) or head_is_adapted(bare)):
+        raise UserError(
+            "ref_model='adapter': FSDP's first version flattens the reference's own head, which differs from the "
+            "policy's here: take fsdp_version 2, keep the head out of training, or compute ref_logprobs once before"
+        )
+    why = adapter_off_is_not_the_start(peft_model, bare)
     if why is None:
         return "adapter"
     if splits_weights(accelerator):

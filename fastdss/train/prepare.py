@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
+from fastdss.corpus.tables import records_of
 from fastdss.errors import UserError, UserTypeError
 from fastdss.models.inputs import MEDIA_INPUTS, TOKEN_INPUTS
 from fastdss.optional import require
@@ -68,7 +69,7 @@ def prepare_dss_dataset(
         return {name: [row[name] for row in aligned] for name in kinds}
 
     def tokenised_columns(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = enumerate(_rows(batch), indices[0])
+        rows = enumerate(records_of(batch), indices[0])
         return tokenised([read_scored(index, row) for index, row in rows], indices[0])
 
     if isinstance(scored, Dataset | IterableDataset):

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,8 +19,10 @@ from fastdss.errors import UserError
 from fastdss.files import write_atomically
 from fastdss.models.batching import add_tensor
 from fastdss.models.inputs import as_tensor, given_inputs, input_names
+from fastdss.models.probes import autocast_dtype
 from fastdss.upstream.deepspeed import is_empty_share, local_share
 from fastdss.upstream.peft import adapters_in_use
+from fastdss.upstream.torch import has_fsdp1
 from fastdss.upstream.transformers import settings_of
 
 from .enable import bare_model
@@ -96,12 +97,16 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _fingerprint(model: Any, model_id: str | None) -> str:
     """A hash of what answers depend on besides the rows: weights, the model's settings, adapters in use, precision."""
     bare = bare_model(model)
-    device = bare.get_input_embeddings().weight.device.type
     config = settings_of(bare.config)
     adapters = adapters_in_use(bare)
-    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
+    autocast = str(autocast_dtype(bare.get_input_embeddings().weight.device) or "off")
     precision = [str(bare.dtype), autocast]  # a configuration keeps the dtype that the weights were loaded in
     known = json.dumps([_FORMAT, model_id, config, sorted(adapters.items()), precision], sort_keys=True, default=str)
+    if model_id is None and has_fsdp1(model):
+        raise UserError(
+            "cache_dir: FullyShardedDataParallel has flattened the weights, so they have no hash: pass model_id=, or "
+            "compute the columns before it wraps the model"
+        )
     shards = {_weights_digest(bare)} if model_id is None else set()
     # A set: ranks with the same weights count once, so their number does not change the name of a part.
     all_shards = sorted(set().union(*gather(shards)))

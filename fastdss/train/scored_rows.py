@@ -7,6 +7,7 @@ from typing import Any
 
 from fastdss.chat.conversation import Conversation
 from fastdss.chat.formats import read_record
+from fastdss.chat.nulls import as_meant
 from fastdss.chat.turns import parsed
 from fastdss.errors import RowError, UserError
 from fastdss.star.scored import Flag, ScoredConversation, ScoredResponse
@@ -26,7 +27,7 @@ def read_scored(index: int, row: Mapping[str, Any]) -> ScoredConversation:
     scores, so that it cannot count as safe.
     """
     try:
-        conversation = read_record(row).conversation
+        conversation = read_record(as_meant(row)).conversation
     except (TypeError, ValueError) as error:
         raise RowError(index, str(error)) from None
     return with_scores(index, conversation, row)

@@ -75,13 +75,14 @@ def fsdp_plugin(accelerator: Any) -> Any:
 
 
 def cast_nothing(accelerator: Any) -> None:
-    """Keep FSDP2 from rounding the model's float inputs and outputs: token weights, log-probabilities and the loss.
+    """Keep FSDP from rounding the model's float inputs and outputs: token weights, log-probabilities and the loss.
 
-    torch's ``MixedPrecisionPolicy`` has a public switch, but accelerate builds that policy from ``bf16=True`` itself.
+    torch's policies have public switches, but accelerate builds them from ``bf16=True`` itself.
     """
     plugin = fsdp_plugin(accelerator)
-    if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
-        exact = {"cast_forward_inputs": False, "output_dtype": None}
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        second = {"cast_forward_inputs": False, "output_dtype": None}
+        exact = second if plugin.fsdp_version == 2 else {"cast_root_forward_inputs": False}
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
 
 
@@ -89,6 +90,12 @@ def splits_weights(accelerator: Any) -> bool:
     """Whether FSDP or ZeRO-3 will split the parameters over ranks."""
     zero = getattr(getattr(accelerator.state, "deepspeed_plugin", None), "zero_stage", 0)
     return zero == 3 or fsdp_plugin(accelerator) is not None
+
+
+def flattens_weights(accelerator: Any) -> bool:
+    """Whether FSDP's first version will keep the parameters in flat ones, of which no rank can make one whole alone."""
+    plugin = fsdp_plugin(accelerator)
+    return plugin is not None and plugin.fsdp_version == 1
 
 
 def splits_batches(accelerator: Any) -> bool:

@@ -24,8 +24,17 @@ class LowRank(NamedTuple):
 
 
 def is_low_rank(layer: Any) -> bool:
-    """Whether the layer is a LoRA layer around another one."""
-    return hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
+    """Whether the layer is a LoRA layer around another one; AdaLoRA's, which keeps parameters, no layers, is none."""
+    return hasattr(layer, "base_layer") and isinstance(getattr(layer, "lora_A", None), nn.ModuleDict)
+
+
+def drops(module: Any) -> bool:
+    """Whether the module leaves something out at random as it is now. Not all that does is a ``torch.nn.Dropout``: OFT
+    and BOFT have classes of their own, LoHa and LoKr keep shares by the adapter's name."""
+    shares = [getattr(module, "p", 0.0)] if type(module).__name__.endswith(("Dropout", "DropoutLayer")) else []
+    for kept in (getattr(module, "rank_dropout", None), getattr(module, "module_dropout", None)):
+        shares += kept.values() if isinstance(kept, dict) else []
+    return bool(module.training) and any(shares)
 
 
 def is_wrapper(layer: Any) -> bool:
@@ -120,14 +129,14 @@ def _factors(layer: Any) -> str:
 
 def has_learnt(model: nn.Module) -> bool:
     """Whether an active LoRA adapter's product is not zero, as it is when the adapter was just made by default."""
-    layers: list[Any] = [module for module in model.modules() if is_low_rank(module)]
+    layers: list[Any] = [module for module in model.modules() if has_base(module) and hasattr(module, "lora_A")]
     return any(_product_is_something(layer, name) for layer in layers for name in layer.active_adapters)
 
 
 def _product_is_something(layer: Any, name: str) -> bool:
     if name in layer.lora_A:
         parts = [layer.lora_A[name], layer.lora_B[name]]
-        halves = [getattr(part, "weight", part) for part in parts]  # AdaLoRA keeps parameters, no layers
+        halves = [getattr(part, "weight", part) for part in parts]  # AdaLoRA's are parameters
     elif name in getattr(layer, "lora_embedding_A", {}):
         halves = [layer.lora_embedding_A[name], layer.lora_embedding_B[name]]
     else:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from fastdss.chat.formats import read_record
+from fastdss.chat.nulls import as_meant
 from tests.journeys.data import LEAK, SAFE, turn
 
 OSLO, ROME = (f'{{"name": "weather", "arguments": {{"city": "{city}"}}}}' for city in ("Oslo", "Rome"))
@@ -241,9 +242,19 @@ def test_a_definition_of_a_tool_is_the_same_in_every_form_and_place(tools, place
 
 def test_a_null_is_an_argument_where_arrow_did_not_put_it():
     call = {"function": {"name": "weather", "arguments": {"city": "Oslo", "unit": None}}}
-    record = {"messages": [turn("user", "x"), turn("assistant", None, tool_calls=[call])]}
-    answers = [read_record(record, from_arrow=given).conversation.turns[1].answer.text for given in (False, True)]
-    assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}', OSLO]
+    by_hand = {"messages": [turn("user", "x"), turn("assistant", None, tool_calls=[call])]}
+    of_arrow = {"messages": [turn("user", "x", tool_calls=None), turn("assistant", None, tool_calls=[call])]}
+    alike = {"messages": [turn("user", "x", tool_calls=[]), turn("assistant", None, tool_calls=[call])]}
+    unlike = {"messages": [turn("user", "x"), turn("assistant", None, name=None, tool_calls=[call])]}
+    records = (by_hand, alike, unlike, of_arrow)
+    answers = [read_record(as_meant(record)).conversation.turns[1].answer.text for record in records]
+    assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}'] * 3 + [OSLO]
+
+
+def test_messages_may_be_json_texts_in_a_list():
+    chat = [turn("user", "x"), turn("assistant", "{y}")]
+    reading = read_record({"messages": [json.dumps(message) for message in chat]})
+    assert said(reading.conversation) == ["user: x", "assistant!: {y}"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from fastdss.chat.conversation import Call, Conversation, Turn
 from fastdss.chat.formats import read_record
 from fastdss.chat.policy import PolicyChat
+from fastdss.errors import UserError
 from tests.support.policies import TEMPLATES, make_policy_tokenizer
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -178,6 +179,55 @@ def test_what_closes_a_call_is_written_where_nothing_ends_the_turn():
     call = 'Let me look.<tool_call>weather {"city": "Oslo"}</tool_call>'
     assert found == [f"{call}<|head|>", "It is 12 degrees.<|head|>", call]
     assert [w.ended for w in rendered.written.values()] == [True, True, False]
+
+
+# As DeepSeek V3's: it joins the arguments to its own text, so they have to be text.
+JOINED = (
+    "{% for m in messages %}<|head|>{{ m.role }}<|/head|>{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "{{ '<tool_call>' + call['function']['name'] + ' ' + call['function']['arguments'] + '</tool_call>' }}{% endfor %}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|head|>assistant<|/head|>{% endif %}"
+)
+
+
+def test_arguments_are_text_for_a_template_that_needs_text():
+    """The text by hand is Python's own concatenation; the pieces are the judged text."""
+    tokenizer = copy.deepcopy(make_policy_tokenizer("tagged"))
+    tokenizer.chat_template = JOINED
+    conversation = read_record(CALLS).conversation
+    rendered = PolicyChat(tokenizer).render(conversation, [1, 3])
+    written, ids = rendered.written[1], rendered.encoding.ids
+    call = "<tool_call>" + "weather" + " " + CALL["function"]["arguments"] + "</tool_call>"
+    assert tokenizer.decode(ids[written.first : written.last + 1]) == f"Let me look.{call}<|eot_id|>"
+    judged = conversation.turns[1].answer.text
+    shown = [rendered.encoding.text[piece.begin : piece.end] for piece in written.pieces]
+    assert shown == ["Let me look.", "weather", '{"city": "Oslo"}']
+    assert shown == [judged[piece.at : piece.at + piece.end - piece.begin] for piece in written.pieces]
+
+
+@pytest.mark.parametrize(
+    ("expression", "error"),
+    [("m.content + 1", "TypeError"), ("m.thing.other", "UndefinedError"), ("m.content.no()", "UndefinedError"),
+     ("{}['secret'].x", "UndefinedError"), ("m.content.split('')", "ValueError"), ("1 // 0", "ZeroDivisionError"),
+     ("m.content.index('~')", "ValueError"), ("'%(a)s' % {'b': m.content}", "KeyError"),
+     ("'%d' % m.content", "TypeError")],
+)  # fmt: skip
+def test_whatever_a_template_raises_is_said_without_the_text(expression, error):
+    """A TypeError of Jinja's reached the user, and ended runs in which one row had such a call."""
+    tokenizer = make_policy_tokenizer("chatml")
+    template = tokenizer.chat_template + "{% for m in messages %}{{ " + expression + " }}{% endfor %}"
+    conversation = read_record({"prompt": "Hi", "response": "secret"}).conversation
+    policy = PolicyChat(tokenizer, template=template)
+    with pytest.raises(UserError, match="the chat template refuses the conversation") as refused:
+        policy.render(conversation, [1])
+    assert f": {error}; leave it out, or give a template" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_an_error_that_is_no_templates_keeps_its_own_words(monkeypatch):
+    policy = PolicyChat(make_policy_tokenizer("chatml"))
+    monkeypatch.setattr(policy.encoder.tokenizer, "apply_chat_template", lambda *args, **how: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy.encoder.render([[{"role": "user", "content": "x"}]], generation_prompt=False)
 
 
 def test_a_template_that_refuses_think_tags_still_renders_turns_without_them():

@@ -149,6 +149,7 @@ def check_kill_points(tmp_path, undisturbed, judge, moments):
         assert content_of(out) == content_of(undisturbed), moment
 
 
+@pytest.mark.long
 def test_killed_and_resumed_is_the_same_bytes(tmp_path, undisturbed, judge):
     """While the sample's shard is written, between sample and probe, and among the shards."""
     check_kill_points(tmp_path, undisturbed, judge, [4, 8, 21])

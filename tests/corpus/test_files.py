@@ -8,7 +8,11 @@ import pytest
 
 from fastdss.corpus.csv_files import encoding_of
 from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
+from fastdss.corpus.run import score_dataset
 from fastdss.corpus.splits import split_of
+from fastdss.corpus.store import joined
+from fastdss.errors import UserError
+from tests.corpus.fakes import FakeScorer
 from tests.journeys.data import OASST, RECORDS, SAFE, write
 
 pa = pytest.importorskip("pyarrow", reason="needs the [score] extra")
@@ -314,6 +318,32 @@ def test_what_was_deleted_from_a_tree_is_not_trained(tmp_path):
     (gone,) = [row for row in rows if isinstance(row, FailedRow)]
     assert gone.left_out
     assert gone.reason == "line 1: every answer of the assistant is marked as not to be trained, or empty"
+
+
+def test_a_part_that_is_asked_of_what_has_no_parts_is_refused(tmp_path):
+    """Such a name was ignored, and everything was read as if it were that part."""
+    path = write(tmp_path / "chats.jsonl", ROWS)
+    for source in (path, ROWS, tmp_path):
+        with pytest.raises(UserError, match="config: only a data set of the Hub has configurations, got 'en'"):
+            list(read_rows([source], DataOptions(config="en")))
+    with pytest.raises(UserError, match="split: data in memory holds no splits, got 'test': leave it out"):
+        list(read_rows([ROWS], DataOptions(split="test")))
+    held_out = datasets.Dataset.from_list(ROWS, split=datasets.Split.TEST)
+    held_out.save_to_disk(tmp_path / "chats")
+    for source in (held_out, tmp_path / "chats"):
+        assert len(list(read_rows([source], DataOptions(split="test")))) == 3
+        with pytest.raises(UserError, match=r"split: .*got 'validation': leave it out"):
+            list(read_rows([source], DataOptions(split="validation")))
+
+
+def test_what_was_scored_of_a_part_is_read_again_by_that_part(tmp_path):
+    """The parts of a saved DatasetDict lie in folders of their names; in memory a part is what it is."""
+    parts = datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS) for name in ("train_sft", "test_sft")})
+    parts.save_to_disk(tmp_path / "parts")
+    scores = tmp_path / "scores"
+    score_dataset(tmp_path / "parts", scores, FakeScorer(), data=DataOptions(split="train_sft"))
+    assert len(list(joined(scores))) == 3
+    assert len(list(joined(scores, [parts["train_sft"]]))) == 3
 
 
 @pytest.mark.parametrize("name", ["chats.jsonl", "chats.json", "chats.csv", "chats.parquet", "one.json"])

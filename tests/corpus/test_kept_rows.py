@@ -12,8 +12,10 @@ from fastdss.corpus.plan import make_plan, missing_shards
 from fastdss.corpus.rows import FailedRow, read_rows
 from fastdss.corpus.run import score_dataset
 from fastdss.corpus.sample import Sample
+from fastdss.corpus.tables import read_memory, records_of
 from fastdss.errors import UserError
 from fastdss.star.promise import Promise
+from fastdss.star.scoring import read_batch
 
 from .fakes import FakeScorer, conversations, write_jsonl
 
@@ -77,6 +79,8 @@ CALLS = [
 ]
 TABLE = pa.Table.from_pylist(CALLS)
 READERS = {
+    "batch of a data set": lambda: datasets.Dataset(TABLE)[:],
+    "rows of a data set": lambda: list(datasets.Dataset(TABLE)),
     "frame of a table": lambda: TABLE.to_pandas(),
     "frame of Arrow's types": lambda: TABLE.to_pandas(types_mapper=pd.ArrowDtype),
     "frame of lists": lambda: pd.DataFrame(CALLS),
@@ -87,17 +91,86 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_field_that_only_another_row_has_is_no_argument(name):
-    rows = [row.conversation for row in read_rows([READERS[name]()])]
+    given = READERS[name]()
+    rows = [row.conversation for row in read_rows([records_of(given) if isinstance(given, dict) else given])]
     assert [chat.turns[1].calls[0].arguments for chat in rows] == [{"city": "Oslo"}, {"place": "Rome"}]
     assert [list(chat.tools) for chat in rows] == [row["tools"] for row in CALLS]
 
 
-def test_a_null_that_python_wrote_is_kept_in_frames_and_on_the_way_to_other_processes():
-    record = json.loads(json.dumps(CALLS[0]).replace('"Oslo"', "null"))
-    (row,) = read_rows([pd.DataFrame([record])])
-    assert row.conversation.turns[1].calls[0].arguments == {"city": None}
+def test_a_null_that_python_wrote_is_kept_everywhere_and_on_the_way_to_other_processes():
+    call = {"function": {"name": "weather", "arguments": {"city": None}}}
+    record = {**CALLS[0], "messages": [CALLS[0]["messages"][0], {"role": "assistant", "tool_calls": [call]}]}
+    batch = {name: [value] for name, value in record.items()}
+    for given in (pd.DataFrame([record]), [record], records_of(batch)):
+        (row,) = read_rows([given])
+        assert row.conversation.turns[1].calls[0].arguments == {"city": None}
+    (judged,) = read_batch(batch, "last")
+    assert judged.conversation == row.conversation
     (packed,) = Shard.unpack(Shard("x", [row]).pack()).rows
     assert (list(packed.conversation.tools), packed.conversation.digest) == (record["tools"], row.content_hash)
+
+
+# Arguments that are not alike: datasets keeps them in Arrow as JSON, where a null is a value,
+# beside fields that it fills.
+MIXED = [
+    {
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", **more}}],
+    }
+    for arguments, more in (({"n": 3, "unit": None}, {}), ({"n": "x"}, {"parameters": {"properties": {"n": [{}, 1]}}}))
+]
+
+
+def mixed():
+    return datasets.Dataset.from_list(MIXED, on_mixed_types="use_json")
+
+
+MIXED_READERS = {
+    "data set": mixed,
+    "stream": lambda: mixed().to_iterable_dataset(),
+    "table": lambda: mixed().with_format("arrow")[:],
+    "batch": lambda: mixed()[:],
+    "rows": lambda: list(mixed()),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_READERS)
+def test_values_that_are_json_in_arrow_are_read(name):
+    given = MIXED_READERS[name]()
+    rows = [row.conversation for row in read_rows([records_of(given) if isinstance(given, dict) else given])]
+    assert [chat.turns[1].calls[0].arguments for chat in rows] == [{"n": 3, "unit": None}, {"n": "x"}]
+    assert [list(chat.tools) for chat in rows] == [row["tools"] for row in MIXED]
+
+
+def test_the_batches_of_a_map_hold_what_its_data_set_holds():
+    for make, calls in ((lambda: datasets.Dataset(TABLE), CALLS), (mixed, MIXED)):
+        seen = []
+        make().map(lambda batch, seen=seen: seen.extend(records_of(batch)), batched=True)
+        answers = [row.conversation.turns[1].calls[0].arguments for row in read_rows([seen])]
+        assert answers == [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in calls]
+    seen = []
+    xlam = [{"query": "Q", "answers": [{"name": "f", "arguments": {name: 1}}]} for name in "ab"]
+    datasets.Dataset.from_list(xlam).map(lambda batch: seen.extend(records_of(batch)), batched=True)
+    assert seen == xlam
+
+
+def test_what_arrow_filled_beside_its_json_is_nothing():
+    function = pa.struct({"name": pa.string(), "description": pa.string(), "parameters": pa.json_(pa.string())})
+    tools = [{"name": "f", "description": None, "parameters": '{"default": null}'}]
+    table = pa.table({"prompt": ["Q"], "response": ["A"], "tools": pa.array([tools], pa.list_(function))})
+    (found,) = read_memory(table)
+    assert found.record["tools"] == [{"name": "f", "parameters": {"default": None}}]
+
+
+def test_damaged_json_in_arrow_fails_its_row():
+    kind = pa.json_()
+    texts = [json.dumps([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]), '[{"role"']
+    good, bad = read_rows([pa.table({"messages": pa.ExtensionArray.from_storage(kind, pa.array(texts))})])
+    assert [turn.content for turn in good.conversation.turns] == ["Q", "A"]
+    assert bad.reason.startswith("row 1: JSON in it is damaged: ")
 
 
 def message(name, parent, **more):

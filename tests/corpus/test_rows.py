@@ -139,6 +139,7 @@ def test_a_header_of_csv_that_is_none_is_an_error_of_the_file(tmp_path):
         list(read_rows([tmp_path / "rows.csv"]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 def test_memory_does_not_grow_with_the_rows(tmp_path, suffix):
     peaks = []

@@ -7,6 +7,8 @@ import pytest
 
 from .blocks import ROOT
 
+pytestmark = pytest.mark.long
+
 PATH = ROOT / "examples" / "quickstart.ipynb"
 
 

@@ -14,6 +14,8 @@ from .blocks import ROOT
 pytest.importorskip("mkdocs", reason="needs the group docs")
 pytest.importorskip("mkdocstrings", reason="needs the group docs")
 
+pytestmark = pytest.mark.long
+
 
 class Page(HTMLParser):
     """What a page refers to, and the places in it that others may."""

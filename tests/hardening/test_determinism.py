@@ -168,6 +168,7 @@ print(sum(map(len, scores)), hashlib.sha256(b"".join(s.numpy().tobytes() for s i
 """
 
 
+@pytest.mark.long
 def test_processes_give_the_same_bytes_whatever_runs_beside_them() -> None:
     """What multiplies is chosen by the kind of processor: a stopwatch would choose otherwise on a busy machine."""
     found = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def outcomes(*sources: Any) -> list[str]:
     [
         (b"Hi,Hello, you\n", "3 fields under a header of 2"),  # a comma without quotes: the text went on
         (b"Hi\n", "1 fields under a header of 2"),
-        (b'Hi,"Hello"you\n', "not a record of CSV: ',' expected after '\"'"),
+        (b'Hi,"5" screen"\n', "not a record of CSV: ',' expected after '\"'"),
         (b'Hi,"Hello\n', "not a record of CSV: unexpected end of data"),  # the file was cut: the text may go on
     ],
 )
@@ -38,10 +39,46 @@ def test_a_record_of_csv_that_does_not_fit_fails_alone(tmp_path: Path, record: b
 
 def test_bad_records_of_csv_have_hashes_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_bytes(HEADER + b"a,b,c\na,b,d\n" + b'"a\nb"c\n' + b'"a\xff"c\n')
+    path.write_bytes(HEADER + b"a,b,c\na,b,d\n" + b'"a"b",c\n' + b'"a\xff"c\n')
     found = list(read_rows([path]))
     assert all(isinstance(row, FailedRow) for row in found)
     assert len({row.content_hash for row in found}) == 4
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'Hi,"Hello\n',  # never closed: all that follows would be one answer
+        b'Hi,"Hello\n"Who?","Me"\n',  # closed by the quote that begins another record
+        b'Hi,"Hello"you\n',  # the text may go on
+        b'Hi,"5" screen\nand more, of it"\n',  # it does: its second line would be a record
+        b'"Hi" he said,Hello\nand "more, of it",so\n',
+    ],
+)
+@pytest.mark.parametrize("mark", [b",", b";", b"\t"])
+def test_a_broken_quote_after_which_nothing_is_certain_is_said_with_its_line(
+    tmp_path: Path, record: bytes, mark: bytes
+) -> None:
+    """As pandas and the csv module in its strict mode do; what follows was swallowed, or read as rows of its own."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes((HEADER + GOOD + record + GOOD + GOOD).replace(b",", mark))
+    with pytest.raises(ValueError, match=r"rows\.csv: line 3: a quote is not closed, or not doubled within its field"):
+        list(read_rows([path]))
+
+
+def test_a_record_that_swallowed_others_says_how_many_lines_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + b'Hi,"Hello\nWho?,Me",x\n' + GOOD)
+    assert outcomes(path) == ["3 fields under a header of 2, on 2 lines: is a quote not closed?", "Hello"]
+
+
+def test_a_line_of_quotes_takes_no_time_to_speak_of(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + b'"a"b' + b',"x' * 200_000 + b"\n" + GOOD)
+    began = time.process_time()
+    with pytest.raises(ValueError, match="line 2: a quote is not closed"):
+        list(read_rows([path]))
+    assert time.process_time() - began < 5  # quadratic, it would take minutes
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +87,9 @@ def test_a_quote_that_is_never_closed_does_not_fill_memory(tmp_path: Path, monke
     path.write_bytes(HEADER + GOOD * 500)
     assert len(list(read_rows([path]))) == 500  # the limit is a record's, not the file's
     path.write_bytes(HEADER + GOOD * 500 + b'Hi,"Hello\n' + GOOD * 500)
-    with pytest.raises(ValueError, match=r"rows\.csv: a record of 1000 characters or more; is a quote not closed"):
+    with pytest.raises(
+        ValueError, match=r"rows\.csv: line 502: a record of 1000 characters or more; is a quote not closed"
+    ):
         list(read_rows([path]))
     path.write_bytes(HEADER + GOOD * 500 + b"x" * 2000)  # nor does a line
     with pytest.raises(ValueError, match="a record of 1000 characters or more"):

@@ -47,6 +47,13 @@ class FakeShard(torch.nn.Parameter):
 
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    # Liger's order
+    (
+        ce,
+        {"hidden": W, "lm_head": H},
+        ValueError,
+        r"\[9\], got \[11, 6\]; it comes before lm_head",
+    ),
     (ce, {"labels": at(Y, 3, 11)}, ValueError, r"labels\[3\]: expected a label in \[0, 11\) or -100, got 11"),
     (ce, {"labels": at(Y, 4, -1)}, ValueError, r"labels\[4\]: expected .*got -1"),
     (ce, {"weights": at(S, 2, float("nan"))}, ValueError, r"weights\[2\]: expected a finite number >= 0, got nan"),
@@ -136,6 +143,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (dss, {"ref_hidden": H, "ref_lm_head": W}, ValueError, "either as ref_logprobs, or as ref_hidden"),
     (dss, {"ref_logprobs": None, "ref_hidden": H}, ValueError, "ref_hidden needs ref_lm_head"),
     (dss, {"ref_lm_head": W}, ValueError, "ref_lm_head is of no use without ref_hidden"),
+    (dss, {"ref_offset": R}, ValueError, "ref_offset is of no use without ref_slope"),
     (dss, {"kl": "reverse"}, ValueError, "kl='reverse' sums over the vocabulary"),
     (dss, {"ref_logprobs": R[1:]}, ValueError, r"ref_logprobs: expected the shape of labels, \[9\], got \[8\]"),
     (dss, {"ref_logprobs": R.int()}, TypeError, "ref_logprobs: expected a floating dtype, got torch.int32"),

@@ -33,6 +33,7 @@ def test_a_share(name, packed):
     assert words == dict.fromkeys([*CELLS, *images], "right") | {"packed": packed}
 
 
+@pytest.mark.long
 def test_a_share_on_two_ranks():
     pytest.importorskip("accelerate", reason="needs the [train] extra")
     assert verdicts() == dict.fromkeys(CLASSES, "right")

@@ -11,6 +11,7 @@ import torch
 
 import fastdss
 from fastdss import Guard, load_model
+from fastdss.corpus.guards import GuardSource
 from fastdss.guards.known import check_guard_source
 from fastdss.models import sources
 from fastdss.models.sources import SMOLLM2, SMOLLM2_TEMPLATE, check_source, find_packaged, find_source
@@ -105,6 +106,30 @@ def test_one_gguf_file_in_a_folder_or_by_name(tmp_path):
     assert by_folder.gguf == by_file.gguf == "one.gguf"
 
 
+def test_a_revision_is_of_an_id_of_the_hub_only(folder, tmp_path, no_network):
+    """Of anything else it was ignored: what was loaded was not what was asked for."""
+    (tmp_path / "one.gguf").write_bytes(b"")
+    for name in ("smollm2", str(folder), str(tmp_path / "one.gguf")):
+        with pytest.raises(fastdss.UserError, match=r"revision: only an id of the Hub has revisions, and .* is none"):
+            load_model(name, revision="v1")
+    for load in (Guard.from_pretrained, lambda name, revision: GuardSource(name, revision=revision).identity()):
+        for name in ("tiny", str(folder)):
+            with pytest.raises(fastdss.UserError, match="revision: only an id of the Hub has revisions"):
+                load(name, revision="v1")
+    assert no_network == []
+
+
+def test_an_adapter_whose_base_lies_here_needs_no_revision(folder, tmp_path):
+    """PEFT records the revision of an id; whoever writes a folder in its place leaves it in the file."""
+    peft = pytest.importorskip("peft", reason="needs the [train] extra")
+    base, tokenizer = load_model(str(folder))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], revision="v1")
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] == "v1"
+    assert load_model(str(tmp_path / "adapter"))[0].peft_config["default"].r == 2
+
+
 def test_a_misspelt_name_costs_no_request(no_network):
     with pytest.raises(fastdss.UserError, match="guard: there is no 'tinny'; did you mean 'tiny'"):
         check_guard_source("tinny")
@@ -119,7 +144,9 @@ def test_without_a_network_an_id_fails_at_once_and_by_its_name(no_network):
         Guard.from_pretrained("org/no-such-guard")
     with pytest.raises(fastdss.UserError, match=r"'meta-llama/Llama-Guard-3-8b' .* did you mean 'meta-llama/Llama-Gu"):
         check_guard_source("meta-llama/Llama-Guard-3-8b")
-    assert len(no_network) == 2
+    with pytest.raises(fastdss.UserError, match=r"'meta-llama/Llama-Guard-3-1B' .* \(\w+\): pass a folder"):
+        check_guard_source("meta-llama/Llama-Guard-3-1B")  # and not whether it is this name that was meant
+    assert len(no_network) == 3
     assert time.monotonic() - began < 5
 
 

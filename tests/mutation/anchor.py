@@ -51,15 +51,14 @@ def places(tree: ast.Module, within: str, code: str) -> list[Place]:
         return []
     wanted = parsed(code)
     many = wanted if isinstance(wanted, list) else [wanted]
-    looked_for, size = [_form(node) for node in many], len(many)
+    size = len(many)
     found = []
     for holder in ast.walk(top):
         for field, value in ast.iter_fields(holder):
             if isinstance(value, list):
-                forms = [_form(item) for item in value]
-                starts = [i for i in range(len(forms) - size + 1) if size and forms[i : i + size] == looked_for]
-                found += [Place(holder, field, slice(i, i + size)) for i in starts]
-            elif size == 1 and isinstance(value, ast.AST) and _form(value) == looked_for[0]:
+                parts = [slice(i, i + size) for i in range(len(value) - size + 1) if size]
+                found += [Place(holder, field, part) for part in parts if all(map(_says_same, value[part], many))]
+            elif size == 1 and not isinstance(holder, ast.Expr) and _says_same(value, many[0]):
                 found.append(Place(holder, field, None))
     return found
 
@@ -84,9 +83,15 @@ def replaced(source: str, within: str, old: str, new: str) -> str:
     return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
-def _form(node: Any) -> str:
-    """What a node says, without where it stands; a name that is read is one that is written to."""
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    bare = node.value if isinstance(node, ast.Expr) else node
-    return ast.dump(bare).replace("ctx=Store()", "ctx=Load()")
+def _says_same(node: Any, other: ast.AST) -> bool:
+    """Whether two nodes say the same, wherever they stand; a name that is read is one that is written to."""
+    node, other = _bare(node), _bare(other)
+    return type(node) is type(other) and _form(node) == _form(other)
+
+
+def _bare(node: Any) -> Any:
+    return node.value if isinstance(node, ast.Expr) else node
+
+
+def _form(node: ast.AST) -> str:
+    return ast.dump(node).replace("ctx=Store()", "ctx=Load()")

@@ -57,6 +57,9 @@ SPELLING = [
     Fault("spelling", TAGS, "result.strip()", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
+REPEATED = "tests/corpus/test_check.py -k repeats"
+QUOTES = "tests/hardening/test_readers.py -k quote"
+
 KINDS_OF_FILES = [
     Fault("kinds of files", FILES, "self.begun and (not self.frame.eof)", "False", FILES_PROVED, within="_Zstandard"),
     Fault("kinds of files", JSON, "any(map(_spreads, given))", "False", FILES_PROVED, within="_layout"),
@@ -64,6 +67,12 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
     Fault("kinds of files", CSV, "len(_SIGN_IN_WORD.findall(sample))", "0", FILES_PROVED, within="_is_western"),
     Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
+    Fault("kinds of files", "fastdss/corpus/check.py", "row.content_hash in self.known_chats", "False", REPEATED),
+    Fault("kinds of files", "fastdss/corpus/check.py", "row.id in self.known_ids", "False", REPEATED),
+    Fault("kinds of files", CSV, "len(lines.record) > 1 or _goes_on(lines.record[0], delimiter, skip_blanks)", "False",
+          QUOTES, within="_records"),
+    Fault("kinds of files", CSV, "broken != lines.began", "False", QUOTES, within="_records"),
+    Fault("kinds of files", CSV, "ended is None", "False", QUOTES, within="_goes_on"),
 ]  # fmt: skip
 
 POLICY = [
@@ -73,17 +82,31 @@ POLICY = [
           "tests/chat/test_policy.py -k own_end", within="PolicyChat._through_eos"),
     Fault("policy", "fastdss/chat/policy.py", "_first_from(encoding.offsets, len(encoding.text.rstrip())) - 1", "last",
           "tests/chat/test_policy.py -k closes_a_call", within="PolicyChat._tokens"),
+    Fault("policy", "fastdss/chat/policy.py", "call.arguments_text", "str(call.arguments)",
+          "tests/chat/test_policy.py -k needs_text", within="PolicyChat._message"),
+    Fault("policy", "fastdss/chat/encoder.py", "not _raised_by_template(error)", "True",
+          "tests/chat/test_policy.py -k whatever_a_template", within="ChatEncoder.render"),
+    Fault("policy", "fastdss/chat/encoder.py", "not _raised_by_template(error)", "False",
+          "tests/chat/test_policy.py -k no_templates", within="ChatEncoder.render"),
 ]  # fmt: skip
 
 KEPT, VALUES = "tests/corpus/test_kept_rows.py", "tests/corpus/test_json_values.py"
-TREES, PLAN = "fastdss/chat/oasst.py", "fastdss/corpus/plan.py"
+TREES, NULLS, PLAN = "fastdss/chat/oasst.py", "fastdss/chat/nulls.py", "fastdss/corpus/plan.py"
 COLUMNS, TABLES, SOURCES, ROWS = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources", "rows"))
+
+NULLS_PROVED = "tests/chat/test_kinds.py -k a_null"
 
 KEPT_ROWS = [
     Fault("kept rows", TREES, "reversed(list(enumerate(rows)))", "enumerate(rows)", KEPT, within="strays"),
     Fault("kept rows", TREES, "row['message_id'] in reached", "True", KEPT, within="strays"),
-    Fault("kept rows", ROWS, "read_record(given, from_arrow=False)", "read_record(given)", KEPT, within="Row.unpacked"),
+    Fault("kept rows", NULLS, "alike and filled", "False", NULLS_PROVED, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "alike", NULLS_PROVED, within="as_meant"),
+    Fault("kept rows", NULLS, "alike and filled", "filled", NULLS_PROVED, within="as_meant"),
     Fault("kept rows", TABLES, "hasattr(value, 'tolist')", "False", KEPT, within="_frame"),
+    Fault("kept rows", TABLES, "type(batch) is dict", "False", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "type(batch) is dict", "True", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "_kinds_with_json(table.schema)", "{}", KEPT, within="records_of"),
+    Fault("kept rows", TABLES, "inner is not None or keeps(value, name)", "True", KEPT, within="_decoded"),
     Fault("kept rows", TABLES, "n in from_arrow", "True", KEPT, within="_frame"),
     Fault("kept rows", PLAN, "isinstance(row, Row)", "True", KEPT, within="_once"),
     Fault("kept rows", PLAN, "next(parts, [])", "next(parts)", KEPT, within="missing_shards"),

@@ -33,14 +33,15 @@ MANY_STREAMS = [
 ]  # fmt: skip
 
 MODELS_IN_USE = [
-    Fault("in use", IN_USE, "_locks.setdefault(body, (RLock(), os.getpid()))", "(RLock(), os.getpid())", f"{USED} -k another_thread"),
+    Fault("in use", IN_USE, "_locks.setdefault(body, (RLock(), os.getpid()))", "(RLock(), os.getpid())",
+          f"{USED} -k another_thread"),
     Fault("in use", IN_USE, "module.training = True", "module.training = model.training", f"{USED} -k its_mode"),
     Fault("in use", "fastdss/prefix/attention.py", "attentions_of(model.config)", "NAME", f"{USED} -k as_it_was"),
     Fault("in use", ENGINE, "in_use(model)", "torch.inference_mode()", f"{USED} -k another_thread",
           within="reference_logits"),
     Fault("in use", ENGINE, "(id(p), version(p), p.dtype, p.device)", "(id(p), version(p))", f"{USED} -k changes",
           within="fingerprint"),
-    Fault("in use", ENGINE, "torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None", "None",
+    Fault("in use", ENGINE, "autocast_dtype(next(body.parameters()).device)", "None",
           f"{USED} -k autocast", within="fingerprint"),
     Fault("in use", ENGINE, "adapters_in_use(body)", "None", f"{USED} -k switched_off", within="fingerprint"),
     Fault("in use", ENGINE, "in_use(model)", "torch.inference_mode()", f"{USED} -k switched_off",

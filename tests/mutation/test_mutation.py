@@ -14,7 +14,6 @@ from .plant import FAULTS, ROOT, copy_tree, fresh, outcome, stale
 
 def test_every_fault_still_has_its_place() -> None:
     assert stale(FAULTS) == [], "the code moved on: mend the fault, or delete it where its mistake cannot be made now"
-    assert fresh(FAULTS) == FAULTS
     assert len(FAULTS) >= 233
     assert all(fault.old != fault.new for fault in FAULTS)
     missing = [t for fault in FAULTS for t in fault.tests.split()[:1] if not (ROOT / t).is_file()]
@@ -92,6 +91,7 @@ BOUNDARIES, FORMULA, HARMLESS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fault", "caught"), [(BOUNDARIES, True), (FORMULA, True), (HARMLESS, False)])
 def test_planting(copy: Path, fault: Fault, caught: bool) -> None:
     """Two faults that tests catch, one change that none can; the copy is whole again afterwards."""

@@ -74,6 +74,7 @@ def test_the_promise_holds_in_its_share_of_the_repetitions(noise: float, repetit
     assert certified >= useful
 
 
+@pytest.mark.long
 def test_drift_is_found_by_the_audit_and_steady_rows_are_not_accused() -> None:
     """Rows come after the fit, all of them audited as a share of very many would be."""
     generator = torch.Generator().manual_seed(1)

@@ -91,6 +91,7 @@ def test_a_conversation_cut_or_lengthened_keeps_its_first_disclosure_whole(words
             assert other.response[low:high] == item.response[start:stop]
 
 
+@pytest.mark.long
 def test_a_few_verdicts_can_be_learnt_by_heart(monkeypatch) -> None:
     """Nothing is wrong with labels, places, masks and gradients where a small random model learns them in no time."""
     monkeypatch.setattr(smollm2_guard, "COMPLETE", -1)

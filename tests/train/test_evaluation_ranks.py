@@ -12,6 +12,8 @@ from fastdss import DSSCollator
 from fastdss.train.trainer import DSSTrainer
 from tests.support.trainers import arguments, rows
 
+pytestmark = pytest.mark.long
+
 SIZES = (5, 6, 7, 8)  # in batches of two on two ranks: the last ones hold three, two, one and no row again
 
 

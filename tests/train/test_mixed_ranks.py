@@ -15,6 +15,8 @@ from tests.train.test_distributed import weighted_rows
 
 pytest.importorskip("trl", reason="needs the [train] extra")
 
+pytestmark = pytest.mark.long
+
 OPTIONS = {
     "use_cpu": True,
     "report_to": "none",

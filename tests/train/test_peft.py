@@ -45,22 +45,6 @@ def test_adapters(name, when):
     assert any("lm_head" in name for name in truth) == head_trains(bare_model(model)) == ("head" in name)
 
 
-@pytest.mark.parametrize("order", [["plain", "dora"], ["dora", "plain"]], ids=str)
-def test_dora_on_the_head_beside_another_adapter(order):
-    """PEFT lets it scale what the adapters before it made, too."""
-    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["lm_head"], r=4), adapter_name="plain")
-    model.add_adapter("dora", peft.LoraConfig(target_modules=["lm_head"], r=4, use_dora=True))
-    model.base_model.set_adapter(order)
-    for name, parameter in model.double().named_parameters():
-        if "lora_" in name:
-            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
-    expected = plain_loss(own_logits(model, tiny_batch()), tiny_batch())
-    truth = gradients(model, expected)
-    output = enable_dss(model)(**tiny_batch())
-    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
-    assert_same(gradients(model, output.loss), truth)
-
-
 def test_tied_head_with_lora_on_a_tied_model():
     model, batch = adapted("Qwen3", target_modules=["q_proj", "gate_proj"]), tiny_batch()
     truth = gradients(model, plain_loss(own_logits(model, batch), batch))
@@ -187,6 +171,65 @@ def test_adapters_on_the_head_in_training_mode(name):
     assert_same(gradients(model, output.loss), truth)
     model.eval()
     assert model(**batch).loss.item() == pytest.approx(plain_loss(own_logits(model, batch), batch).item(), abs=1e-10)
+
+
+BESIDE = {"plain": {}, "dropout": {"lora_dropout": 0.3}, "rank-stabilised": {"use_rslora": True}} | {
+    name: options for name, options in HEADS.items() if name != "dropout"
+}
+
+
+def two_on_the_head(head, first, second):
+    """A model in training mode with two active adapters on its head, that have learnt something."""
+    model = with_scaled_head("bare") if head == "scaled" else tiny_model(head)
+    configs = [
+        peft.LoraConfig(target_modules=["lm_head"], r=4, lora_alpha=8, **BESIDE[kind]) for kind in (first, second)
+    ]
+    model = peft.get_peft_model(model, configs[0], "first")
+    model.add_adapter("second", configs[1])
+    model.base_model.set_adapter(["first", "second"])
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.double().train().named_parameters():
+        if "lora_" in name or name.endswith("base_layer.bias"):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.requires_grad_("lm_head" in name)
+    return model
+
+
+@pytest.mark.parametrize("second", BESIDE)
+@pytest.mark.parametrize("first", BESIDE)
+@pytest.mark.parametrize("head", ["Llama", "Phi", "scaled"])  # without a bias, with one, with a forward of its own
+def test_two_adapters_on_the_head(head, first, second):
+    """DoRA scales what the adapters before it made: their products and their biases, but not the base layer's bias."""
+    model, batch = two_on_the_head(head, first, second), tiny_batch()
+    torch.manual_seed(7)
+    expected = plain_loss(own_logits(model, batch), batch)
+    truth = gradients(model, expected)
+    enable_dss(model)
+    torch.manual_seed(7)
+    output = model(**batch)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-10)
+    assert_same(gradients(model, output.loss), truth, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LoHaConfig", {"rank_dropout": 0.3}),
+        ("LoKrConfig", {"module_dropout": 0.3}),
+        ("BOFTConfig", {"boft_block_size": 4, "boft_dropout": 0.3}),
+        ("OFTConfig", {"oft_block_size": 8, "module_dropout": 0.3}),
+        ("VeraConfig", {"vera_dropout": 0.3}),
+        ("AdaLoraConfig", {"init_r": 4, "total_step": 9, "tinit": 1, "tfinal": 1, "lora_dropout": 0.3}),
+    ],
+    ids=str,
+)
+def test_dropout_in_other_adapters_on_the_head_is_refused_by_name(kind, options):
+    model = peft.get_peft_model(
+        tiny_model(dtype=torch.float32), getattr(peft, kind)(target_modules=["lm_head"], **options)
+    )
+    enable_dss(model)
+    with pytest.raises(TypeError, match="on the output head has dropout: set it to 0"):
+        model.train()(**tiny_batch(dtype=torch.float32))
 
 
 @pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "OFTConfig"])

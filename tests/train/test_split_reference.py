@@ -21,6 +21,8 @@ from fastdss.train.trainer import DSSTrainer
 from tests.train.test_accelerate_fsdp2 import launched_environment
 from tests.train.test_mixed_ranks import without_weights
 
+pytestmark = pytest.mark.long
+
 ADAPTERS = {  # how the reference's head is found: the policy's own, a copy kept beside it, the layer below the adapter
     "frozen head": {"target_modules": ["q_proj"]},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},

@@ -10,8 +10,10 @@ from torch import nn
 
 from fastdss.upstream.accelerate import (
     cast_nothing,
+    flattens_weights,
     fsdp_plugin,
     is_dispatched,
+    loaded_weight,
     never_dispatch,
     real_forward,
     rebind_forward,
@@ -94,7 +96,7 @@ def test_the_plugin_of_fsdp_rounds_nothing(monkeypatch):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy="bf16")
     holder = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
     assert fsdp_plugin(holder) is plugin
-    assert splits_weights(holder) is True
+    assert (splits_weights(holder), flattens_weights(holder)) == (True, False)
     cast_nothing(holder)
     policy = plugin.mixed_precision_policy
     means = f"is torch's MixedPrecisionPolicy, got {policy}"
@@ -102,9 +104,23 @@ def test_the_plugin_of_fsdp_rounds_nothing(monkeypatch):
     assert policy.param_dtype is torch.bfloat16
 
 
+def test_the_plugin_of_fsdps_first_version_rounds_nothing(monkeypatch):
+    for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", "0"), ("FSDP_VERSION", "1")):
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1, mixed_precision_policy="bf16")
+    holder = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    assert flattens_weights(holder) is True, changed("fsdp_version", "is 1 for FullyShardedDataParallel")
+    cast_nothing(holder)
+    policy = plugin.mixed_precision_policy
+    means = f"is torch's MixedPrecision, got {policy}"
+    assert policy.cast_root_forward_inputs is False, changed("mixed_precision_policy", means)
+    assert policy.param_dtype is torch.bfloat16
+
+
 def test_nothing_is_split_without_a_plugin():
     accelerator = accelerate.Accelerator(cpu=True)
     assert fsdp_plugin(accelerator) is None
+    assert flattens_weights(accelerator) is False
     assert splits_weights(accelerator) is False
     assert splits_batches(accelerator) is False
     zero = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
@@ -122,3 +138,15 @@ def test_what_splits_a_row():
     assert "parallelism_config" in accelerate.Accelerator.__init__.__code__.co_varnames, changed(
         "Accelerator.parallelism_config", "says how models and batches are split"
     )
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_weight_that_was_put_elsewhere_is_read(tmp_path, where):
+    model = nn.Sequential(nn.Linear(3, 2))
+    weight = model[0].weight.detach().clone()
+    away = accelerate.disk_offload if where == "disk" else accelerate.cpu_offload
+    away(model, **({"offload_dir": str(tmp_path)} if where == "disk" else {}), execution_device=torch.device("cpu"))
+    assert model[0].weight.is_meta
+    found = loaded_weight(model, "0.weight")
+    assert torch.equal(found, weight), changed("align_module_device", "loads a module's weights")
+    assert model[0].weight.is_meta

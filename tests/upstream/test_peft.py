@@ -12,6 +12,7 @@ from fastdss.upstream.peft import (
     belongs_to_adapters,
     copies_of,
     copy_in_use,
+    drops,
     has_base,
     has_learnt,
     is_adapted,
@@ -70,6 +71,26 @@ def test_the_parts_of_a_layer_make_what_it_computes(options):
     bias = part.scaling * part.up.bias if part.has_bias else 0
     by_delta = base_of(layer)(ROWS) + ROWS @ part.delta().T + bias
     assert torch.allclose(layer(ROWS), by_delta), changed("get_delta_weight", "is scaling * B @ A")
+
+
+@pytest.mark.parametrize(
+    ("config", "attribute"),
+    [
+        (peft.LoraConfig(r=2, lora_dropout=0.5, target_modules=["lm_head"]), "torch.nn.Dropout"),
+        (peft.LoHaConfig(rank_dropout=0.5, target_modules=["lm_head"]), "rank_dropout"),
+        (peft.LoKrConfig(module_dropout=0.5, target_modules=["lm_head"]), "module_dropout"),
+        (
+            peft.BOFTConfig(boft_block_size=4, boft_dropout=0.5, target_modules=["lm_head"]),
+            "MultiplicativeDropoutLayer.p",
+        ),
+    ],
+    ids=["LoRA", "LoHa", "LoKr", "BOFT"],
+)
+def test_what_leaves_something_out_at_random(config, attribute):
+    layer = peft.get_peft_model(tiny_model(), config).get_base_model().get_output_embeddings()
+    assert any(map(drops, layer.train().modules())), changed(attribute, "says what share is left out")
+    assert not any(map(drops, layer.eval().modules()))
+    assert not any(map(drops, adapted()[1].train().modules()))
 
 
 def test_the_magnitude_of_dora():

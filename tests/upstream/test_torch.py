@@ -14,8 +14,11 @@ from fastdss.upstream.torch import (
     group_named,
     has_amx,
     has_forward_hooks,
+    has_fsdp1,
     is_compiled,
+    is_fsdp1,
     multiplies_bf16,
+    plain_parts,
     prepacked,
     prepacked_linear,
     transforms_active,
@@ -123,6 +126,19 @@ def test_a_group_is_found_by_its_name():
                 torch.distributed.destroy_process_group()
 
 
+def test_the_parts_of_a_wrapper_are_plain_tensors():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    one, other = torch.ones(2), torch.zeros(2)
+    assert plain_parts(one) == [one]
+    nested = TwoTensor(TwoTensor(one, other), TwoTensor(other, one))
+    parts = plain_parts(nested)
+    assert [part.tolist() for part in parts] == [[1, 1], [0, 0], [0, 0], [1, 1]], gone(
+        "torch", "__tensor_flatten__", "names the parts of a wrapper"
+    )
+    assert {type(part) for part in parts} == {torch.Tensor}
+
+
 def test_hooks_are_seen():
     layer = nn.Linear(2, 2)
     assert has_forward_hooks(layer) is False
@@ -130,6 +146,18 @@ def test_hooks_are_seen():
     assert has_forward_hooks(layer) is True, gone("torch", "Module._forward_hooks", "holds registered hooks")
     hook.remove()
     assert has_forward_hooks(layer) is False
+
+
+def test_the_first_version_of_fsdp_is_told_by_its_name():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # made whole, it would need a process group
+    nn.Module.__init__(wrapped)
+    around = nn.Sequential(nn.Linear(2, 2))
+    assert (is_fsdp1(around), has_fsdp1(around)) == (False, False)
+    around[0] = wrapped
+    assert is_fsdp1(wrapped), gone("torch", "FullyShardedDataParallel", "is the name of FSDP's first version")
+    assert has_fsdp1(around) is True
 
 
 def test_the_module_within_a_compiled_one():

@@ -18,6 +18,7 @@ from fastdss.corpus.rows import DataOptions
 from fastdss.errors import UserError
 from fastdss.loss.checks import BACKENDS
 from fastdss.loss.objective import KL
+from fastdss.models.sources import check_revision
 from fastdss.star.options import ScoringOptions
 
 from ..config import DSSConfig
@@ -117,6 +118,8 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"{name}: expected a number of at least {least}, got {value}")
+        check_revision("revision", self.model, self.revision)
+        check_revision("guard_revision", self.guard, self.guard_revision)
         _ = self.dss  # making a DSSConfig checks the loss's options
         if not self.epochs and self.max_steps == -1:
             raise UserError("epochs: 0 of them train nothing; expected more, or max_steps")

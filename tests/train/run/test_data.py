@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdss import Guard
 from fastdss.corpus.scorer import StarScorer
 from fastdss.guards.known import TINY_FOLDER
+from fastdss.models import sources
 from fastdss.star.scores import StarScores
 from fastdss.train.run import run as train_run
 from fastdss.train.run.data import RowCounts, score_rows, scored_here
@@ -81,25 +82,29 @@ def test_data_that_cannot_be_read(files, tmp_path, name, content, message):
 
 
 def test_revisions_are_pinned_and_recorded(files, tmp_path, monkeypatch):
-    """Of model and tokenizer; a guard that comes with fastdss or lies in a folder has none."""
+    """Of model, tokenizer and configuration; what comes with fastdss or lies in a folder has none."""
     asked = []
-    for loader in (AutoTokenizer, AutoModelForCausalLM):
+    for loader in (AutoTokenizer, AutoModelForCausalLM, AutoConfig):
         real = loader.from_pretrained
 
-        def load(*args, real=real, **options):
-            asked.append(options.get("revision"))
-            return real(*args, **options)
+        def load(name, *args, real=real, loader=loader, **options):
+            if name == "owner/policy":
+                name = files / "model"
+                asked.append((loader, options.get("revision")))
+            return real(name, *args, **options)
 
         monkeypatch.setattr(loader, "from_pretrained", load)
+    monkeypatch.setattr(sources, "_ask_hub", lambda *asked: None)
     monkeypatch.setattr(train_run, "commit_of", lambda model, revision: {"v1.2": "0123abc"}[revision])
-    found = run(settings(files, tmp_path, revision="v1.2", max_steps=1))
-    assert asked.count("v1.2") == 2
+    found = run(settings(files, tmp_path, model="owner/policy", revision="v1.2", max_steps=1))
+    assert set(asked) == {(loader, "v1.2") for loader in (AutoTokenizer, AutoModelForCausalLM, AutoConfig)}
     assert found["model_commit"] == "0123abc"
     assert found["settings"]["revision"] == "v1.2"
     saved = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
     assert saved["revision"] == "v1.2"  # the adapter is put on this commit again, and not on the latest
-    with pytest.raises(ValueError, match="revision: only for a guard that is loaded by id"):
-        score_rows(settings(files, tmp_path, guard_revision="v1"), tmp_path / "scores", "cpu")
+    for option in ("revision", "guard_revision"):
+        with pytest.raises(ValueError, match=f"^{option}: only an id of the Hub has revisions"):
+            settings(files, tmp_path, **{option: "v1"})
 
 
 def test_a_folder_that_is_not_there(files, tmp_path, monkeypatch):

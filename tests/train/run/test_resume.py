@@ -1,15 +1,17 @@
 """A run of `fastdss train` that was interrupted goes on where it was, and on the same rows."""
 
+import json
 import os
 import shutil
 import signal
+from itertools import product
 
 import pytest
 
 from fastdss.cli import main
 from fastdss.corpus.scorer import StarScorer
 from fastdss.train.run import run as train_run
-from fastdss.train.run.checkpoints import what_is_kept
+from fastdss.train.run.checkpoints import starting_point, what_is_kept
 from fastdss.train.run.run import run
 from tests.support.train_runs import report_of, settings
 
@@ -37,7 +39,7 @@ def test_steps_of_another_run_are_neither_resumed_nor_lost(files, tmp_path, monk
         run(settings(files, tmp_path, max_steps=1))
     with pytest.raises(ValueError, match=r"were made with learning_rate = 0\.0002, got 0\.1"):
         run(settings(files, tmp_path, max_steps=3, learning_rate=0.1, resume=True))
-    with pytest.raises(ValueError, match=r"has no finished checkpoint: leave out --resume, or check --out"):
+    with pytest.raises(ValueError, match=r"has no checkpoint: leave out --resume, or check --out"):
         run(settings(files, tmp_path / "elsewhere", resume=True))
 
 
@@ -48,11 +50,81 @@ def test_a_checkpoint_interrupted_while_it_was_written(files, tmp_path, caplog, 
     whole = tmp_path / "checkpoints" / "checkpoint-1"
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir()  # sorted by number: 10 comes after 1 and 2
     for name in written:
-        shutil.copy(whole / name, tmp_path / "checkpoints" / "checkpoint-10")
+        content = (whole / name).read_bytes()
+        (tmp_path / "checkpoints" / "checkpoint-10" / name).write_bytes(content[: len(content) // 2])
     second = run(settings(files, tmp_path, max_steps=2, resume=True))
-    assert "checkpoint-10 was interrupted while it was written: going on from checkpoint-1" in caplog.text
+    assert (
+        "checkpoint-10 was interrupted while it was written (it has no trainer_state.json): going on from"
+        in caplog.text
+    )
     assert [entry["step"] for entry in second["log"]] == [1, 2]
     assert second["log"][0]["loss"] == first["log"][0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def two_steps(files, tmp_path_factory):
+    """A run that kept each of its steps, and its log."""
+    folder = tmp_path_factory.mktemp("steps")
+    return folder, run(settings(files, folder, max_steps=3))["log"]
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "garbled": lambda content: content[: len(content) // 3] + b"\xff" * 99 + content[len(content) // 3 + 99 :],
+    "missing": None,
+}
+KEPT = ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
+
+
+def damage(path, how):
+    if DAMAGES[how] is None:
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+
+
+# Nobody can tell garbled tensors of safetensors, which has no checksum.
+@pytest.mark.parametrize(
+    ("name", "how"), [case for case in product(KEPT, DAMAGES) if case != ("adapter_model.safetensors", "garbled")]
+)
+def test_a_damaged_checkpoint_is_passed_over_by_name(files, tmp_path, two_steps, caplog, name, how):
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(two_steps[0] / "checkpoints", checkpoints)
+    damage(checkpoints / "checkpoint-3" / name, how)
+    resumed = settings(files, tmp_path, max_steps=3, resume=True)
+    assert starting_point(resumed, checkpoints) == str(checkpoints / "checkpoint-2")
+    assert "checkpoint-3" in caplog.text
+    assert name in caplog.text or how == "missing"
+    assert f"Step 2 is kept in {checkpoints}" in what_is_kept(tmp_path)
+    for step in (1, 2):
+        damage(checkpoints / f"checkpoint-{step}" / name, how)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: checkpoint-3 .*; checkpoint-1 .*: bring"):
+        starting_point(resumed, checkpoints)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(files, tmp_path, two_steps, caplog):
+    folder, log = two_steps
+    shutil.copytree(folder, tmp_path / "out")
+    damage(tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json", "cut")
+    resumed = run(settings(files, tmp_path / "out", max_steps=3, resume=True))
+    assert "has a damaged trainer_state.json" in caplog.text
+    assert [(entry["step"], entry["loss"]) for entry in resumed["log"]] == [(e["step"], e["loss"]) for e in log]
+    state = tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    assert json.loads(state.read_text())["global_step"] == 3
+
+
+def test_a_shard_that_is_away_is_noticed(files, tmp_path, two_steps):
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(two_steps[0] / "checkpoints", checkpoints)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    newest = checkpoints / "checkpoint-3"
+    (newest / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.move(newest / "adapter_model.safetensors", newest / "model-00001-of-00002.safetensors")
+    assert starting_point(settings(files, tmp_path, resume=True, max_steps=3), checkpoints).endswith("checkpoint-2")
+    shutil.copy(newest / "model-00001-of-00002.safetensors", newest / "model-00002-of-00002.safetensors")
+    assert starting_point(settings(files, tmp_path, resume=True, max_steps=3), checkpoints).endswith("checkpoint-3")
 
 
 @pytest.mark.parametrize("change", ["an answer", "the order"])
@@ -104,6 +176,8 @@ def test_ctrl_c_saves_the_step_that_runs_and_says_how_to_go_on(files, tmp_path, 
 def test_what_is_kept_before_the_first_step(tmp_path):
     assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
     (tmp_path / "scores").mkdir()
+    assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
+    (tmp_path / "scores" / "manifest.json").write_text("{}")
     assert f"No step is saved yet; scores in {tmp_path} are kept" in what_is_kept(tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)  # written by half
     assert "No step is saved yet" in what_is_kept(tmp_path)
