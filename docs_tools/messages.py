@@ -37,9 +37,17 @@ def messages() -> dict[str, list[str]]:
     for path in sorted((ROOT / "fastdss").rglob("*.py")):
         inside = path.relative_to(ROOT / "fastdss").parts
         area = _AREAS.get(inside[0], "Elsewhere")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _RAISED and node.args:
-                said = _text(node.args[-1])
+                said = _text(node.args[-1], named)
                 if len(said.replace(GAP, "")) > 12:
                     found.setdefault(area, set()).add(said)
     return {area: sorted(found[area]) for area in sorted(found)}
@@ -56,12 +64,16 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _text(node: ast.expr) -> str:
-    """The constant parts of a string expression, the others as gaps."""
+def _text(node: ast.expr, named: dict[str, ast.expr]) -> str:
+    """The constant parts of a string expression, the others as gaps. named: the module's constants."""
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, named)
+    if isinstance(node, ast.Name) and node.id in named:
+        return _text(named[node.id], {})
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) for part in node.values)
+        return "".join(_text(part, named) for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
+        return _text(node.left, named) + _text(node.right, named)
     return GAP

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from .console.completion import SHELLS, PrintCompletion
 from .console.help import shape
+from .console.interrupts import noticing_interrupts, stdout_is_lost
 from .console.output import add_output_options, silence_import_logs
 from .console.threads import wait_without_spinning
 from .errors import UserError
@@ -65,20 +67,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     wait_without_spinning()
     silence_import_logs()
-    args = parse(argv)
+    # Python's default for stderr: a path may hold characters that the terminal's encoding lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Python's default for stderr: a path may hold characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return int(args.run(args) or 0)
-    except (UserError, OSError) as error:  # the message of an OSError names the file and the reason
-        if args.traceback:
-            raise
-        print(f"fastdss {args.command}: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nfastdss {args.command}: interrupted", file=sys.stderr)
-        return 130
+    args = argparse.Namespace(command="", traceback=False)  # until it is known
+    with noticing_interrupts() as interrupts:
+        try:
+            args = parse(argv)
+            code = int(args.run(args) or 0)
+            sys.stdout.flush()  # here, where it can be told that it failed
+            return code
+        except KeyboardInterrupt:
+            return _interrupted(args)
+        except Exception as error:
+            if interrupts:
+                return _interrupted(args)
+            nameless = isinstance(error, OSError) and not error.filename
+            if nameless and stdout_is_lost() and isinstance(error, BrokenPipeError):
+                return 128 + signal.SIGPIPE  # as of `| head`, which has what it wanted
+            if args.traceback or not isinstance(error, UserError | OSError):
+                raise
+            # The message of an OSError names the file and the reason.
+            print(f"fastdss {args.command}: {_one_line(error)}", file=sys.stderr)
+            return 1
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    print(f"\n{f'fastdss {args.command}'.strip()}: interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def _one_line(error: Exception) -> str:

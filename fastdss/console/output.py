@@ -8,11 +8,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 _BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-_SECONDS_BETWEEN_LINES = 15.0  # where stderr is a file, in which every update of a bar is a line: a choice
+_LINE_FORMAT = _BAR_FORMAT.replace("|{bar}|", "")
+_SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, so that every state of a bar is a line: a choice
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -24,26 +25,50 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def silence_import_logs() -> None:
     """Silence what libraries log at import, such as torchao's list of kernels for other chips: nobody can act on it."""
-    for library in ("torchao", "torch.utils._pytree"):
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    # DeepSpeed sets its own level as it is imported, and then tells which device it found.
+    logging.getLogger("DeepSpeed").addFilter(_is_no_finding)
+
+
+def _is_no_finding(record: logging.LogRecord) -> bool:
+    return record.module != "real_accelerator" or record.levelno >= logging.ERROR
 
 
 def progress_bar(total: int, what: str, unit: str, *, done: int = 0, shown: bool = True) -> Any:
-    """A bar of tqdm with rate and time left, to be used as a context manager or closed by ``close()``."""
+    """A bar of tqdm with rate and time left, to be used as a context manager or closed by ``close()``.
+
+    Where stderr is no terminal there is no bar to redraw: its numbers are a line now and then.
+    """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
     return tqdm(
+        file=sys.stderr if terminal else _Lines(sys.stderr),
         total=total,
         initial=done,
         desc=what,
         unit=f" {unit}",
-        bar_format=_BAR_FORMAT,
+        bar_format=_BAR_FORMAT if terminal else _LINE_FORMAT,
         disable=not shown,
         smoothing=0.05,  # a choice below tqdm's 0.3: batches differ in length, and with 0.3 the rate jumps
         mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
         dynamic_ncols=terminal,
     )
+
+
+class _Lines:
+    """What tqdm writes to go back and draw over its last state, written as lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=self._stream)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def print_result(args: argparse.Namespace, as_json: Mapping[str, Any], table: Sequence[tuple[str, object]]) -> None:
@@ -65,6 +90,7 @@ def print_remark(args: argparse.Namespace, text: str) -> None:
 @contextmanager
 def quiet_libraries(*, quiet: bool = False) -> Iterator[None]:
     """Within the context other libraries log errors only and draw no bars, and fastdss's own log reaches stderr.
+    What they print goes there too, since stdout is the result's.
 
     quiet: of fastdss's own log, show warnings only.
     """
@@ -78,7 +104,7 @@ def quiet_libraries(*, quiet: bool = False) -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             for kind in (FutureWarning, DeprecationWarning, UserWarning):
                 warnings.filterwarnings("ignore", category=kind, module=r"(?!fastdss)")
             yield

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from fastdss.chat.conversation import Conversation
 
+from .plan import UNIQUE
 from .rows import DATA, NAMING, DataOptions, Row, read_rows
 from .sources import Source
 from .understood import Understood
@@ -43,21 +44,22 @@ def check(
     guard, model: names or folders. Of each only the configuration and the tokenizer are read, not the weights. The
     longest conversation is compared with its context, and the first is shown as it will see it.
     """
-    understood = Understood(whole=False)
+    understood, repeated = Understood(whole=False), _Repeated()
     first = longest = None
     end = time.monotonic() + SECONDS
     rows = read_rows(source, data)
     for row in islice(rows, limit):
         understood.add(row)
         if isinstance(row, Row):
+            repeated.add(row)
             first = first or row
             if longest is None or row.conversation.characters > longest.conversation.characters:
                 longest = row
         if time.monotonic() > end:
             break
     understood.whole = next(rows, None) is None
-    lines = understood.lines()
-    usable = understood.conversations > 0 and understood.main_reason is None
+    lines = [*understood.lines(), *repeated.lines()]
+    usable = understood.conversations > 0 and understood.main_reason is None and not repeated.ids
     if not understood.conversations:
         lines.append(f"nothing can be scored; {NAMING}" if understood.rows else "there are no rows in it")
     if first is not None and longest is not None:
@@ -68,6 +70,33 @@ def check(
             lines += ["", *view.report(first.conversation, first.judged, longest)]
             usable = usable and view.accepted
     return Checked(understood, lines, usable)
+
+
+class _Repeated:
+    """Rows that say again what another one says, and ids that name several rows, which ``score`` refuses."""
+
+    def __init__(self) -> None:
+        self.known_ids: set[str] = set()
+        self.known_chats: dict[str, str] = {}  # by hash, the id of the first
+        self.ids: list[str] = []
+        self.chats: list[tuple[str, str]] = []
+
+    def add(self, row: Row) -> None:
+        if not (row.reading and row.reading.scored):  # what is scored is asked for by its position
+            if row.id in self.known_ids:
+                self.ids.append(row.id)
+            self.known_ids.add(row.id)
+        if row.content_hash in self.known_chats:
+            self.chats.append((self.known_chats[row.content_hash], row.id))
+        self.known_chats.setdefault(row.content_hash, row.id)
+
+    def lines(self) -> Iterator[str]:
+        if self.ids:
+            yield f"rows whose id a row before has: {len(self.ids)}, the first {self.ids[0]!r}; {UNIQUE}"
+        if self.chats:
+            first, again = self.chats[0]
+            count = f"conversations that a row before has word for word: {len(self.chats)}"
+            yield f"{count}, the first {again!r} as {first!r}; each is scored and trained again"
 
 
 class _GuardView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import asdict, fields
 from typing import Any
@@ -222,7 +223,8 @@ def _score(args: argparse.Namespace) -> int:
     if mostly is not None:
         print(f"fastdss score: {mostly}", file=sys.stderr)
     lines: list[tuple[str, object]] = [("scored", summary(counts)), ("scores", args.out)]
-    lines += [("next", f"fastdss report {args.out}, fastdss merge {args.out} --out training.parquet")]
+    out = shlex.quote(args.out)
+    lines += [("next", f"fastdss report {out}, fastdss merge {out} --out training.parquet")]
     if "approx" in manifest:
         lines.append(("approximated", manifest["approx"]["words"]))
     print_result(args, {"folder": args.out, "counts": counts, "approx": manifest.get("approx")}, lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
             raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
         return [folder / split]
     if _holds_scores(folder):
+        named = shlex.quote(str(folder))
         raise UserError(
-            f"{folder} holds scores, not conversations: fastdss merge {folder} --out training.parquet joins both, and "
+            f"{folder} holds scores, not conversations: fastdss merge {named} --out training.parquet joins both, and "
             "that file can be trained on"
         )
     scores = [path.parent for path in folder.rglob("manifest.json") if _holds_scores(path.parent)]

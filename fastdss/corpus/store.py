@@ -135,6 +135,12 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         sources = [item["path"] for item in manifest["inputs"] if item["path"] is not None]
         if len(sources) < len(manifest["inputs"]):
             raise UserError(f"{folder}: its input was no file; pass it as sources")
+        for path in (Path(item["path"]) for item in manifest["inputs"]):
+            if path.is_absolute() and not path.exists():
+                raise UserError(
+                    f"{path}, which was scored, is not there; where it was moved, say where: --input of fastdss merge, "
+                    "behind DIR of fastdss report, sources= in Python"
+                )
     rows = read_rows(sources, data_options(manifest, sources))
     for score in read_scores(folder):
         row = next(rows, None)
@@ -197,8 +203,11 @@ class Shards:
 
         path = self.path(name)
         try:
-            with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-                table = file.read()
+            with (
+                path.open("rb") as source,
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file,
+            ):
+                table = file.read(use_threads=False)  # in this thread alone: read_parquet says why
             table.validate(full=True)
             rows = [ScoredRow.unpacked(record) for record in table.to_pylist()]
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:

@@ -16,14 +16,18 @@ from .files import ROWS_AT_ONCE, Found, Unreadable, without_text
 
 
 def read_parquet(path: str, file: Any) -> Iterator[Found]:
-    """Rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory."""
+    """Rows of a Parquet file, ``ROWS_AT_ONCE`` of them in memory.
+
+    In this thread alone: one of Arrow's that still frees what it read from a file of Python while Python ends, as after
+    an error, aborts the process.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, pre_buffer=False) as table:
             check_names(path, table.schema_arrow.names)
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
                 yield from _rows(batch)
     except (pa.ArrowException, UnicodeError) as error:  # not every ArrowException is a ValueError
         raise UserError(f"{path}: not to be read as Parquet: {without_text(error)}") from None
@@ -45,7 +49,7 @@ def read_arrow(path: str, file: Any) -> Iterator[Found]:
                 batches = iter(source)
             except pa.ArrowInvalid:
                 file.seek(0)
-                source = feather.read_table(file)  # version 1 of Feather is no Arrow file
+                source = feather.read_table(file, use_threads=False)  # version 1 of Feather is no Arrow file
                 batches = iter(source.to_batches())
         check_names(path, source.schema.names)
         for batch in batches:

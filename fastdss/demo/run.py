@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def run(settings: Settings, *, progress: bool = True) -> tuple[Demo, list[tuple[
             write_atomically(page_path, as_page(outcome).encode())
     model = settings.policy or SMOLLM2
     paths: list[tuple[str, object]] = [("page", page_path), ("numbers", json_path), ("rows", rows_path)]
-    return outcome, [*paths, ("next", f"fastdss train {rows_path} --model {model}")]
+    return outcome, [*paths, ("next", shlex.join(["fastdss", "train", str(rows_path), "--model", str(model)]))]
 
 
 def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:

@@ -18,6 +18,7 @@ from fastdss.models.classifier import is_bidirectional, separator, without_paddi
 from fastdss.models.sources import check_revision
 from fastdss.prefix.cpu_linear import PackedWeights
 from fastdss.prefix.engine import KeptHead, check_supported, reference_logits, tree_logits
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.tree import build_tree, shared_length
 
 from .answers import Answers, compile_answers
@@ -233,6 +234,7 @@ class GuardModel:
         patterns += [r"^[^\S\n]*" + _loose(label) for label in labels if re.search(r"[^\w\s]", label)]
         return re.compile("|".join(sorted(patterns)), re.IGNORECASE | re.MULTILINE) if patterns else None
 
+    @cpu_by_default()
     def check_tree(self) -> None:
         """Refuse a model whose verdict logits are not finite, or differ when computed through the prefix tree.
 

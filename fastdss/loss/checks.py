@@ -82,7 +82,10 @@ def check_gathered(**tensors: Tensor | None) -> None:
 
 def check_shapes(hidden: Tensor, lm_head: Tensor, labels: Tensor) -> None:
     if hidden.dim() < 1 or hidden.shape[:-1] != labels.shape:
-        raise UserError(f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}")
+        turned = "; it comes before lm_head" if lm_head.dim() and lm_head.shape[:-1] == labels.shape else ""
+        raise UserError(
+            f"hidden: expected [..., D] with the shape of labels, {sizes(labels)}, got {sizes(hidden)}{turned}"
+        )
     if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[-1]:
         raise UserError(f"lm_head: expected [V, {hidden.shape[-1]}], got {sizes(lm_head)}")
     if 0 in lm_head.shape:

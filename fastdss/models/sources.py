@@ -97,7 +97,7 @@ def check_source(what: str, name: str, *, revision: str | None = None, known: Se
         return
     if path.exists():
         raise UserError(f"{what}: expected a folder, a GGUF file or an id of the Hub, {name} is another file")
-    near = get_close_matches(name, known, 1, 0.7)
+    near = [] if name in known else get_close_matches(name, known, 1, 0.7)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
         raise FileNotFoundError(f"{what}: there is no folder {name}")
     if near and "/" not in name:

@@ -30,7 +30,7 @@ from .attention import (
     using_prefix_attention,
 )
 from .cpu_linear import PackedWeights, cpu_gemm
-from .in_use import in_use
+from .in_use import in_use, input_device
 from .memory import SMALLEST_BUDGET, halved
 from .packed_attention import to_device
 from .packing import (
@@ -324,7 +324,7 @@ def reference_logits(
 
     Columns are verdict tokens in the last token's logits, or classes of a model that classifies whole texts.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     rows = []
     # A long text leaves its "dynamic" rotary frequencies behind, also for the shorter ones after it, until a text

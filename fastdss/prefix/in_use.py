@@ -1,9 +1,10 @@
-"""A model while it is scored with: by one thread at a time, in evaluation mode, without gradients."""
+"""A model while it is scored with: by one thread at a time, in evaluation mode, without gradients; and where tensors
+lie then."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone
+from fastdss.upstream.accelerate import is_dispatched
 
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _making = Lock()
@@ -32,3 +35,26 @@ def in_use(model: Any) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Within the context, tensors that are made for no device are the CPU's, whatever ``torch.set_default_device``
+    says. It is entered only where that says something, since it makes every call of torch a little slower."""
+    try:
+        elsewhere = torch.get_default_device().type != "cpu"
+    except (AssertionError, RuntimeError):  # torch looks for the number of a device that this machine does not have
+        elsewhere = True
+    with torch.device("cpu") if elsewhere else nullcontext():
+        yield
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a forward's inputs go: to its embedding. Where that is offloaded, the CPU: accelerate moves them on."""
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        found: torch.device = embedding.weight.device
+        return found
+    if not is_dispatched(embedding):
+        raise UserError(f"{type(model).__name__}: its weights lie on the meta device, which has no memory: load them")
+    return torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdss.models.batching import length_batches, padded_rows
 from fastdss.models.classifier import token_types
 
-from .in_use import in_use
+from .in_use import in_use, input_device
 from .memory import halved
 
 
@@ -33,7 +33,7 @@ def batched_logits(
     included; the attention mask hides the padding. When memory runs out, batches are halved for the rest of the call.
     ``separator`` is the token between two texts, for models that give each of them a number (token types).
     """
-    budget = budget or (2048 if next(model.parameters()).device.type == "cpu" else 65536)
+    budget = budget or (2048 if input_device(model).type == "cpu" else 65536)
     rows = {ids: row for row, ids in enumerate(dict.fromkeys(map(tuple, renderings)))}
     unique = list(rows)
     found: dict[int, Tensor] = {}
@@ -63,7 +63,7 @@ def _batches(texts: Sequence[Sequence[int]], chosen: Sequence[int], budget: int)
 
 def _logits(model: Any, batch: Sequence[Sequence[int]], separator: int | None) -> Tensor:
     """``[B, classes]``, on the model's device."""
-    device, longest = next(model.parameters()).device, max(map(len, batch))
+    device, longest = input_device(model), max(map(len, batch))
     ids = torch.tensor(padded_rows(batch, model.config.pad_token_id or 0, longest))
     mask = torch.tensor(padded_rows([[1] * len(text) for text in batch], 0, longest))
     given = {"input_ids": ids, "attention_mask": mask, **token_types(ids, separator)}

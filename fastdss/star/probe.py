@@ -26,6 +26,7 @@ from fastdss.chat.conversation import Conversation
 from fastdss.errors import UserError, expect
 from fastdss.guards.guard import GuardModel
 from fastdss.guards.weights import weights_digest
+from fastdss.prefix.in_use import cpu_by_default
 
 from .course import Course, Persistence
 from .fitting import Rows, best_fit, by_row, exact_logits, table_of
@@ -147,6 +148,7 @@ class TrunkProbe:
         return cls.learn(reading, promise=promise, options=options, audit_share=audit_share, seed=seed), scored
 
     @classmethod
+    @cpu_by_default()
     def learn(
         cls,
         reading: Reading,

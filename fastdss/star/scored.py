@@ -66,7 +66,7 @@ class ScoredResponse:
         row: int = 0,
     ) -> ScoredResponse:
         """From plain numbers and names, such as a table holds."""
-        values = torch.tensor(list(scores), dtype=torch.float32)
+        values = torch.tensor(list(scores), dtype=torch.float32, device="cpu")
         return cls(history, response, values, list(ends), frozenset(map(Flag, flags)), row)
 
     @classmethod

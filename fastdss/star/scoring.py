@@ -24,6 +24,7 @@ from fastdss.prefix.attention import attend_in_order
 from fastdss.prefix.cpu_linear import preferred_gemm
 from fastdss.prefix.engine import Report, check_supported, reference_logits, tree_logits
 from fastdss.prefix.flash_attention import attend_by_flash
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.packed_attention import attend_by_kernel, attend_packed
 from fastdss.prefix.rounds import Gate
 from fastdss.prefix.tree import PrefixTree
@@ -147,6 +148,7 @@ class Approximation(Protocol):
         """The gate for a batch in which response i has ``kept[i]`` scores; None: all scores are computed."""
 
 
+@cpu_by_default()
 def score_turns(
     guards: Sequence[GuardModel],
     judged: Sequence[Judged],

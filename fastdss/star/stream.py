@@ -18,6 +18,7 @@ from fastdss.errors import UserError, UserTypeError, expect
 from fastdss.guards.guard import GuardModel, expect_tokenizer
 from fastdss.prefix.engine import check_supported
 from fastdss.prefix.growing import GrowingTexts
+from fastdss.prefix.in_use import cpu_by_default
 from fastdss.prefix.whole import batched_logits
 
 from .options import ScoringOptions
@@ -198,6 +199,7 @@ class StarStreams:
         """
         return StarStream(self.guard, prompt, every=every, unit=unit, unit_tokenizer=unit_tokenizer, company=self)
 
+    @cpu_by_default()
     def append(self, pieces: Mapping[StarStream, str], *, ended: Collection[StarStream] = ()) -> NewScores:
         """Append text to some streams and close others, in one forward.
 

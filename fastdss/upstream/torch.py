@@ -80,16 +80,6 @@ def within_compiled(module: Any) -> Any:
     return module._orig_mod
 
 
-def has_fsdp1(model: nn.Module) -> bool:
-    """Whether FSDP's first version wraps the model or a part of it."""
-    return any(map(is_fsdp1, model.modules()))
-
-
-def is_fsdp1(module: Any) -> bool:
-    """Whether this is FSDP's first version, told by the name of its class: importing that takes a second."""
-    return any(cls.__name__ == "FullyShardedDataParallel" for cls in type(module).__mro__)
-
-
 def plain_parts(tensor: Tensor) -> list[Tensor]:
     """The ordinary tensors that a tensor is made of: itself, or the parts of a wrapper subclass (torchao's quantised
     weights), which only the protocol of such classes names. One that is split over ranks is gathered."""
@@ -99,3 +89,13 @@ def plain_parts(tensor: Tensor) -> list[Tensor]:
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
     return [part for name in names for part in plain_parts(getattr(tensor, name))]
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether FSDP's first version wraps the model or a part of it."""
+    return any(map(is_fsdp1, model.modules()))
+
+
+def is_fsdp1(module: Any) -> bool:
+    """Whether this is FSDP's first version, told by the name of its class: importing that takes a second."""
+    return any(cls.__name__ == "FullyShardedDataParallel" for cls in type(module).__mro__)

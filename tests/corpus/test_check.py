@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from fastdss.chat.record import Columns
 from fastdss.cli import main
 from fastdss.corpus.check import check
+from fastdss.corpus.rows import DataOptions
 from tests.journeys.data import CHAT, LEAK, RECORDS, turn, write
 from tests.support.policies import make_policy_tokenizer
 from tests.support.tiny_models import tiny_model
@@ -112,6 +114,28 @@ def test_ids_that_repeat_name_the_options_that_help(tmp_path, capsys):
     assert "--id-column names another column, --number-rows takes positions" in capsys.readouterr().err
     assert score(data, tmp_path / "out", "--number-rows") == 0
     assert score(data, tmp_path / "out", "--id-column", "key") == 0
+
+
+def test_what_repeats_is_counted_and_still_scored(tmp_path, capsys):
+    """Word for word, whatever stands beside it; what differs in a mark of training alone is another conversation."""
+    chat = [turn("user", "x"), turn("assistant", "y z")]
+    rows = [{"messages": chat, "id": name} for name in "abc"] + [{"messages": [chat[0], turn("assistant", "y")]}]
+    rows += [{"messages": [chat[0], {**chat[1], "weight": 0}, *chat]}, {"prompt": "x", "response": "y z", "id": "d"}]
+    data = write(tmp_path / "rows.jsonl", rows)
+    found = check([data])
+    (said,) = [line for line in found.lines if "word for word" in line]
+    assert said.startswith("conversations that a row before has word for word: 3, the first 'b' as 'a'; each is")
+    assert not any("ids must be unique" in line for line in found.lines)
+    assert found.usable
+    assert score(data, tmp_path / "out") == 0
+    capsys.readouterr()
+    data = write(tmp_path / "rows.jsonl", [*rows, rows[1]])
+    found = check([data])
+    assert "rows whose id a row before has: 1, the first 'b'; ids must be unique: --id-column" in "\n".join(found.lines)
+    assert "word for word: 4, the first 'b' as 'a'" in "\n".join(found.lines)
+    assert not found.usable
+    assert score(data, tmp_path / "out") == 1
+    assert check([data], DataOptions(columns=Columns(id=""))).usable
 
 
 def test_tools_and_columns_go_through_merge(tmp_path):

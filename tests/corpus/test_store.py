@@ -1,7 +1,9 @@
 """The store: the same rows give the same bytes, and nothing that was altered is read as if it were not."""
 
+import io
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -17,6 +19,7 @@ from fastdss.corpus.store import (
     read_scores,
     shard_name,
 )
+from fastdss.corpus.tables import read_parquet
 
 from .fakes import FakeScorer, conversations, fake_score, write_jsonl
 
@@ -120,7 +123,7 @@ def test_joined_refuses_another_input(scored, change):
 def test_joined_takes_the_input_from_elsewhere(scored, tmp_path):
     _, source, out = scored
     moved = source.rename(tmp_path / "moved.jsonl")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, which was scored, is not there; .*--input of fastdss merge"):
         list(joined(out))
     assert len(list(joined(out, [moved]))) == 7
 
@@ -155,3 +158,32 @@ def test_ranks_share_the_folder_but_not_a_rank(tmp_path):
             pass
         with pytest.raises(ValueError, match="being written"), only_writer(tmp_path):
             pass
+
+
+def test_what_python_lent_to_arrow_comes_back_in_this_thread(shards, tmp_path, monkeypatch):
+    """A thread of Arrow that frees bytes of Python's while Python ends aborts the process, with exit code 134."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    threads = []
+
+    class Lent(bytes):
+        def __del__(self):
+            threads.append(threading.get_ident())
+
+    class Lending(io.BytesIO):
+        def read(self, *size):
+            threads.append(threading.get_ident())
+            return Lent(super().read(*size))
+
+    table = pa.table(
+        {name: [f"{name} {i}" for i in range(3000)] for name in ("prompt", "response", "a", "b", "c", "d")}
+    )
+    pq.write_table(table, written := io.BytesIO())
+    assert len(list(read_parquet("rows.parquet", Lending(written.getvalue())))) == 3000
+    assert set(threads) == {threading.get_ident()}
+    threads.clear()
+    content = shards.path(NAME).read_bytes()
+    monkeypatch.setattr(type(shards.path(NAME)), "open", lambda *_: Lending(content))
+    assert shards.read(NAME) == SCORED
+    assert set(threads) == {threading.get_ident()}

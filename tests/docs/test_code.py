@@ -10,6 +10,7 @@ from .blocks import PAGES, ROOT, blocks
 pytest.importorskip("datasets", reason="needs fastdss[train]")
 pytest.importorskip("trl", reason="needs fastdss[train]")
 
+SMALL = ROOT / "fastdss" / "guards" / "tiny_guard"
 WITH_CODE = [page for page in PAGES if any(blocks(page, "python"))]
 NOT_RUN = {}  # page -> how many of its blocks say why they are not run
 
@@ -21,11 +22,10 @@ def hub(monkeypatch):
 
     import fastdss
 
-    folder = Path(fastdss.__file__).parent / "guards" / "tiny_guard"
     for kind in (AutoModelForCausalLM, AutoTokenizer):
 
         def load(name, *args, known=kind.from_pretrained, **options):
-            return known(name if Path(name).exists() else folder, *args, **options)
+            return known(name if Path(name).exists() else SMALL, *args, **options)
 
         monkeypatch.setattr(kind, "from_pretrained", load)
     known = fastdss.Guard.from_pretrained
@@ -53,6 +53,7 @@ AFTER = {"approximate.md": approximate}
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_blocks_run(page, hub, tmp_path, monkeypatch):
     shutil.copy(ROOT / "examples" / "conversations.jsonl", tmp_path / "chats.jsonl")
+    shutil.copytree(SMALL, tmp_path / "run" / "model")  # as if the page's commands had trained it
     monkeypatch.chdir(tmp_path)
     names, ran = {"__name__": "page"}, 0
     for block in blocks(page, "python"):

@@ -47,6 +47,13 @@ class FakeShard(torch.nn.Parameter):
 
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    # Liger's order
+    (
+        ce,
+        {"hidden": W, "lm_head": H},
+        ValueError,
+        r"\[9\], got \[11, 6\]; it comes before lm_head",
+    ),
     (ce, {"labels": at(Y, 3, 11)}, ValueError, r"labels\[3\]: expected a label in \[0, 11\) or -100, got 11"),
     (ce, {"labels": at(Y, 4, -1)}, ValueError, r"labels\[4\]: expected .*got -1"),
     (ce, {"weights": at(S, 2, float("nan"))}, ValueError, r"weights\[2\]: expected a finite number >= 0, got nan"),

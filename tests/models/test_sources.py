@@ -144,7 +144,9 @@ def test_without_a_network_an_id_fails_at_once_and_by_its_name(no_network):
         Guard.from_pretrained("org/no-such-guard")
     with pytest.raises(fastdss.UserError, match=r"'meta-llama/Llama-Guard-3-8b' .* did you mean 'meta-llama/Llama-Gu"):
         check_guard_source("meta-llama/Llama-Guard-3-8b")
-    assert len(no_network) == 2
+    with pytest.raises(fastdss.UserError, match=r"'meta-llama/Llama-Guard-3-1B' .* \(\w+\): pass a folder"):
+        check_guard_source("meta-llama/Llama-Guard-3-1B")  # and not whether it is this name that was meant
+    assert len(no_network) == 3
     assert time.monotonic() - began < 5
 
 

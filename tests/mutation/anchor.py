@@ -58,7 +58,7 @@ def places(tree: ast.Module, within: str, code: str) -> list[Place]:
             if isinstance(value, list):
                 parts = [slice(i, i + size) for i in range(len(value) - size + 1) if size]
                 found += [Place(holder, field, part) for part in parts if all(map(_says_same, value[part], many))]
-            elif size == 1 and _says_same(value, many[0]):
+            elif size == 1 and not isinstance(holder, ast.Expr) and _says_same(value, many[0]):
                 found.append(Place(holder, field, None))
     return found
 

@@ -57,6 +57,7 @@ SPELLING = [
     Fault("spelling", TAGS, "result.strip()", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
+REPEATED = "tests/corpus/test_check.py -k repeats"
 QUOTES = "tests/hardening/test_readers.py -k quote"
 
 KINDS_OF_FILES = [
@@ -66,6 +67,8 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "odd <= _ODD * len(_HIGH.findall(sample))", "True", FILES_PROVED),
     Fault("kinds of files", CSV, "len(_SIGN_IN_WORD.findall(sample))", "0", FILES_PROVED, within="_is_western"),
     Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
+    Fault("kinds of files", "fastdss/corpus/check.py", "row.content_hash in self.known_chats", "False", REPEATED),
+    Fault("kinds of files", "fastdss/corpus/check.py", "row.id in self.known_ids", "False", REPEATED),
     Fault("kinds of files", CSV, "len(lines.record) > 1 or _goes_on(lines.record[0], delimiter, skip_blanks)", "False",
           QUOTES, within="_records"),
     Fault("kinds of files", CSV, "broken != lines.began", "False", QUOTES, within="_records"),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastdss import Guard, star_scores
+from fastdss.errors import UserError
 from fastdss.prefix.attention import KVStore, using_prefix_attention
 from fastdss.prefix.engine import reference_logits
 from fastdss.prefix.in_use import in_use
 from fastdss.star.ahead import Ahead
-from tests.support.builders import BATCH, make_guard
+from tests.guards.test_classifiers import make_guard as make_classifier_guard
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
 
 WAIT = 0.2  # seconds within which a thread that is not held up has long been through
 
@@ -117,6 +120,53 @@ def test_an_error_while_the_attention_is_set_leaves_the_model_as_it_was(
         pass
     assert guard.model.config._attn_implementation == before
     assert guard.model.training
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_what_torch_takes_for_the_default_device_changes_nothing(device: str, kind: str) -> None:
+    judge = make_classifier_guard("bert") if kind == "bert" else make_guard("llama")
+    prompt, response = BATCH["prompt"][1], BATCH["response"][1]
+    methods = ("tree", "per_prefix")
+    apart = [star_scores(judge, BATCH, every=2, method=method).scores for method in methods]
+    torch.set_default_device(device)
+    try:
+        if kind == "llama":
+            Guard(judge.model, judge.tokenizer, judge.spec)
+        stream = judge.stream(prompt, every=2)
+        streamed = stream.append(response) + stream.close()
+        within = [star_scores(judge, BATCH, every=2, method=method).scores for method in methods]
+    finally:
+        torch.set_default_device(None)
+    assert streamed == pytest.approx(apart[1][1].tolist(), abs=1e-6)
+    for found, expected in zip(within, apart, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("offloaded", ["model.embed_tokens", "lm_head"])
+def test_per_prefix_takes_a_model_whose_embedding_or_head_is_offloaded(offloaded: str, tmp_path: Path) -> None:
+    """The tree reads rows of both and refuses it; one forward for each prefix leaves it to accelerate."""
+    accelerate = pytest.importorskip("accelerate")
+    right = star_scores(make_guard("llama"), BATCH, every=2, method="per_prefix").scores
+    model = make_guard("llama").model
+    parts = [
+        "model.embed_tokens",
+        "lm_head",
+        "model.norm",
+        "model.rotary_emb",
+        *(f"model.layers.{k}" for k in range(3)),
+    ]
+    places = {part: "disk" if part == offloaded else "cpu" for part in parts}
+    model = accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    judge = Guard(model, make_tokenizer(), make_spec(), check=False)
+    found = star_scores(judge, BATCH, every=2, method="per_prefix").scores
+    assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+    with pytest.raises(UserError, match="its embedding or its head is offloaded"):
+        star_scores(judge, BATCH)
+    with torch.device("meta"):
+        empty = Guard(make_model("llama", len(make_tokenizer())), make_tokenizer(), make_spec(), check=False)
+    with pytest.raises(UserError, match="its weights lie on the meta device, which has no memory"):
+        star_scores(empty, BATCH, method="per_prefix")
 
 
 def to_bfloat16(guard: Guard) -> None:

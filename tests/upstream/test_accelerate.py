@@ -13,6 +13,7 @@ from fastdss.upstream.accelerate import (
     flattens_weights,
     fsdp_plugin,
     is_dispatched,
+    loaded_weight,
     never_dispatch,
     real_forward,
     rebind_forward,
@@ -138,3 +139,15 @@ def test_what_splits_a_row():
     assert "parallelism_config" in accelerate.Accelerator.__init__.__code__.co_varnames, changed(
         "Accelerator.parallelism_config", "says how models and batches are split"
     )
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_weight_that_was_put_elsewhere_is_read(tmp_path, where):
+    model = nn.Sequential(nn.Linear(3, 2))
+    weight = model[0].weight.detach().clone()
+    away = accelerate.disk_offload if where == "disk" else accelerate.cpu_offload
+    away(model, **({"offload_dir": str(tmp_path)} if where == "disk" else {}), execution_device=torch.device("cpu"))
+    assert model[0].weight.is_meta
+    found = loaded_weight(model, "0.weight")
+    assert torch.equal(found, weight), changed("align_module_device", "loads a module's weights")
+    assert model[0].weight.is_meta

@@ -18,6 +18,7 @@ from fastdss.upstream.torch import (
     is_compiled,
     is_fsdp1,
     multiplies_bf16,
+    plain_parts,
     prepacked,
     prepacked_linear,
     transforms_active,
@@ -123,6 +124,19 @@ def test_a_group_is_found_by_its_name():
         finally:
             if not left:
                 torch.distributed.destroy_process_group()
+
+
+def test_the_parts_of_a_wrapper_are_plain_tensors():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    one, other = torch.ones(2), torch.zeros(2)
+    assert plain_parts(one) == [one]
+    nested = TwoTensor(TwoTensor(one, other), TwoTensor(other, one))
+    parts = plain_parts(nested)
+    assert [part.tolist() for part in parts] == [[1, 1], [0, 0], [0, 0], [1, 1]], gone(
+        "torch", "__tensor_flatten__", "names the parts of a wrapper"
+    )
+    assert {type(part) for part in parts} == {torch.Tensor}
 
 
 def test_hooks_are_seen():

@@ -117,7 +117,7 @@ def _read(path: Path) -> None:
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == _STATE and path.parent.name != f"checkpoint-{content['global_step']}":
-            raise ValueError("another step's state")
+            raise LookupError("another step's state")
         if path.name.endswith(".index.json"):
             for name in set(content["weight_map"].values()):
                 path.with_name(name).stat()
@@ -138,13 +138,13 @@ def _numbered(folder: Path) -> list[Path]:
 def what_is_kept(out: Path) -> str:
     """A sentence for the user: what an interrupted run left in ``out``, and how to go on."""
     whole, _ = _last_whole(_numbered(out / "checkpoints"))
-    parts = [name for name in ("scores", "reference") if (out / name).is_dir()]
+    names = {"scores": "scores", "reference": "reference values"}
+    kept = [names[name] for name in names if (out / name).is_dir() and any((out / name).iterdir())]
     if whole is not None:
         step = whole.name.removeprefix("checkpoint-")
         return f"Step {step} is kept in {whole}: the same command with --resume goes on from there."
-    if parts:
-        names = " and ".join(parts)
-        return f"No step is saved yet; {names} in {out} are kept: the same command uses them, from step 1."
+    if kept:
+        return f"No step is saved yet; {' and '.join(kept)} in {out} are kept: the same command uses them, from step 1."
     return f"Nothing is kept in {out} yet: the same command starts anew."
 
 

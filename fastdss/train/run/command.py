@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -14,6 +17,8 @@ from fastdss.console.output import print_result, quiet_libraries
 from fastdss.errors import UserError
 
 from .settings import CHOICES, TrainSettings, read_settings
+
+_LEAST = 2**20  # bytes: a disk with fewer free is full, since what failed to be written may have left a little
 
 
 def add_train(commands: Any) -> None:
@@ -56,7 +61,10 @@ def _run(args: argparse.Namespace) -> None:
         raise
     except (UserError, OSError):
         raise
-    except Exception:  # it may come after hours, when nobody watches the terminal: a file keeps the traceback
+    except Exception as error:  # it may come after hours, when nobody watches the terminal: a file keeps the traceback
+        if shutil.disk_usage(settings.out).free < _LEAST:  # libraries that save models have errors of their own for it
+            print(what_is_kept(Path(settings.out)), file=sys.stderr)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), settings.out) from error
         path = Path(settings.out) / "traceback.txt"
         path.write_text(traceback.format_exc(), encoding="utf-8")
         print(f"fastdss train: unexpected error; its traceback is kept in {path}", file=sys.stderr)

@@ -131,7 +131,6 @@ def write_report(outcome: dict[str, Any], scored: list[ScoredResponse], out: Pat
     text = json.dumps(json.loads(json.dumps(outcome), parse_constant=lambda _: None), indent=1)
     (out / "report.json").write_text(text, encoding="utf-8")
     (out / "report.html").write_text(html(outcome, scored), encoding="utf-8")
-    _log.info("wrote %s", out / "report.html")
 
 
 def check_early(settings: TrainSettings, args: Any, tokenizer: Any) -> None:
@@ -210,6 +209,9 @@ def adapted(settings: TrainSettings, model: Any, tokenizer: Any) -> Any:
         )
         torch.manual_seed(settings.seed)
         model = get_peft_model(model, config)
+        base = Path(settings.model).expanduser()
+        if base.exists():  # the adapter is loaded from other folders, where a relative path would lead elsewhere
+            model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         if settings.checkpointing:
             model.enable_input_require_grads()
     return model

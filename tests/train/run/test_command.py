@@ -2,11 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from fastdss import load_model
 from fastdss.cli import main
 from fastdss.train.run import run as train_run
 from fastdss.train.run.run import run
@@ -82,6 +85,23 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "fastdss train: --model is required, by flag or in the YAML file\n"
 
 
+def test_a_disk_that_is_full_is_told_whatever_library_met_it(tmp_path, monkeypatch, capsys):
+    """safetensors and torch raise errors of their own, and the traceback had no place either."""
+
+    def fails(settings, progress):
+        (tmp_path / "out" / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+        (tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(train_run, "run", fails)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    assert main(["train", "data.jsonl", "--model", "m", "--out", str(tmp_path / "out")]) == 1
+    kept, told = capsys.readouterr().err.splitlines()
+    assert kept.startswith("Step 3 is kept in ")
+    assert told == f"fastdss train: {tmp_path / 'out'}: no space left on device"
+    assert not (tmp_path / "out" / "traceback.txt").exists()
+
+
 def test_the_end_names_what_there_is_and_the_card_says_what_it_was(files, tmp_path, capsys):
     """It ended under other libraries' bars, and the card was PEFT's empty one."""
     out = tmp_path / "out"
@@ -102,6 +122,16 @@ def test_the_end_names_what_there_is_and_the_card_says_what_it_was(files, tmp_pa
     for said in (str(files / "data.jsonl"), "`tiny`", "learning_rate: 0.0002", f"{report['after']['eval_ce']:.4f}",
                  f"| chunks below half | {report['scores']['chunks_below_half']} |", "library_name: peft"):  # fmt: skip
         assert said in card
+
+
+def test_an_adapter_finds_its_model_from_any_folder(files, tmp_path, monkeypatch):
+    """PEFT keeps the model's name as it was given, a path relative to where the training ran."""
+    monkeypatch.chdir(files)
+    given = ["train", "data.jsonl", "--model", "model", "--out", str(tmp_path / "out"), "--max-steps", "1", "--cpu"]
+    assert main([*given, "--lora-targets", "q_proj", "--eval-share", "0"]) == 0
+    monkeypatch.chdir(tmp_path / "out")
+    for model in (load_model("model")[0], AutoModelForCausalLM.from_pretrained("model")):
+        assert any("lora" in name for name, _ in model.named_parameters())
 
 
 def test_quiet_and_json(files, tmp_path, capsys):

@@ -50,7 +50,8 @@ def test_a_checkpoint_interrupted_while_it_was_written(files, tmp_path, caplog, 
     whole = tmp_path / "checkpoints" / "checkpoint-1"
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir()  # sorted by number: 10 comes after 1 and 2
     for name in written:
-        shutil.copy(whole / name, tmp_path / "checkpoints" / "checkpoint-10")
+        content = (whole / name).read_bytes()
+        (tmp_path / "checkpoints" / "checkpoint-10" / name).write_bytes(content[: len(content) // 2])
     second = run(settings(files, tmp_path, max_steps=2, resume=True))
     assert (
         "checkpoint-10 was interrupted while it was written (it has no trainer_state.json): going on from"
@@ -175,6 +176,8 @@ def test_ctrl_c_saves_the_step_that_runs_and_says_how_to_go_on(files, tmp_path, 
 def test_what_is_kept_before_the_first_step(tmp_path):
     assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
     (tmp_path / "scores").mkdir()
+    assert what_is_kept(tmp_path) == f"Nothing is kept in {tmp_path} yet: the same command starts anew."
+    (tmp_path / "scores" / "manifest.json").write_text("{}")
     assert f"No step is saved yet; scores in {tmp_path} are kept" in what_is_kept(tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)  # written by half
     assert "No step is saved yet" in what_is_kept(tmp_path)
