@@ -9,6 +9,7 @@ ENABLE = "tests/train/test_enable.py"
 REFERENCE = "tests/train/test_reference.py"
 READERS = "tests/hardening/test_readers.py"
 CORPUS = "fastdss/corpus"
+LENT = "tests/corpus/test_store.py -k lent"
 ODD = "tests/hardening/test_odd_runs.py"
 SCORER = "tests/corpus/test_scorer.py"
 SETTINGS = "tests/train/run/test_settings.py"
@@ -51,6 +52,8 @@ FAULTS = [
           within="_with_dora"),
     Fault("enable", HEAD, "kept + factor[:, 0] * (bias - kept)", "bias", f"{ADAPTED} -k 'two_adapters and Phi'",
           within="_with_dora"),
+    Fault("evaluation", "fastdss/train/trainer.py", "scaled and (not training) and _tells_rows(inputs)", "False",
+          "tests/train/test_evaluation_ranks.py", within="ShapedTraining._mean_over_ranks"),
     Fault("resume", CHECKPOINTS, "archive.testzip() is not None", "False", f"{RESUME} -k passed_over", within="_read"),
     Fault("resume", CHECKPOINTS, "set(content['weight_map'].values())", "()", f"{RESUME} -k shard", within="_read"),
     Fault("resume", CHECKPOINTS, "'optimizer.pt' in names and 'scheduler.pt' not in names", "False",
@@ -194,6 +197,9 @@ FAULTS = [
     Fault("tiny guard", TINY, "mask[:, 0][here]", "mask[:, 0, :chosen.shape[1]]", STEP, within="last_layer_at"),
     Fault("tiny guard", TINY, "(part[here] for part in turns)", "(part[:, :chosen.shape[1]] for part in turns)", STEP,
           within="last_layer_at"),
+    Fault("readers", f"{CORPUS}/tables.py", "pq.ParquetFile(file, pre_buffer=False)", "pq.ParquetFile(file)", LENT),
+    Fault("readers", f"{CORPUS}/store.py", "pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)",
+          "pq.ParquetFile(source, page_checksum_verification=True)", LENT),
     Fault("readers", f"{CORPUS}/files.py", "min(max_bytes + 1, sys.maxsize)", "max_bytes + 1", f"{ODD} -k no_machine",
           within="lines_of"),
     Fault("readers", f"{CORPUS}/csv_files.py", "len(fields) == len(names)", "len(fields) >= len(names)",
