@@ -170,7 +170,7 @@ def test_a_parquet_file_that_arrow_refuses(tmp_path: Path, monkeypatch: pytest.M
         list(read_rows([path]))
     assert "xff" not in str(caught.value)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, **_: object) -> None:
         raise pa.ArrowNotImplementedError("Integers with less than 8 bits not implemented")
 
     monkeypatch.setattr(pq, "ParquetFile", refuse)
