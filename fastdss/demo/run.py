@@ -77,12 +77,12 @@ def _prepare(settings: Settings, progress: Progress) -> tuple[Demo, Tools]:
     batch = {"prompt": [c.prompt for c in conversations], "response": [c.response for c in conversations]}
     scores = star_scores(guard, batch, every=settings.every)
     verdicts = {"guard": scores, "labelled": labelled_scores(scores, conversations)}
-    progress.say("loading the policy", PREPARATION / 3)
+    progress.say("loading the policy", PREPARATION // 3)
     policy = load_policy(settings.policy, settings.device, settings.precision)
-    progress.say("running the reference once", PREPARATION / 3)
+    progress.say("running the reference once", PREPARATION // 3)
     encoded = scores.token_weights(policy.tokenizer)
     rows = encode_rows(policy, conversations, encoded)
-    progress.say("reference done", PREPARATION / 3)
+    progress.say("reference done", PREPARATION // 3)
     chosen = [name for name in verdicts if name == "guard" or name in settings.verdicts]
     total = len(stack(policy.model))
     layers = None if settings.layers == 0 else settings.layers or (total + 1) // 2
@@ -189,7 +189,7 @@ class Progress:
         total = PREPARATION + trained * steps + len(arms) * EVALUATION
         self._bar = progress_bar(total, "demo", "steps", shown=shown)
 
-    def say(self, what: str, done: float = 0.0) -> None:
+    def say(self, what: str, done: int = 0) -> None:
         self._bar.set_description_str(f"{what:<38}", refresh=False)
         self._bar.update(done)
 
