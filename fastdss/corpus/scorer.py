@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.models.batching import length_batches
+from fastdss.models.sources import check_revision
 from fastdss.star.options import ScoringOptions
 from fastdss.star.scored import Flag
 
@@ -145,7 +146,9 @@ class StarScorer:
         if not guards:
             raise UserError("guard: expected at least one, got none")
         for guard in guards:
-            if not isinstance(guard, str | Path) and not (hasattr(guard, "spec") and hasattr(guard, "model")):
+            if isinstance(guard, str | Path):
+                check_revision("revision", str(guard), self.revision)
+            elif not (hasattr(guard, "spec") and hasattr(guard, "model")):
                 kinds = "'tiny', a Hub id, a folder or a Guard"
                 raise UserTypeError(f"guard: expected {kinds}, got {type(guard).__name__}")
         how = {
