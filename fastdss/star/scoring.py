@@ -238,7 +238,7 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     if not isinstance(batch, Mapping):
         raise UserTypeError(
             "batch: expected a mapping of columns, {'prompt': [...], 'response': [...]} or {'messages': [...]}, "
-            f"got {type(batch).__name__}; rows: StarScorer reads them, or score_dataset for whole files"
+            f"got {type(batch).__name__}; dict(frame) is one, and StarScorer reads rows, score_dataset whole files"
         )
     records = rows_of_batch(batch)
     if not fits_columns(list(batch)):
