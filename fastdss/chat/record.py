@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastdss.errors import UserError, UserTypeError
+
 from .turns import is_missing
 
 SCORES = ("star", "scores", "ends", "flags", "error")  # what fastdss itself writes beside a conversation
@@ -90,6 +92,17 @@ class Record:
 def holds_scores(values: Mapping[str, Any]) -> bool:
     """Whether a record holds scores of fastdss's: lists, or JSON. A number called ``star`` is somebody's rating."""
     return ("star" in values and not isinstance(values["star"], int | float)) or {"scores", "ends"} <= values.keys()
+
+
+def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a mapping from columns to lists; ``ValueError`` where it is none."""
+    for name, values in batch.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
+    sizes = {name: len(values) for name, values in batch.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in sizes.items())}")
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
 def is_known(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.models.batching import length_batches
+from fastdss.models.sources import check_revision
 from fastdss.star.options import ScoringOptions
 from fastdss.star.scored import Flag
 
@@ -19,7 +20,6 @@ from .guards import GuardSource
 from .merge import star_of
 from .rows import DATA, DataOptions, FailedRow, Row, read_rows
 from .store import ScoredRow, ScoredTurn
-from .tables import records_of
 
 if TYPE_CHECKING:
     from fastdss.guards.spec import GuardSpec
@@ -146,7 +146,9 @@ class StarScorer:
         if not guards:
             raise UserError("guard: expected at least one, got none")
         for guard in guards:
-            if not isinstance(guard, str | Path) and not (hasattr(guard, "spec") and hasattr(guard, "model")):
+            if isinstance(guard, str | Path):
+                check_revision("revision", str(guard), self.revision)
+            elif not (hasattr(guard, "spec") and hasattr(guard, "model")):
                 kinds = "'tiny', a Hub id, a folder or a Guard"
                 raise UserTypeError(f"guard: expected {kinds}, got {type(guard).__name__}")
         how = {
@@ -169,7 +171,10 @@ class StarScorer:
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        rows = list(read_rows([_records_of(batch)], self.data))
+        if not isinstance(batch, Mapping) and not hasattr(batch, "columns"):
+            kinds = "a mapping from columns to lists, a pyarrow table or a pandas frame"
+            raise UserTypeError(f"batch: expected {kinds}, got {type(batch).__name__}")
+        rows = list(read_rows([batch], self.data))
         if any(isinstance(row, Row) and row.reading and (row.reading.scored or "star" in row.others) for row in rows):
             raise UserError("the rows hold scores already (column star): remove_columns('star') to judge them anew")
         scored = score_readable(self, rows, lambda done: None)
@@ -275,19 +280,6 @@ class StarScorer:
             others = self._judged([*items[:at], *items[at + 1 :]], approx)
             return [*others[:at], *self._judged(items[at : at + 1], approx), *others[at:]]
         return [_scored_turn(item, found) for item, found in zip(items, star, strict=True)]
-
-
-def _records_of(batch: Any) -> Any:
-    """The batch in a form that ``read_rows`` takes: a mapping of columns becomes a list of records."""
-    if not isinstance(batch, Mapping):
-        if not hasattr(batch, "columns"):
-            kinds = "a mapping from columns to lists, a pyarrow table or a pandas frame"
-            raise UserTypeError(f"batch: expected {kinds}, got {type(batch).__name__}")
-        return batch
-    for name, values in batch.items():
-        if isinstance(values, str) or not hasattr(values, "__len__"):
-            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
-    return records_of(batch)
 
 
 def score_readable(scorer: Scorer, rows: Sequence[Row | FailedRow], report: Report) -> list[ScoredRow]:

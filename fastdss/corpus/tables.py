@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdss.chat.nulls import as_meant, keeps, without_nulls
+from fastdss.chat.record import rows_of_batch
 from fastdss.errors import UserError
 
 from .csv_files import check_names
@@ -88,8 +89,7 @@ def read_memory(source: Any) -> Iterator[Found] | None:
     if name == "datasets.Dataset":
         return read_dataset(source)
     if name == "datasets.IterableDataset":
-        kinds = _kinds_with_json(source.features.arrow_schema) if source.features is not None else {}
-        return (Found(_of_arrow({name: listed(value) for name, value in row.items()}, kinds)) for row in source)
+        return _stream(source)
     if name == "pandas.DataFrame":
         return _frame(source)
     if name == "pyarrow.RecordBatch":
@@ -101,7 +101,15 @@ def read_memory(source: Any) -> Iterator[Found] | None:
         import pyarrow as pa
 
         return read_memory(pa.table(source))
-    return None
+    return map(Found, records_of(source)) if isinstance(source, Mapping) else None
+
+
+def _stream(source: Any) -> Iterator[Found]:
+    """Rows of a stream. One that knows no features may come out of a generator, whose nulls are values."""
+    kinds = None if source.features is None else _kinds_with_json(source.features.arrow_schema)
+    for row in source:
+        record = {name: listed(value) for name, value in row.items()}
+        yield Found(as_meant(record) if kinds is None else _of_arrow(record, kinds))
 
 
 def _frame(frame: Any) -> Iterator[Found]:
@@ -134,8 +142,7 @@ def listed(value: Any) -> Any:
 def records_of(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The records of a batch of columns. What ``datasets`` gives to a function of ``map``, and columns that are arrays,
     came out of Arrow; a dictionary of lists may hold anything."""
-    columns = {name: listed(values) for name, values in batch.items()}
-    records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    records = rows_of_batch({name: listed(values) for name, values in batch.items()})
     if type(batch) is dict and not any(hasattr(values, "tolist") for values in batch.values()):
         return [as_meant(record) for record in records]
     table = getattr(batch, "pa_table", None)

@@ -15,7 +15,7 @@ from fastdss.chat.conversation import Message
 from fastdss.chat.encoder import text_spans
 from fastdss.chat.formats import read_record
 from fastdss.chat.nulls import as_meant
-from fastdss.chat.record import fits_columns
+from fastdss.chat.record import fits_columns, rows_of_batch
 from fastdss.errors import RowError, UserError, UserTypeError, expect
 from fastdss.guards.guard import GuardModel, expect_tokenizer, is_model
 from fastdss.guards.loading import resolve_spec
@@ -240,20 +240,15 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
             "batch: expected a mapping of columns, {'prompt': [...], 'response': [...]} or {'messages': [...]}, "
             f"got {type(batch).__name__}; dict(frame) is one, and StarScorer reads rows, score_dataset whole files"
         )
-    for name, values in batch.items():
-        if isinstance(values, str) or not hasattr(values, "__len__"):
-            raise UserTypeError(f"batch[{name!r}]: expected a list with one entry per row, got {type(values).__name__}")
-    sizes = {name: len(values) for name, values in batch.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in sizes.items())}")
+    records = rows_of_batch(batch)
     if not fits_columns(list(batch)):
         raise UserError(f"batch: expected 'prompt' and 'response', or 'messages'; got {sorted(batch)}")
-    if not any(sizes.values()):
+    if not records:
         raise UserError("batch: no rows")
     judged = []
-    for row, values in enumerate(zip(*batch.values(), strict=True)):
+    for row, record in enumerate(records):
         try:
-            chat = read_record(as_meant(dict(zip(batch, values, strict=True)))).conversation
+            chat = read_record(as_meant(record)).conversation
         except (TypeError, ValueError) as error:
             raise RowError(row, str(error)) from None
         last = len(chat.turns) - 1

@@ -92,7 +92,7 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_a_field_that_only_another_row_has_is_no_argument(name):
     given = READERS[name]()
-    rows = [row.conversation for row in read_rows([records_of(given) if isinstance(given, dict) else given])]
+    rows = [row.conversation for row in read_rows([given])]
     assert [chat.turns[1].calls[0].arguments for chat in rows] == [{"city": "Oslo"}, {"place": "Rome"}]
     assert [list(chat.tools) for chat in rows] == [row["tools"] for row in CALLS]
 
@@ -101,7 +101,8 @@ def test_a_null_that_python_wrote_is_kept_everywhere_and_on_the_way_to_other_pro
     call = {"function": {"name": "weather", "arguments": {"city": None}}}
     record = {**CALLS[0], "messages": [CALLS[0]["messages"][0], {"role": "assistant", "tool_calls": [call]}]}
     batch = {name: [value] for name, value in record.items()}
-    for given in (pd.DataFrame([record]), [record], records_of(batch)):
+    stream = datasets.IterableDataset.from_generator(lambda: iter([record]))
+    for given in (pd.DataFrame([record]), [record], batch, stream):
         (row,) = read_rows([given])
         assert row.conversation.turns[1].calls[0].arguments == {"city": None}
     (judged,) = read_batch(batch, "last")
@@ -140,7 +141,7 @@ MIXED_READERS = {
 @pytest.mark.parametrize("name", MIXED_READERS)
 def test_values_that_are_json_in_arrow_are_read(name):
     given = MIXED_READERS[name]()
-    rows = [row.conversation for row in read_rows([records_of(given) if isinstance(given, dict) else given])]
+    rows = [row.conversation for row in read_rows([given])]
     assert [chat.turns[1].calls[0].arguments for chat in rows] == [{"n": 3, "unit": None}, {"n": "x"}]
     assert [list(chat.tools) for chat in rows] == [row["tools"] for row in MIXED]
 

@@ -214,6 +214,8 @@ def test_options_that_no_guard_takes_are_raised_not_recorded(guard, options, mes
 def test_a_loaded_guard_has_no_revision(guard):
     with pytest.raises(ValueError, match="revision: only for a guard that is loaded"):
         StarScorer(guard, revision="main")
+    with pytest.raises(ValueError, match="revision: only an id of the Hub has revisions, and tiny is none"):
+        StarScorer("tiny", revision="main")
 
 
 def test_truncation_is_recorded(guard):
