@@ -112,8 +112,8 @@ class ShapedTraining(TrainerSeams):
             with_stats = {**inputs, "token_stats": True}
             loss, outputs = Trainer.compute_loss(self, model, with_stats, True, num_items_in_batch)
         self._add_up(outputs, inputs, num_items_in_batch)
-        if outputs.aux_loss is not None and num_items_in_batch is not None:
-            loss = loss + self._auxiliary_excess(outputs.aux_loss)
+        if num_items_in_batch is not None:
+            loss = self._mean_over_ranks(loss, outputs.aux_loss, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _unshaped_loss(
@@ -133,16 +133,21 @@ class ShapedTraining(TrainerSeams):
             self._dss_warned_unshaped = True
             _log.warning("a batch without token_weights is trained without shaping; it has %s", ", ".join(inputs))
 
-    def _auxiliary_excess(self: Any, aux_loss: Tensor) -> Tensor:
-        """The correction that makes the MoE auxiliary loss of a step a mean over micro-batches and ranks.
+    def _mean_over_ranks(self: Any, loss: Tensor, aux_loss: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        """The loss that ``Trainer.compute_loss`` returned, so that what Trainer makes of it is that of one process.
 
         Gradients of micro-batches and ranks are summed. That is right for the shaped terms, which are divided by all
-        labels of the step; the auxiliary loss is already a mean of its micro-batch.
+        labels of the step; the auxiliary loss of experts is already a mean of its micro-batch. In evaluation a rank's
+        loss counts by its rows, of which the last batch may have fewer on one rank than on another.
         """
         scaled = self.args.average_tokens_across_devices and divides_by_items(self)
         times = self.accelerator.num_processes if scaled else 1  # by which Trainer.compute_loss multiplied the loss
-        steps = micro_batches(self) if self.model.training else 1
-        return coefficient(bare_model(self.model)) * (1 / steps - times) * aux_loss
+        training = self.model.training
+        auxiliary = 0 if aux_loss is None else coefficient(bare_model(self.model)) * aux_loss
+        shaped = loss - times * auxiliary
+        if scaled and not training and _tells_rows(inputs):
+            shaped = shaped * accelerate.share_of_rows(self.accelerator, len(inputs["labels"]))
+        return shaped + auxiliary / (micro_batches(self) if training else 1)
 
     def inputs_on_device(self: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Keep weights and log-probabilities in float32: DeepSpeed casts float inputs to the model's dtype, and in bf16
@@ -243,7 +248,7 @@ class ShapedTraining(TrainerSeams):
 
     def _each_row_once(self: Any, inputs: Any) -> Any:
         """The batch, in which no label counts of rows that only repeat others, to fill the last batch of a rank."""
-        if "token_weights" not in inputs or "cu_seq_lens_q" in inputs:  # of a single row nothing tells its examples
+        if "token_weights" not in inputs or not _tells_rows(inputs):
             return inputs
         repeated = accelerate.repeated_rows(self.accelerator, len(inputs["labels"]))
         if not repeated:
@@ -323,6 +328,11 @@ class DSSTrainer(ShapedTraining, Trainer):
         if len(args) < 3 and kwargs.get("data_collator") is None:
             self.data_collator = default_collator(self, agreed)
         self._set_up_dss(ref_model)
+
+
+def _tells_rows(inputs: Mapping[str, Any]) -> bool:
+    """Whether a batch has one row for each example; of examples in a single row nothing tells which is which."""
+    return "cu_seq_lens_q" not in inputs
 
 
 def _with_loss(found: dict[str, float]) -> dict[str, float]:

@@ -69,6 +69,19 @@ def repeated_rows(accelerator: Any, rows: int) -> int:
     return min(max(behind, 0), rows)
 
 
+def share_of_rows(accelerator: Any, rows: int) -> float:
+    """How many rows of the present batch there are on a rank on average, for each one of this rank's own.
+
+    ``gather_for_metrics`` keeps a rank's loss once for each row that repeats no other, and Trainer takes the mean of
+    these: the mean over ranks, unless the last batch has more rows on one rank than on another. Losses that are
+    multiplied by this share make it that again.
+    """
+    own = rows - repeated_rows(accelerator, rows)
+    last = own < rows or (accelerator.gradient_state.end_of_dataloader and accelerator.gradient_state.remainder > 0)
+    average = accelerator.gradient_state.remainder / accelerator.num_processes if last else rows
+    return average / max(own, 1)
+
+
 def fsdp_plugin(accelerator: Any) -> Any:
     """FSDP's settings, which say how the model will be split; None without FSDP."""
     return getattr(accelerator.state, "fsdp_plugin", None)

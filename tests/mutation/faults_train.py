@@ -51,6 +51,8 @@ FAULTS = [
           within="_with_dora"),
     Fault("enable", HEAD, "kept + factor[:, 0] * (bias - kept)", "bias", f"{ADAPTED} -k 'two_adapters and Phi'",
           within="_with_dora"),
+    Fault("evaluation", "fastdss/train/trainer.py", "scaled and (not training) and _tells_rows(inputs)", "False",
+          "tests/train/test_evaluation_ranks.py", within="ShapedTraining._mean_over_ranks"),
     Fault("resume", CHECKPOINTS, "archive.testzip() is not None", "False", f"{RESUME} -k passed_over", within="_read"),
     Fault("resume", CHECKPOINTS, "set(content['weight_map'].values())", "()", f"{RESUME} -k shard", within="_read"),
     Fault("resume", CHECKPOINTS, "'optimizer.pt' in names and 'scheduler.pt' not in names", "False",

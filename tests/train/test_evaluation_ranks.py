@@ -43,10 +43,13 @@ def test_means_are_of_each_row_once(found, size):
     model, batch = tiny_model().float(), DSSCollator(0)(rows(size))
     with torch.no_grad():
         expected = plain_loss(own_logits(model, batch), batch).item()
+        parts = [DSSCollator(0)(rows(size)[start : start + 4]) for start in range(0, size, 4)]
+        losses = [len(part["labels"]) * plain_loss(own_logits(model, part), part).item() for part in parts]
     labels = batch["labels"][:, 1:] != -100
     for of_rank in found:
         metrics = of_rank[SIZES.index(size)]
         assert metrics["eval_ce"] + metrics["eval_kl"] == pytest.approx(expected, rel=1e-5)
+        assert metrics["eval_loss"] == pytest.approx(sum(losses) / size, rel=1e-5)  # Trainer's: over rows, by batches
         weight = batch["token_weights"][:, 1:][labels].mean().item()
         assert metrics["eval_token_weight"] == pytest.approx(weight, rel=1e-6)
         assert metrics["labels"] == labels.sum()

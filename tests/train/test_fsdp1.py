@@ -184,7 +184,7 @@ def test_packed_rows_and_the_reference(results, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("index", "said"), enumerate(["enable DSS before it", "pass model_id=", "take fsdp_version 2"])
+    ("index", "said"), [*enumerate(["enable DSS before it", "pass model_id=", "take fsdp_version 2"])]
 )
 def test_what_cannot_be_done_is_said(results, index, said):
     assert all(said in results[rank]["refused"][index] for rank in range(WORLD))

@@ -18,6 +18,7 @@ from fastdss.upstream.accelerate import (
     real_forward,
     rebind_forward,
     repeated_rows,
+    share_of_rows,
     splits_batches,
     splits_weights,
     ungathered,
@@ -80,14 +81,14 @@ def test_which_rows_fill_the_last_batch():
         seen.append((state.end_of_dataloader, state.remainder))
     assert seen == [(False, 1), (True, 1)], changed("GradientState", f"knows the last batch and its rows, got {seen}")
     ended = SimpleNamespace(end_of_dataloader=True, remainder=1)
-    for rank, repeated in ((0, 1), (1, 2)):
+    for rank, repeated, share in ((0, 1, 0.5), (1, 2, 0.5)):  # half a row on average, for one row and for none
         told = SimpleNamespace(gradient_state=ended, num_processes=2, process_index=rank)
-        assert repeated_rows(told, 2) == repeated
+        assert (repeated_rows(told, 2), share_of_rows(told, 2)) == (repeated, share)
         told.gradient_state = SimpleNamespace(end_of_dataloader=False, remainder=1)
-        assert repeated_rows(told, 2) == 0
+        assert (repeated_rows(told, 2), share_of_rows(told, 2)) == (0, 1)
         told.gradient_state = SimpleNamespace(end_of_dataloader=True, remainder=-1)  # of a stream
-        assert repeated_rows(told, 2) == 0
-    assert repeated_rows(accelerator, 2) == 0
+        assert (repeated_rows(told, 2), share_of_rows(told, 2)) == (0, 1)
+    assert (repeated_rows(accelerator, 1), share_of_rows(accelerator, 1)) == (0, 1)
 
 
 def test_the_plugin_of_fsdp_rounds_nothing(monkeypatch):
