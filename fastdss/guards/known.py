@@ -38,16 +38,14 @@ class Known(NamedTuple):
         return self.spec.name if isinstance(self.spec, GuardSpec) else self.spec.__name__
 
     @property
-    def parameters(self) -> list[str]:
-        """The names of all texts and words that the user may bring."""
-        return [] if isinstance(self.spec, GuardSpec) else list(inspect.signature(self.spec).parameters)
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """All texts and words that the user may bring, by name."""
+        return {} if isinstance(self.spec, GuardSpec) else inspect.signature(self.spec).parameters
 
     @property
     def texts(self) -> list[str]:
         """The names of the texts that the user must bring."""
-        if isinstance(self.spec, GuardSpec):
-            return []
-        return [p.name for p in inspect.signature(self.spec).parameters.values() if p.default is p.empty]
+        return [name for name, parameter in self.parameters.items() if parameter.default is parameter.empty]
 
     def sample(self) -> GuardSpec:
         """The spec, with a stand-in for each text that the user must bring."""

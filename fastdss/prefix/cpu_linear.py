@@ -53,7 +53,8 @@ class PackedWeights:
     def _products(self, weight: Tensor) -> Tensor:
         size = weight.shape[1]
         if size not in self._numbers:
-            self._numbers[size] = torch.randn(size, generator=torch.Generator().manual_seed(size))
+            numbers = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float32)
+            self._numbers[size] = numbers
         with torch.no_grad():
             return weight @ self._numbers[size]
 

@@ -131,9 +131,7 @@ def _check_rules(plan: PrefixPlan, window: int | None, rules: dict[str, object])
     found = [name for name, value in rules.items() if value is not None]
     found += ["window"] if window is not None and window < last else []
     if found:
-        raise UserError(
-            f"backend: flash knows no {found[0].removeprefix('a ')} in attention, this model has one; {_ELSE}"
-        )
+        raise UserError(f"backend: flash knows no {found[0]} in attention, this model has one; {_ELSE}")
 
 
 def _parts(batch: PackedBatch, capacity: int, device: torch.device) -> list[Part]:

@@ -125,17 +125,10 @@ def trunk_segments(group: Group, head: int, *, tapped: bool = False) -> Iterator
             if shared > head:
                 yield Segment(bases[rows[0]], head, trees[0].trunk[head:shared], copies=copies)
         filled.update(dict.fromkeys(rows, shared))
-    for i, tree in enumerate(group.trees):
-        on_trunk = [
-            (start - 1 - filled[i], group.first_score[i] + k)
-            for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True))
-            if not tail
-        ]
-        taps = [
-            (start - 1 - filled[i], group.first_score[i] + k)
-            for k, (start, tail) in enumerate(zip(tree.starts, tree.tails, strict=True))
-            if tapped and tail and start > filled[i]
-        ]
+    for i, (tree, first) in enumerate(zip(group.trees, group.first_score, strict=True)):
+        places = [(start - 1 - filled[i], first + k) for k, start in enumerate(tree.starts)]
+        on_trunk = [place for place, tail in zip(places, tree.tails, strict=True) if not tail]
+        taps = [place for place, tail in zip(places, tree.tails, strict=True) if tapped and tail and place[0] >= 0]
         yield Segment(bases[i], filled[i], tree.trunk[filled[i] :], on_trunk, taps=taps)
 
 

@@ -77,7 +77,12 @@ def table_of(rows: Rows) -> Table:
     exact = torch.cat([torch.empty(0).double(), *(exact_logits(seen) for row in rows for seen in row)])
     states, shortcuts, places, origin = zip(*found, strict=True) if found else ((torch.empty(1, 1),), (), (), ())
     return Table(
-        torch.stack(states), exact, torch.tensor(shortcuts).double(), torch.tensor(places), list(origin), responses
+        torch.stack(states),
+        exact,
+        torch.tensor(shortcuts, dtype=torch.float32).double(),
+        torch.tensor(places),
+        list(origin),
+        responses,
     )
 
 

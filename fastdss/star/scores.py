@@ -74,7 +74,7 @@ class StarScores(Sequence[ScoredResponse]):
 
     def final(self) -> Tensor:
         """``[B]``: the static verdict, P(safe) of each whole response; NaN where the guard did not see all of it."""
-        return torch.tensor([item.final for item in self])
+        return torch.tensor([item.final for item in self], dtype=torch.float32, device="cpu")
 
     def plot(self, row: int = 0, ax: Any = None) -> Any:
         """Draw P(safe) of one response along its characters; needs ``fastdss[viz]``.
@@ -172,7 +172,7 @@ class StarScores(Sequence[ScoredResponse]):
             raise UserError(
                 f"rows {bad[:10]} have no score (the guard failed on them); drop them, or pass failed='zero'"
             )
-        usable = [replace(item, scores=torch.zeros(len(item.ends))) if item.failed else item for item in self]
+        usable = [replace(item, scores=item.scores.new_zeros(len(item.ends))) if item.failed else item for item in self]
         options = AlignOptions().with_said(
             template=template,
             template_kwargs=template_kwargs,

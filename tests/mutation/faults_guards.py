@@ -12,6 +12,10 @@ FIELDS, GUARD = "tests/guards/test_fields.py", "fastdss/guards/guard.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
+    Fault("default device", "fastdss/star/scores.py",
+          "torch.tensor([item.final for item in self], dtype=torch.float32, device='cpu')",
+          "torch.tensor([item.final for item in self], device='cpu')",
+          "tests/prefix/test_in_use.py -k default_dtype", within="StarScores.final"),
     Fault("fork", "fastdss/prefix/in_use.py", "process != os.getpid()", "False",
           "tests/prefix/test_in_use.py -k fork", within="in_use"),
     Fault("default device", "fastdss/prefix/in_use.py", "torch.get_default_device().type != 'cpu'", "False",

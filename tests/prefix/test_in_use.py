@@ -187,6 +187,22 @@ def test_what_torch_takes_for_the_default_device_changes_nothing(device: str, ki
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_torch_takes_for_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    gemms = ["default", "onednn"] if torch.backends.mkldnn.is_available() else ["default"]
+    right = [star_scores(make_guard("llama"), BATCH, every=2, gemm=gemm) for gemm in gemms]
+    judges = [make_guard("llama") for _ in gemms]
+    torch.set_default_dtype(dtype)
+    try:
+        found = [star_scores(judge, BATCH, every=2, gemm=gemm) for judge, gemm in zip(judges, gemms, strict=True)]
+        finals = [star.final() for star in found]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for star, final, expected in zip(found, finals, right, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(star.scores, expected.scores, strict=True))
+        assert torch.equal(final, expected.final())
+
+
 @pytest.mark.parametrize("offloaded", ["model.embed_tokens", "lm_head"])
 def test_per_prefix_takes_a_model_whose_embedding_or_head_is_offloaded(offloaded: str, tmp_path: Path) -> None:
     """The tree reads rows of both and refuses it; one forward for each prefix leaves it to accelerate."""
