@@ -14,7 +14,7 @@ from fastdss.cli import main
 from fastdss.train.run import run as train_run
 from fastdss.train.run.run import run
 from fastdss.train.run.settings import read_settings
-from tests.support.train_runs import report_of, settings
+from tests.support.train_runs import report_of, settings, whole_checkpoint
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 pytest.importorskip("datasets", reason="needs the [train] extra")
@@ -89,8 +89,7 @@ def test_a_disk_that_is_full_is_told_whatever_library_met_it(tmp_path, monkeypat
     """safetensors and torch raise errors of their own, and the traceback had no place either."""
 
     def fails(settings, progress):
-        (tmp_path / "out" / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-        (tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+        whole_checkpoint(tmp_path / "out" / "checkpoints" / "checkpoint-3")
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(train_run, "run", fails)
