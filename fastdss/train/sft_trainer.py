@@ -79,7 +79,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         if self.router_coefficient is not None:
             set_coefficient(bare_model(self.model), self.router_coefficient)
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        columns = [_columns(dataset) for dataset in (self.train_dataset, *evaluated)]
+        columns = [column_names(dataset) for dataset in (self.train_dataset, *evaluated)]
         if any(holds_scores(names) and "token_weights" not in names for names in columns):
             raise UserError(
                 "SFTTrainer prepares no data sets with images, and none with skip_prepare_dataset, so these scored "
@@ -98,7 +98,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
 
     def prepared(self, dataset: Any, how: Preparation) -> Any:
         """SFTTrainer's preparation of a data set; of scored and prepared rows one that keeps all columns aligned."""
-        columns = set(_columns(dataset))
+        columns = set(column_names(dataset))
         if "token_weights" not in columns and not holds_scores(list(columns)):
             return super().prepared(dataset, how)
         self._refuse_options(dataset, how)
@@ -182,7 +182,3 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
                 f"got {args.max_length} and {args.packing_strategy!r}"
             )
-
-
-def _columns(dataset: Any) -> list[str]:
-    return [] if dataset is None else column_names(dataset)

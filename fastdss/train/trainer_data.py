@@ -19,7 +19,7 @@ from .config import DSSConfig
 from .enable import bare_model, dss_config
 from .example import label_documents
 from .forward import refuse_another_head
-from .prepare import prepare_dss_dataset
+from .prepare import column_names, prepare_dss_dataset
 from .scored_rows import holds_scores
 
 _log = logging.getLogger(__name__)
@@ -30,17 +30,9 @@ def default_collator(trainer: Any, config: DSSConfig) -> DSSCollator:
     """A ``DSSCollator`` for the trainer's data. The padding is the tokenizer's, or any token: padding never counts."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-    columns = _columns_of(dataset)
+    columns = column_names(dataset)
     taken, packed = input_names(bare_model(trainer.model)), _is_packed(dataset, columns)
     return DSSCollator(padding_of(trainer.processing_class), padding_free=packed, model_inputs=taken, config=config)
-
-
-def _columns_of(dataset: Any) -> list[str]:
-    """The data set's columns; none where they are unknown, as with some streams."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, Sized) and len(dataset):
-        columns = list(dataset[0])  # type: ignore[index]
-    return list(columns or ())
 
 
 def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
@@ -95,7 +87,7 @@ def check_reference(trainer: Any, ref_model: Any) -> None:
         return
     datasets = [trainer.train_dataset, trainer.eval_dataset]
     datasets = [part for d in datasets for part in (d.values() if isinstance(d, dict) else [d]) if part is not None]
-    columns = [_columns_of(dataset) for dataset in datasets]
+    columns = [column_names(dataset) for dataset in datasets]
     known = any(map(config.known_by, columns))
     if known and ref_model is None and any("token_weights" in c and not config.known_by(c) for c in columns):
         raise UserError(
@@ -128,7 +120,7 @@ def with_prepared(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
     if not isinstance(dataset, StarScores):
-        columns = _columns_of(dataset)
+        columns = column_names(dataset)
         if "token_weights" in columns or not holds_scores(columns):
             return dataset
     if tokenizer is None:

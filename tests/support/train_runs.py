@@ -33,7 +33,7 @@ def report_of(folder: Path) -> Any:
 
 
 def whole_checkpoint(folder: Path) -> None:
-    """``folder``, named by its step, as a checkpoint that a run can go on from: a file of each kind that Trainer keeps."""
+    """A checkpoint that a run can go on from, in a folder named by its step: a file of each kind that Trainer keeps."""
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": int(folder.name.rpartition("-")[2])}))
     save_file({"weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
