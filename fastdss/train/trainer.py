@@ -17,6 +17,7 @@ from fastdss.models.experts import coefficient
 from fastdss.models.inputs import input_names
 from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
+from fastdss.upstream.torch import is_fsdp1
 from fastdss.upstream.transformers import (
     CACHES,
     TrainerSeams,
@@ -196,6 +197,11 @@ class ShapedTraining(TrainerSeams):
     def get_train_dataloader(self: Any) -> Any:
         """Trainer's own. Trainer asks for it at the start of each run, so sums of an earlier run, or of one that ran
         out of memory and starts again with smaller batches, are dropped here."""
+        if is_fsdp1(self.model) and self.model is not self.model_wrapped:
+            raise UserError(
+                "FSDP's first version wrapped the model for an evaluation before training, and Trainer would now train "
+                "without an optimizer: evaluate afterwards (fastdss train: --eval-share 0), or take fsdp_version 2"
+            )
         self._dss_sums[True] = None
         return super().get_train_dataloader()  # type: ignore[misc]
 
