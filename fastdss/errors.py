@@ -7,17 +7,18 @@ expects these for a wrong value or type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import NoneType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_WORDS = {
-    str: "text",
-    bool: "True or False",
-    int: "an integer",
-    Mapping: "a mapping",
-    Sequence: "a list",
-    NoneType: "None",
-}
+_WORDS: dict[Any, str] = {
+    str: "text", bool: "True or False", int: "an integer", Real: "a number", Mapping: "a mapping", Sequence: "a list",
+    Callable: "a function", NoneType: "None",
+}  # fmt: skip
+_KINDS: dict[Any, Any] = {float: Real, tuple: Sequence}  # what is taken for a field of another type, too
 
 
 class UserError(ValueError):
@@ -55,3 +56,28 @@ def expect(name: str, value: object, *kinds: type, wanted: str = "") -> None:
     if not fits:
         wanted = wanted or " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
         raise UserTypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+
+
+def expect_fields(options: Any, before: str = "") -> None:
+    """Refuse a dataclass with a value that is not what its field's annotation says: a type, the outer one of a generic
+    type, or one of several texts (``Literal``). ``before`` stands before the field's name in the error."""
+    for name, kinds, choices in _fields(options.__class__):
+        value = getattr(options, name)
+        if isinstance(value, str) and value in choices:
+            continue
+        if not kinds:
+            raise UserError(f"{before}{name}: expected one of {', '.join(choices)}, got {value!r}")
+        words = [*(_WORDS.get(kind) or f"a {kind.__name__}" for kind in kinds), *map(repr, choices)]
+        expect(before + name, value, *kinds, wanted=" or ".join(words))
+
+
+@cache
+def _fields(kind: Any) -> list[tuple[str, list[Any], list[str]]]:
+    """Of each field: its name, the types that it may have, and the texts."""
+    hints, found = get_type_hints(kind), []
+    for name in (field.name for field in fields(kind)):
+        parts = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+        outer = [get_origin(part) or part for part in parts]
+        choices = [text for part, of in zip(parts, outer, strict=True) if of is Literal for text in get_args(part)]
+        found.append((name, [_KINDS.get(of, of) for of in outer if of is not Literal], choices))
+    return found

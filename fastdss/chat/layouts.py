@@ -24,31 +24,35 @@ def messages(record: Record) -> list[Turn]:
     """The turns of a column that holds a list of messages."""
     name = record.first(MESSAGES)
     if name is None:
-        raise UserError(f"expected one of the columns {', '.join(MESSAGES)}; it has {names_of(record.values)}")
+        raise UserError(_lacking(record, MESSAGES))
     return _listed(record, name, record.take(name))
+
+
+def _lacking(record: Record, names: Sequence[str]) -> str:
+    return f"expected one of the columns {', '.join(names)}; it has {names_of(record.values)}"
 
 
 def raw_messages(record: Record) -> list[Any]:
     """The messages as they stand, to tell formats apart; empty where there are none."""
     name = record.first(MESSAGES)
-    value = record.peek(name) if name else None
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = parsed(value)
-        except ValueError:
-            return []
-    value = as_messages(value)
+    try:
+        value = as_messages(_opened(record.peek(name) if name else None))
+    except ValueError:
+        return []
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else []
+
+
+def _opened(value: Any) -> Any:
+    """``value``, or what its text holds where that begins as JSON of a list or an object."""
+    return parsed(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
 
 
 def _listed(record: Record, name: str, value: Any) -> list[Turn]:
     """A list of messages, or its JSON, as turns."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = parsed(value)
-        except ValueError as error:
-            raise UserError(f"{name}: expected a list of messages, got {error}") from None
-    value = as_messages(value)
+    try:
+        value = as_messages(_opened(value))
+    except ValueError as error:
+        raise UserError(f"{name}: expected a list of messages, got {error}") from None
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise UserTypeError(
             f"{name}: expected a non-empty list of messages, got {type(value).__name__}"
@@ -91,8 +95,8 @@ def pair(record: Record) -> list[Turn]:
     """The turns of a prompt and a response, each text or messages; history and context belong to the prompt."""
     answer_name = record.first(ANSWERS)
     if answer_name is None:
-        raise UserError(f"expected a column one of {', '.join(ANSWERS)}; it has {names_of(record.values)}")
-    turns = _question(record, f"expected a column one of {', '.join(PROMPTS)}; it has {names_of(record.values)}")
+        raise UserError(_lacking(record, ANSWERS))
+    turns = _question(record, _lacking(record, PROMPTS))
     answer = _as_list(record.take(answer_name))
     if _is_list(answer):
         return [*turns, *_listed(record, answer_name, answer)]
@@ -107,7 +111,7 @@ def has_pair(record: Record) -> bool:
 
 def calls(record: Record) -> list[Turn]:
     """xLAM's: a question, and the calls that answer it."""
-    turns = _question(record, f"expected a column one of {', '.join(PROMPTS)}; it has {names_of(record.values)}")
+    turns = _question(record, _lacking(record, PROMPTS))
     return [*turns, read_turn(len(turns), {"role": "assistant", "tool_calls": record.take("answers")})]
 
 

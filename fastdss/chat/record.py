@@ -11,7 +11,7 @@ from .turns import is_missing
 
 SCORES = ("star", "scores", "ends", "flags", "error")  # what fastdss itself writes beside a conversation
 # Names of columns, as formats have them; of several with one meaning the first that is there counts.
-MESSAGES = ("messages", "conversations", "conversation", "contents")
+MESSAGES = ("messages", "conversations", "conversation", "contents", "chat_messages")
 PROMPTS = ("prompt", "instruction", "question", "query", "inputs", "input")
 ANSWERS = ("response", "completion", "output", "answer", "targets")
 CONTEXTS = ("context", "input")
@@ -50,7 +50,7 @@ class Record:
     def __init__(self, values: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
         self.values = {name: value for name, value in values.items() if not is_missing(value)}
         self.missing = [str(name) for name in values if name not in self.values]
-        self.scored = "star" in self.values or {"scores", "ends"} <= self.values.keys()
+        self.scored = holds_scores(self.values)
         self.used = {columns.id, *(SCORES if self.scored else ())}
         self.keys: set[str] = set()  # the keys of messages that were not used
         self.tools: list[Any] = []  # definitions of tools that stand within messages
@@ -85,6 +85,11 @@ class Record:
     @property
     def unused(self) -> list[str]:
         return sorted(str(name) for name, value in self.values.items() if name not in self.used and value != "")
+
+
+def holds_scores(values: Mapping[str, Any]) -> bool:
+    """Whether a record holds scores of fastdss's: lists, or JSON. A number called ``star`` is somebody's rating."""
+    return ("star" in values and not isinstance(values["star"], int | float)) or {"scores", "ends"} <= values.keys()
 
 
 def is_known(name: str) -> bool:

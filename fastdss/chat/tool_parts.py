@@ -15,6 +15,7 @@ from fastdss.errors import UserError
 
 from .turns import KNOWN_ROLES, ROLE_KEYS
 
+_OBJECTS = ("function", "parameters", "input_schema", "inputSchema")
 _CALL, _RESULT = "tool_use", "tool_result"
 _PART_KEYS = {"type", "text", "thinking", "reasoning", "refusal", "content", "tool_use_id", "id", "name", "input"}
 
@@ -41,13 +42,19 @@ def unused_in(message: Mapping[str, Any]) -> set[str]:
     """Keys of parts that say what a turn has no place for, such as ``is_error`` of a tool's result."""
     content = message.get("content")
     parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
-    parts = [_in_known_form(part) for part in parts]
-    return {str(key) for part in parts if isinstance(part, Mapping) for key in part if part[key]} - _PART_KEYS
+    known = [_in_known_form(part) for part in parts]
+    parts = [part for part in known if isinstance(part, Mapping) and ("type" in part or "text" in part)]  # else data
+    return {str(key) for part in parts for key in part if part[key]} - _PART_KEYS
 
 
 def definitions(tool: Any) -> Iterator[Any]:
     """A tool's definition in the form that chat templates know, or the several that stand in it (Gemini's)."""
+    if isinstance(tool, Mapping):
+        tool = {name: _opened(value) if name in _OBJECTS else value for name, value in tool.items()}
     if not isinstance(tool, Mapping) or "function" in tool:
+        function = tool["function"] if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping) and "parameters" in function:
+            tool = {**tool, "function": {**function, "parameters": _opened(function["parameters"])}}
         yield tool
         return
     declared = tool.get("functionDeclarations", tool.get("function_declarations"))
@@ -62,10 +69,22 @@ def definitions(tool: Any) -> Iterator[Any]:
     if not isinstance(tool.get("name"), str) or tool.get("type", "function") not in ("function", "custom"):
         yield tool
         return
-    parameters = tool["input_schema"] if isinstance(tool.get("input_schema"), Mapping) else tool.get("parameters")
+    schemas = (tool.get(name) for name in ("input_schema", "inputSchema", "parameters"))  # Anthropic's, MCP's
+    parameters = next((schema for schema in schemas if isinstance(schema, Mapping)), tool.get("parameters"))
     dropped = ("type", "parameters", "input_schema", "inputSchema", "cache_control")
     kept = {key: value for key, value in tool.items() if key not in dropped and value is not None}
     yield {"type": "function", "function": {**kept, **({} if parameters is None else {"parameters": parameters})}}
+
+
+def _opened(value: Any) -> Any:
+    """``value``, or the object whose JSON it is: tables hold schemas so, since no two of them have the same fields."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return read if isinstance(read, Mapping) else value
 
 
 def _in_known_form(part: Any) -> Any:

@@ -23,7 +23,7 @@ KNOWN_ROLES = {
     **{role: "assistant" for role in ("function_call", "tool_call")},
     **{role: "tool" for role in ("tool", "function", "ipython", "observation", "tool_response", "function_response")},
 }
-ROLE_KEYS = ("role", "from", "speaker")
+ROLE_KEYS = ("role", "from", "speaker", "sender")
 CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 CALL_ROLES = ("function_call", "tool_call")  # their content is calls as JSON
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -39,6 +39,7 @@ _MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 _NAMES_OF_ONE = (ROLE_KEYS, (*CONTENT_KEYS, "refusal"), _REASONING_KEYS, _CALL_KEYS, _DETAIL_KEYS)
 NO_MEDIA = "images, audio and files cannot be judged or trained: leave such rows out"
 _EXPECTED = "expected a mapping with 'role' and 'content', or 'from' and 'value'"
+_CHANNELS = ("analysis", "commentary")  # of gpt-oss: what is no answer stands in messages of its own
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "tool_response", "function_call", "function_response")
@@ -61,6 +62,11 @@ def read_turn(index: int, message: Any) -> Turn:
         raise UserTypeError(f"{place}: {_EXPECTED}")
     if any(given.get(key) for key in _MEDIA_KEYS):
         raise UserError(f"{place}: {NO_MEDIA}")
+    if given.get("channel") in _CHANNELS:
+        raise UserError(
+            f"{place}: channel: expected the turn's final text alone, got its {given['channel']}: put reasoning into "
+            "'thinking' and calls into 'tool_calls' of that turn"
+        )
     content, thoughts = _content(place, given, role)
     calls = _calls(place, given)
     if named.strip().lower() in CALL_ROLES and not calls:
@@ -106,7 +112,7 @@ def _opened_by_prompt(content: str) -> tuple[str, str]:
 def unused_keys(message: Mapping[str, Any]) -> set[str]:
     """Keys whose value ``read_turn`` does not use: unknown ones, and keys whose meaning another key gave before."""
     given = {key: value for key, value in message.items() if not is_missing(value)}
-    unused = {str(key) for key in given if key not in _KEYS}
+    unused = {str(key) for key, value in given.items() if key not in _KEYS and value not in ("", [], {})}
     calls = given.get("tool_calls")
     for call in calls if isinstance(calls, Sequence) and not isinstance(calls, str) else ():
         for part in (call, call.get("function")) if isinstance(call, Mapping) else ():
@@ -242,6 +248,7 @@ def _call(place: str, call: Any) -> Call:
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments) if arguments.strip() else {}
+            read = json.loads(read) if isinstance(read, str) else read  # written as JSON twice
         except (ValueError, RecursionError):
             read = None
         arguments = read if isinstance(read, dict) else arguments

@@ -92,7 +92,8 @@ class _Repeated:
 
     def lines(self) -> Iterator[str]:
         if self.ids:
-            yield f"rows whose id a row before has: {len(self.ids)}, the first {self.ids[0]!r}; {UNIQUE}"
+            count = f"rows whose id a row before has: {len(self.ids)}"
+            yield f"{count}, the first {self.ids[0]!r}; ids must be unique: {UNIQUE}"
         if self.chats:
             first, again = self.chats[0]
             count = f"conversations that a row before has word for word: {len(self.chats)}"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import TextIO
 
 from fastdss.chat.record import fits_columns, is_known
@@ -94,7 +95,7 @@ def read_csv(path: str, file: io.BufferedReader) -> Iterator[Found]:
             first = next(lines, "")
         delimiter = said[1] if said is not None else delimiter_of(path, first)
         try:
-            names = next(csv.reader(_and_then(first, lines), delimiter=delimiter, strict=True), [])
+            names = next(csv.reader(chain([first], lines), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
             raise UserError(f"{path}: its header is no record of CSV: {error}") from None
         blanks = any(name.startswith(" ") for name in names[1:])  # "a, b": a blank after each delimiter
@@ -154,11 +155,6 @@ def _goes_on(line: str, delimiter: str, skip_blanks: bool) -> bool:
             return True
         position = ended.end()
     return False
-
-
-def _and_then(first: str, lines: _Lines) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def encoding_of(sample: bytes) -> str:

@@ -100,7 +100,8 @@ def _layout(path: str, beginning: bytes) -> str:
     record = _parsed(lines[0].removesuffix(b","))
     if isinstance(record, dict):
         data = record.get("data")
-        names = [name for name in record if name != "data" or not (isinstance(data, list) and _all_objects(data))]
+        rows = isinstance(data, list) and all(isinstance(value, dict) for value in data)
+        names = [name for name in record if name != "data" or not rows]
         single = not further and (not fits_columns(names) or _is_columns(record))
         return "object" if single else "lines"
     if lines[0] == b"{":  # over several lines, whatever the suffix promises
@@ -133,10 +134,6 @@ def _is_called_lines(path: str) -> bool:
     return ".json" not in suffixes_of(path)
 
 
-def _all_objects(values: list[Any]) -> bool:
-    return all(isinstance(value, dict) for value in values)
-
-
 def _has_two_lines(path: str) -> bool:
     with opened(path) as file:
         return len(list(islice(lines_of(_in_utf8(file), PEEKED), 2))) > 1
@@ -156,7 +153,7 @@ def _lines(file: io.BufferedReader, max_bytes: int, *, in_array: bool) -> Iterat
         if isinstance(line, Unreadable):
             yield Found(line, number)
             continue
-        text = line.strip()
+        text = line.removeprefix(codecs.BOM_UTF8).strip()  # files that were put together have one each
         if in_array:
             text = text.removeprefix(b"[").lstrip() if first else text
             text = text.removesuffix(b"]").rstrip()  # an object's own line ends in "}"

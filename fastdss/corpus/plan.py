@@ -20,7 +20,7 @@ from .understood import Understood
 # Rows of the first shard, and of the largest: sizes double from one to the other. A choice: an interruption costs one
 # shard, and many small files are slow to read.
 SHARD_ROWS = (16, 256)
-UNIQUE = "ids must be unique: --id-column names another column, --number-rows takes positions for ids"
+UNIQUE = "--id-column names another column, --number-rows takes positions for ids"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def _remember(seen: sqlite3.Connection, row_id: str, position: int) -> None:
         seen.execute("INSERT INTO ids VALUES (?, ?)", (digest, position))
     except sqlite3.IntegrityError:
         (first,) = seen.execute("SELECT position FROM ids WHERE digest = ?", (digest,)).fetchone()
-        raise UserError(f"rows {first} and {position} have the same id {row_id!r}; {UNIQUE}") from None
+        raise UserError(
+            f"rows {first} and {position} have the same id {row_id!r}; ids must be unique: {UNIQUE}"
+        ) from None
 
 
 def parts_of(rows: Iterable[Row | FailedRow], shard_rows: int | None) -> Iterator[list[Row | FailedRow]]:

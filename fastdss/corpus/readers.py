@@ -18,16 +18,26 @@ from .splits import check_split
 from .tables import read_arrow, read_parquet
 
 # What people have that is no data in itself, and what helps.
+_UNPACK, _CONVERT, _PICKLE = "unpack it", "save it as Parquet", "save it as Parquet, since a pickle may run code"
 _HELP = {
-    ".zip": "unpack it",
-    ".tar": "unpack it",
-    ".tgz": "unpack it",
-    ".xlsx": "save it as CSV UTF-8",
-    ".xls": "save it as CSV UTF-8",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _UNPACK),
+    **dict.fromkeys((".orc", ".avro", ".lance", ".db", ".sqlite", ".sqlite3", ".duckdb"), _CONVERT),
+    **dict.fromkeys((".pkl", ".pickle"), _PICKLE),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV UTF-8"),
+    **dict.fromkeys((".yaml", ".yml", ".toml", ".xml"), "save it as JSON"),
     ".txt": "rename it by what it holds, or write a conversation a line as JSON",
-    ".pkl": "save it as Parquet, since a pickle may run code",
-    ".pickle": "save it as Parquet, since a pickle may run code",
 }
+_MAY_BE_NOTES = (".yaml", ".yml", ".toml", ".xml", ".txt")
+
+
+def help_with(name: str) -> str | None:
+    """What helps with a file of no known kind; None where nothing is known."""
+    return next((_HELP[suffix] for suffix in suffixes_of(name) if suffix in _HELP), None)
+
+
+def is_unread(name: str) -> bool:
+    """Whether a file of this name holds rows, as far as one can tell, that nothing here reads."""
+    return kind_of(name) is None and any(s in _HELP and s not in _MAY_BE_NOTES for s in suffixes_of(name))
 
 
 def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[Found]:
@@ -37,8 +47,11 @@ def read_file(path: str, max_bytes: int, split: str | None = None) -> Iterator[F
     """
     kind = kind_of(path)
     if kind is None:
-        help = next((f"; {_HELP[suffix]}" for suffix in suffixes_of(path) if suffix in _HELP), "")
-        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder{help}")
+        help = help_with(path)
+        raise UserError(
+            f"{path}: expected one of {', '.join(KINDS)} (also {', '.join(PACKED)}), or a folder"
+            + (f"; {help}" if help else "")
+        )
     with opened(path) as file:
         check_is_data(path, file.peek(256)[:256], kind)
         if kind == "json":

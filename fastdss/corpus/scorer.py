@@ -170,7 +170,7 @@ class StarScorer:
         import pyarrow as pa
 
         rows = list(read_rows([_records_of(batch)], self.data))
-        if any(isinstance(row, Row) and row.reading is not None and row.reading.scored for row in rows):
+        if any(isinstance(row, Row) and row.reading and (row.reading.scored or "star" in row.others) for row in rows):
             raise UserError("the rows hold scores already (column star): remove_columns('star') to judge them anew")
         scored = score_readable(self, rows, lambda done: None)
         star = [

@@ -13,12 +13,14 @@ from fastdss.chat.nulls import as_meant
 from fastdss.errors import UserError, UserTypeError
 
 from .files import KINDS, Found, is_url, kind_of
-from .readers import read_file
+from .readers import is_unread, read_file
 from .splits import check_split, split_of
 from .tables import is_saved, read_memory, read_saved, saved_split
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
+# What tells tables of which only a log says which of their files count.
+_TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
@@ -86,12 +88,43 @@ def _holds_scores(folder: Path) -> bool:
     return isinstance(manifest, dict) and "scoring_version" in manifest
 
 
+def _check_is_whole(folder: Path, files: Sequence[Path]) -> None:
+    """Raise ``ValueError`` for a folder whose readable files are not its rows: more, of deleted rows or of other
+    configurations, or fewer."""
+    for name, what in _TABLES.items():
+        if next(folder.rglob(name), None) is not None:
+            raise UserError(f"{folder} holds a table of {what}, whose files have deleted rows too: save it as Parquet")
+    configs = _configs_of(folder / "README.md")
+    if len(configs) > 1:
+        raise UserError(f"{folder} holds the configurations {', '.join(configs)}: give the files of one")
+    unread = [path.name for path in files if is_unread(path.name)]
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        raise UserError(
+            f"{folder} holds {', '.join(unread[:3])}{more}, which may hold rows and cannot be read: convert or unpack "
+            "them, or give the files to read by name"
+        )
+
+
+def _configs_of(card: Path) -> list[str]:
+    """The configurations that a card of the Hub names; none where there is no card."""
+    import yaml
+
+    try:
+        begun = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---")[0]
+        configs = yaml.safe_load(begun)["configs"]
+        return sorted({str(config["config_name"]) for config in configs})
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return []
+
+
 def _files_of(folder: Path, split: str | None) -> list[Source]:
     if is_saved(folder):
         check_split(str(folder), split, folder.name, saved_split(folder))
         return [folder]
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(part.name for part in folder.iterdir() if is_saved(part))
+        split = splits[0] if split is None and len(splits) == 1 else split
         if split not in splits:
             raise UserError(f"{folder} holds the splits {', '.join(splits)}: give one of their folders, or --split")
         return [folder / split]
@@ -106,11 +139,12 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and kind_of(path.name) is not None
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json")
         and not any(path.is_relative_to(held) for held in scores)
     )
+    _check_is_whole(folder, files)
+    files = [path for path in files if kind_of(path.name) is not None]
     if not files:
         raise UserError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")
     by_split: dict[str, list[Source]] = {}

@@ -138,8 +138,8 @@ def joined(folder: str | Path, sources: Sequence[Source] | None = None) -> Itera
         for path in (Path(item["path"]) for item in manifest["inputs"]):
             if path.is_absolute() and not path.exists():
                 raise UserError(
-                    f"{path}, which was scored, is not there; where it was moved, say where: --input of fastdss merge, "
-                    "behind DIR of fastdss report, sources= in Python"
+                    f"{path}, which was scored, is not there: fastdss merge takes its new place as --input, Python as "
+                    "sources="
                 )
     rows = read_rows(sources, data_options(manifest, sources))
     for score in read_scores(folder):

@@ -250,7 +250,7 @@ def _curve_panels(demo: Demo) -> str:
             if part in run.curves.values
         ]
         if lines:
-            chart = report.curves(lines, x_label="training step", y_label="cross-entropy", width=460, height=250)
+            chart = report.curves(lines, x_label="training step", y_label="cross-entropy", width=340, height=200)
             panels.append(f"<figure><h3>{escape(title)}</h3>{chart}</figure>")
     trained = [
         Series(run.name, [], [], _style(run), run.arm.setting == "labelled") for run in demo.runs if run.curves.loss

@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import date
-from numbers import Real
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastdss.chat.encoder import Conversation, Message
-from fastdss.errors import UserError, expect
+from fastdss.errors import UserError, expect, expect_fields
 
-HEADS = ("words", "token", "sequence")
-EARLIER = ("summed", "likeliest")
 DATE = "2025-01-01"
-_KINDS: tuple[tuple[tuple[type, ...], tuple[str, ...]], ...] = (
-    ((str,), ("answer_prefix", "earlier", "head", "judges", "checked", "note")),
-    ((str, NoneType), ("template",)),
-    ((Mapping,), ("template_kwargs", "questions")),
-    ((bool,), ("split_words", "any_spelling", "independent")),
-    ((tuple, list), ("fields",)),
-)
 
 
 class AnswerField(NamedTuple):
@@ -87,9 +76,9 @@ class GuardSpec:
     split_words: bool = False
     any_spelling: bool = False
     fields: tuple[AnswerField, ...] = ()
-    earlier: str = "summed"
+    earlier: Literal["summed", "likeliest"] = "summed"
     questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    head: str = "words"
+    head: Literal["words", "token", "sequence"] = "words"
     independent: bool = False
     date: str = DATE
     judges: str = ""
@@ -98,15 +87,11 @@ class GuardSpec:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.head not in HEADS:
-            raise UserError(f"{self.name}: head: expected one of {', '.join(HEADS)}, got {self.head!r}")
-        if self.earlier not in EARLIER:
-            raise UserError(f"{self.name}: earlier: expected one of {', '.join(EARLIER)}, got {self.earlier!r}")
         if not 0 <= self.other_weight <= 1:
             raise UserError(f"{self.name}: other_weight: expected a number in [0, 1], got {self.other_weight}")
         try:
             date.fromisoformat(self.date)
-        except (TypeError, ValueError):
+        except ValueError:
             raise UserError(f"{self.name}: date: expected a day as YYYY-MM-DD, got {self.date!r}") from None
         safe, unsafe, _ = self.words
         if not (safe or unsafe if self.independent else safe and unsafe):
@@ -116,16 +101,10 @@ class GuardSpec:
 
     def _check_types(self) -> None:
         expect("name", self.name, str)
-        for kinds, names in _KINDS:
-            for name in names:
-                expect(f"{self.name}: {name}", getattr(self, name), *kinds)
-        expect(f"{self.name}: other_weight", self.other_weight, Real, wanted="a number")
-        if self.messages is not None and not callable(self.messages):
-            expect(f"{self.name}: messages", self.messages, wanted="a View, a function or None")
-        for name in ("safe", "unsafe", "other"):
-            value = getattr(self, name)
-            for part in value if isinstance(value, tuple | list) else [value]:
-                expect(f"{self.name}: {name}", part, str, wanted="text or a tuple of texts")
+        expect_fields(self, f"{self.name}: ")
+        for name, group in zip(("safe", "unsafe", "other"), self.words, strict=True):
+            for part in group:
+                expect(f"{self.name}: {name}", part, str, wanted="text or a list of texts")
         for number, field_ in enumerate(self.fields):
             expect(f"{self.name}: fields[{number}]", field_, AnswerField)
             expect(f"{self.name}: fields[{number}].values", field_.values, tuple, list)

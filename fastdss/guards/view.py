@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Literal
 
 from fastdss.chat.encoder import Conversation, Message
-from fastdss.errors import UserError, expect
+from fastdss.errors import UserError, expect_fields
 
-TURNS = ("conversation", "exchange", "response")
 PLACES = ("{prompt}", "{response}")
 
 
@@ -34,7 +34,7 @@ class View:
     """
 
     _: KW_ONLY
-    turns: str = "conversation"
+    turns: Literal["conversation", "exchange", "response"] = "conversation"
     system: bool = False
     tools: bool = False
     parts: bool = False
@@ -43,14 +43,7 @@ class View:
     instruction: str = ""
 
     def __post_init__(self) -> None:
-        for kind, names in (
-            (str, ("turns", "prompt", "system_prompt", "instruction")),
-            (bool, ("system", "tools", "parts")),
-        ):
-            for name in names:
-                expect(name, getattr(self, name), kind)
-        if self.turns not in TURNS:
-            raise UserError(f"turns: expected one of {', '.join(TURNS)}, got {self.turns!r}")
+        expect_fields(self)
         wanted = PLACES[1:] if self.turns == "response" else PLACES
         if self.prompt and not set(wanted) <= set(self._pieces):
             raise UserError(f"prompt: expected a text that holds {' and '.join(wanted)}")

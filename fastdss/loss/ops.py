@@ -182,25 +182,33 @@ def _upstream(call: LossCall, grad: Tensor) -> LossCall:
 
 @torch.library.custom_op(
     "fastdss::token_loss_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    mutates_args=("main_grad",),
+    schema=f"(Tensor(a!)? main_grad, Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
 )
 def token_loss_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of ``sum(grad * token_loss)`` for hidden, lm_head and bias, in their dtypes."""
-    grad, call, needs = args[0], LossCall(*args[1:-1]), args[-1]
-    result = run_chunks(_upstream(call, grad), hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2])
-    dtypes = (t.dtype if t is not None else grad.dtype for t in call[:3])
-    return tuple(t.to(dtype) for t, dtype in zip(_gradients(result, grad), dtypes, strict=True))
+    """Gradients of ``sum(grad * token_loss)`` for hidden, lm_head and bias, in their dtypes; with ``main_grad`` the
+    head's is added to it, and an empty tensor returned in its place."""
+    main_grad, grad, call, needs = args[0], args[1], LossCall(*args[2:-1]), args[-1]
+    result = run_chunks(
+        _upstream(call, grad), hidden_grad=needs[0], head_grad=needs[1], bias_grad=needs[2], main_grad=main_grad
+    )
+    result = result if main_grad is None else result._replace(d_head=None)
+    return tuple(t.to(dtype) for t, dtype in zip(_gradients(result, grad), _dtypes(call), strict=True))
+
+
+def _dtypes(call: LossCall) -> list[torch.dtype]:
+    """Of the gradients of hidden, lm_head and bias."""
+    return [call.accumulate if t is None else t.dtype for t in call[:3]]
 
 
 @token_loss_backward.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
-    call, needs = LossCall(*args[1:-1]), args[-1]
+    main_grad, call, needs = args[0], LossCall(*args[2:-1]), args[-1]
+    returned = [needs[0], needs[1] and main_grad is None, needs[2]]
     shapes = (call.hidden.shape, call.lm_head.shape, call.lm_head.shape[:1])
-    dtypes = (t.dtype if t is not None else args[0].dtype for t in call[:3])
     return tuple(
-        call.hidden.new_empty(shape if need else (0,), dtype=dtype)
-        for shape, need, dtype in zip(shapes, needs, dtypes, strict=True)
+        call.hidden.new_empty(shape if there else (0,), dtype=dtype)
+        for shape, there, dtype in zip(shapes, returned, _dtypes(call), strict=True)
     )
 
 
@@ -216,35 +224,11 @@ def _token_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | No
     if grad is None:
         return (None,) * (3 + len(_NO_GRADIENTS))
     needs = list(ctx.needs_input_grad[:3])
-    found = token_loss_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+    found = token_loss_backward(None, grad, *ctx.saved_tensors, *ctx.options, needs)
     return *(t if need else None for t, need in zip(found, needs, strict=True)), *_NO_GRADIENTS
 
 
 token_loss.register_autograd(_token_backward, setup_context=_save_tokens)
-
-
-@torch.library.custom_op(
-    "fastdss::token_loss_backward_",
-    mutates_args=("main_grad",),
-    schema=f"(Tensor(a!) main_grad, Tensor grad, {_INPUTS}, bool[] needs) -> (Tensor, Tensor)",
-)
-def token_loss_backward_(*args: Any) -> tuple[Tensor, Tensor]:
-    """As :func:`token_loss_backward`, but adds the head's gradient to ``main_grad`` and returns the other two."""
-    main_grad, grad, call, needs = args[0], args[1], LossCall(*args[2:-1]), args[-1]
-    result = run_chunks(
-        _upstream(call, grad), hidden_grad=needs[0], head_grad=True, bias_grad=needs[2], main_grad=main_grad
-    )
-    d_hidden, _, d_bias = _gradients(result, grad)
-    return d_hidden.to(call.hidden.dtype), d_bias if call.bias is None else d_bias.to(call.bias.dtype)
-
-
-@token_loss_backward_.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor]:
-    grad, call, needs = args[1], LossCall(*args[2:-1]), args[-1]
-    new = call.hidden.new_empty
-    d_hidden = new(call.hidden.shape if needs[0] else (0,), dtype=call.hidden.dtype)
-    bias_dtype = grad.dtype if call.bias is None else call.bias.dtype
-    return d_hidden, new(call.lm_head.shape[:1] if needs[2] else (0,), dtype=bias_dtype)
 
 
 class MainGradSum(torch.autograd.Function):
@@ -286,5 +270,5 @@ class MainGradLoss(torch.autograd.Function):
         if grad is None:
             return (None,) * (4 + len(_NO_GRADIENTS))
         needs = list(ctx.needs_input_grad[1:4])
-        d_hidden, d_bias = token_loss_backward_(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
+        d_hidden, _, d_bias = token_loss_backward(ctx.main_grad, grad, *ctx.saved_tensors, *ctx.options, needs)
         return None, d_hidden if needs[0] else None, None, d_bias if needs[2] else None, *_NO_GRADIENTS

@@ -94,7 +94,8 @@ def lm_head(model: Any, *, check: bool = True) -> LMHead:
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight, bias = (None, None) if layer is None else matrix_in_use(copy_in_use(layer), model.dtype)
     if weight is None or weight.ndim != 2:
-        raise UserTypeError(f"{type(model).__name__} has no linear output head that fastdss can read")
+        within = ": call enable_dss on the model that it wraps, before it does" if hasattr(model, "module") else ""
+        raise UserTypeError(f"{type(model).__name__} has no linear output head that fastdss can read{within}")
     tried = model.__dict__.get(_CHECKED) or torch.compiler.is_compiling() or weight.is_meta
     if check and not tried and not is_split(model):
         check_head(model)

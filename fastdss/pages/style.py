@@ -56,6 +56,7 @@ svg.interval{display:block;width:100%;height:7px;margin-top:5px;border-radius:3p
 .heat5{background:color-mix(in srgb,var(--cold) 19%,transparent)}
 .heat0,.heat1,.heat2{text-underline-offset:.22em;text-decoration-color:var(--hot);text-decoration-skip-ink:none}
 mark{background:var(--mark);color:var(--markink);border-radius:3px;padding:.05em .2em}
+figure.alone{max-width:600px}
 svg.chart{display:block;width:100%;height:auto;overflow:visible}
 .chart text{fill:var(--quiet);font-size:12px}
 .chart .grid{stroke:var(--rule)}

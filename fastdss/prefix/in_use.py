@@ -3,6 +3,7 @@ lie then."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Lock, RLock
@@ -16,7 +17,7 @@ from fastdss.errors import UserError
 from fastdss.models.causal_lm import backbone
 from fastdss.upstream.accelerate import is_dispatched
 
-_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, tuple[RLock, int]] = WeakKeyDictionary()  # with the process that made it
 _making = Lock()
 
 
@@ -25,8 +26,16 @@ def in_use(model: Any) -> Iterator[None]:
     """Within the context no other thread is in one for ``model``: it is in evaluation mode, and may have another
     attention, which the other thread would find there and leave behind. Afterwards each of its modules is in the mode
     that it had."""
+    body = backbone(model)
     with _making:
-        lock = _locks.setdefault(backbone(model), RLock())
+        lock, process = _locks.setdefault(body, (RLock(), os.getpid()))
+        if process != os.getpid():  # a fork copies locks, but not the threads that hold them and would let them go
+            if not lock.acquire(blocking=False):
+                raise UserError(
+                    f"{type(model).__name__}: this process was forked while another thread scored with the model, and "
+                    "has it half way: start workers before, or with the start method 'spawn'"
+                )
+            lock, _ = _locks[body] = RLock(), os.getpid()
     with lock, torch.inference_mode():
         training = [module for module in model.modules() if module.training]
         try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdss.console.output import print_result
+from fastdss.console.output import print_remark, print_result
 from fastdss.errors import UserError
 from fastdss.optional import require
 
@@ -79,5 +79,5 @@ def _run(args: argparse.Namespace) -> None:
     if without_text is not None:
         print(f"The page shows scores without text: {without_text}", file=sys.stderr)
     print_result(args, {"page": out.resolve(), "without_text": without_text}, [("page", out.resolve())])
-    if args.open:
-        webbrowser.open(out.resolve().as_uri())
+    if args.open and not webbrowser.open(out.resolve().as_uri()):
+        print_remark(args, "no browser could be opened from here")

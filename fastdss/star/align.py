@@ -6,14 +6,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastdss.chat.conversation import Turn
 from fastdss.chat.policy import PolicyChat
-from fastdss.errors import RowError, UserError
+from fastdss.errors import RowError, UserError, expect_fields
 from fastdss.models.batching import padded_rows
 
 from .scored import ScoredConversation, ScoredResponse
@@ -88,13 +88,12 @@ class AlignOptions:
     across: str = "last"
     end_of_turn: bool = True
     max_length: int | None = None
-    truncation_side: str = "right"
+    truncation_side: Literal["left", "right"] = "right"
 
     def __post_init__(self) -> None:
+        expect_fields(self)
         if self.across not in _ACROSS:
             raise UserError(f"across: expected one of {', '.join(_ACROSS)}, got {self.across!r}")
-        if self.truncation_side not in ("left", "right"):
-            raise UserError(f"truncation_side: expected 'left' or 'right', got {self.truncation_side!r}")
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"max_length: expected a positive integer, got {self.max_length}")
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from fastdss.chat.boundaries import UNITS
-from fastdss.errors import UserError, expect
-from fastdss.prefix.cpu_linear import GEMMS
-
-METHODS = ("auto", "tree", "per_prefix")
-BACKENDS = ("auto", "torch", "triton", "flash")
-COMBINE = ("mean", "min")
-TURNS = ("last", "all")
+from fastdss.errors import UserError, expect, expect_fields
 
 Unit = Literal["word", "token", "sentence", "character"]
+Combine = Literal["mean", "min"]
+Method = Literal["auto", "tree", "per_prefix"]
+COMBINE, METHODS = get_args(Combine), get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -46,32 +42,20 @@ class ScoringOptions:
     unit: Unit = "word"
     turns: Literal["last", "all"] = "last"
     max_tokens: int | None = None
-    combine: Literal["mean", "min"] = "mean"
+    combine: Combine = "mean"
     sharpen: float | Literal["paper"] = 1.0
-    method: Literal["auto", "tree", "per_prefix"] = "auto"
+    method: Method = "auto"
     backend: Literal["auto", "torch", "triton", "flash"] = "auto"
     gemm: Literal["auto", "default", "onednn"] = "auto"
     budget: int | None = None
 
     def __post_init__(self) -> None:
+        expect_fields(self)
         for name in ("every", "max_tokens", "budget"):
             value = getattr(self, name)
-            optional = value is None and name != "every"
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and value < 1:
                 raise UserError(f"{name}: expected a positive integer, got {value!r}")
-        choices = {
-            "unit": UNITS,
-            "turns": TURNS,
-            "combine": COMBINE,
-            "method": METHODS,
-            "backend": BACKENDS,
-            "gemm": GEMMS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        number = isinstance(self.sharpen, int | float) and not isinstance(self.sharpen, bool)
-        if self.sharpen != "paper" and not (number and 0 < self.sharpen < math.inf):
+        if self.sharpen != "paper" and not 0 < self.sharpen < math.inf:
             raise UserError(f"sharpen: expected a positive temperature or 'paper', got {self.sharpen!r}")
         if self.method == "per_prefix" and self.backend in ("triton", "flash"):
             expected = "expected auto or torch with method='per_prefix', which has no tree"

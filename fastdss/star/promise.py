@@ -25,9 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
-from fastdss.errors import UserError, expect
+from fastdss.errors import UserError, expect_fields
 
 # The audit bets on this multiple of the promised share of wrong rows. It is a choice: less is better at noticing shares
 # just above the promised one, more at noticing large ones soon.
@@ -49,9 +48,9 @@ class Promise:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        expect_fields(self)
         for name, low, high in (("tolerance", 0, 1), ("at_most", 0, 0.3), ("confidence", 0.5, 1)):
             value = getattr(self, name)
-            expect(name, value, Real, wanted="a number")
             if not low < value < high:
                 raise UserError(f"{name}: expected a number between {low} and {high}, got {value}")
 

@@ -238,7 +238,7 @@ def read_batch(batch: Mapping[str, Sequence[Any]], turns: str) -> list[Judged]:
     if not isinstance(batch, Mapping):
         raise UserTypeError(
             "batch: expected a mapping of columns, {'prompt': [...], 'response': [...]} or {'messages': [...]}, "
-            f"got {type(batch).__name__}; rows: StarScorer reads them, or score_dataset for whole files"
+            f"got {type(batch).__name__}; dict(frame) is one, and StarScorer reads rows, score_dataset whole files"
         )
     for name, values in batch.items():
         if isinstance(values, str) or not hasattr(values, "__len__"):

@@ -7,6 +7,7 @@ import pytest
 
 from fastdss.chat.formats import read_record
 from fastdss.chat.nulls import as_meant
+from fastdss.errors import UserError
 from tests.journeys.data import LEAK, SAFE, turn
 
 OSLO, ROME = (f'{{"name": "weather", "arguments": {{"city": "{city}"}}}}' for city in ("Oslo", "Rome"))
@@ -226,8 +227,12 @@ def test_characters_that_axolotl_masks_are_not_learnt():
         [{"name": "weather", "description": "of a city", "input_schema": SCHEMA, "cache_control": {"type": "x"}}],
         [{"toolSpec": {"name": "weather", "description": "of a city", "inputSchema": {"json": SCHEMA}}}],
         [{"functionDeclarations": [WEATHER["function"]]}],
+        [{"name": "weather", "description": "of a city", "inputSchema": SCHEMA}],
+        [{**WEATHER["function"], "parameters": json.dumps(SCHEMA)}],
+        [{"type": "function", "function": {**WEATHER["function"], "parameters": json.dumps(SCHEMA)}}],
+        [{"type": "function", "function": json.dumps(WEATHER["function"])}],
     ],
-    ids=["openai", "llama-factory", "responses", "anthropic", "bedrock", "gemini"],
+    ids=["openai", "llama-factory", "responses", "anthropic", "bedrock", "gemini", "mcp", "text", "texts", "function"],
 )
 @pytest.mark.parametrize("place", ["column", "cell", "system turn"])
 def test_a_definition_of_a_tool_is_the_same_in_every_form_and_place(tools, place):
@@ -249,6 +254,35 @@ def test_a_null_is_an_argument_where_arrow_did_not_put_it():
     records = (by_hand, alike, unlike, of_arrow)
     answers = [read_record(as_meant(record)).conversation.turns[1].answer.text for record in records]
     assert answers == ['{"name": "weather", "arguments": {"city": "Oslo", "unit": null}}'] * 3 + [OSLO]
+
+
+def test_a_rating_that_is_called_star_is_no_score():
+    reading = read_record({"prompt": "x", "response": "y", "star": 5})
+    assert (reading.scored, reading.unused) == (False, ["star"])
+    assert all(read_record({"prompt": "x", "response": "y", "star": star}).scored for star in ([], "[]", [{"turn": 1}]))
+
+
+@pytest.mark.parametrize("channel", ["analysis", "commentary"])
+def test_a_channel_that_is_no_answer_is_refused(channel):
+    """It was learnt as an answer of its own: what gpt-oss thinks, and its calls."""
+    chat = [turn("user", "x"), turn("assistant", "y", channel=channel), turn("assistant", "z", channel="final")]
+    with pytest.raises(UserError, match=f"message 1: channel: expected the turn's final text alone, got its {channel}"):
+        read_record({"messages": chat})
+    assert said(read_record({"messages": [chat[0], chat[2]]}).conversation) == ["user: x", "assistant!: z"]
+
+
+def test_arguments_that_were_written_as_json_twice_are_an_object():
+    """Templates wrote the text in quotes, and the policy learnt it so."""
+    call = {"function": {"name": "weather", "arguments": json.dumps(json.dumps({"city": "Oslo"}))}}
+    reading = read_record({"messages": [turn("user", "x"), turn("assistant", None, tool_calls=[call])]})
+    assert reading.conversation.turns[1].answer.text == OSLO
+
+
+def test_the_names_in_a_result_that_is_data_are_no_keys_without_use():
+    result = turn("tool", [{"temperature": 12, "unit": "C"}])
+    reading = read_record({"messages": [turn("user", "x"), result, turn("assistant", "y")]})
+    assert reading.conversation.turns[1].content == '[{"temperature": 12, "unit": "C"}]'
+    assert reading.unused_keys == []
 
 
 def test_messages_may_be_json_texts_in_a_list():

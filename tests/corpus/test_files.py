@@ -222,6 +222,35 @@ def test_splits_of_folders_and_files(tmp_path):
     assert "it has rounds" in row.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("_delta_log/00000000000000000000.json", "{}", "a table of Delta Lake, whose files have deleted rows too"),
+        (".hoodie/hoodie.properties", "", "a table of Hudi"),
+        ("metadata/00000-a.metadata.json", "{}", "a table of Iceberg"),
+        ("README.md", "---\nconfigs:\n- config_name: en\n- config_name: fr\n---\n", "the configurations en, fr: give"),
+        ("part-1.orc", "ORC", r"holds part-1\.orc, which may hold rows and cannot be read: convert or unpack"),
+        ("a.tar", "", r"holds a\.tar, which may hold rows"),
+        ("more/b.jsonl.zip", "PK", r"holds b\.jsonl\.zip, which may hold rows"),
+    ],
+)
+def test_a_folder_is_read_whole_or_says_what_of_it_is_not(tmp_path, name, content, message):
+    """Half of it was trained in silence, or rows that its own log calls deleted."""
+    write(tmp_path / "part-0.jsonl", ROWS)
+    for held in ("README.md", "LICENSE.txt", "requirements.txt", "dataset.yaml", "train.metadata.json.md"):
+        (tmp_path / held).write_text("---\nconfigs:\n- config_name: en\n---\n")
+    assert len(list(read_rows([tmp_path]))) == 3
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        list(read_rows([tmp_path]))
+
+
+def test_a_saved_dictionary_of_one_split_needs_no_name(tmp_path):
+    datasets.DatasetDict({"train_sft": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "one")
+    assert len(list(read_rows([tmp_path / "one"]))) == 3
+
+
 def test_a_damaged_saved_dataset_is_named_and_a_foreign_state_file_is_no_such_thing(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     assert len(list(read_rows([tmp_path / "saved"]))) == 3

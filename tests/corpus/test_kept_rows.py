@@ -158,10 +158,11 @@ def test_the_batches_of_a_map_hold_what_its_data_set_holds():
 
 
 def test_what_arrow_filled_beside_its_json_is_nothing():
-    function = pa.struct({"name": pa.string(), "description": pa.string(), "parameters": pa.json_(pa.string())})
-    tools = [{"name": "f", "description": None, "parameters": '{"default": null}'}]
-    table = pa.table({"prompt": ["Q"], "response": ["A"], "tools": pa.array([tools], pa.list_(function))})
-    (found,) = read_memory(table)
+    schema = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"default": null}']))
+    function = pa.StructArray.from_arrays(
+        [["f"], pa.nulls(1, pa.string()), schema], ["name", "description", "parameters"]
+    )
+    (found,) = read_memory(pa.table({"tools": pa.ListArray.from_arrays([0, 1], function)}))
     assert found.record["tools"] == [{"name": "f", "parameters": {"default": None}}]
 
 

@@ -47,6 +47,24 @@ def far(content):
     return zstandard.ZstdCompressor(compression_params=how).compress(content)
 
 
+# As Claude's export of one's account has them.
+EXPORTED = [
+    {
+        "uuid": "c1",
+        "name": "A chat",
+        "chat_messages": [
+            {
+                "uuid": f"m{number}",
+                "sender": "human" if turn["role"] == "user" else "assistant",
+                "text": turn["content"],
+                "content": [{"type": "text", "text": turn["content"], "start_timestamp": "2026-01-01T00:00:00Z"}],
+                "attachments": [],
+            }
+            for number, turn in enumerate(chat(row))
+        ],
+    }
+    for row in (ONE, TWO)
+]
 MAP = pa.list_(pa.map_(pa.string(), pa.string()))
 AS_COLUMNS = [{name: [turn[name] for turn in chat(row)] for name in ("role", "content")} for row in (ONE, TWO)]
 FILES = {
@@ -65,6 +83,7 @@ FILES = {
     "named_otherwise.jsonl.gz": zstandard.compress(LINES.encode()),
     "members.jsonl.gz": b"".join(gzip.compress(line.encode()) for line in LINES.splitlines(keepends=True)),
     "frames.jsonl.zst": b"".join(zstandard.compress(line.encode()) for line in LINES.splitlines(keepends=True)),
+    "put_together.jsonl": b"".join(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n" for row in (ONE, TWO)),
     "far.jsonl.zst": far(LINES.encode()),
     "packed.parquet": gzip.compress(parquet(pa.Table.from_pylist([ONE, TWO]))),
     "columns.parquet": parquet(pa.table({"messages": pa.array(AS_COLUMNS)})),
@@ -73,6 +92,7 @@ FILES = {
     ),
     "capitals.csv": 'Prompt,Response\nHi,"Hello, friend."\nWho?,"Ada, from next door."\n',
     "blanks.csv": 'prompt, response\nHi, "Hello, friend."\nWho?, "Ada, from next door."\n',
+    "conversations.json": json.dumps(EXPORTED),
     "excel.csv": "sep=;\r\nprompt;response\r\nHi;Hello, friend.\r\nWho?;Ada, from next door.\r\n",
     "returns.csv": "prompt;response\rHi;Hello, friend.\rWho?;Ada, from next door.\r",
 }

@@ -117,13 +117,14 @@ def test_a_csv_cell_that_is_no_utf8_fails_alone(tmp_path):
         ("absent.jsonl", "does not exist"),
         ("rows.txt", "expected one of"),
         ("empty", "holds no"),
-        ("splits", "holds the splits train"),
+        ("splits", "holds the splits test, train"),
     ],
 )
 def test_sources_that_are_none(tmp_path, name, message):
     write_jsonl(tmp_path / "rows.txt", ROWS)
     (tmp_path / "empty").mkdir()
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "splits"))
+    part = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(ValueError, match=message):
         list(read_rows([tmp_path / name]))
 

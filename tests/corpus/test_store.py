@@ -123,7 +123,7 @@ def test_joined_refuses_another_input(scored, change):
 def test_joined_takes_the_input_from_elsewhere(scored, tmp_path):
     _, source, out = scored
     moved = source.rename(tmp_path / "moved.jsonl")
-    with pytest.raises(ValueError, match=r"rows.jsonl, which was scored, is not there; .*--input of fastdss merge"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, which was scored, is not there: fastdss merge takes .* --input"):
         list(joined(out))
     assert len(list(joined(out, [moved]))) == 7
 

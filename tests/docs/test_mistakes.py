@@ -48,8 +48,10 @@ def test_one_line_says_what_to_do(words, said, here, capsys):
     assert "Errno" not in text
 
 
-def test_scores_in_place_of_what_merge_writes(here, capsys):
+def test_scores_in_place_of_what_merge_writes(here, capsys, monkeypatch):
     assert told(capsys, "score", "chats.jsonl", "--guard", "tiny", "--out", "scores")[0] == 0
+    monkeypatch.setattr("webbrowser.open", lambda page: False)
+    assert "no browser could be opened from here" in told(capsys, "report", "scores", "--open")[1]
     for words in (["check", "scores"], ["score", "scores", "--guard", "tiny", "--out", "again"]):
         code, text = told(capsys, *words)
         assert code == 1

@@ -109,6 +109,40 @@ def test_forward_kl_from_stored_vectors() -> None:
         assert [float(cell) for cell in said[name]] == errors
 
 
+def test_three_seeds() -> None:
+    """Runs by what varies, in the order of the table's numbers."""
+    runs = {
+        "plain SFT at 1 / 10 / 50 / 100 % poison": [f"plain SFT, {share} % poison" for share in (1, 10, 50, 100)],
+        "static filter (RS), the same": [f"static filter, {share} % poison" for share in (1, 10, 50, 100)],
+        "STAR-DSS k2, the same": [f"k2, {share} % poison, M = 5, KL scale 0.5" for share in (1, 10, 50, 100)],
+        "k2, M = 1 / 5 / 10 / whole response":
+            [f"k2, 50 % poison, M = {every}, KL scale 0.5" for every in (1, 5, 10, "whole")],
+        "k2, KL scale 0.1 / 0.5 / 1 / 2": [f"k2, 50 % poison, M = 5, KL scale {scale}" for scale in (0.1, 0.5, 1, 2)],
+        "k2 / k3 / reverse / forward KL":
+            [f"{kl}, 50 % poison, M = 5, KL scale 0.5" for kl in ("k2", "k3", "reverse", "forward")],
+    }  # fmt: skip
+    said = table("safety.md", "| | leaks | useful, no leak | degenerate |")
+    true = table("../benchmarks/results/safety.md", "| run | leak | useful, no leak | degenerate |")
+    assert set(said) == set(runs)
+    for name, cells in said.items():
+        for column, cell in enumerate(cells):
+            assert cell == " / ".join(true[run][column].split()[0] for run in runs[name]) + " %", (name, column)
+
+
+@pytest.mark.parametrize(("header", "scored"), [("| words | rows | approximated", 60), ("| probe | promise |", 40)])
+def test_approximate_scores(header: str, scored: int) -> None:
+    """The last columns, from the share that was spared; fewer tokens, faster, rows off, the largest error."""
+    found = [row for row in rows("probe_cpu") if row["rows"] == scored]
+    text = (ROOT / "docs" / "approximate.md").read_text()
+    lines = text.split(f"\n{header}", 1)[1].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == len(found)
+    for line, row in zip(lines, found, strict=True):
+        spared, fewer, faster, off, largest = line.replace("*", "").strip("| ").split(" | ")[-5:]
+        assert near(spared, 100 * row["approximated"])
+        check([fewer, faster, largest], [row["fewer_tokens"], row["faster"], row["largest_error"]], line)
+        assert int(off) == row["rows_off"]
+
+
 SENTENCES: list[tuple[str, str, Callable[[], list[float]]]] = [
     ("performance.md", "A plain causal forward over the same 3150 tokens has speed {}.",
      lambda: [one(rows("star_cpu"), way="plain causal forward", layers=6, boundaries=40)["speedupcpu"]]),

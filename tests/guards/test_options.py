@@ -146,7 +146,7 @@ date: 2024-07-26
         ("name: x\nsave: a\nunsafe: b", r"unknown save; expected some of .*safe"),
         ("name: x\nsafe: no\nunsafe: b", r"x\.yaml: safe: expected text, got bool; put it in quotes"),
         ("name: x\nsafe: [no]\nunsafe: b", "safe: expected text, got bool; put it in quotes"),
-        ("name: x\nsafe: 1\nunsafe: b", "x: safe: expected text or a tuple of texts, got int"),
+        ("name: x\nsafe: 1\nunsafe: b", "x: safe: expected text or a list, got int"),
         ("safe: a\nunsafe: b", "a spec needs a name"),
         ("name: x\nview: {turn: all}", "view: expected some of turns, system"),
         ("name: x\nview: {system: 'no'}", "view.system: expected True or False, got str"),

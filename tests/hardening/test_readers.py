@@ -151,11 +151,12 @@ def test_a_limit_that_leaves_no_row(tmp_path: Path, limit: int) -> None:
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{"])
 def test_splits_that_do_not_say_what_they_are(tmp_path: Path, content: str) -> None:
-    (tmp_path / "train").mkdir()
-    for name in ("state.json", "dataset_info.json"):
-        (tmp_path / "train" / name).write_text("{}")
+    for part in ("test", "train"):
+        (tmp_path / part).mkdir()
+        for name in ("state.json", "dataset_info.json"):
+            (tmp_path / part / name).write_text("{}")
     (tmp_path / "dataset_dict.json").write_text(content)
-    with pytest.raises(ValueError, match="holds the splits train: give one of their folders"):
+    with pytest.raises(ValueError, match="holds the splits test, train: give one of their folders"):
         list(read_rows([tmp_path]))
 
 

@@ -106,6 +106,7 @@ def test_two_steps_of_training_on_merged_scores(merged, policies, template, tmp_
     steps = ["--max-steps", "2", "--batch-size", "2", "--logging-steps", "1", "--lora-targets", "q_proj"]
     assert main(["train", *arguments, *steps, "--eval-share", "0.2", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
+    assert "merged.parquet, which came with its scores" in (tmp_path / "report.html").read_text()
     assert report["rows"] == {"read": len(PLAIN), "trained": 8, "held_out": 2}
     assert report["scores"]["responses"] == sum(len(RECORDS[name][3]) for name in PLAIN)
     assert [entry["step"] for entry in report["log"]] == [1, 2]

@@ -283,7 +283,10 @@ def _call(kl: str, needs: bool) -> tuple[Any, ...]:
 def test_opcheck(kl: str) -> None:
     torch.library.opcheck(ops.summed_loss, (*_call(kl, True), [True, True, True]))
     torch.library.opcheck(ops.token_loss, _call(kl, True))
-    torch.library.opcheck(ops.token_loss_backward, (torch.randn(9), *_call(kl, False), [True, False, True]))
+    upstream = torch.randn(9), *_call(kl, False)
+    torch.library.opcheck(ops.token_loss_backward, (None, *upstream, [True, False, True]))
+    main_grad = torch.randn_like(upstream[2])
+    torch.library.opcheck(ops.token_loss_backward, (main_grad, *upstream, [True, True, True]))
     torch.library.opcheck(ops.scaled, (torch.randn(3, 4), torch.tensor(2.0), torch.bfloat16, "torch"))
 
 

@@ -13,7 +13,8 @@ TOOL_PARTS = [
     Fault("tool parts", PARTS, "kinds[number] != _CALL", "False", PROVED, within="_with_calls"),
     Fault("tool parts", PARTS, "{'tool_call_id': part.get('tool_use_id'), 'name': part.get('name')}", "{}", PROVED),
     Fault("tool parts", PARTS, "found[-1]['role'] == 'user'", "False", PROVED, within="_by_turns"),
-    Fault("tool parts", PARTS, "tool['input_schema']", "{}", PROVED, within="definitions"),
+    Fault("tool parts", PARTS, "('input_schema', 'inputSchema', 'parameters')", "('parameters',)",
+          "tests/chat/test_kinds.py -k definition", within="definitions"),
 ]  # fmt: skip
 
 TURNS, SHAPES, LAYOUTS = (f"fastdss/chat/{name}.py" for name in ("turns", "shapes", "layouts"))
@@ -57,7 +58,9 @@ SPELLING = [
     Fault("spelling", TAGS, "result.strip()", "turn.content", POLICY_PROVED, within="without_tags"),
 ]  # fmt: skip
 
+COLUMNS, TABLES, SOURCES = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources"))
 REPEATED = "tests/corpus/test_check.py -k repeats"
+FOLDERS = "tests/corpus/test_files.py -k read_whole"
 QUOTES = "tests/hardening/test_readers.py -k quote"
 
 KINDS_OF_FILES = [
@@ -69,6 +72,13 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
     Fault("kinds of files", "fastdss/corpus/check.py", "row.content_hash in self.known_chats", "False", REPEATED),
     Fault("kinds of files", "fastdss/corpus/check.py", "row.id in self.known_ids", "False", REPEATED),
+    Fault("kinds of files", SOURCES, "next(folder.rglob(name), None) is not None", "False", FOLDERS),
+    Fault("kinds of files", SOURCES, "len(configs) > 1", "False", FOLDERS),
+    Fault("kinds of files", SOURCES, "is_unread(path.name)", "False", FOLDERS),
+    Fault("kinds of files", "fastdss/chat/turns.py", "given.get('channel') in _CHANNELS", "False",
+          "tests/chat/test_kinds.py -k channel", within="read_turn"),
+    Fault("kinds of files", "fastdss/chat/record.py", "not isinstance(values['star'], int | float)", "True",
+          "tests/chat/test_kinds.py -k rating", within="holds_scores"),
     Fault("kinds of files", CSV, "len(lines.record) > 1 or _goes_on(lines.record[0], delimiter, skip_blanks)", "False",
           QUOTES, within="_records"),
     Fault("kinds of files", CSV, "broken != lines.began", "False", QUOTES, within="_records"),
@@ -92,7 +102,6 @@ POLICY = [
 
 KEPT, VALUES = "tests/corpus/test_kept_rows.py", "tests/corpus/test_json_values.py"
 TREES, NULLS, PLAN = "fastdss/chat/oasst.py", "fastdss/chat/nulls.py", "fastdss/corpus/plan.py"
-COLUMNS, TABLES, SOURCES, ROWS = (f"fastdss/corpus/{name}.py" for name in ("columns", "tables", "sources", "rows"))
 
 NULLS_PROVED = "tests/chat/test_kinds.py -k a_null"
 

@@ -33,7 +33,8 @@ MANY_STREAMS = [
 ]  # fmt: skip
 
 MODELS_IN_USE = [
-    Fault("in use", IN_USE, "_locks.setdefault(backbone(model), RLock())", "RLock()", f"{USED} -k another_thread"),
+    Fault("in use", IN_USE, "_locks.setdefault(body, (RLock(), os.getpid()))", "(RLock(), os.getpid())",
+          f"{USED} -k another_thread"),
     Fault("in use", IN_USE, "module.training = True", "module.training = model.training", f"{USED} -k its_mode"),
     Fault("in use", "fastdss/prefix/attention.py", "attentions_of(model.config)", "NAME", f"{USED} -k as_it_was"),
     Fault("in use", ENGINE, "in_use(model)", "torch.inference_mode()", f"{USED} -k another_thread",

@@ -12,6 +12,8 @@ FIELDS, GUARD = "tests/guards/test_fields.py", "fastdss/guards/guard.py"
 KINDS, HEADS = "tests/guards/test_attention_kinds.py", "tests/guards/test_classifiers.py"
 
 FAULTS = [
+    Fault("fork", "fastdss/prefix/in_use.py", "process != os.getpid()", "False",
+          "tests/prefix/test_in_use.py -k fork", within="in_use"),
     Fault("default device", "fastdss/prefix/in_use.py", "torch.get_default_device().type != 'cpu'", "False",
           "tests/prefix/test_in_use.py -k default_device", within="cpu_by_default"),
     Fault("types", "fastdss/errors.py", "bool in kinds or not isinstance(value, bool)", "True",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +33,47 @@ def guard() -> Guard:
 def per_prefix(guard: Guard, prompt: str, response: str, every: int = 5) -> torch.Tensor:
     batch = {"prompt": [prompt], "response": [response]}
     return star_scores(guard, batch, every=every, method="per_prefix").scores[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("held", [True, False])
+def test_a_fork_while_a_thread_scores_is_told_so_and_does_not_wait_for_ever(guard: Guard, held: bool) -> None:
+    """The thread that would let the model go is not in the child. A fork between two calls has all that it needs."""
+    right = star_scores(guard, BATCH).scores
+    scoring, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with in_use(guard.model):
+            scoring.set()
+            done.wait()
+
+    thread = threading.Thread(target=other)
+    if held:
+        thread.start()
+        scoring.wait()
+    child = os.fork()
+    if not child:
+        try:
+            found = star_scores(guard, BATCH, method="per_prefix").scores
+            code = 0 if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, right, strict=True)) else 1
+        except UserError as error:
+            code = 2 if "was forked while another thread scored" in str(error) else 3
+        except BaseException:
+            code = 4
+        os._exit(code)
+    done.set()
+    if held:
+        thread.join()
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for ever")
+    assert os.waitstatus_to_exitcode(status) == (2 if held else 0)
 
 
 def through_the_tree(guard: Guard) -> None:

@@ -107,7 +107,9 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(
-    ("call", "name"), [(call, name) for call, wrong in WRONG.items() for name in wrong], ids=lambda part: str(part)[:40]
+    ("call", "name"),
+    [(call, name) for call, wrong in WRONG.items() for name in wrong],
+    ids=lambda part: getattr(part, "__qualname__", part),
 )
 def test_each_argument_is_named_where_its_type_is_wrong(guard: Guard, call, name: str) -> None:
     with pytest.raises(fastdss.UserError, match=rf"^(mine: )?{name}\b"):

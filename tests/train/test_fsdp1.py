@@ -190,10 +190,10 @@ def test_packed_rows_and_the_reference(results, tmp_path):
         assert torch.allclose(torch.stack(results[rank]["reference"]), torch.stack(expected), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("index", "said"),
-    enumerate(["enable DSS before it", "pass model_id=", "take fsdp_version 2", "evaluate afterwards"]),
-)
+REFUSED = ("enable DSS before it", "pass model_id=", "take fsdp_version 2", "evaluate afterwards")
+
+
+@pytest.mark.parametrize(("index", "said"), [*enumerate(REFUSED)])
 def test_what_cannot_be_done_is_said(results, index, said):
     assert all(said in results[rank]["refused"][index] for rank in range(WORLD))
 

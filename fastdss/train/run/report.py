@@ -11,6 +11,7 @@ from fastdss.star.scored import ScoredResponse
 
 _SHOWN = 6  # responses on the page, as many as are read at a glance: a choice
 _LONGEST = 2000  # characters of a response that the page shows: a choice, about two screens
+_WIDTH = 420  # of the chart, in its own units: its words stay legible on a telephone
 _NAMES = {
     "loss": "loss",
     "ce": "CE part",
@@ -23,7 +24,8 @@ _NAMES = {
 def html(outcome: Mapping[str, Any], scored: Sequence[ScoredResponse]) -> str:
     """One self-contained HTML document; ``outcome`` is what ``run`` returns."""
     settings, rows = outcome["settings"], outcome["rows"]
-    lead = f"{settings['model']} on {settings['data']}, judged by {settings['guard']}"
+    judge = f"judged by {settings['guard']}" if outcome["judged_here"] else "which came with its scores"
+    lead = f"{settings['model']} on {settings['data']}, {judge}"
     body = [f"<p><strong>{escape(outcome['stopped'])}</strong></p>"] if outcome["stopped"] else []
     body += ["<h2>The data</h2>", _data(rows, outcome["scores"]), "<h2>Training</h2>", *_training(outcome["log"])]
     if outcome["after"]:
@@ -50,7 +52,8 @@ def _training(log: Sequence[Mapping[str, float]]) -> list[str]:
         for style, key in enumerate(("loss", "ce", "kl"))
         if all(key in entry for entry in log)
     ]
-    return [legend(series), curves(series, x_label="step", y_label="per label")]
+    chart = curves(series, x_label="step", y_label="per label", width=_WIDTH)
+    return [legend(series), f'<figure class="alone">{chart}</figure>']
 
 
 def _evaluation(before: Mapping[str, float], after: Mapping[str, float]) -> str:

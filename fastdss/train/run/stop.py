@@ -91,9 +91,9 @@ class StepBar(TrainerCallback):
         if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix_str(f"loss {logs['loss']:.4g}", refresh=False)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.bar is not None
-        self.bar.close()
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Log(TrainerCallback):
@@ -112,6 +112,14 @@ class NotFinite(UserError, RuntimeError):
 
 class StoppingTrainer(DSSTrainer):
     """A ``DSSTrainer`` that raises ``NotFinite`` for a NaN or infinite loss, and instead of saving such weights."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # after an error too, or the bar's last state would be written below its message
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, StepBar):
+                    callback.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fastdss import load_model
+from fastdss import UserError, load_model
 from fastdss.cli import main
 from fastdss.train.run import run as train_run
 from fastdss.train.run.run import run
 from fastdss.train.run.settings import read_settings
-from tests.support.train_runs import report_of, settings, whole_checkpoint
+from tests.support.train_runs import report_of, settings
 
 pytest.importorskip("accelerate", reason="needs the [train] extra")
 pytest.importorskip("datasets", reason="needs the [train] extra")
@@ -36,6 +36,7 @@ def test_a_run_from_the_command_line(files, tmp_path):
     assert report["after"]["eval_ce"] < report["before"]["eval_ce"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "ada.quill" in page
+    assert f"on {files / 'data.jsonl'}, judged by tiny" in page
     assert "http" not in page
     assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()
 
@@ -85,18 +86,31 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "fastdss train: --model is required, by flag or in the YAML file\n"
 
 
+def test_an_error_during_training_is_the_last_line(files, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise UserError("row: expected 1, got 2")
+
+    monkeypatch.setattr("fastdss.train.run.stop.StoppingTrainer.training_step", fails)
+    given = ["train", str(files / "data.jsonl"), "--model", str(files / "model"), "--out", str(tmp_path / "out")]
+    assert main([*given, "--max-steps", "1", "--lora-targets", "q_proj", "--cpu"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert any("training   0% 0/1 steps" in line for line in told)
+    assert told[-1] == "fastdss train: row: expected 1, got 2"
+
+
 def test_a_disk_that_is_full_is_told_whatever_library_met_it(tmp_path, monkeypatch, capsys):
     """safetensors and torch raise errors of their own, and the traceback had no place either."""
 
     def fails(settings, progress):
-        whole_checkpoint(tmp_path / "out" / "checkpoints" / "checkpoint-3")
+        (tmp_path / "out" / "scores").mkdir(parents=True)
+        (tmp_path / "out" / "scores" / "manifest.json").write_text("{}")
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(train_run, "run", fails)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
     assert main(["train", "data.jsonl", "--model", "m", "--out", str(tmp_path / "out")]) == 1
     kept, told = capsys.readouterr().err.splitlines()
-    assert kept.startswith("Step 3 is kept in ")
+    assert kept.startswith("No step is saved yet; scores in ")
     assert told == f"fastdss train: {tmp_path / 'out'}: no space left on device"
     assert not (tmp_path / "out" / "traceback.txt").exists()
 
