@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fastdss.errors import UserError
 from fastdss.models.inputs import input_names
-from fastdss.train.collator import DSSCollator
+from fastdss.train.collator import DSSCollator, padding_of
 from fastdss.train.config import DSSConfig
 from fastdss.train.enable import bare_model, dss_config, enable_dss
 from fastdss.train.prepare import pack_dataset, prepare_dss_dataset
@@ -123,7 +123,7 @@ def make_collator(
 
     ``padding`` and ``return_tensors`` are accepted and have no effect: ``DSSCollator`` always pads and makes tensors.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_of(tokenizer)
     return DSSCollator(pad, padding_free=padding_free, pad_to_multiple_of=pad_to_multiple_of, config=config)
 
 

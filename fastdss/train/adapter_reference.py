@@ -57,15 +57,10 @@ def adapter_off_is_not_the_start(model: Any, bare: torch.nn.Module) -> str | Non
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
         return logits, _embedded(embedding) if is_adapted(embedding) else None
 
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with evaluating(model), layers_gathered(bare):
         start, start_rows = found()
-        try:
-            with model.disable_adapter():
-                off, off_rows = found()
-        finally:
-            for parameter, before in required:
-                parameter.requires_grad_(before)
+        with without_adapter(model):
+            off, off_rows = found()
         moved = distance(off, start)
         if moved <= 2 * torch.finfo(start.dtype).eps:
             moved = 0.0  # an adapter that adds nothing may still round otherwise (DoRA in 16 bit)

@@ -124,6 +124,12 @@ class DSSCollator:
         return _flat_attention(lengths, width) | real
 
 
+def padding_of(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's, else that of its end of text, or any, for padding never counts."""
+    known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((number for number in known if number is not None), 0)
+
+
 def _padded_inputs(rows: Sequence[Row], width: int) -> dict[str, Any]:
     mask = (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
     for index, row in enumerate(rows):

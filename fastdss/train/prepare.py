@@ -117,9 +117,14 @@ def pack_dataset(dataset: Any, max_length: int) -> Any:
 
 
 def column_names(dataset: Any) -> list[str]:
-    """The data set's columns; of a stream that does not know them, those of its first row."""
+    """The data set's columns, or those of its first row where it does not know them; none of a stream that can perhaps
+    be read once only."""
     names = getattr(dataset, "column_names", None)
-    return list(next(iter(dataset), ())) if names is None else list(names)
+    if names is None and hasattr(dataset, "column_names"):
+        names = next(iter(dataset), ())
+    elif names is None and isinstance(dataset, Sized) and len(dataset):
+        names = dataset[0]  # type: ignore[index]
+    return list(names or ())
 
 
 def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

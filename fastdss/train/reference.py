@@ -25,13 +25,9 @@ from .enable import bare_model, disable_dss, dss_config, enable_dss
 from .example import COLUMNS, read_row
 from .reference_cache import ReferenceCache, gather, rank, world_size
 
-
-class _Answers(NamedTuple):
-    """What the reference says of one row, or of one document of a packed row."""
-
-    logprobs: Tensor  # [T]
-    slope: Tensor | None = None  # [L, D] fp16, of the tokens whose labels count
-    offset: Tensor | None = None  # [T]
+# What the reference says of one row, or of one document of a packed row: logprobs [T]; for the forward KL also
+# offset [T], and slope [L, D] in fp16, of the tokens whose labels count.
+_Answers = dict[str, Tensor]
 
 
 def reference_logprobs(
@@ -73,7 +69,7 @@ def reference_logprobs(
         ValueError: where a log-probability is not finite, naming the row.
     """
     options = _Options(batch_tokens, cache_dir, model_id, part_rows, progress)
-    return [row.logprobs for row in _answers(model, dataset, "logprobs", options)]
+    return [row["logprobs"] for row in _answers(model, dataset, "logprobs", options)]
 
 
 def reference_columns(
@@ -181,11 +177,11 @@ class _Options(NamedTuple):
 
 
 def _columns(answers: _Answers, row: Mapping[str, Any]) -> dict[str, Any]:
-    if answers.slope is None:
-        return {"ref_logprobs": answers.logprobs}
-    stored = iter(answers.slope)
+    if "slope" not in answers:
+        return {"ref_logprobs": answers["logprobs"]}
+    stored = iter(answers["slope"])
     slopes = [b"" if label == IGNORE else next(stored).numpy().tobytes() for label in row["labels"]]
-    return {"ref_logprobs": answers.logprobs, "ref_offset": answers.offset, "ref_slope": slopes}
+    return {"ref_logprobs": answers["logprobs"], "ref_offset": answers["offset"], "ref_slope": slopes}
 
 
 def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Answers]:
@@ -205,7 +201,7 @@ def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Ans
             if of_part is None:
                 of_part = _compute(model, rows, part.start, batch_tokens, ask)
                 for index, row in zip(part, of_part, strict=True):
-                    if not all(tensor is None or bool(tensor.isfinite().all()) for tensor in row):
+                    if not all(bool(tensor.isfinite().all()) for tensor in row.values()):
                         raise UserError(f"row {index}: the reference's log-probabilities or slopes are not finite")
                 if cache:
                     cache.store(rows, {name: torch.cat(column) for name, column in _by_name(of_part).items()})
@@ -215,27 +211,20 @@ def _answers(model: Any, dataset: Any, ask: str, options: _Options) -> list[_Ans
 
 
 def _by_name(answers: list[_Answers]) -> dict[str, list[Tensor]]:
-    """The answers' fields that are filled, each as a list over rows. Empty tensors are left out, since the slopes of a
-    row without labels do not have the others' width and could not be joined with them."""
-    by_name: dict[str, list[Tensor]] = {}
-    for name in _Answers._fields:
-        values = [getattr(row, name) for row in answers]
-        if values and values[0] is not None:
-            by_name[name] = [value for value in values if value.numel()] or values[:1]
-    return by_name
+    """Each kind of answers as a list over rows. Empty tensors are left out, since the slopes of a row without labels do
+    not have the others' width and could not be joined with them."""
+    by_name = {name: [row[name] for row in answers] for name in answers[0]}
+    return {name: [value for value in values if value.numel()] or values[:1] for name, values in by_name.items()}
 
 
 def _split(stored: dict[str, Tensor], rows: list[Mapping[str, Any]]) -> list[_Answers] | None:
     """The stored answers of a part, row by row; None where their lengths do not fit these rows."""
-    lengths = {
-        "logprobs": [len(row["input_ids"]) for row in rows],
-        "offset": [len(row["input_ids"]) for row in rows],
-        "slope": [_counting(row) for row in rows],
-    }
+    tokens = [len(row["input_ids"]) for row in rows]
+    lengths = {"logprobs": tokens, "offset": tokens, "slope": [_counting(row) for row in rows]}
     if any(len(values) != sum(lengths[name]) for name, values in stored.items()):
         return None
     split = {name: values.split(lengths[name]) for name, values in stored.items()}
-    return [_Answers(**{name: parts[index].clone() for name, parts in split.items()}) for index in range(len(rows))]
+    return [{name: parts[index].clone() for name, parts in split.items()} for index in range(len(rows))]
 
 
 def _counting(row: Mapping[str, Any]) -> int:
@@ -269,25 +258,24 @@ def _compute(model: Any, rows: list[Mapping[str, Any]], first_row: int, batch_to
 
 
 def _of_document(output: Any, row: int, document: _Document) -> _Answers:
-    logprobs = output.logprobs[row, : document.length].float().cpu().clone()
-    if output.ref_slope is None:
-        return _Answers(logprobs)
-    counts = torch.as_tensor(document.columns["labels"]) != IGNORE
-    slope = output.ref_slope[row, : document.length].cpu()[counts].to(COLUMNS["ref_slope"][0])
-    return _Answers(logprobs, slope, output.ref_offset[row, : document.length].float().cpu().clone())
+    answers = {"logprobs": output.logprobs[row, : document.length].float().cpu().clone()}
+    if output.ref_slope is not None:
+        counts = torch.as_tensor(document.columns["labels"]) != IGNORE
+        answers["slope"] = output.ref_slope[row, : document.length].cpu()[counts].to(COLUMNS["ref_slope"][0])
+        answers["offset"] = output.ref_offset[row, : document.length].float().cpu().clone()
+    return answers
 
 
 def _row_of(row: Mapping[str, Any], documents: list[tuple[_Document, _Answers]]) -> _Answers:
     """The row's answers: those of its documents, at their places."""
-    length = len(row["input_ids"])
-    names = ("logprobs", "offset") if documents[0][1].slope is not None else ("logprobs",)
-    whole: dict[str, Tensor] = {name: torch.zeros(length) for name in names}
+    names = [name for name in documents[0][1] if name != "slope"]
+    whole: _Answers = {name: torch.zeros(len(row["input_ids"])) for name in names}
     for document, answers in documents:
         for name in names:
-            whole[name][document.start : document.start + document.length] = getattr(answers, name)
+            whole[name][document.start : document.start + document.length] = answers[name]
     if "offset" in whole:
-        whole["slope"] = torch.cat([answers.slope for _, answers in documents if answers.slope is not None])
-    return _Answers(**whole)
+        whole["slope"] = torch.cat([answers["slope"] for _, answers in documents])
+    return whole
 
 
 class _Document(NamedTuple):

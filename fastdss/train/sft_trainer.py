@@ -16,7 +16,7 @@ from fastdss.models.inputs import input_names
 from fastdss.upstream.accelerate import ungathered
 from fastdss.upstream.trl import OpenSFTTrainer, Preparation, made_from
 
-from .agreement import agreed_config
+from .agreement import agreed_config, by_name
 from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model
@@ -26,7 +26,6 @@ from .trainer import SUMS, ShapedTraining
 
 # TRL's own metrics, of which it keeps a value per unshaped batch -> the sum to which they are added
 _TRL_METRICS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}
-_TOKENIZER = 4  # the place of processing_class among SFTTrainer's arguments after the model
 
 
 class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
@@ -64,29 +63,29 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
+        said = DSSConfig.taken_from(kwargs)
+        given = by_name(super().__init__, (model, *args), kwargs)
         if isinstance(model, str):
-            sft_config = args[0] if args else kwargs.get("args")
+            sft_config = given.get("args")
             revision = (getattr(sft_config, "model_init_kwargs", None) or {}).get("revision")
-            if revision is not None and len(args) <= _TOKENIZER and kwargs.get("processing_class") is None:
+            if revision is not None and given.get("processing_class") is None:
                 trusted = getattr(sft_config, "trust_remote_code", False)
                 found = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=trusted)
-                kwargs["processing_class"] = found
-            model = made_from(model, sft_config, kwargs.get("quantization_config"))
+                given["processing_class"] = found
+            given["model"] = made_from(model, sft_config, given.get("quantization_config"))
         # before SFTTrainer replaces the instance's forward by one with its own fused head, which then calls ours
-        said = DSSConfig.taken_from(kwargs)
-        agreed = agreed_config(model, config, said)
-        super().__init__(model, *args, **kwargs)
+        agreed = agreed_config(given["model"], config, said)
+        super().__init__(**given)
         if self.router_coefficient is not None:
             set_coefficient(bare_model(self.model), self.router_coefficient)
-        own_collator = len(args) > 1 or kwargs.get("data_collator") is not None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        columns = [_columns(dataset) for dataset in (self.train_dataset, *evaluated)]
+        columns = [column_names(dataset) for dataset in (self.train_dataset, *evaluated)]
         if any(holds_scores(names) and "token_weights" not in names for names in columns):
             raise UserError(
                 "SFTTrainer prepares no data sets with images, and none with skip_prepare_dataset, so these scored "
                 "rows would train without shaping: give it the rows of prepare_dss_dataset, without a column images"
             )
-        if not own_collator and any("token_weights" in names for names in columns):
+        if given.get("data_collator") is None and any("token_weights" in names for names in columns):
             self.data_collator = DSSCollator(
                 self.text_tokenizer.pad_token_id,
                 padding_free=self.padding_free,
@@ -99,7 +98,7 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
 
     def prepared(self, dataset: Any, how: Preparation) -> Any:
         """SFTTrainer's preparation of a data set; of scored and prepared rows one that keeps all columns aligned."""
-        columns = set(_columns(dataset))
+        columns = set(column_names(dataset))
         if "token_weights" not in columns and not holds_scores(list(columns)):
             return super().prepared(dataset, how)
         self._refuse_options(dataset, how)
@@ -183,7 +182,3 @@ class DSSSFTTrainer(ShapedTraining, OpenSFTTrainer):
                 f"{name}: packing shaped rows needs max_length and packing_strategy='bfd', which cuts no row in two, "
                 f"got {args.max_length} and {args.packing_strategy!r}"
             )
-
-
-def _columns(dataset: Any) -> list[str]:
-    return [] if dataset is None else column_names(dataset)

@@ -17,6 +17,7 @@ from fastdss.models.experts import coefficient
 from fastdss.models.inputs import input_names
 from fastdss.star.align import IGNORE
 from fastdss.upstream import accelerate
+from fastdss.upstream.torch import is_fsdp1
 from fastdss.upstream.transformers import (
     CACHES,
     TrainerSeams,
@@ -27,7 +28,7 @@ from fastdss.upstream.transformers import (
     without_smoother,
 )
 
-from .agreement import agree_on_smoothing, agreed_config, enabled_init, fuses_head
+from .agreement import agree_on_smoothing, agreed_config, by_name, enabled_init, fuses_head
 from .collator import DSSCollator
 from .config import DSSConfig
 from .enable import bare_model, check_packing, dss_config
@@ -196,6 +197,11 @@ class ShapedTraining(TrainerSeams):
     def get_train_dataloader(self: Any) -> Any:
         """Trainer's own. Trainer asks for it at the start of each run, so sums of an earlier run, or of one that ran
         out of memory and starts again with smaller batches, are dropped here."""
+        if is_fsdp1(self.model) and self.model is not self.model_wrapped:
+            raise UserError(
+                "FSDP's first version wrapped the model for an evaluation before training, and Trainer would now train "
+                "without an optimizer: evaluate afterwards (fastdss train: --eval-share 0), or take fsdp_version 2"
+            )
         self._dss_sums[True] = None
         return super().get_train_dataloader()  # type: ignore[misc]
 
@@ -310,22 +316,21 @@ class DSSTrainer(ShapedTraining, Trainer):
     """
 
     def __init__(self, *args: Any, config: DSSConfig | None = None, ref_model: Any = None, **kwargs: Any) -> None:
-        model = args[0] if args else kwargs.get("model")
         said = DSSConfig.taken_from(kwargs)
-        if model is not None:
-            agreed = agreed_config(model, config, said)
-        elif kwargs.get("model_init") is not None:
+        given = by_name(super().__init__, args, kwargs)
+        if given.get("model") is not None:
+            agreed = agreed_config(given["model"], config, said)
+        elif given.get("model_init") is not None:
             if ref_model == "adapter":
                 raise UserError("ref_model='adapter' needs the one model that is trained: pass model, not model_init")
             agreed = (config or DSSConfig()).with_said(**said)
-            smoothing = getattr(args[1] if len(args) > 1 else kwargs.get("args"), "label_smoothing_factor", 0.0)
+            smoothing = getattr(given.get("args"), "label_smoothing_factor", 0.0)
             agreed = agreed if agreed.label_smoothing else replace(agreed, label_smoothing=smoothing)
-            kwargs["model_init"] = enabled_init(kwargs["model_init"], agreed)
+            given["model_init"] = enabled_init(given["model_init"], agreed)
         else:
             raise UserError("model: expected a causal LM, or model_init, got neither")
-        args, kwargs = with_prepared(args, kwargs)
-        super().__init__(*args, **kwargs)
-        if len(args) < 3 and kwargs.get("data_collator") is None:
+        super().__init__(**with_prepared(given))
+        if given.get("data_collator") is None:
             self.data_collator = default_collator(self, agreed)
         self._set_up_dss(ref_model)
 

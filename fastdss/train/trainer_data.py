@@ -14,38 +14,25 @@ from fastdss.models.inputs import input_names
 from fastdss.models.stops import stop_tokens, unstopped
 from fastdss.star.scores import StarScores
 
-from .collator import DSSCollator
+from .collator import DSSCollator, padding_of
 from .config import DSSConfig
 from .enable import bare_model, dss_config
 from .example import label_documents
 from .forward import refuse_another_head
-from .prepare import prepare_dss_dataset
+from .prepare import column_names, prepare_dss_dataset
 from .scored_rows import holds_scores
 
 _log = logging.getLogger(__name__)
 _ROWS_LOOKED_AT = 32  # of the data, for a missing end of turn: a choice, as rows of one template all end alike
-_DATASETS = ((3, "train_dataset"), (4, "eval_dataset"))  # places among Trainer's positional arguments
-_TOKENIZER = 5
 
 
 def default_collator(trainer: Any, config: DSSConfig) -> DSSCollator:
     """A ``DSSCollator`` for the trainer's data. The padding is the tokenizer's, or any token: padding never counts."""
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-    columns = _columns_of(dataset)
-    tokenizer = trainer.processing_class
-    pad = getattr(tokenizer, "pad_token_id", None)
-    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
-    taken = input_names(bare_model(trainer.model))
-    return DSSCollator(pad or 0, padding_free=_is_packed(dataset, columns), model_inputs=taken, config=config)
-
-
-def _columns_of(dataset: Any) -> list[str]:
-    """The data set's columns; none where they are unknown, as with some streams."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is None and isinstance(dataset, Sized) and len(dataset):
-        columns = list(dataset[0])  # type: ignore[index]
-    return list(columns or ())
+    columns = column_names(dataset)
+    taken, packed = input_names(bare_model(trainer.model)), _is_packed(dataset, columns)
+    return DSSCollator(padding_of(trainer.processing_class), padding_free=packed, model_inputs=taken, config=config)
 
 
 def _is_packed(dataset: Any, columns: Iterable[str]) -> bool:
@@ -100,7 +87,7 @@ def check_reference(trainer: Any, ref_model: Any) -> None:
         return
     datasets = [trainer.train_dataset, trainer.eval_dataset]
     datasets = [part for d in datasets for part in (d.values() if isinstance(d, dict) else [d]) if part is not None]
-    columns = [_columns_of(dataset) for dataset in datasets]
+    columns = [column_names(dataset) for dataset in datasets]
     known = any(map(config.known_by, columns))
     if known and ref_model is None and any("token_weights" in c and not config.known_by(c) for c in columns):
         raise UserError(
@@ -119,26 +106,21 @@ def check_reference(trainer: Any, ref_model: Any) -> None:
         )
 
 
-def with_prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_prepared(given: Mapping[str, Any]) -> dict[str, Any]:
     """Trainer's arguments, with data sets of scored conversations replaced by tokenised ones (``processing_class``)."""
-    by_name, by_place = dict(kwargs), list(args)
-    tokenizer = by_place[_TOKENIZER] if len(by_place) > _TOKENIZER else by_name.get("processing_class")
-    for place, name in _DATASETS:
-        dataset = by_place[place] if len(by_place) > place else by_name.get(name)
+    prepared, tokenizer = dict(given), given.get("processing_class")
+    for name in ("train_dataset", "eval_dataset"):
+        dataset = given.get(name)
         if isinstance(dataset, dict):
-            dataset = {split: _prepared(part, tokenizer, name) for split, part in dataset.items()}
+            prepared[name] = {split: _prepared(part, tokenizer, name) for split, part in dataset.items()}
         elif dataset is not None:
-            dataset = _prepared(dataset, tokenizer, name)
-        if len(by_place) > place:
-            by_place[place] = dataset
-        elif name in by_name:
-            by_name[name] = dataset
-    return tuple(by_place), by_name
+            prepared[name] = _prepared(dataset, tokenizer, name)
+    return prepared
 
 
 def _prepared(dataset: Any, tokenizer: Any, name: str) -> Any:
     if not isinstance(dataset, StarScores):
-        columns = _columns_of(dataset)
+        columns = column_names(dataset)
         if "token_weights" in columns or not holds_scores(columns):
             return dataset
     if tokenizer is None:

@@ -131,6 +131,12 @@ def trained(folder, original, make, cls=DSSTrainer, **options):
     return logs, wrapped[0]
 
 
+class EvaluatedFirst(DSSTrainer):
+    def train(self):
+        self.evaluate(self.train_dataset)
+        return super().train()
+
+
 class WithoutAdapter(DSSTrainer):
     def __init__(self, **kwargs):
         super().__init__(kl="reverse", ref_model="adapter", **kwargs)
@@ -149,6 +155,7 @@ def work(folder):
         said_of(lambda: enable_dss(FullyShardedDataParallel(tiny_model(), device_id=torch.device("cpu")))),
         said_of(lambda: reference_logprobs(flat, rows(), cache_dir=f"{folder}/reference")),
         said_of(lambda: trained(folder, "true", adapted_head, WithoutAdapter)),
+        said_of(lambda: trained(folder, "true", lambda: tiny_model(dtype=torch.float32), EvaluatedFirst)),
     ]
     halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     for name, (family, original) in TRAINERS.items():
@@ -183,9 +190,10 @@ def test_packed_rows_and_the_reference(results, tmp_path):
         assert torch.allclose(torch.stack(results[rank]["reference"]), torch.stack(expected), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("index", "said"), [*enumerate(["enable DSS before it", "pass model_id=", "take fsdp_version 2"])]
-)
+REFUSED = ("enable DSS before it", "pass model_id=", "take fsdp_version 2", "evaluate afterwards")
+
+
+@pytest.mark.parametrize(("index", "said"), [*enumerate(REFUSED)])
 def test_what_cannot_be_done_is_said(results, index, said):
     assert all(said in results[rank]["refused"][index] for rank in range(WORLD))
 

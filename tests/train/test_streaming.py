@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.tiny_models import tiny_model
-from tests.support.trainers import arguments, assert_same_weights, by_hand, rows
+from tests.support.trainers import InOrder, arguments, assert_same_weights, by_hand, rows
 
 pytest.importorskip("datasets", reason="needs the [train] extra")
 
@@ -43,9 +43,19 @@ def test_a_stream_trains_the_steps_of_the_plain_formula(tmp_path, stream, worker
     assert trainer.evaluate()["eval_ce"] == pytest.approx(listed.evaluate()["eval_ce"], abs=1e-6)
 
 
-def test_a_packed_stream_says_what_it_needs(tmp_path):
+def test_a_packed_stream_is_known_by_its_first_row(tmp_path):
+    packed = list(pack(rows(), 20))
+    models = []
+    for data in (generated(packed), packed):  # the stream in its own order, as the list is read
+        trainer = InOrder(model=tiny_model(), args=arguments(tmp_path, max_steps=1), train_dataset=data)
+        trainer.train()
+        models.append(trainer.model)
+    assert_same_weights(*models)
+
+
+def test_a_packed_stream_that_can_be_read_once_says_what_it_needs(tmp_path):
     """Its columns are unknown, so the default collator pads."""
-    trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=generated(list(pack(rows(), 20))))
+    trainer = DSSTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=Plain(list(pack(rows(), 20))))
     with pytest.raises(ValueError, match=r"packed examples \(seq_lengths\) need padding_free=True"):
         trainer.train()
 

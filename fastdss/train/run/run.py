@@ -25,7 +25,6 @@ from fastdss.optional import require
 from fastdss.star.scored import ScoredConversation, ScoredResponse
 from fastdss.upstream.transformers import commit_of, trackers
 
-from ..collator import DSSCollator
 from ..enable import bare_model
 from ..prepare import pack_dataset
 from .card import card
@@ -272,14 +271,12 @@ def make_trainer(
         held_out = None if held_out is None else with_reference(settings, args, model, held_out, progress)
     else:
         reference = "adapter" if settings.method == "lora" else load_model(settings, tokenizer, args.bf16)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = StoppingTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=DSSCollator(pad or 0, padding_free=settings.packing, config=settings.dss),
         config=settings.dss,
         ref_model=reference,
     )
