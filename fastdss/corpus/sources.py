@@ -20,7 +20,7 @@ from .tables import is_saved, read_memory, read_saved, saved_split
 Source = str | Path | Iterable[Mapping[str, Any]]
 
 # What tells tables of which only a log says which of their files count.
-_TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+_TABLES = {"_delta_log/*": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
