@@ -31,7 +31,7 @@ def guard() -> Guard:
     [
         ({"budget": -5}, ValueError, "budget: expected a positive integer, got -5"),  # gave unwritten memory as scores
         ({"budget": 0}, ValueError, "budget: expected a positive integer, got 0"),
-        ({"max_tokens": 300.5}, ValueError, "max_tokens: expected a positive integer, got 300.5"),
+        ({"max_tokens": 300.5}, ValueError, "max_tokens: expected an integer or None, got float"),
         ({"sharpen": float("inf")}, ValueError, "sharpen: expected a positive temperature or 'paper', got inf"),
         ({"ends": [[3, 1.5]]}, TypeError, r"row 0: ends\[1\]: expected an integer, got float"),
         ({"ends": [[3, 99]]}, ValueError, r"row 0: ends\[1\]: boundary 99 lies outside"),
