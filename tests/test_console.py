@@ -19,6 +19,8 @@ STRUCK = """
 import os, signal, sys
 from fastdss import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
+
 def importing():
     {body}
 

@@ -38,6 +38,11 @@ def read_json(path: str, file: io.BufferedReader, max_bytes: int, split: str | N
         yield from _lines(_in_utf8(file), max_bytes, in_array=layout == "lines of an array")
 
 
+# What is no UTF-16 becomes what is no UTF-8, for which a row is unreadable; for UTF-16 Python's own handlers raise.
+_NO_UTF16 = "fastdss.no_utf16"
+codecs.register_error(_NO_UTF16, lambda error: ("\udcff", getattr(error, "end", 0)))
+
+
 def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
     """The file as UTF-8 without a byte order mark; UTF-16 is recoded as it is read."""
     beginning = file.peek(4)
@@ -48,7 +53,7 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
         return file
 
     class Recoded(io.RawIOBase):
-        text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, encoding, errors=_NO_UTF16, newline="")
 
         def readable(self) -> bool:
             return True
@@ -62,11 +67,15 @@ def _in_utf8(file: io.BufferedReader) -> io.BufferedReader:
 
 
 def _utf16_of(beginning: bytes) -> str | None:
-    """The name of UTF-16 in which a file of JSON is: by its mark, or since every second byte is NUL."""
+    """The name of UTF-16 in which a file of JSON is: by its mark, or as it begins with two characters of ASCII, the
+    first of which opens an object or an array."""
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in beginning[2:]:
         return "utf-16"
-    nul = "".join("0" if byte == 0 else "x" for byte in beginning[:4])
-    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(nul)
+    for name in ("utf-16-le", "utf-16-be"):
+        text = beginning[:4].decode(name, "replace")
+        if len(text) == 2 and text[0] in "{[" and "\0" != text[1] < "\x80":
+            return name
+    return None
 
 
 def _layout(path: str, beginning: bytes) -> str:
@@ -106,7 +115,20 @@ def _layout(path: str, beginning: bytes) -> str:
         return "object" if single else "lines"
     if lines[0] == b"{":  # over several lines, whatever the suffix promises
         return "object"
+    damaged = damaged or (not is_whole and _is_called_lines(path) and not _may_go_on(text))
     return "object" if further and not further[0].startswith(b"{") and not damaged else "lines"
+
+
+def _may_go_on(beginning: bytes) -> bool:
+    """Whether a JSON value may begin so: what is wrong with it is at most that it ends here."""
+    text = beginning.decode(errors="ignore")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or error.pos > len(text) - len("false")
+    except RecursionError:
+        return False
+    return True
 
 
 def _bare(line: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastdss.corpus import csv_files
+from fastdss.corpus.files import PEEKED
 from fastdss.corpus.rows import DataOptions, FailedRow, Row, read_rows
 
 HEADER, GOOD = b"prompt,response\n", b"Hi,Hello\n"
@@ -176,3 +178,34 @@ def test_a_parquet_file_that_arrow_refuses(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(pq, "ParquetFile", refuse)
     with pytest.raises(ValueError, match="not to be read as Parquet: Integers with less than 8 bits"):
         list(read_rows([path]))
+
+
+LINE = json.dumps({"prompt": "a", "response": "b"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds"),
+    [
+        ((LINE * 2).encode("utf-16")[:-1], [Row, FailedRow]),
+        ((LINE * 2).encode("utf-16-be")[:-3], [Row, FailedRow]),
+        (LINE.encode("utf-16")[:20] + b"\x00\xd8" + (LINE * 2).encode("utf-16")[20:], [FailedRow, Row]),
+        (b"\0\n\0\n" + LINE.encode(), [FailedRow, FailedRow, Row]),
+    ],
+    ids=["cut within a character", "cut by one and a half", "half a pair", "NULs that are no UTF-16"],
+)
+def test_what_is_no_utf16_costs_its_row(tmp_path, content, kinds):
+    """It ended in a UnicodeDecodeError, or the file was taken for another encoding and its rows were lost."""
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    assert [type(row) for row in read_rows([tmp_path / "rows.jsonl"])] == kinds
+
+
+def test_a_long_file_of_lines_whose_first_ones_are_broken(tmp_path):
+    """Beyond what is looked at to find the layout: the file was refused as neither lines nor one object."""
+    deep = '{"a":' * 3000 + "\n"
+    (tmp_path / "rows.jsonl").write_text(deep + "x\n" + deep * 4 + LINE)
+    found = [type(row) for row in read_rows([tmp_path / "rows.jsonl"])]
+    assert found == [FailedRow] * 6 + [Row]
+    pretty = json.dumps({"version": 1, "data": [json.loads(LINE)] * 3000}, indent=1).replace("{\n", "{", 1)
+    (tmp_path / "one.jsonl").write_text(pretty)  # one object over lines, though its name says otherwise
+    assert len(pretty) > PEEKED
+    assert [type(row) for row in read_rows([tmp_path / "one.jsonl"])] == [Row] * 3000
