@@ -25,7 +25,7 @@ CONFIG = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-pytestmark = pytest.mark.timeout(900)  # the first time DeepSpeed compiles an extension
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # the first time DeepSpeed compiles an extension
 HEAD_ADAPTER = {"target_modules": ["q_proj", "lm_head"], "lora_alpha": 64, "init_lora_weights": False}
 CASES = {  # stage, when DSS is switched on with respect to the engine, model
     "head of its own": (3, "before", {}),
