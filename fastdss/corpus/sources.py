@@ -72,11 +72,9 @@ def read_source(source: Source, max_bytes: int, split: str | None = None) -> Ite
     if isinstance(source, Iterator):
         raise UserTypeError("source: expected what can be read twice, such as a list or a Dataset, got an iterator")
     table = read_memory(source)
-    return (
-        table
-        if table is not None
-        else map(Found, (as_meant(row) if isinstance(row, Mapping) else row for row in source))
-    )
+    if table is not None:
+        return table
+    return (Found(as_meant(row) if isinstance(row, Mapping) else row) for row in source)
 
 
 def _holds_scores(folder: Path) -> bool:
@@ -88,11 +86,11 @@ def _holds_scores(folder: Path) -> bool:
     return isinstance(manifest, dict) and "scoring_version" in manifest
 
 
-def _check_is_whole(folder: Path, files: Sequence[Path]) -> None:
+def _check_is_whole(folder: Path, inside: Sequence[Path], files: Sequence[Path]) -> None:
     """Raise ``ValueError`` for a folder whose readable files are not its rows: more, of deleted rows or of other
-    configurations, or fewer."""
+    configurations, or fewer. inside: all that lies in it; files: those that may be rows."""
     for name, what in _TABLES.items():
-        if next(folder.rglob(name), None) is not None:
+        if any(path.match(name) for path in inside):
             raise UserError(f"{folder} holds a table of {what}, whose files have deleted rows too: save it as Parquet")
     configs = _configs_of(folder / "README.md")
     if len(configs) > 1:
@@ -134,16 +132,17 @@ def _files_of(folder: Path, split: str | None) -> list[Source]:
             f"{folder} holds scores, not conversations: fastdss merge {named} --out training.parquet joins both, and "
             "that file can be trained on"
         )
-    scores = [path.parent for path in folder.rglob("manifest.json") if _holds_scores(path.parent)]
+    inside = list(folder.rglob("*"))
+    scores = [path.parent for path in inside if path.name == "manifest.json" and _holds_scores(path.parent)]
     files = sorted(
         path
-        for path in folder.rglob("*")
+        for path in inside
         if path.is_file()
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json")
         and not any(path.is_relative_to(held) for held in scores)
     )
-    _check_is_whole(folder, files)
+    _check_is_whole(folder, inside, files)
     files = [path for path in files if kind_of(path.name) is not None]
     if not files:
         raise UserError(f"{folder} holds no {', '.join(KINDS)} file and no saved datasets.Dataset")

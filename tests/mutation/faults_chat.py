@@ -72,7 +72,7 @@ KINDS_OF_FILES = [
     Fault("kinds of files", CSV, "sum(map(len, foreign))", "0", FILES_PROVED),
     Fault("kinds of files", "fastdss/corpus/check.py", "row.content_hash in self.known_chats", "False", REPEATED),
     Fault("kinds of files", "fastdss/corpus/check.py", "row.id in self.known_ids", "False", REPEATED),
-    Fault("kinds of files", SOURCES, "next(folder.rglob(name), None) is not None", "False", FOLDERS),
+    Fault("kinds of files", SOURCES, "any(path.match(name) for path in inside)", "False", FOLDERS),
     Fault("kinds of files", SOURCES, "len(configs) > 1", "False", FOLDERS),
     Fault("kinds of files", SOURCES, "is_unread(path.name)", "False", FOLDERS),
     Fault("kinds of files", "fastdss/chat/turns.py", "given.get('channel') in _CHANNELS", "False",

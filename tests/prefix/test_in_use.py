@@ -20,7 +20,7 @@ from fastdss.prefix.engine import reference_logits
 from fastdss.prefix.in_use import in_use
 from fastdss.star.ahead import Ahead
 from tests.guards.test_classifiers import make_guard as make_classifier_guard
-from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer, offloaded
 
 WAIT = 0.2  # seconds within which a thread that is not held up has long been through
 
@@ -203,21 +203,11 @@ def test_what_torch_takes_for_the_default_dtype_changes_nothing(dtype: torch.dty
         assert torch.equal(final, expected.final())
 
 
-@pytest.mark.parametrize("offloaded", ["model.embed_tokens", "lm_head"])
-def test_per_prefix_takes_a_model_whose_embedding_or_head_is_offloaded(offloaded: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("away", ["model.embed_tokens", "lm_head"])
+def test_per_prefix_takes_a_model_whose_embedding_or_head_is_offloaded(away: str, tmp_path: Path) -> None:
     """The tree reads rows of both and refuses it; one forward for each prefix leaves it to accelerate."""
-    accelerate = pytest.importorskip("accelerate")
     right = star_scores(make_guard("llama"), BATCH, every=2, method="per_prefix").scores
-    model = make_guard("llama").model
-    parts = [
-        "model.embed_tokens",
-        "lm_head",
-        "model.norm",
-        "model.rotary_emb",
-        *(f"model.layers.{k}" for k in range(3)),
-    ]
-    places = {part: "disk" if part == offloaded else "cpu" for part in parts}
-    model = accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    model = offloaded(make_guard("llama").model, away, tmp_path)
     judge = Guard(model, make_tokenizer(), make_spec(), check=False)
     found = star_scores(judge, BATCH, every=2, method="per_prefix").scores
     assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdss import Guard, star_scores
-from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer
+from tests.support.builders import BATCH, make_guard, make_model, make_spec, make_tokenizer, offloaded
 
 
 def one(response: str, prompt="Hello") -> dict:
@@ -263,23 +263,12 @@ def test_length_dependent_rotary_frequencies_are_an_error(guard):
         Guard(LlamaForCausalLM(config), guard.tokenizer, make_spec())
 
 
-@pytest.mark.parametrize("offloaded", ["model.embed_tokens", "model.layers.2", "lm_head"])
-def test_an_offloaded_layer_gives_the_same_scores_and_an_offloaded_head_a_clear_error(guard, offloaded, tmp_path):
+@pytest.mark.parametrize("away", ["model.embed_tokens", "model.layers.2", "lm_head"])
+def test_an_offloaded_layer_gives_the_same_scores_and_an_offloaded_head_a_clear_error(guard, away, tmp_path):
     """What ``device_map="auto"`` makes of a guard too large for its device; the embedding and head are read here."""
-    accelerate = pytest.importorskip("accelerate")
     expected = star_scores(guard, BATCH)
-    parts = [
-        "model.embed_tokens",
-        *(f"model.layers.{i}" for i in range(3)),
-        "model.norm",
-        "model.rotary_emb",
-        "lm_head",
-    ]
-    places = {part: "disk" if part == offloaded else "cpu" for part in parts}
-    model = accelerate.dispatch_model(
-        copy.deepcopy(guard.model), places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
-    )
-    if "layers" not in offloaded:
+    model = offloaded(copy.deepcopy(guard.model), away, tmp_path)
+    if "layers" not in away:
         with pytest.raises(ValueError, match="its embedding or its head is offloaded"):
             Guard(model, guard.tokenizer, make_spec())
         return

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -210,3 +213,12 @@ def spread(scores: list[Tensor]) -> float:
     """How much the scores of a batch differ: a guard that says the same of everything tests nothing."""
     flat = torch.cat(scores)
     return (flat.max() - flat.min()).item()
+
+
+def offloaded(model: Any, away: str, folder: Path) -> Any:
+    """``model`` of three layers with one part on the disk, as ``device_map="auto"`` leaves one that is too large."""
+    accelerate = pytest.importorskip("accelerate")
+    layers = [f"model.layers.{index}" for index in range(3)]
+    parts = ["model.embed_tokens", *layers, "model.norm", "model.rotary_emb", "lm_head"]
+    places = {part: "disk" if part == away else "cpu" for part in parts}
+    return accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=str(folder), force_hooks=True)
